@@ -1,0 +1,32 @@
+# `make demo` and `make test` need Python 3.11 to 3.13 and nothing else; each sets up .venv when it is missing.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PYTEST_ARGS ?= -n auto
+
+.PHONY: demo test lint types setup clean
+
+setup: .venv/.complete
+
+.venv/.complete: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "sqat needs Python 3.11, 3.12 or 3.13: install one, or name it, as in: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "setting up .venv (once; downloads about 1 GB where torch is not at hand) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/sqat demo
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,56 @@
+"""Sparse Query Attention transformers: models, training, generation and comparison.
+
+Public names are imported on first use, so that `import sqat` and the command line's help stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ModelConfig": "sqat.config",
+    "preset": "sqat.variants",
+    "head_counts": "sqat.variants",
+    "Attention": "sqat.model",
+    "Decoder": "sqat.model",
+    "KVCache": "sqat.model",
+    "load_model": "sqat.checkpoint",
+    "save_model": "sqat.checkpoint",
+    "Tokenizer": "sqat.data.tokenizer",
+    "SamplingConfig": "sqat.generate",
+    "Trainer": "sqat.train",
+    "RunConfig": "sqat.run_config",
+    "DataConfig": "sqat.run_config",
+    "TrainConfig": "sqat.run_config",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from sqat.checkpoint import load_model as load_model
+    from sqat.checkpoint import save_model as save_model
+    from sqat.config import ModelConfig as ModelConfig
+    from sqat.data.tokenizer import Tokenizer as Tokenizer
+    from sqat.generate import SamplingConfig as SamplingConfig
+    from sqat.model import Attention as Attention
+    from sqat.model import Decoder as Decoder
+    from sqat.model import KVCache as KVCache
+    from sqat.run_config import DataConfig as DataConfig
+    from sqat.run_config import RunConfig as RunConfig
+    from sqat.run_config import TrainConfig as TrainConfig
+    from sqat.train import Trainer as Trainer
+    from sqat.variants import head_counts as head_counts
+    from sqat.variants import preset as preset
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'sqat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m sqat` is the `sqat` command."""
+
+from sqat.cli import main
+
+main()

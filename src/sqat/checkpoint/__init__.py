@@ -1,0 +1,6 @@
+"""Checkpoints: safe to write, checked when read, in this package's layout or the original's."""
+
+from sqat.checkpoint.model_files import load_model, read_config, save_model, write_model
+from sqat.checkpoint.store import write_folder
+
+__all__ = ["load_model", "read_config", "save_model", "write_folder", "write_model"]

@@ -1,0 +1,187 @@
+"""A model as `config.json` and `model.safetensors`, in this package's layout or RxNN's; which one, config.json says.
+Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sqat.checkpoint import rxnn, rxnn_config
+from sqat.checkpoint.store import recover, write_folder
+from sqat.config import ModelConfig
+from sqat.errors import CheckpointError, ConfigError
+from sqat.model import Decoder
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+MODEL_TYPE = "sqat"
+LAYOUTS = ("sqat", "rxnn")
+
+
+def save_model(model: Decoder, folder: str | Path, *, layout: str = "sqat") -> Path:
+    """Write `config.json` and `model.safetensors`, atomically, replacing `folder` whole if it exists.
+
+    Args:
+        layout: "sqat", or "rxnn" for the original's names (architectures that the original could express only).
+
+    Raises:
+        ConfigError: unknown layout, or a model that RxNN's layout cannot hold.
+        CheckpointError: `folder` holds something else than a checkpoint, which is left alone.
+    """
+    existing = Path(folder)
+    if existing.is_file() or (existing.is_dir() and any(existing.iterdir()) and not (existing / CONFIG_FILE).is_file()):
+        raise CheckpointError(
+            f"{folder} exists and is not a checkpoint (it has no {CONFIG_FILE}): choose a new or an empty folder"
+        )
+    with write_folder(folder) as temporary:
+        write_model(model, temporary, layout=layout)
+    return Path(folder)
+
+
+def write_model(model: Decoder, folder: Path, *, layout: str = "sqat") -> None:
+    """Write the two files into an existing folder; :func:`save_model` is the atomic form."""
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout is {layout!r}, but must be one of {', '.join(LAYOUTS)}")
+    tensors = native_tensors(model)
+    if layout == "rxnn":
+        config = rxnn_config.config_to_rxnn(model.config)
+        tensors = rxnn.tensors_to_rxnn(tensors, model.config)
+    else:
+        config = {"model_type": MODEL_TYPE, **model.config.to_dict()}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=layout == "rxnn"), encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def native_tensors(model: Decoder) -> dict[str, Tensor]:
+    """The model's tensors by name, on the CPU; a tied head appears once, as the embedding."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del tensors["head.weight"]
+    return tensors
+
+
+def load_model(
+    folder: str | Path, *, dtype: torch.dtype | None = torch.float32, device: torch.device | str = "cpu"
+) -> Decoder:
+    """Read a checkpoint of either layout; the model comes in evaluation mode.
+
+    Args:
+        folder: the checkpoint.
+        dtype: type the weights are converted to; `None` keeps the file's.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: missing or damaged files, missing, extra or mis-shaped tensors, unknown architecture; the
+            message names them.
+    """
+    folder = Path(folder)
+    config, is_rxnn = read_config(folder)
+    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    expected = expected_shapes(config)
+    if is_rxnn:
+        tensors = rxnn.drop_buffers(tensors)
+        check_tensors(tensors, rxnn.shapes_to_rxnn(expected, config), folder / WEIGHTS_FILE)
+        tensors = rxnn.tensors_from_rxnn(tensors, config, expected)
+    else:
+        check_tensors(tensors, expected, folder / WEIGHTS_FILE)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    return build(config, tensors).to(device).eval()
+
+
+def build(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Decoder:
+    """A model with these tensors, which are taken over, not copied; the random generator is left alone."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    tied = {"head.weight": tensors["embedding.weight"]} if config.tie_embeddings else {}
+    model.load_state_dict({**tensors, **tied}, assign=True)
+    if config.tie_embeddings:
+        model.head.weight = model.embedding.weight
+    return model
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Shape of every tensor in a checkpoint of this configuration."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in Decoder(config).state_dict().items()}
+    if config.tie_embeddings:
+        del shapes["head.weight"]
+    return shapes
+
+
+def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
+    """The configuration in a checkpoint folder, and whether the layout is RxNN's.
+
+    Raises:
+        CheckpointError: no folder, no `config.json`, not JSON, or a field this package does not know.
+    """
+    folder = Path(folder)
+    recover(folder)
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: it has no {CONFIG_FILE}"
+            if folder.is_dir()
+            else f"no checkpoint at {folder}"
+        )
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    try:
+        if rxnn_config.is_rxnn_config(values):
+            return rxnn_config.config_from_rxnn(values), True
+        if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
+            found = values.get("model_type") if isinstance(values, dict) else values
+            raise CheckpointError(
+                f"{path}: model_type is {found!r}, but must be {MODEL_TYPE!r}; or, in RxNN's layout, "
+                "att_type and embed_dim must be there"
+            )
+        known = ModelConfig.__dataclass_fields__
+        return ModelConfig.from_dict({name: value for name, value in values.items() if name in known}), False
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], path: Path) -> None:
+    """Raise a CheckpointError that names every missing, extra, mis-shaped or non-floating tensor (the first few of
+    each).
+    """
+    problems = []
+    if missing := [name for name in expected if name not in tensors]:
+        problems.append(f"missing {_some(missing)}")
+    if extra := [name for name in tensors if name not in expected]:
+        problems.append(f"unexpected {_some(extra)}")
+    shared = [name for name in expected if name in tensors]
+    if wrong := [name for name in shared if tensors[name].shape != expected[name]]:
+        problems.append(
+            _some([f"{name} is {tuple(tensors[name].shape)}, but must be {tuple(expected[name])}" for name in wrong])
+        )
+    if integers := [name for name in shared if not tensors[name].is_floating_point()]:
+        problems.append(
+            _some([f"{name} holds {tensors[name].dtype}, but must hold floating-point numbers" for name in integers])
+        )
+    if problems:
+        raise CheckpointError(f"{path} does not fit its {CONFIG_FILE}: {'; '.join(problems)}")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,41 @@
+"""The `sqat` command. Modules that need torch are imported inside the commands, so that help answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from sqat.cli import data_commands, demo, generate, info, train
+from sqat.errors import SqatError
+
+app = typer.Typer(
+    name="sqat",
+    help="Sparse Query Attention transformers: train, compare and run them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("evaluate")(train.evaluate)
+app.command("generate")(generate.generate)
+app.command("info")(info.info)
+app.command("convert")(data_commands.convert)
+app.add_typer(data_commands.tokenizer, name="tokenizer")
+
+
+def main() -> None:
+    """Run the command line; what a user can put right is printed as one line, without a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except SqatError as error:
+        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo(str(error), err=True)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,62 @@
+"""`sqat tokenizer train` and `sqat convert`: files in, files out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+tokenizer = typer.Typer(help="Train a tokenizer, or see what one does.", no_args_is_help=True)
+
+
+@tokenizer.command("train")
+def train_tokenizer(
+    data: Annotated[str, typer.Argument(help="Hub data set, folder, file, or `stories[:N]`.")],
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer.json.")],
+    vocab_size: Annotated[int, typer.Option(help="Entries, the four special ones and 256 bytes among them.")] = 5000,
+    field: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
+    limit: Annotated[int | None, typer.Option(help="At most this many documents.")] = None,
+) -> None:
+    """Train a byte-level BPE tokenizer on any text source."""
+    from sqat.data.text import open_source
+    from sqat.data.tokenizer import train_tokenizer as train_on
+
+    source = open_source(data, "train", field=field, limit=limit)
+    result = train_on(source.documents(), vocab_size)
+    typer.echo(f"{result.vocab_size:,} entries, written to {result.save(out)}")
+
+
+@tokenizer.command("encode")
+def encode(
+    path: Annotated[Path, typer.Argument(help="A tokenizer.json or its folder.")],
+    text: Annotated[str, typer.Argument(help="What to encode.")],
+) -> None:
+    """Show the tokens of a text, a line each: id and the text it stands for."""
+    from sqat.data.tokenizer import Tokenizer
+
+    loaded = Tokenizer.load(path)
+    for token in loaded.encode(text):
+        typer.echo(f"{token:6d}  {loaded.token_bytes(token).decode('utf-8', errors='backslashreplace')!r}")
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of either layout, or a run's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    layout: Annotated[str, typer.Option(help="sqat, or rxnn for the original's.")] = "rxnn",
+) -> None:
+    """Write a checkpoint in the other layout, bit for bit the same model; its tokenizer goes along."""
+    from sqat.checkpoint import load_model, write_folder, write_model
+    from sqat.data.tokenizer import Tokenizer
+    from sqat.errors import ConfigError
+    from sqat.train.checkpoints import find_model
+
+    if out.exists():
+        raise ConfigError(f"--out is {out}, which exists: choose a folder that does not")
+    folder = find_model(checkpoint)
+    model = load_model(folder, dtype=None)
+    with write_folder(out) as temporary:
+        write_model(model, temporary, layout=layout)
+        if (folder / "tokenizer.json").is_file():
+            Tokenizer.load(folder).save(temporary)
+    typer.echo(f"{folder} written to {out} in {layout} layout")

@@ -1,0 +1,119 @@
+"""`sqat info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sqat.config import ModelConfig
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Argument(help="A preset, a checkpoint or a run's folder; without it, all presets.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens at which operations are counted; default: the model's context.")
+    ] = None,
+) -> None:
+    """Shapes, parameters, operations per token, cache size, and the speed-up of attention."""
+    from sqat.errors import ConfigError
+
+    if context is not None and context < 1:
+        raise ConfigError(f"--context is {context}, but must be at least 1")
+    if model is None:
+        _print_presets(context)
+    else:
+        _print_model(model, context)
+
+
+def _print_presets(context: int | None) -> None:
+    from rich.table import Table
+
+    from sqat.cli.console import console
+    from sqat.cost import attention_speedup, flops_per_token, kv_bytes_per_token, parameters
+    from sqat.variants import PRESETS, preset, variant_name
+
+    table = Table("preset", "variant", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in ("Hq/Hkv/H", "params", "active", "context", "MFLOP/tok", "KV B/tok", "H/Hq"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in PRESETS:
+        config = preset(name)
+        count = parameters(config)
+        table.add_row(
+            name,
+            variant_name(config) or "",
+            f"{config.num_query_heads}/{config.num_kv_heads}/{config.num_heads}",
+            f"{count.total / 1e6:.2f} M",
+            f"{count.active / 1e6:.2f} M",
+            f"{context or config.context_length:,}",
+            f"{flops_per_token(config, context).total / 1e6:.2f}",
+            f"{kv_bytes_per_token(config):,}",
+            f"{attention_speedup(config):.3g}",
+        )
+    console.print(table)
+
+
+def _print_model(model: str, context: int | None) -> None:
+    from rich.table import Table
+
+    from sqat.cli.console import console
+
+    table = Table(box=None, show_header=False)
+    for name, value in describe(_config(model), context):
+        table.add_row(name, value)
+    console.print(f"[bold]{model}[/bold]", highlight=False)
+    console.print(table)
+
+
+def describe(config: ModelConfig, context: int | None = None) -> list[tuple[str, str]]:
+    """What there is to say about a configuration, as (name, value) lines."""
+    from sqat.cost import attention_speedup, flops_per_token, kv_bytes_per_token, parameters
+    from sqat.variants import variant_name
+
+    count, flops = parameters(config), flops_per_token(config, context)
+    experts = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
+    feedforward = f"{experts}{'gated ' if config.gated else ''}{config.activation}, hidden {config.intermediate_size:,}"
+    return [
+        (
+            "attention",
+            f"{variant_name(config) or 'custom'}: {config.num_query_heads} query, "
+            f"{config.num_kv_heads} key/value heads of {config.head_dim}",
+        ),
+        (
+            "full attention has",
+            f"{config.num_heads} heads; H/Hq = {attention_speedup(config):.3g} times the attention cost of this model",
+        ),
+        (
+            "shape",
+            f"{config.num_layers} layers of width {config.hidden_size:,}, vocabulary {config.vocab_size:,}, "
+            f"context {config.context_length:,}",
+        ),
+        ("feed-forward", feedforward),
+        ("parameters", f"{count.total:,} ({count.active:,} active)"),
+        (
+            "  of these",
+            f"{count.embedding:,} embedding and head, {count.attention:,} attention, "
+            f"{count.feedforward:,} feed-forward",
+        ),
+        (
+            f"forward at {context or config.context_length:,}",
+            f"{flops.total / 1e6:.2f} MFLOP per token ({flops.attention / flops.total:.0%} scores and weighted sums)",
+        ),
+        ("training step", f"{3 * flops.total / 1e6:.2f} MFLOP per token"),
+        ("key/value cache", f"{kv_bytes_per_token(config):,} bytes per token (16-bit)"),
+    ]
+
+
+def _config(model: str) -> ModelConfig:
+    from sqat.variants import preset
+
+    if Path(model).exists():
+        from sqat.checkpoint import read_config
+        from sqat.train.checkpoints import find_model
+
+        return read_config(find_model(model))[0]
+    return preset(model)

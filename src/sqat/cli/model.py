@@ -1,0 +1,35 @@
+"""Finding the model and the tokenizer that a command names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqat.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from sqat.data.tokenizer import Tokenizer
+    from sqat.model import Decoder
+
+
+def load_with_tokenizer(checkpoint: Path, tokenizer: Path | None = None) -> tuple[Decoder, Tokenizer]:
+    """The model in a checkpoint or run folder, and the tokenizer beside it, or the one given.
+
+    Raises:
+        CheckpointError: no checkpoint there, or no tokenizer.
+        ConfigError: the tokenizer has more entries than the model.
+    """
+    from sqat.checkpoint import load_model
+    from sqat.data.tokenizer import Tokenizer
+    from sqat.train.checkpoints import find_model
+
+    folder = find_model(checkpoint)
+    if tokenizer is None and not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(f"{folder} has no tokenizer.json: name one with --tokenizer")
+    model, text_tokenizer = load_model(folder), Tokenizer.load(tokenizer or folder)
+    if text_tokenizer.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {text_tokenizer.vocab_size} entries, "
+            f"but the model's vocab_size is {model.config.vocab_size}"
+        )
+    return model, text_tokenizer

@@ -1,0 +1,116 @@
+"""`sqat train` and `sqat evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sqat.run_config import RunConfig
+
+
+def train(
+    model: Annotated[
+        str, typer.Argument(help="A preset (`sqat info` lists them) or a YAML file with model, data and train.")
+    ],
+    data: Annotated[str | None, typer.Option(help="Hub data set, folder, file, or `stories[:N]` (built in).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/MODEL.")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Validation data, where --data has no validation split.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json; default: trained on the data.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and dropout.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any other field, as train.warmup_steps=100.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+) -> None:
+    """Train a model on text; checkpoints, metrics and TensorBoard logs go to --out.
+
+    Ctrl-C saves a checkpoint; the same command with --resume goes on to the same bits as an uninterrupted run.
+    """
+    options = {
+        "data.source": data,
+        "data.validation": validation,
+        "data.tokenizer": tokenizer,
+        "train.epochs": epochs,
+        "train.max_steps": steps,
+        "train.batch_size": batch_size,
+        "train.learning_rate": lr,
+        "train.seed": seed,
+        "train.device": device,
+    }
+    overrides = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    run_training(read_run(model, [*overrides, *(set_ or [])]), out or Path("runs") / Path(model).stem, resume=resume)
+
+
+def read_run(model: str, overrides: list[str]) -> RunConfig:
+    """The run that a preset's name or a YAML file describes, with overrides."""
+    from sqat.run_config import RunConfig, read_yaml, with_overrides
+
+    values: dict[str, Any] = read_yaml(model) if model.endswith((".yaml", ".yml")) else {"model": model}
+    return RunConfig.from_dict(with_overrides(values, overrides))
+
+
+def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
+    """Train with progress in the terminal, and say where the result is."""
+    from sqat.cli.console import console, tokenising
+    from sqat.cost import parameters
+    from sqat.train import start_run
+    from sqat.train.callbacks import ProgressBar
+    from sqat.train.checkpoints import best_checkpoint
+
+    with tokenising() as progress:
+        trainer = start_run(config, out, resume=resume, callbacks=[ProgressBar()], progress=progress)
+    model, tokens = config.model, trainer.batches.tokens
+    console.print(
+        f"{parameters(model).total / 1e6:.2f} M parameters · {model.num_query_heads} of {model.num_heads} query heads, "
+        f"{model.num_kv_heads} key/value · {len(tokens):,} documents, {tokens.num_tokens:,} tokens · "
+        f"{trainer.total_steps:,} steps",
+        highlight=False,
+    )
+    trainer.train()
+    if trainer.interrupted:
+        console.print(
+            f"Stopped at step {trainer.state.step:,} of {trainer.total_steps:,}. "
+            "Go on with the same command and --resume."
+        )
+    console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder (its best checkpoint).")],
+    data: Annotated[str, typer.Option(help="Hub data set, folder, file, or `stories[:N]`.")] = "stories",
+    split: Annotated[str, typer.Option(help="Split of a data set or folder.")] = "validation",
+    tokenizer: Annotated[Path | None, typer.Option(help="Where the checkpoint has none.")] = None,
+    field: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
+    limit: Annotated[int | None, typer.Option(help="At most this many documents.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows at a time.")] = 64,
+    context: Annotated[int | None, typer.Option(help="Tokens per window; default: the model's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Loss, perplexity, accuracy and bits per byte over real tokens; beside them the card's, with padding counted."""
+    from sqat.cli.console import tokenising
+    from sqat.cli.model import load_with_tokenizer
+    from sqat.data.text import open_source
+    from sqat.data.tokens import cached_tokens
+    from sqat.errors import ConfigError
+    from sqat.train.evaluate import evaluate as evaluate_model
+
+    for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2)):
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value}, but must be at least {least}")
+    model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
+    source = open_source(data, "train" if Path(data).is_file() else split, field=field, limit=limit)
+    with tokenising() as progress:
+        tokens = cached_tokens(source, text_tokenizer, progress=progress)
+    result = evaluate_model(model, tokens, batch_size=batch_size, context_length=context)
+    typer.echo(json.dumps(result.to_dict()) if as_json else result.summary())

@@ -1,0 +1,92 @@
+"""What a configuration costs, computed from its numbers alone: parameters, floating-point operations, cache bytes.
+
+Counts a multiply-add as two operations. Attention's share is proportional to the number of *query* heads (arXiv
+2510.01817, section 3.2), which is the whole point of Sparse Query Attention.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sqat.config import ModelConfig
+
+
+class Parameters(NamedTuple):
+    """Parameter counts. `active` leaves out the experts that a token does not visit."""
+
+    total: int
+    active: int
+    embedding: int
+    attention: int
+    feedforward: int
+
+
+def parameters(config: ModelConfig) -> Parameters:
+    """Exact parameter counts of the model a configuration describes (tied matrices counted once)."""
+    d, layers = config.hidden_size, config.num_layers
+    query, kv = config.num_query_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    attention = d * (query + 2 * kv) + query * d
+    attention += config.qkv_bias * (query + 2 * kv) + config.attention_out_bias * d
+    expert = _feedforward_parameters(config)
+    experts = max(config.num_experts, 1)
+    visited = config.experts_per_token if config.is_moe else 1
+    router = config.num_experts * d
+    norm, final_norm = (d * {None: 0, "rmsnorm": 1, "layernorm": 2}[kind] for kind in (config.norm, config.final_norm))
+    embedding = config.vocab_size * d
+    head = config.head_bias * config.vocab_size + (0 if config.tie_embeddings else embedding)
+    rest = embedding + head + final_norm + layers * (2 * norm + attention + router)
+    return Parameters(
+        total=rest + layers * experts * expert,
+        active=rest + layers * visited * expert,
+        embedding=embedding + head,
+        attention=layers * attention,
+        feedforward=layers * (router + experts * expert),
+    )
+
+
+def _feedforward_parameters(config: ModelConfig) -> int:
+    inner = config.intermediate_size * (2 if config.gated else 1)
+    weights = config.hidden_size * inner + config.intermediate_size * config.hidden_size
+    return weights + config.feedforward_bias * (inner + config.hidden_size)
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of one token's forward pass, by where they go."""
+
+    projections: int  # q, k, v and output projections
+    attention: int  # scores and weighted sum
+    feedforward: int  # the visited experts and the router
+    head: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def flops_per_token(config: ModelConfig, context_length: int | None = None) -> Flops:
+    """Forward operations per token, averaged over a causal sequence of `context_length` tokens (default: the model's
+    own).
+
+    A training step costs three times as much (backward is twice forward).
+    """
+    length = config.context_length if context_length is None else context_length
+    d, layers = config.hidden_size, config.num_layers
+    query, kv = config.num_query_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    inner = config.intermediate_size * (3 if config.gated else 2)
+    visited = config.experts_per_token if config.is_moe else 1
+    return Flops(
+        projections=layers * 2 * d * (2 * query + 2 * kv),
+        attention=layers * 2 * query * (length + 1),  # 4·Hq·C per visible key, (length + 1) / 2 keys visible on average
+        feedforward=layers * 2 * (visited * d * inner + config.num_experts * d),
+        head=2 * d * config.vocab_size,
+    )
+
+
+def kv_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
+    """Bytes the key/value cache grows by per token (default: 16-bit values)."""
+    return config.num_layers * 2 * config.num_kv_heads * config.head_dim * bytes_per_value
+
+
+def attention_speedup(config: ModelConfig) -> float:
+    """H/Hq: how much cheaper attention is than full attention of the same width."""
+    return config.num_heads / config.num_query_heads

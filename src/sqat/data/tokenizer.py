@@ -1,0 +1,236 @@
+"""Byte-level BPE: train, load, save, encode and decode, whole or as a stream."""
+
+import codecs
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from sqat.durable import replace_file
+from sqat.errors import ConfigError, DataError
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
+
+TOKENIZER_FILE = "tokenizer.json"
+TRANSFORMERS_FILE = "tokenizer_config.json"
+NO_TOKEN = "\ufffd".encode()
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
+
+logger = logging.getLogger(__name__)
+
+
+class Tokenizer:
+    """A byte-level BPE with [PAD] 0, [UNK] 1, [BOS] 2 and [EOS] 3.
+
+    Any text without surrogates comes back from `decode(encode(text))` exactly, for the tokenizers that
+    `train_tokenizer` makes. The original system's differ in two ways: they put a space before a text that does not
+    begin with one (`decode` takes one off, so a text that did begin with one loses it), and bytes that never occurred
+    in their training text may be lost.
+
+    Special tokens written out in a text, such as "[EOS]", are encoded as the ordinary characters they are: only
+    `encode_documents` sets special tokens. `backend`, the wrapped `tokenizers.Tokenizer`, is set up to do the same, but
+    that setting is not part of a saved file: other libraries that load it read "[EOS]" in a text as the special token.
+
+    Raises DataError where the backend is not a byte-level BPE or has other special tokens.
+    """
+
+    pad_id, unk_id, bos_id, eos_id = PAD, UNK, BOS, EOS
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        _check_special_tokens(backend)
+        self._prefix_space = bool(_byte_level_settings(backend)["add_prefix_space"])
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        backend.decoder = decoders.ByteLevel()  # the original's files have none
+        self.backend = backend
+        self._token_bytes = _token_bytes(backend)
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries including special tokens; ids are below it."""
+        return len(self._token_bytes)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens. Raises DataError for text that UTF-8 cannot hold."""
+        return self._encode([text])[0]
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """[BOS] text [EOS] of each text, in threads of their own. Raises DataError as `encode` does."""
+        return [[BOS, *ids, EOS] for ids in self._encode(texts)]
+
+    def decode(self, ids: Iterable[int], *, continuation: bool = False) -> str:
+        """The text of token ids. Special tokens are dropped; bytes that are not UTF-8, and ids that no token has,
+        become U+FFFD.
+
+        With `continuation` the ids go on from others, so a leading space is always part of the text; otherwise the one
+        that some tokenizers add is taken off. Raises DataError for a negative id.
+        """
+        data = b"".join(self.token_bytes(token_id) for token_id in ids)
+        if self._prefix_space and not continuation:
+            data = data.removeprefix(b" ")
+        return data.decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for: b"" for a special token, U+FFFD for an id that no token has (a model may
+        have a larger vocabulary than its tokenizer). Raises DataError for a negative id."""
+        if token_id < 0:
+            raise DataError(f"token id {token_id} is negative")
+        return self._token_bytes[token_id] if token_id < self.vocab_size else NO_TOKEN
+
+    def fingerprint(self) -> str:
+        """Hex digits that differ between tokenizers that may encode differently."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write tokenizer.json into a folder, and beside it what transformers' AutoTokenizer needs. Returns the path of
+        tokenizer.json; each file is replaced in one step."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True))
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **names,
+            "add_prefix_space": self._prefix_space,
+            "clean_up_tokenization_spaces": False,
+        }
+        replace_file(folder / TRANSFORMERS_FILE, json.dumps(settings, indent=2))
+        replace_file(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+        return folder / TOKENIZER_FILE
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a tokenizer.json, or the one in a folder. Raises DataError where it is missing, damaged or unfit."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / TOKENIZER_FILE
+        try:
+            serialized = path.read_bytes().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: no readable tokenizer: {error}") from error
+        try:
+            backend = tokenizers.Tokenizer.from_str(serialized)
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"{path}: damaged, or not a tokenizer: {error}") from error
+        try:
+            return cls(backend)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        try:
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError:  # what the library raises for surrogates, too, without saying where
+            for text in texts:
+                if isinstance(text, str):
+                    _check_encodable(text)
+            raise
+
+
+class TextStream:
+    """Decoding one token at a time: what `push` returns, and `flush` at the end, make up `decode` of all ids.
+
+    A character whose bytes are spread over tokens is held back until it is complete. `continuation` as in `decode`:
+    pass True where the stream goes on from a prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, continuation: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._continuation = continuation
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes. Raises DataError for a negative id."""
+        data = self._tokenizer.token_bytes(token_id)
+        if data and not self._continuation:
+            self._continuation = True
+            if self._tokenizer._prefix_space:
+                data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """U+FFFD where a character was left unfinished, else ""."""
+        return self._utf8.decode(b"", final=True)
+
+
+def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokenizer:
+    """Learn a byte-level BPE from a stream of documents. The same documents give the same tokenizer.
+
+    All 256 bytes have a token, so any text can be encoded. A text too small or too uniform for `vocab_size` entries
+    gives fewer, with a warning. Raises ConfigError for a vocabulary that cannot hold the bytes and special tokens, and
+    DataError where there are no documents.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ConfigError(
+            f"vocab_size is {vocab_size}; it must be at least {SMALLEST_VOCABULARY}: 256 bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens"
+        )
+    stream = iter(documents)
+    first = next(stream, None)
+    if first is None:
+        raise DataError("there are no documents to train a tokenizer on")
+    backend = tokenizers.Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS[UNK]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", BOS), ("[EOS]", EOS)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(chain([first], stream), trainer)
+    tokenizer = Tokenizer(backend)
+    if tokenizer.vocab_size < vocab_size:
+        logger.warning("the text gave a vocabulary of %d entries, not %d", tokenizer.vocab_size, vocab_size)
+    return tokenizer
+
+
+def _check_special_tokens(backend: tokenizers.Tokenizer) -> None:
+    found = tuple(backend.id_to_token(token_id) for token_id in range(len(SPECIAL_TOKENS)))
+    if found != SPECIAL_TOKENS:
+        raise DataError(f"the ids 0 to 3 are {found}; they must be {SPECIAL_TOKENS}")
+
+
+def _byte_level_settings(backend: tokenizers.Tokenizer) -> dict[str, Any]:
+    state = json.loads(backend.to_str())
+    splitter = state["pre_tokenizer"] or {}
+    for step in splitter.get("pretokenizers", [splitter]):
+        if step.get("type") == "ByteLevel" and state["model"]["type"] == "BPE":
+            return step
+    raise DataError(f"a byte-level BPE is needed; this is {state['model']['type']} over {splitter.get('type')}")
+
+
+def _token_bytes(backend: tokenizers.Tokenizer) -> list[bytes]:
+    """The bytes of every token, by id. In the vocabulary each byte is written as one printable character."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    added = backend.get_added_tokens_decoder()
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    table = [NO_TOKEN] * (max(vocabulary.values()) + 1)
+    for token, token_id in vocabulary.items():
+        if token_id in added:
+            table[token_id] = b"" if added[token_id].special else token.encode()
+        elif token in SPECIAL_TOKENS:
+            table[token_id] = b""
+        else:
+            table[token_id] = bytes(byte_of[character] for character in token)
+    return table
+
+
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text holds half a surrogate pair at character {error.start}, which UTF-8 cannot hold"
+        ) from error

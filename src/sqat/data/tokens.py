@@ -1,0 +1,238 @@
+"""Documents as a file of token ids: written once, read as a memory map.
+
+A token file is a folder: `tokens.bin` holds the ids of all documents one after the other, each [BOS] … [EOS];
+`offsets.bin` where each document begins and the last one ends; `byte_lengths.bin` how many bytes of UTF-8 each
+document's text has; `meta.json`, the sizes that these must have and what they were made from.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sqat.data.text import Source
+from sqat.data.tokenizer import Tokenizer
+from sqat.durable import hidden_sibling, write_durably
+from sqat.errors import DataError
+
+FORMAT_VERSION = 1
+TOKENS, OFFSETS, BYTE_LENGTHS, META = "tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"
+
+BATCH_CHARACTERS = 1 << 22  # bounds the memory that a batch of long documents takes
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """An opened token file of `len(...)` documents; see `build_tokens` and `open_tokens`."""
+
+    folder: Path
+    tokens: np.ndarray
+    """(num_tokens,) uint16, or uint32 where the vocabulary needs it; a memory map."""
+    offsets: np.ndarray
+    """(documents + 1,) int64: document i is tokens[offsets[i] : offsets[i + 1]]; a memory map."""
+    byte_lengths: np.ndarray
+    """(documents,) int64: UTF-8 bytes of each document's text; a memory map."""
+    vocab_size: int
+    document_bytes: int
+    """UTF-8 bytes of all documents together."""
+
+    def __len__(self) -> int:
+        return len(self.byte_lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def document(self, index: int) -> np.ndarray:
+        """The token ids of one document, [BOS] and [EOS] included. Raises IndexError outside 0 … documents - 1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+def build_tokens(
+    source: Source,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    progress: Progress | None = None,
+    batch_documents: int = 1024,
+) -> TokenFile:
+    """Tokenize a source into `folder`, which appears complete or not at all; a token file already there is replaced.
+
+    Documents stream through, `batch_documents` at a time, each batch tokenized in parallel. After every batch
+    `progress` is called with the numbers of documents and of tokens so far. Several processes may build the same
+    folder at once: the first to end is kept.
+
+    Raises DataError for a source without documents, for what the source or tokenizer cannot read, and where `folder`
+    is there and holds anything but a token file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _file_names()):
+        raise DataError(f"{folder}: not a token file, so it is not overwritten; choose another place")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made_from = {"source": source.fingerprint(), "tokenizer": tokenizer.fingerprint()}
+    temporary = hidden_sibling(folder)
+    temporary.mkdir()
+    try:
+        meta = _write_arrays(source, tokenizer, temporary, progress, batch_documents)
+        write_durably(temporary / META, json.dumps(meta | made_from, indent=2))
+        _publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return open_tokens(folder)
+
+
+def open_tokens(folder: str | Path) -> TokenFile:
+    """Open a token file. Raises DataError, naming the file, where one is missing, damaged or of the wrong size."""
+    folder = Path(folder)
+    meta = _read_meta(folder)
+    dtype = _dtype(meta["vocab_size"])
+    tokens = _map(folder / TOKENS, dtype, meta["tokens"])
+    offsets = _map(folder / OFFSETS, np.dtype(np.int64), meta["documents"] + 1)
+    byte_lengths = _map(folder / BYTE_LENGTHS, np.dtype(np.int64), meta["documents"])
+    if offsets[0] != 0 or offsets[-1] != len(tokens):
+        raise DataError(f"{folder / OFFSETS}: damaged: it does not span the {len(tokens)} tokens")
+    return TokenFile(folder, tokens, offsets, byte_lengths, meta["vocab_size"], meta["document_bytes"])
+
+
+def cached_tokens(
+    source: Source, tokenizer: Tokenizer, cache_dir: str | Path | None = None, *, progress: Progress | None = None
+) -> TokenFile:
+    """The token file of this source and tokenizer: built at first, opened when both are unchanged, built again with a
+    warning when it is damaged.
+
+    Files are kept in the folder `tokens` of `cache_dir`, by default `default_cache()`. Raises DataError as
+    `build_tokens` does.
+    """
+    identity = json.dumps([FORMAT_VERSION, source.fingerprint(), tokenizer.fingerprint()])
+    folder = Path(cache_dir or default_cache()) / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    if folder.exists():
+        try:
+            return open_tokens(folder)
+        except DataError as error:
+            logger.warning("building the token file of %s again: %s", source.name, error)
+    return build_tokens(source, tokenizer, folder, progress=progress)
+
+
+def default_cache() -> Path:
+    """The folder for what can be made again: $SQAT_CACHE, or $XDG_CACHE_HOME/sqat, or ~/.cache/sqat."""
+    if own := os.environ.get("SQAT_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqat"
+
+
+def _file_names() -> set[str]:
+    return {TOKENS, OFFSETS, BYTE_LENGTHS, META}
+
+
+def _dtype(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def _write_arrays(
+    source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress | None, batch_documents: int
+) -> dict[str, Any]:
+    """Write all but meta.json into `folder`; returns the sizes that meta.json records."""
+    dtype = _dtype(tokenizer.vocab_size)
+    documents = num_tokens = document_bytes = 0
+    with contextlib.ExitStack() as stack:
+        tokens, offsets, byte_lengths = (
+            stack.enter_context(open(folder / name, "wb")) for name in (TOKENS, OFFSETS, BYTE_LENGTHS)
+        )
+        offsets.write(np.zeros(1, np.int64).tobytes())
+        for texts in _text_batches(source.documents(), batch_documents):
+            ids = tokenizer.encode_documents(texts)
+            ends = num_tokens + np.cumsum([len(document) for document in ids], dtype=np.int64)
+            lengths = np.array([len(text.encode()) for text in texts], np.int64)
+            tokens.write(np.fromiter(chain.from_iterable(ids), dtype).tobytes())
+            offsets.write(ends.tobytes())
+            byte_lengths.write(lengths.tobytes())
+            documents += len(texts)
+            num_tokens = int(ends[-1])
+            document_bytes += int(lengths.sum())
+            if progress is not None:
+                progress(documents, num_tokens)
+        for file in (tokens, offsets, byte_lengths):
+            file.flush()
+            os.fsync(file.fileno())
+    if documents == 0:
+        raise DataError(f"{source.name}: there are no documents in it")
+    return {
+        "format": FORMAT_VERSION,
+        "documents": documents,
+        "tokens": num_tokens,
+        "document_bytes": document_bytes,
+        "vocab_size": tokenizer.vocab_size,
+    }
+
+
+def _text_batches(documents: Iterator[str], batch_documents: int) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in documents:
+        batch.append(text)
+        characters += len(text)
+        if len(batch) >= batch_documents or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _publish(built: Path, folder: Path) -> None:
+    """Rename a finished folder to its place. What is there gives way, unless it is the same file from another builder:
+    replacing that would leave a moment without one."""
+    while True:
+        try:
+            os.replace(built, folder)
+            return
+        except OSError:
+            if not folder.is_dir():
+                raise
+        with contextlib.suppress(DataError):
+            open_tokens(folder)
+            if _read_meta(folder) == _read_meta(built):
+                return
+        outdated = hidden_sibling(folder)
+        with contextlib.suppress(FileNotFoundError):  # another builder moved it first
+            os.replace(folder, outdated)
+        shutil.rmtree(outdated, ignore_errors=True)
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / META
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: missing or damaged, so {folder} is not a complete token file: {error}") from error
+    counts = ("documents", "tokens", "document_bytes", "vocab_size")
+    if not (isinstance(meta, dict) and all(isinstance(meta.get(name), int) and meta[name] > 0 for name in counts)):
+        raise DataError(f"{path}: damaged: it must give positive whole numbers for {', '.join(counts)}")
+    if meta.get("format") != FORMAT_VERSION:
+        raise DataError(f"{path}: format {meta.get('format')}; this version of sqat reads {FORMAT_VERSION}")
+    return meta
+
+
+def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    expected = length * dtype.itemsize
+    try:
+        found = path.stat().st_size
+        if found == expected:
+            return np.memmap(path, dtype, "r", shape=(length,))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    raise DataError(f"{path}: {found} bytes, but {META} tells of {expected}: truncated or damaged; build it again")

@@ -1,0 +1,24 @@
+"""The errors that sqat raises for what a user can put right.
+
+Each message names the field or file, the value found, and what would be right.
+"""
+
+
+class SqatError(Exception):
+    """Base of all errors below; the command line prints them without a traceback."""
+
+
+class ConfigError(SqatError, ValueError):
+    """A configuration field, command-line option or argument has an unusable value."""
+
+
+class DataError(SqatError, ValueError):
+    """A data source, tokenizer or token file cannot be read as what it is meant to be."""
+
+
+class CheckpointError(SqatError, ValueError):
+    """A checkpoint is missing, damaged, or does not fit the model."""
+
+
+class TrainingError(SqatError, RuntimeError):
+    """Training cannot usefully go on, such as when the loss is no longer a number."""

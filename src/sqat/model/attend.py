@@ -1,0 +1,101 @@
+"""Scaled dot-product attention behind one function: the only place that picks a kernel.
+
+Shape letters: B batch, T queries, S keys, H query heads, K key/value heads, C head_dim. Query head i reads key/value
+head i // (H/K).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Masks are made for this many queries at a time, so that memory stays linear in the sequence length.
+QUERY_BLOCK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMask:
+    """Which keys each query sees, where "all before it" is not the whole answer.
+
+    The T queries stand at the end of the S keys: query t is at key position S - T + t.
+    """
+
+    num_queries: int
+    num_keys: int
+    device: torch.device
+    causal: bool = True
+    documents_BS: Tensor | None = None  # queries see keys of their own document only
+    first_key_B: Tensor | None = None  # keys before this one are left padding
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Visibility of queries start … stop, boolean, (B or 1, 1, stop - start, S); a causal one's keys end at its
+        last query.
+        """
+        stop = self.num_queries if stop is None else stop
+        offset = self.num_keys - self.num_queries
+        num_keys = offset + stop if self.causal else self.num_keys
+        queries = torch.arange(offset + start, offset + stop, device=self.device).view(1, -1, 1)
+        keys = torch.arange(num_keys, device=self.device).view(1, 1, -1)
+        seen = keys <= queries if self.causal else torch.ones_like(keys <= queries)
+        if self.documents_BS is not None:
+            documents = self.documents_BS
+            seen = seen & (documents[:, offset + start : offset + stop, None] == documents[:, None, :num_keys])
+        if self.first_key_B is not None:
+            # A padded query sees itself, so that no row of the softmax is empty; nothing reads its result.
+            seen = seen & ((keys >= self.first_key_B.view(-1, 1, 1)) | (keys == queries))
+        return seen.unsqueeze(1)
+
+
+def attend(
+    q_BHTC: Tensor,
+    k_BKSC: Tensor,
+    v_BKSC: Tensor,
+    *,
+    causal: bool = True,
+    mask: AttentionMask | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q·kᵀ / sqrt(C)) · v for grouped heads; (B, H, T, C).
+
+    Args:
+        q_BHTC, k_BKSC, v_BKSC: queries, keys and values; H a multiple of K. With `causal`, the queries stand at the end
+            of the keys.
+        mask: made by the caller for documents or left padding; replaces `causal`.
+        dropout: share of attention weights set to zero (0 in evaluation).
+    """
+    num_queries, num_keys = q_BHTC.shape[2], k_BKSC.shape[2]
+    grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
+    if mask is None and causal and 1 < num_queries < num_keys:
+        mask = AttentionMask(num_queries, num_keys, q_BHTC.device)
+    if mask is None:
+        aligned = causal and num_queries > 1
+        return F.scaled_dot_product_attention(
+            q_BHTC, k_BKSC, v_BKSC, is_causal=aligned, dropout_p=dropout, enable_gqa=grouped
+        )
+    blocks = []
+    for start in range(0, num_queries, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, num_queries)
+        seen = mask.rows(start, stop)
+        keys = seen.shape[-1]
+        blocks.append(
+            F.scaled_dot_product_attention(
+                q_BHTC[:, :, start:stop],
+                k_BKSC[:, :, :keys],
+                v_BKSC[:, :, :keys],
+                attn_mask=seen,
+                dropout_p=dropout,
+                enable_gqa=grouped,
+            )
+        )
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+
+
+def attend_naive(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen_BHTS: Tensor) -> Tensor:
+    """The definition, for tests: every score written out, `seen_BHTS` says which count."""
+    groups = q_BHTC.shape[1] // k_BKSC.shape[1]
+    k_BHSC, v_BHSC = (x.repeat_interleave(groups, dim=1) for x in (k_BKSC, v_BKSC))
+    scores_BHTS = q_BHTC @ k_BHSC.transpose(-1, -2) / q_BHTC.shape[-1] ** 0.5
+    return scores_BHTS.masked_fill(~seen_BHTS, -torch.inf).softmax(dim=-1) @ v_BHSC

@@ -1,0 +1,97 @@
+"""Attention whose variant is three numbers: query heads, key/value heads, head_dim."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sqat.errors import ConfigError
+from sqat.model.attend import AttentionMask, attend
+from sqat.model.cache import LayerCache
+from sqat.model.rope import RotaryTables, rotary_tables, rotate
+
+
+class Attention(nn.Module):
+    """Self-attention with any number of query heads: MHA, GQA, MQA and every SQA variant (arXiv 2510.01817).
+
+    Usable alone: `Attention(512, 4, 2, 64)(x)` maps (B, T, 512) to (B, T, 512) at half the attention cost of eight
+    heads.
+
+    Args:
+        hidden_size: D, width of input and output.
+        num_query_heads: Hq; cost is proportional to it.
+        num_kv_heads: Hkv, a divisor of Hq.
+        head_dim: C, even.
+        qkv_bias, out_bias: whether the projections have biases.
+        rope_theta: base of the rotary embedding; `None` leaves positions out.
+        causal: whether a token sees only itself and those before it.
+        dropout: of attention weights, in training.
+
+    Raises:
+        ConfigError: head counts or `head_dim` that do not fit together.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_query_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        rope_theta: float | None = 10000.0,
+        causal: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if min(hidden_size, num_query_heads, num_kv_heads, head_dim) < 1:
+            sizes = (hidden_size, num_query_heads, num_kv_heads, head_dim)
+            raise ConfigError(
+                f"hidden_size, num_query_heads, num_kv_heads, head_dim are {sizes}, but must be at least 1"
+            )
+        if num_query_heads % num_kv_heads:
+            raise ConfigError(f"num_kv_heads is {num_kv_heads}, but must divide num_query_heads ({num_query_heads})")
+        if rope_theta is not None and head_dim % 2:
+            raise ConfigError(f"head_dim is {head_dim}, but must be even, since rotary embedding turns pairs")
+        self.head_dim = head_dim
+        self.rope_theta = rope_theta
+        self.causal = causal
+        self.dropout = dropout
+        self.q_proj = nn.Linear(hidden_size, num_query_heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
+        self.out_proj = nn.Linear(num_query_heads * head_dim, hidden_size, bias=out_bias)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        rope: RotaryTables | None = None,
+        mask: AttentionMask | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D).
+
+        Args:
+            x_BTD: normalised input.
+            rope: tables for the positions of these tokens; by default they follow the cache, or start at 0. A stack of
+                layers makes them once.
+            mask: see :class:`AttentionMask`; by default causality, as the module was built.
+            cache: earlier keys and values; these tokens' are appended.
+        """
+        q_BHTC, k_BKSC, v_BKSC = (
+            projection(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.rope_theta is not None:
+            if rope is None:
+                start = 0 if cache is None else cache.length
+                positions = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
+                rope = rotary_tables(positions, self.head_dim, self.rope_theta)
+            q_BHTC, k_BKSC = rotate(q_BHTC, rope), rotate(k_BKSC, rope)
+        if cache is not None:
+            k_BKSC, v_BKSC = cache.append(k_BKSC, v_BKSC)
+        dropout = self.dropout if self.training else 0.0
+        out_BHTC = attend(q_BHTC, k_BKSC, v_BKSC, causal=self.causal, mask=mask, dropout=dropout)
+        return self.out_proj(out_BHTC.transpose(1, 2).flatten(2))

@@ -1,0 +1,167 @@
+"""What watches a run: progress, metric logs, token limit. Each is told of steps and evaluations, and may ask the
+trainer to stop.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqat.errors import ConfigError
+from sqat.train.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from sqat.train.loop import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class Callback:
+    """Override what is of interest."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step; `trainer.state` is where a resumed run goes on."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        """After every step. Reading results from the device here would slow the run: see `on_log`."""
+
+    def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """Every `log_every` steps: means over the steps since the last time."""
+
+    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        """After an evaluation of the validation set."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """When the run is over or stopped."""
+
+
+class ProgressBar(Callback):
+    """Step, loss, tokens per second and time left, in the terminal."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("· left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+        )
+        self.task = self.progress.add_task("train", total=trainer.total_steps, completed=trainer.state.step, status="")
+        self.progress.start()
+
+    def on_step(self, trainer: Trainer) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=trainer.state.step)
+
+    def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        if self.progress is not None:
+            status = f"loss {metrics['loss']:.3f} · {metrics['tokens_per_second']:,.0f} tokens/s"
+            self.progress.update(self.task, status=status)
+
+    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        if self.progress is not None:
+            self.progress.console.print(
+                f"step {trainer.state.step}: validation {evaluation.summary()}", highlight=False
+            )
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+class JsonlLog(Callback):
+    """One JSON object a line; `kind` is "train" or "validation". A resumed run drops the lines past the step it goes on
+    from.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= trainer.state.step] if trainer.state.step else []
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        self._append({"kind": "train", **metrics})
+
+    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        self._append(
+            {"kind": "validation", "step": trainer.state.step, "tokens": trainer.state.tokens, **evaluation.to_dict()}
+        )
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """The step of a log line; infinite where a crash cut it short."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
+
+
+class TensorBoard(Callback):
+    """Scalars for TensorBoard (`tensorboard --logdir …`)."""
+
+    def __init__(self, folder: str | Path) -> None:
+        if not tensorboard_available():
+            raise ConfigError('tensorboard is true, but the package is missing: pip install "sqat[tensorboard]"')
+        self.folder = Path(folder)
+
+    def on_start(self, trainer: Trainer) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(self.folder), purge_step=trainer.state.step or None)
+
+    def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        self._scalars("train", metrics, trainer.state.step)
+
+    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        self._scalars("validation", evaluation.to_dict(), trainer.state.step)
+
+    def on_end(self, trainer: Trainer) -> None:
+        self.writer.close()
+
+    def _scalars(self, prefix: str, values: dict[str, Any], step: int) -> None:
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and name not in ("step", "tokens"):
+                self.writer.add_scalar(f"{prefix}/{name}", value, step)
+
+
+def tensorboard_available() -> bool:
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+class TokenLimit(Callback):
+    """Stop after a number of training targets."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.state.tokens >= self.limit:
+            trainer.stop(f"token limit {self.limit:,} reached")

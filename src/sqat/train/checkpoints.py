@@ -1,0 +1,106 @@
+"""The checkpoints of a run: written whole, newest few and best kept, latest found."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from sqat.checkpoint import write_folder, write_model
+from sqat.checkpoint.store import recover
+from sqat.errors import CheckpointError
+from sqat.model import Decoder
+from sqat.train.state import TrainState, read_state, write_state
+
+if TYPE_CHECKING:
+    from sqat.data.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def save_checkpoint(
+    run: Path,
+    model: Decoder,
+    state: TrainState,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: Tokenizer | None,
+    *,
+    keep: int,
+) -> Path:
+    """Write `checkpoints/step-…` of a run; then drop all but the `keep` newest and the best (lowest loss)."""
+    folder = run / FOLDER / f"step-{state.step:08d}"
+    with write_folder(folder) as temporary:
+        write_model(model, temporary)
+        write_state(temporary, state, optimizer)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+    _rotate(run, keep)
+    return folder
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """All checkpoints of a run, oldest first; one that a crash left moved aside is put back."""
+    folder = run / FOLDER
+    if not folder.is_dir():
+        return []
+    for previous in folder.glob(".step-*.previous"):
+        recover(folder / previous.name.removeprefix(".").removesuffix(".previous"))
+    return sorted(
+        (path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:])
+    )
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint, or `None`."""
+    checkpoints = list_checkpoints(run)
+    return checkpoints[-1] if checkpoints else None
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss, or the newest where none was evaluated, or `None`."""
+    checkpoints = list_checkpoints(run)
+    scored = [(loss, path) for path in checkpoints if (loss := _validation_loss(path)) is not None]
+    return min(scored)[1] if scored else (checkpoints[-1] if checkpoints else None)
+
+
+def find_model(path: str | Path) -> Path:
+    """The checkpoint folder that a user means: the folder itself, or a run's best checkpoint.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    path = Path(path)
+    recover(path)
+    if (path / "config.json").is_file():
+        return path
+    if (best := best_checkpoint(path)) is not None:
+        return best
+    raise CheckpointError(
+        f"{path} is neither a checkpoint (a folder with config.json) nor a run (a folder with {FOLDER}/step-…)"
+    )
+
+
+def _validation_loss(folder: Path) -> float | None:
+    """The validation loss of these very weights, or `None`: not evaluated at this step."""
+    try:
+        state = read_state(folder)
+    except CheckpointError as error:
+        logger.warning("passing over %s", error)
+        return None
+    evaluation = state.evaluation
+    return evaluation["loss"] if evaluation and evaluation.get("step") == state.step else None
+
+
+def _rotate(run: Path, keep: int) -> None:
+    checkpoints = list_checkpoints(run)
+    kept = {*checkpoints[-keep:], best_checkpoint(run)}
+    for path in checkpoints:
+        if path not in kept:
+            shutil.rmtree(path)

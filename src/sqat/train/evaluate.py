@@ -1,0 +1,156 @@
+"""Figures over a whole validation set: every real token counts once, and counts the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqat.data.batches import IGNORE, Batches, BatchState
+from sqat.data.tokenizer import PAD
+from sqat.data.tokens import TokenFile
+from sqat.model import Decoder
+from sqat.model.moe import RouterStats
+from sqat.train.loss import token_losses
+from sqat.train.step import add_router_stats
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Right figures over real targets; beside them the card's, which count padding as targets."""
+
+    loss: float  # nats per token
+    accuracy: float  # share of tokens predicted right
+    bits_per_byte: float  # of the text, independent of the tokenizer
+    targets: int
+    card_loss: float | None = None  # the card's: truncated rows padded to the context, padding counted
+    card_accuracy: float | None = None
+    router_load: tuple[tuple[float, ...], ...] = ()  # per layer, each expert's share of selections
+    router_entropy: float | None = None  # nats, mean over tokens and layers
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "perplexity": self.perplexity}
+
+    def summary(self) -> str:
+        """One line for people, saying which figures are which."""
+        line = f"loss {self.loss:.4f} · perplexity {self.perplexity:.2f} · accuracy {self.accuracy:.2%}"
+        line += f" · {self.bits_per_byte:.3f} bits per byte"
+        if self.card_loss is not None:
+            line += (
+                f" · with padding counted, as the card: loss {self.card_loss:.4f}, accuracy {self.card_accuracy:.2%}"
+            )
+        return line
+
+
+@torch.no_grad()
+def evaluate(
+    decoder: Decoder,
+    tokens: TokenFile,
+    *,
+    batch_size: int = 64,
+    context_length: int | None = None,
+    card_metrics: bool = True,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> Evaluation:
+    """Evaluate on every document. One longer than the context is read in consecutive windows, each starting afresh.
+
+    Args:
+        decoder: the model; its training mode is restored afterwards.
+        tokens: the validation set.
+        batch_size: rows at a time; does not change the result.
+        context_length: tokens per window; the model's by default.
+        card_metrics: also give the card's loss and accuracy, which takes a second pass.
+        autocast: context in which the model runs.
+    """
+    context_length = context_length or decoder.config.context_length
+    was_training = decoder.training
+    decoder.eval()
+    with autocast or nullcontext():
+        right = _score(decoder, _windows(tokens, batch_size, context_length))
+        card = _score(decoder, _card_rows(tokens, batch_size, context_length)) if card_metrics else None
+    decoder.train(was_training)
+    return Evaluation(
+        loss=right.loss / right.targets,
+        accuracy=right.correct / right.targets,
+        bits_per_byte=right.loss / math.log(2) / tokens.document_bytes,
+        targets=right.targets,
+        card_loss=card.loss / card.targets if card else None,
+        card_accuracy=card.correct / card.targets if card else None,
+        **_router_figures(right.router),
+    )
+
+
+class _Sums(NamedTuple):
+    loss: float
+    correct: float
+    targets: int
+    router: list[tuple[RouterStats, ...]]
+
+
+def _score(decoder: Decoder, rows: Iterable[tuple[Tensor, Tensor]]) -> _Sums:
+    """Sums over the targets of (inputs, targets) batches, in double precision, so that their order hardly matters."""
+    device = decoder.embedding.weight.device
+    head = decoder.head
+    loss, correct, count = 0.0, 0.0, 0
+    routers = []
+    for inputs, targets in rows:
+        inputs, targets = inputs.to(device), targets.to(device)
+        hidden_BTD, router = decoder.hidden_states(inputs, real=inputs != PAD)
+        wanted = targets != IGNORE
+        losses, hits = token_losses(hidden_BTD[wanted], head.weight, head.bias, targets[wanted])
+        loss += losses.double().sum().item()
+        correct += hits.double().sum().item()
+        count += len(losses)
+        if router:
+            routers.append(tuple(RouterStats(*(part.cpu() for part in layer)) for layer in router))
+    return _Sums(loss, correct, count, routers)
+
+
+def _card_rows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the card was scored on: documents cut to the context, or padded to it with padding as targets."""
+    batches = Batches(
+        tokens,
+        batch_size=batch_size,
+        context_length=context_length,
+        mode="rows",
+        shuffle=False,
+        padding_as_target=True,
+        end_truncated=True,
+    )
+    for batch, _ in batches.epoch(BatchState(0, 0)):
+        yield batch.inputs, batch.targets
+
+
+def _windows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every document in windows of at most `context_length` inputs, shortest first, so that little is padded."""
+    lengths = np.diff(tokens.offsets).tolist()
+    pieces = [(i, start) for i, n in enumerate(lengths) for start in range(0, n - 1, context_length)]
+    pieces.sort(key=lambda piece: min(context_length, lengths[piece[0]] - 1 - piece[1]))
+    for begin in range(0, len(pieces), batch_size):
+        batch = pieces[begin : begin + batch_size]
+        rows = [tokens.document(i)[start : start + context_length + 1] for i, start in batch]
+        inputs = np.full((len(rows), len(rows[-1]) - 1), PAD, dtype=np.int64)
+        targets = np.full_like(inputs, IGNORE)
+        for i, row in enumerate(rows):
+            inputs[i, : len(row) - 1] = row[:-1]
+            targets[i, : len(row) - 1] = row[1:]
+        yield torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def _router_figures(batches: list[tuple[RouterStats, ...]]) -> dict[str, Any]:
+    if not batches:
+        return {}
+    layers = add_router_stats(batches)
+    load = tuple(tuple((layer.load_E / layer.load_E.sum()).tolist()) for layer in layers)
+    entropy = sum(float(layer.entropy / layer.tokens) for layer in layers) / len(layers)
+    return {"router_load": load, "router_entropy": entropy}

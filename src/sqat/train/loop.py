@@ -1,0 +1,259 @@
+"""The training loop: steps, evaluation, checkpoints, and going on from where a run was stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model
+from sqat.data.batches import Batch, Batches, BatchState
+from sqat.data.tokenizer import Tokenizer
+from sqat.data.tokens import TokenFile
+from sqat.errors import CheckpointError, ConfigError, TrainingError
+from sqat.model import Decoder
+from sqat.run_config import TrainConfig
+from sqat.train.callbacks import Callback, TokenLimit
+from sqat.train.checkpoints import latest_checkpoint, save_checkpoint
+from sqat.train.evaluate import Evaluation, evaluate
+from sqat.train.optim import cosine_with_warmup, make_optimizer, set_learning_rate
+from sqat.train.signals import StopOnSignals
+from sqat.train.state import TrainState, restore
+from sqat.train.step import StepSums, TrainingLoss, train_step
+from sqat.train.window import MetricsWindow
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains a decoder on batches.
+
+    Args:
+        model: the decoder; it is trained in place.
+        batches: training rows; their state is part of the run's.
+        config: see :class:`TrainConfig`.
+        validation: documents to evaluate on; without them nothing is evaluated.
+        out: the run's folder, for checkpoints; without it nothing is written.
+        tokenizer: saved with every checkpoint.
+        callbacks: told of every step; see :class:`Callback`.
+
+    Raises:
+        ConfigError: a device that is not there.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        batches: Batches,
+        config: TrainConfig,
+        *,
+        validation: TokenFile | None = None,
+        out: str | Path | None = None,
+        tokenizer: Tokenizer | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.config = config
+        self.validation = validation
+        self.out = None if out is None else Path(out)
+        self.tokenizer = tokenizer
+        self.callbacks = [*callbacks, *([TokenLimit(config.max_tokens)] if config.max_tokens else [])]
+        self.state = TrainState()
+        self.stop_reason: str | None = None
+        self.interrupted = False
+        self.accelerator = _accelerator(config.device)
+        model.gradient_checkpointing = config.gradient_checkpointing
+        task = TrainingLoss(model, config.router_loss, config.router_loss_weight)
+        self.task, self.optimizer = self.accelerator.prepare(task, make_optimizer(model, config))
+        if config.compile:
+            self.task = torch.compile(self.task)
+        per_epoch = math.ceil(len(batches) / config.gradient_accumulation)
+        self.total_steps = config.max_steps or per_epoch * (config.epochs or 1)
+
+    def train(self) -> Evaluation | None:
+        """Run to the end, a stop request or a signal; a checkpoint is left either way. Returns the last evaluation, if
+        there was one.
+        """
+        evaluation = None
+        window = MetricsWindow()
+        for callback in self.callbacks:
+            callback.on_start(self)
+        try:
+            with StopOnSignals(self.interrupt):
+                if self.config.evaluate_first and self.state.step == 0:
+                    self.evaluate()
+                    window.restart()
+                for step_batches, after in islice(self._steps(), self.total_steps - self.state.step):
+                    window.waited()
+                    window.add(self._step(step_batches, after))
+                    evaluation = self._after_step(window)
+                    if self.stop_reason:
+                        break
+            evaluation = self._finish(evaluation)
+        finally:
+            for callback in self.callbacks:
+                callback.on_end(self)
+        return evaluation
+
+    def stop(self, reason: str) -> None:
+        """Ask the run to stop after the current step; it evaluates and saves a checkpoint first."""
+        self.stop_reason = self.stop_reason or reason
+
+    def interrupt(self, reason: str) -> None:
+        """Ask the run to stop after the current step without evaluating; it saves a checkpoint, from which it can be
+        resumed.
+        """
+        self.interrupted = True
+        self.stop(reason)
+
+    def evaluate(self) -> Evaluation | None:
+        """Evaluate now, tell the callbacks, and remember the result; `None` without validation documents."""
+        if self.validation is None:
+            return None
+        result = evaluate(self.model, self.validation, batch_size=self.config.batch_size, autocast=self._autocast())
+        self.state.evaluation = {"step": self.state.step, **result.to_dict()}
+        self.state.best_loss = min(result.loss, self.state.best_loss or math.inf)
+        for callback in self.callbacks:
+            callback.on_evaluate(self, result)
+        return result
+
+    def save(self) -> Path | None:
+        """Write a checkpoint of this very step; `None` without a run folder."""
+        if self.out is None:
+            return None
+        keep = self.config.keep_checkpoints
+        return save_checkpoint(self.out, self.model, self.state, self.optimizer, self.tokenizer, keep=keep)
+
+    def resume(self) -> bool:
+        """Go on from the run's newest checkpoint, to the same bits as if it had not stopped; false if there is none.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or of another model.
+        """
+        checkpoint = None if self.out is None else latest_checkpoint(self.out)
+        if checkpoint is None:
+            return False
+        saved = load_model(checkpoint, dtype=None)
+        if saved.config != self.model.config:
+            raise CheckpointError(f"{checkpoint / WEIGHTS_FILE} is of another model than this run's: {saved.config}")
+        self.model.load_state_dict(saved.state_dict())
+        self.state = restore(checkpoint, self.optimizer)
+        logger.info("resumed %s at step %d", checkpoint, self.state.step)
+        return True
+
+    def _steps(self) -> Iterator[tuple[list[Batch], BatchState]]:
+        """The micro-batches of each step, without end, and the data state after it. The last step of an epoch may have
+        fewer.
+        """
+        data = self.state.data
+        while True:
+            rows = self.batches.epoch(data)
+            while group := list(islice(rows, self.config.gradient_accumulation)):
+                data = group[-1][1]
+                yield [batch.to(self.accelerator.device) for batch, _ in group], data
+
+    def _step(self, micro_batches: list[Batch], after: BatchState) -> StepSums:
+        self.model.train()
+        config = self.config
+        rate = cosine_with_warmup(
+            self.state.step,
+            peak=config.learning_rate,
+            total_steps=self.total_steps,
+            warmup_steps=config.warmup_steps,
+            floor=config.min_learning_rate,
+        )
+        set_learning_rate(self.optimizer.param_groups, rate)
+        targets = sum(batch.num_targets for batch in micro_batches)
+        with self._autocast():
+            sums = train_step(
+                self.task,
+                micro_batches,
+                self.optimizer,
+                total_targets=max(targets, 1),
+                backward=self.accelerator.backward,
+                clip=self._clip,
+            )
+        self.state.step += 1
+        self.state.tokens += targets
+        self.state.data = after
+        return sums
+
+    def _after_step(self, window: MetricsWindow) -> Evaluation | None:
+        config, step = self.config, self.state.step
+        for callback in self.callbacks:
+            callback.on_step(self)
+        last = step == self.total_steps
+        if step % config.log_every == 0 or last:
+            metrics = {
+                "step": step,
+                "tokens": self.state.tokens,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                **window.read(),
+            }
+            if not math.isfinite(metrics["loss"]):
+                raise TrainingError(
+                    f"the loss is {metrics['loss']} at step {step}; earlier checkpoints are kept. "
+                    "A lower learning_rate or some warmup_steps may help"
+                )
+            for callback in self.callbacks:
+                callback.on_log(self, metrics)
+        evaluation = None
+        if not last and not self.stop_reason:  # the end has its own
+            if config.evaluate_every and step % config.evaluate_every == 0:
+                evaluation = self.evaluate()
+            if config.checkpoint_every and step % config.checkpoint_every == 0:
+                self.save()
+            window.restart()
+        return evaluation
+
+    def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
+        if self.stop_reason:
+            logger.warning("stopping at step %d of %d: %s", self.state.step, self.total_steps, self.stop_reason)
+        if not self.interrupted and not self.state.finished:
+            evaluation = self.evaluate()
+            self.state.finished = self.state.step == self.total_steps
+        self.save()
+        return evaluation
+
+    def _clip(self) -> torch.Tensor:
+        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        device = self.accelerator.device.type
+        if use_bf16(self.config.precision, device):
+            return torch.autocast(device, dtype=torch.bfloat16)
+        return nullcontext()
+
+
+def use_bf16(precision: str, device: str) -> bool:
+    """Whether "auto" means bf16 here: on GPUs and CPUs that multiply it natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _accelerator(device: str) -> Accelerator:
+    kind = device.split(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but no GPU is available: use auto or cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device is {device!r}, but this is not available here: use auto or cpu")
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    accelerator = Accelerator(cpu=kind == "cpu")
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            f"launched in {accelerator.num_processes} processes, but training runs in one: start it without a launcher"
+        )
+    return accelerator

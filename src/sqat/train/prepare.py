@@ -1,0 +1,117 @@
+"""From a data configuration to a tokenizer and token files: tokenised once, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from sqat.checkpoint import write_folder
+from sqat.data.text import Source, open_source
+from sqat.data.tokenizer import Tokenizer, train_tokenizer
+from sqat.data.tokens import TokenFile, cached_tokens, default_cache
+from sqat.errors import ConfigError, DataError
+from sqat.run_config import DataConfig
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_EVERY = 100  # documents; where a source has no validation split
+TOKENIZER_DOCUMENTS = 200_000  # more change a small vocabulary very little
+
+Progress = Callable[[int, int], None]
+
+
+class PreparedData(NamedTuple):
+    tokenizer: Tokenizer
+    train: TokenFile
+    validation: TokenFile | None
+
+
+class HeldOut:
+    """One part of a source that has no splits: every hundredth document is for validation, the others for training."""
+
+    def __init__(self, source: Source, *, validation: bool) -> None:
+        self.source = source
+        self.validation = validation
+        self.name = f"{source.name} ({'held-out documents' if validation else 'without held-out documents'})"
+
+    def documents(self) -> Iterator[str]:
+        for i, document in enumerate(self.source.documents()):
+            if (i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == self.validation:
+                yield document
+
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint()}/every-{HELD_OUT_EVERY}/{'validation' if self.validation else 'train'}"
+
+
+def prepare_data(config: DataConfig, vocab_size: int, *, progress: Progress | None = None) -> PreparedData:
+    """Open the sources, train or load the tokenizer, and build token files, each once.
+
+    Args:
+        vocab_size: the model's; a tokenizer trained here has at most that many entries.
+        progress: told (documents, tokens) while a token file is built.
+
+    Raises:
+        ConfigError: the tokenizer has more entries than the model.
+        DataError: a source that cannot be read, or is empty.
+    """
+    train, validation = open_sources(config)
+    tokenizer = (
+        Tokenizer.load(config.tokenizer) if config.tokenizer else cached_tokenizer(train, vocab_size, config.cache_dir)
+    )
+    if tokenizer.vocab_size > vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, but the model's vocab_size is {vocab_size}"
+        )
+    train_tokens = cached_tokens(train, tokenizer, config.cache_dir, progress=progress)
+    return PreparedData(tokenizer, train_tokens, _validation_tokens(validation, tokenizer, config, progress))
+
+
+def open_sources(config: DataConfig) -> tuple[Source, Source]:
+    """Training and validation sources; the second is held out from the first where nothing else is to be had."""
+
+    def opened(spec: str, split: str, limit: int | None) -> Source:
+        return open_source(spec, split, field=config.field, limit=limit, encoding_errors=config.encoding_errors)
+
+    if config.validation is not None:
+        if Path(config.validation).is_file():
+            return opened(config.source, "train", config.limit), opened(
+                config.validation, "train", config.validation_limit
+            )
+        return opened(config.source, "train", config.limit), opened(
+            config.validation, "validation", config.validation_limit
+        )
+    train = opened(config.source, "train", config.limit)
+    try:
+        return train, opened(config.source, "validation", config.validation_limit)
+    except DataError as error:
+        logger.info("holding out one document in %d for validation: %s", HELD_OUT_EVERY, error)
+        return HeldOut(train, validation=False), HeldOut(train, validation=True)
+
+
+def cached_tokenizer(source: Source, vocab_size: int, cache_dir: str | Path | None = None) -> Tokenizer:
+    """A byte-level BPE tokenizer trained on the source, or the one trained on the same earlier."""
+    key = hashlib.sha256(f"bpe/{vocab_size}/{TOKENIZER_DOCUMENTS}/{source.fingerprint()}".encode()).hexdigest()[:24]
+    folder = Path(cache_dir or default_cache()) / "tokenizers" / key
+    if (folder / "tokenizer.json").is_file():
+        return Tokenizer.load(folder)
+    tokenizer = train_tokenizer(islice(source.documents(), TOKENIZER_DOCUMENTS), vocab_size)
+    with write_folder(folder) as temporary:
+        tokenizer.save(temporary)
+    return tokenizer
+
+
+def _validation_tokens(
+    source: Source, tokenizer: Tokenizer, config: DataConfig, progress: Progress | None
+) -> TokenFile | None:
+    if isinstance(source, HeldOut) and next(source.documents(), None) is None:
+        logger.warning(
+            "%s has fewer than %d documents: nothing is held out, and nothing is evaluated",
+            source.source.name,
+            HELD_OUT_EVERY,
+        )
+        return None
+    return cached_tokens(source, tokenizer, config.cache_dir, progress=progress)

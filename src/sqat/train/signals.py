@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM as a request to stop cleanly; a second one stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopOnSignals:
+    """While open, the first SIGINT or SIGTERM calls `stop(reason)`; the second does what it did before. Idle outside
+    the main thread.
+    """
+
+    def __init__(self, stop: Callable[[str], None]) -> None:
+        self.stop = stop
+        self.before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopOnSignals:
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        self.stop(f"{signal.Signals(number).name} received")
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}

@@ -1,0 +1,108 @@
+"""One optimisation step: forward and backward over the micro-batches, clip, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sqat.data.batches import Batch
+from sqat.data.tokenizer import PAD
+from sqat.model import Decoder
+from sqat.model.moe import RouterStats
+from sqat.train.loss import LossSums, linear_cross_entropy, router_loss
+
+
+class StepSums(NamedTuple):
+    """What a step saw, as tensors (reading them waits for the device): sums over its real targets, and router
+    statistics per layer.
+    """
+
+    loss: Tensor  # cross-entropy, nats
+    correct: Tensor
+    targets: Tensor
+    router_loss: Tensor  # mean over micro-batches, unweighted
+    router: tuple[RouterStats, ...]
+    grad_norm: Tensor  # before clipping
+
+
+class TrainingLoss(nn.Module):
+    """Decoder and loss as one module, so that engines which wrap modules (DDP, FSDP, autocast) see a single forward
+    pass.
+    """
+
+    def __init__(self, decoder: Decoder, router_loss: str = "balanced", router_loss_weight: float = 0.01) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.router_loss = router_loss
+        self.router_loss_weight = router_loss_weight
+
+    def forward(
+        self, batch: Batch, total_targets: Tensor | int, share: float
+    ) -> tuple[Tensor, LossSums, Tensor, tuple[RouterStats, ...]]:
+        """The part of a step's loss that one micro-batch makes up.
+
+        Args:
+            batch: the micro-batch.
+            total_targets: targets in the whole step, by which the cross-entropy is divided, so that every target weighs
+                the same.
+            share: the micro-batch's share in the router loss.
+
+        Returns:
+            the loss to differentiate, the sums, the unweighted router loss, router statistics.
+        """
+        real = (
+            None if self.router_loss == "card" else batch.inputs != PAD
+        )  # the original routes and counts padding like any token
+        hidden_BTD, router = self.decoder.hidden_states(
+            batch.inputs, positions=batch.positions, documents=batch.documents, real=real
+        )
+        head = self.decoder.head
+        sums = linear_cross_entropy(hidden_BTD.flatten(0, 1), head.weight, head.bias, batch.targets.flatten())
+        loss = sums.loss / total_targets
+        auxiliary = loss.new_zeros(())
+        if router and self.router_loss != "none":
+            auxiliary = router_loss(router, self.router_loss)
+            loss = loss + self.router_loss_weight * share * auxiliary
+        return loss, sums, auxiliary.detach(), tuple(RouterStats(*(x.detach() for x in layer)) for layer in router)
+
+
+def train_step(
+    task: nn.Module,
+    micro_batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    total_targets: Tensor | int,
+    backward: Callable[[Tensor], None],
+    clip: Callable[[], Tensor],
+) -> StepSums:
+    """Run one step. The micro-batches count as one batch: their cross-entropy is divided by all their targets together.
+
+    The router loss is taken per micro-batch and averaged (it is not additive over tokens).
+
+    Args:
+        task: a :class:`TrainingLoss`, wrapped or not.
+        total_targets: targets in all micro-batches.
+        backward, clip: the engine's; `clip` returns the gradient norm before clipping.
+    """
+    share = 1.0 / len(micro_batches)
+    losses, auxiliaries, routers = [], [], []
+    for batch in micro_batches:
+        loss, sums, auxiliary, router = task(batch, total_targets, share)
+        backward(loss)
+        losses.append(LossSums(sums.loss.detach(), sums.correct, sums.targets))
+        auxiliaries.append(auxiliary)
+        routers.append(router)
+    grad_norm = clip()
+    optimizer.step()
+    optimizer.zero_grad()
+    loss_sum, correct, targets = (torch.stack(part).sum() for part in zip(*losses, strict=True))
+    return StepSums(loss_sum, correct, targets, torch.stack(auxiliaries).mean(), add_router_stats(routers), grad_norm)
+
+
+def add_router_stats(batches: Sequence[tuple[RouterStats, ...]]) -> tuple[RouterStats, ...]:
+    """Layer by layer, the sums over several batches."""
+    layers = zip(*batches, strict=True)
+    return tuple(RouterStats(*(torch.stack(part).sum(dim=0) for part in zip(*layer, strict=True))) for layer in layers)

@@ -1,0 +1,53 @@
+"""Metrics of the steps since the last log line, kept on the device until they are read."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from sqat.train.step import StepSums
+
+
+class MetricsWindow:
+    """Collects step sums; :meth:`read` gives their means, and the rate and share of time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.steps: list[StepSums] = []
+        self.seconds = 0.0
+        self.data_seconds = 0.0
+        self.mark = time.perf_counter()
+
+    def restart(self) -> None:
+        """Start the clock: what went before (evaluation, writing) is not training time."""
+        self.mark = time.perf_counter()
+
+    def waited(self) -> None:
+        """Called when a step's data are there."""
+        self.data_seconds += time.perf_counter() - self.mark
+
+    def add(self, sums: StepSums) -> None:
+        self.steps.append(sums)
+        now = time.perf_counter()
+        self.seconds += now - self.mark
+        self.mark = now
+
+    def read(self) -> dict[str, float]:
+        """The means since the last call; empties the window."""
+        targets = torch.stack([s.targets for s in self.steps]).sum().item()
+        metrics = {
+            "loss": torch.stack([s.loss for s in self.steps]).sum().item() / max(targets, 1),
+            "accuracy": torch.stack([s.correct for s in self.steps]).sum().item() / max(targets, 1),
+            "grad_norm": torch.stack([s.grad_norm for s in self.steps]).mean().item(),
+        }
+        if router := self.steps[-1].router:
+            metrics["router_loss"] = torch.stack([s.router_loss for s in self.steps]).mean().item()
+            load = torch.stack([layer.load_E / layer.load_E.sum() for layer in router])
+            metrics["router_max_load"] = load.max().item() * load.shape[1]  # 1 when balanced
+            metrics["router_entropy"] = torch.stack([layer.entropy / layer.tokens for layer in router]).mean().item()
+        self.seconds += time.perf_counter() - self.mark  # reading waited for the device
+        metrics["tokens_per_second"] = targets / max(self.seconds, 1e-9)
+        metrics["data_wait"] = self.data_seconds / max(self.seconds, 1e-9)
+        self.steps, self.seconds, self.data_seconds = [], 0.0, 0.0
+        self.restart()
+        return metrics

@@ -1,0 +1,154 @@
+"""The attention variants as a table of head counts, and the preset models.
+
+Variants are those of the Sparse Query Attention paper (arXiv 2510.01817, section 3); presets with the card's names have
+the card's sizes, to the parameter.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+from sqat.config import ModelConfig
+from sqat.errors import ConfigError
+
+
+class Variant(NamedTuple):
+    """Head counts as shares of H, the heads of full attention; `None` means exactly one head."""
+
+    query_share: Fraction
+    kv_share: Fraction | None
+    meaning: str
+
+
+_ALL, _THREE_QUARTERS, _HALF, _QUARTER = Fraction(1), Fraction(3, 4), Fraction(1, 2), Fraction(1, 4)
+
+VARIANTS: dict[str, Variant] = {
+    "mha": Variant(_ALL, _ALL, "multi-head attention"),
+    "gqa": Variant(_ALL, _QUARTER, "grouped query attention"),
+    "mqa": Variant(_ALL, None, "multi-query attention"),
+    "sqa": Variant(_HALF, _QUARTER, "sparse query attention"),
+    "ssqa": Variant(_HALF, _HALF, "symmetric SQA"),
+    "xsqa": Variant(_QUARTER, _QUARTER, "extreme SQA"),
+    "xsmqa": Variant(_QUARTER, None, "extreme SQA with one key/value head"),
+    "lsqa": Variant(_THREE_QUARTERS, _QUARTER, "light SQA"),
+}
+
+
+def head_counts(variant: str, num_heads: int) -> tuple[int, int]:
+    """(num_query_heads, num_kv_heads) of a variant, where full attention has `num_heads` heads.
+
+    Raises:
+        ConfigError: unknown variant, or `num_heads` does not divide into the variant's shares.
+    """
+    if variant not in VARIANTS:
+        raise ConfigError(f"variant is {variant!r}, but must be one of {', '.join(VARIANTS)}")
+    query_share, kv_share, _ = VARIANTS[variant]
+    query_heads = query_share * num_heads
+    kv_heads = Fraction(1) if kv_share is None else kv_share * num_heads
+    if num_heads < 1 or query_heads.denominator != 1 or kv_heads.denominator != 1:
+        raise ConfigError(
+            f"num_heads is {num_heads}, but variant {variant!r} needs a positive multiple of 4, such as 8"
+        )
+    return int(query_heads), int(kv_heads)
+
+
+def _card_quirks(**changes: object) -> dict[str, object]:
+    """What sets the card's models apart from today's habits."""
+    return {
+        "norm_eps": None,
+        "final_norm": None,
+        "tie_embeddings": False,
+        "attention_out_bias": True,
+        "feedforward_bias": True,
+        "head_bias": True,
+        "init": "torch",
+        **changes,
+    }
+
+
+def _build(variant: str, num_heads: int, hidden_size: int, **fields: object) -> ModelConfig:
+    query_heads, kv_heads = head_counts(variant, num_heads)
+    return ModelConfig.from_dict(
+        {
+            "hidden_size": hidden_size,
+            "head_dim": hidden_size // num_heads,
+            "num_query_heads": query_heads,
+            "num_kv_heads": kv_heads,
+            **fields,
+        }
+    )
+
+
+def micro(variant: str) -> ModelConfig:
+    """The card's micro mixture-of-experts family: D 128, 6 layers, 12 experts, context 256."""
+    shape = {"vocab_size": 5000, "num_layers": 6, "intermediate_size": 256, "context_length": 256, "num_experts": 12}
+    return _build(variant, 8, 128, **_card_quirks(**shape, feedforward_dropout=0.1))
+
+
+def mini(variant: str) -> ModelConfig:
+    """The card's dense "little bigger" family: D 256, 8 layers, context 1024."""
+    shape = {"vocab_size": 10_000, "num_layers": 8, "intermediate_size": 768, "context_length": 1024}
+    return _build(variant, 16, 256, **_card_quirks(**shape))
+
+
+def small(variant: str) -> ModelConfig:
+    """The modern dense family, for new work: D 512, 6 layers, head_dim 64; exports to stock architectures."""
+    return _build(variant, 8, 512, vocab_size=5000, num_layers=6, intermediate_size=1152, context_length=512)
+
+
+def extra_small(variant: str) -> ModelConfig:
+    """A modern model small enough to learn the built-in stories in two minutes on two cores."""
+    return _build(variant, 8, 256, vocab_size=2048, num_layers=4, intermediate_size=640, context_length=256)
+
+
+_PRESETS: dict[str, tuple[Callable[[str], ModelConfig], str]] = {
+    "sqat-s": (small, "sqa"),
+    "gqa-s": (small, "gqa"),
+    "mha-s": (small, "mha"),
+    "xsqat-s": (small, "xsqa"),
+    "sqat-xs": (extra_small, "sqa"),
+    "gqa-ref-micro": (micro, "gqa"),
+    "mqa-ref-micro": (micro, "mqa"),
+    "sqat-mm": (micro, "sqa"),
+    "ssqat-mm": (micro, "ssqa"),
+    "xsqat-mm": (micro, "xsqa"),
+    "mha-ref-mini": (mini, "mha"),
+    "gqa-ref-mini": (mini, "gqa"),
+    "mqa-ref-mini": (mini, "mqa"),
+    "sqat-m": (mini, "sqa"),
+    "ssqat-m": (mini, "ssqa"),
+    "xsqat-m": (mini, "xsqa"),
+    "xsmqat-m": (mini, "xsmqa"),
+}
+
+PRESETS: tuple[str, ...] = tuple(_PRESETS)
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of a preset model (`PRESETS` lists the names; case does not matter).
+
+    Raises:
+        ConfigError: no such preset; the message names the nearest.
+    """
+    entry = _PRESETS.get(name.lower())
+    if entry is None:
+        close = difflib.get_close_matches(name.lower(), PRESETS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the presets are {', '.join(PRESETS)}"
+        raise ConfigError(f"unknown preset {name!r}; {hint}")
+    family, variant = entry
+    return family(variant)
+
+
+def variant_name(config: ModelConfig) -> str | None:
+    """The name of the variant a configuration's head counts are, or `None` where they are none of the table's."""
+    counts = (config.num_query_heads, config.num_kv_heads)
+    for name in VARIANTS:
+        try:
+            if head_counts(name, config.num_heads) == counts:
+                return name
+        except ConfigError:
+            continue
+    return None

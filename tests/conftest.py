@@ -1,0 +1,51 @@
+"""What all tests share: small models of distinct sizes, prime where they can be, so that swapped axes cannot hide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sqat.config import ModelConfig
+from sqat.model import Decoder
+
+torch.set_num_threads(1)  # tiny tensors: threads would wait for each other, and the longer the busier the machine is
+
+SIZES = {
+    "vocab_size": 41,
+    "hidden_size": 23,
+    "num_layers": 2,
+    "num_query_heads": 6,
+    "num_kv_heads": 3,
+    "head_dim": 10,
+    "intermediate_size": 13,
+    "context_length": 19,
+}
+MOE = {"num_experts": 7, "experts_per_token": 2}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., ModelConfig]:
+    """`tiny_config(moe=True, tie_embeddings=False, …)`: a dense or mixture-of-experts configuration with some fields changed."""
+    return lambda moe=False, **changes: ModelConfig.from_dict({**SIZES, **(MOE if moe else {}), **changes})
+
+
+@pytest.fixture
+def tiny_model(tiny_config: Callable[..., ModelConfig]) -> Callable[..., Decoder]:
+    """As `tiny_config`, built, with every parameter off its default, so that no norm or bias can be skipped unseen; in evaluation mode."""
+
+    def build(moe: bool = False, **changes: Any) -> Decoder:
+        model = Decoder(tiny_config(moe, **changes))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.2 * torch.randn_like(parameter)
+        return model.eval()
+
+    return build

@@ -1,0 +1,245 @@
+"""Batches against naive versions of a few lines, and what must hold of any packing."""
+
+from collections import Counter
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+
+from sqat.data.batches import IGNORE, Batch, Batches, BatchState
+from sqat.data.tokenizer import EOS, PAD
+from sqat.errors import ConfigError
+
+WORDS = "the cat sat on a mat, été 🙂 and so on; "
+LENGTHS = (3, 41, 1, 7, 11, 5, 2, 97, 13, 1, 19, 29, 17)  # characters; 97 is longer than any context below
+TEXTS = [(WORDS * 3)[:length] for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def tokens(tokens_of):
+    return tokens_of(TEXTS)
+
+
+def lists(batch: Batch) -> list:
+    return [None if part is None else part.tolist() for part in batch]
+
+
+def whole_epoch(batches: Batches, epoch: int = 0) -> Batch:
+    parts = [batch for batch, _ in batches.epoch(BatchState(epoch, 0))]
+    return Batch(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def naive_packed(documents: list[list[int]], context_length: int) -> list[list[list[int]]]:
+    """Inputs, targets, positions and document numbers of all rows, token by token."""
+    stream = [
+        (token, following, place, number)
+        for number, document in enumerate(documents)
+        for place, (token, following) in enumerate(zip(document, [*document[1:], IGNORE], strict=True))
+    ]
+    rows = []
+    for start in range(0, len(stream) - 1, context_length):
+        row = stream[start : start + context_length]
+        row += [(PAD, IGNORE, place, len(documents)) for place in range(context_length - len(row))]
+        columns = []
+        for column, (token, following, place, number) in enumerate(row):
+            began = max(0, column - place)  # the column of this document's first token in this row
+            columns.append((token, following, column - began, number - row[0][3]))
+        rows.append(columns)
+    return [[[cell[part] for cell in row] for row in rows] for part in range(4)]
+
+
+def naive_rows(documents: list[list[int]], context_length: int, padding_as_target: bool) -> list[list[list[int]]]:
+    inputs, targets = [], []
+    for document in documents:
+        row = document[:context_length]
+        padding = context_length - len(row)
+        inputs.append(row + [PAD] * padding)
+        targets.append([*row[1:], *[PAD if padding_as_target else IGNORE] * padding, IGNORE])
+    return [inputs, targets]
+
+
+class TestPacked:
+    @pytest.mark.parametrize("context_length", [2, 3, 5, 23, 500])
+    @pytest.mark.parametrize("shuffle", [False, True])
+    def test_equals_naive(self, tokens, context_length, shuffle):
+        batches = Batches(tokens, batch_size=3, context_length=context_length, shuffle=shuffle, seed=5)
+        order = batches._order(epoch=1).documents
+        assert sorted(order) == list(range(len(tokens)))
+        expected = naive_packed([tokens.document(i).tolist() for i in order], context_length)
+        batch = whole_epoch(batches, epoch=1)
+        assert lists(batch) == expected
+        assert len(batch.inputs) == batches.rows_per_epoch
+        assert all(part.dtype == torch.int64 for part in batch)
+
+    @pytest.mark.parametrize("context_length", [2, 3, 23, 500])
+    def test_every_next_token_is_a_target_once(self, tokens, context_length):
+        batch = whole_epoch(Batches(tokens, batch_size=3, context_length=context_length))
+        is_target = batch.targets != IGNORE
+        pairs = Counter(zip(batch.inputs[is_target].tolist(), batch.targets[is_target].tolist(), strict=True))
+        documents = [tokens.document(i).tolist() for i in range(len(tokens))]
+        assert pairs == Counter(pair for document in documents for pair in pairwise(document))
+        assert batch.num_targets == tokens.num_tokens - len(tokens)
+        assert is_target.any(dim=1).all()
+
+    def test_documents_do_not_mix(self, tokens):
+        """Positions count up by one within a document and restart where the number changes."""
+        batch = whole_epoch(Batches(tokens, batch_size=3, context_length=23))
+        same = batch.documents[:, 1:] == batch.documents[:, :-1]
+        assert (batch.documents[:, 1:] - batch.documents[:, :-1])[~same].eq(1).all()
+        assert (batch.documents[:, 0] == 0).all()
+        assert (batch.positions[:, 0] == 0).all()
+        assert (batch.positions[:, 1:] == torch.where(same, batch.positions[:, :-1] + 1, 0)).all()
+
+    def test_last_token_opens_no_row(self, tokens_of):
+        """A row of nothing but the last [EOS] would have no target."""
+        tokens = tokens_of(["x" * 9])  # 11 tokens
+        batches = Batches(tokens, batch_size=2, context_length=5)
+        assert (tokens.num_tokens, batches.rows_per_epoch) == (11, 2)
+        assert whole_epoch(batches).targets[-1, -1] == EOS
+
+    def test_one_short_document(self, tokens_of):
+        tokens = tokens_of(["x"])
+        batches = Batches(tokens, batch_size=3, context_length=5)
+        token = int(tokens.tokens[1])
+        assert lists(batches.batch(0, 0)) == [
+            [[2, token, 3, PAD, PAD]],
+            [[token, 3, IGNORE, IGNORE, IGNORE]],
+            [[0, 1, 2, 0, 1]],
+            [[0, 0, 0, 1, 1]],
+        ]
+
+
+class TestRows:
+    @pytest.mark.parametrize("context_length", [2, 5, 23, 500])
+    @pytest.mark.parametrize("padding_as_target", [False, True])
+    def test_equals_naive(self, tokens, context_length, padding_as_target):
+        batches = Batches(
+            tokens, batch_size=3, context_length=context_length, mode="rows", padding_as_target=padding_as_target
+        )
+        order = batches._order(epoch=0).documents
+        expected = naive_rows([tokens.document(i).tolist() for i in order], context_length, padding_as_target)
+        batch = whole_epoch(batches)
+        assert lists(batch) == [*expected, None, None]
+        assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+        assert len(batch.inputs) == batches.rows_per_epoch == len(tokens)
+
+    def test_end_of_truncated_documents(self, tokens):
+        plain, ended = (
+            whole_epoch(
+                Batches(tokens, batch_size=3, context_length=7, mode="rows", shuffle=False, end_truncated=ended)
+            )
+            for ended in (False, True)
+        )
+        cut = torch.from_numpy(np.diff(tokens.offsets) > 7)
+        assert 0 < cut.sum() < len(tokens)
+        assert (ended.inputs[cut, -1] == EOS).all()
+        assert (ended.targets[cut, -2] == EOS).all()
+        assert (ended.inputs[~cut] == plain.inputs[~cut]).all()
+        assert (ended.inputs[:, :-1] == plain.inputs[:, :-1]).all()
+        assert (ended.targets[:, :-2] == plain.targets[:, :-2]).all()
+
+    def test_the_originals_rows(self, tokens, tokenizer):
+        """Both options together give what the original's tokenizer call gives: truncated, padded, always with [EOS]."""
+        batches = Batches(
+            tokens,
+            batch_size=13,
+            context_length=7,
+            mode="rows",
+            shuffle=False,
+            padding_as_target=True,
+            end_truncated=True,
+        )
+        backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+        backend.enable_truncation(7)
+        backend.enable_padding(length=7, pad_id=PAD, pad_token="[PAD]")
+        rows = [encoding.ids for encoding in backend.encode_batch(TEXTS)]
+        batch = batches.batch(0, 0)
+        assert batch.inputs.tolist() == rows
+        assert batch.targets.tolist() == [[*row[1:], IGNORE] for row in rows]
+
+
+@pytest.mark.parametrize("mode", ["packed", "rows"])
+class TestOrder:
+    def make(self, tokens, mode, **options) -> Batches:
+        return Batches(tokens, **{"batch_size": 5, "context_length": 7, "mode": mode, **options})
+
+    def test_depends_on_seed_and_epoch_alone(self, tokens, mode):
+        orders = {
+            (seed, epoch): whole_epoch(self.make(tokens, mode, seed=seed), epoch).inputs.tolist()
+            for seed in (0, 1)
+            for epoch in (0, 1)
+        }
+        assert len({str(order) for order in orders.values()}) == 4
+        batches = self.make(tokens, mode, seed=1)
+        for epoch in (1, 0, 1):
+            assert whole_epoch(batches, epoch).inputs.tolist() == orders[1, epoch]
+
+    def test_without_shuffling(self, tokens, mode):
+        batches = self.make(tokens, mode, shuffle=False)
+        assert whole_epoch(batches, 0).inputs.tolist() == whole_epoch(batches, 1).inputs.tolist()
+        assert batches.batch(0, 0).inputs[0, :3].tolist() == tokens.document(0).tolist()
+
+    @pytest.mark.parametrize("drop_last", [False, True])
+    def test_resume_from_any_state(self, tokens, mode, drop_last):
+        make = lambda: self.make(tokens, mode, drop_last=drop_last)  # noqa: E731
+        count = 2 * len(make()) + 1
+        states, whole = [BatchState(0, 0)], []
+        for batch, state in islice(make().forever(), count):
+            whole.append(lists(batch))
+            states.append(state)
+        for done in range(count):
+            state = BatchState.from_dict(states[done].to_dict())
+            resumed = [lists(batch) for batch, _ in islice(make().forever(state), count - done)]
+            assert resumed == whole[done:]
+        assert states[len(make())] == BatchState(1, 0)
+
+    def test_last_batch(self, tokens, mode):
+        batches, dropping = (self.make(tokens, mode, drop_last=drop_last) for drop_last in (False, True))
+        full, rest = divmod(batches.rows_per_epoch, 5)
+        assert rest
+        sizes = [len(batch.inputs) for batch, _ in batches.epoch(BatchState(0, 0))]
+        assert sizes == [5] * full + [rest]
+        assert [len(batch.inputs) for batch, _ in dropping.epoch(BatchState(0, 0))] == [5] * full
+        assert (len(batches), len(dropping)) == (full + 1, full)
+        assert list(dropping.epoch(BatchState(0, 5 * full))) == []
+
+    def test_row_between_batches(self, tokens, mode):
+        """A state of another batch size goes on at its row."""
+        batches = self.make(tokens, mode)
+        rows = whole_epoch(batches).inputs
+        resumed = [batch.inputs for batch, _ in batches.epoch(BatchState(0, 3))]
+        assert torch.cat(resumed).tolist() == rows[3:].tolist()
+
+    def test_place_outside_the_epoch(self, tokens, mode):
+        batches = self.make(tokens, mode)
+        rows = batches.rows_per_epoch
+        for row in (-1, rows):
+            with pytest.raises(ConfigError, match=f"row is {row}; an epoch has the rows 0 to {rows - 1}"):
+                batches.batch(0, row)
+            with pytest.raises(ConfigError, match=f"row is {row};"):
+                next(batches.epoch(BatchState(0, row)))
+        with pytest.raises(ConfigError, match="epoch is -1; it must be at least 0"):
+            batches.batch(-1, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"context_length": 1}, "context_length is 1; it must be at least 2"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"mode": "padded"}, "mode is 'padded'; it must be one of packed, rows"),
+        ({"padding_as_target": True}, 'padding_as_target and end_truncated are for mode "rows"'),
+        ({"drop_last": True, "batch_size": 14, "mode": "rows"}, "drop_last leaves nothing of 13 rows at batch_size 14"),
+    ],
+)
+def test_unusable_arguments(tokens, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Batches(tokens, **{"batch_size": 2, "context_length": 7, **options})
+
+
+def test_unusable_state():
+    with pytest.raises(ConfigError, match=r"the keys \['epoch', 'step'\]; it must have \['epoch', 'row'\]"):
+        BatchState.from_dict({"epoch": 0, "step": 3})

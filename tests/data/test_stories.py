@@ -1,0 +1,231 @@
+"""The built-in stories: reproducible, all different, in correct English, with recall points that can be answered."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import chain, permutations
+
+import pytest
+
+from sqat.data.stories import (
+    DISTRACTORS,
+    GENERATOR_VERSION,
+    PLOTS,
+    PROBE_STREAM,
+    _draw_at,
+    _marked_story,
+    recall_probe,
+    story,
+)
+from sqat.data.stories_cast import Draw, draw_cast
+from sqat.data.stories_template import RECALL_MARK, parse
+from sqat.data.stories_words import ELDERS, KINDS
+from sqat.errors import ConfigError
+
+STORIES = [story(index, seed=3) for index in range(5_003)]
+PROBES = [recall_probe(index, seed=5) for index in range(5_009)]
+INTRODUCTION = re.compile(r"\b(named|called|name|friends|friend|was an?)\b")
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r'(?<=[.!?])"? |\n', text)
+
+
+# The stream
+
+
+def test_stories_do_not_depend_on_order():
+    drawn = {index: story(index, seed=11) for index in (701, 13, 0, 13, 302)}
+    assert [story(index, seed=11) for index in range(703)][701] == drawn[701]
+    assert all(story(index, seed=11) == text for index, text in drawn.items())
+
+
+def test_text_is_that_of_the_generator_version():
+    """Where this fails because a story was meant to change: raise GENERATOR_VERSION and note the new digest here."""
+    texts = "\n\n".join(
+        story(index, seed, split) for index in range(101) for seed in (0, 7) for split in ("train", "validation")
+    )
+    assert (GENERATOR_VERSION, hashlib.sha256(texts.encode()).hexdigest()[:16]) == (1, "")
+
+
+def test_other_processes_write_the_same_stories():
+    code = "import json; from sqat.data.stories import *; print(json.dumps([story(9), story(2, 1), recall_probe(4)]))"
+    here = json.loads(json.dumps([story(9), story(2, 1), recall_probe(4)]))
+    for hash_seed in ("1", "97"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+        assert json.loads(answer) == here
+
+
+def test_import_needs_the_standard_library_alone():
+    code = "import sys; from sqat.data.stories import story; story(0); print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    loaded = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True, text=True)
+    assert not {"numpy", "torch", "transformers"} & set(loaded.stdout.split())
+
+
+@pytest.mark.slow
+def test_no_two_alike_within_and_across_splits():
+    train = {hash(story(index)) for index in range(100_000)}
+    validation = {hash(story(index, split="validation")) for index in range(20_011)}
+    assert len(train) == 100_000
+    assert len(validation) == 20_011
+    assert not train & validation
+
+
+def test_seeds_give_other_stories():
+    assert not {story(index, seed=1) for index in range(997)} & {story(index, seed=2) for index in range(997)}
+
+
+def test_probed_stories_are_in_no_split():
+    beginnings = tuple(recall_probe(index).prompt[:200] for index in range(503))
+    told = {story(index, split=split)[:200] for index in range(503) for split in ("train", "validation")}
+    assert not told & {beginning for beginning in beginnings if len(beginning) == 200}
+
+
+@pytest.mark.parametrize("make", [story, recall_probe])
+def test_negative_index_is_refused(make):
+    with pytest.raises(ConfigError, match=r"index is -1; it must be 0 or more"):
+        make(-1)
+
+
+def test_unknown_split_is_refused():
+    with pytest.raises(ConfigError, match=r"split is 'test'; it must be 'train' or 'validation'"):
+        story(0, split="test")
+
+
+# The text
+
+
+def test_length_and_shape():
+    lengths = [len(text.split()) for text in STORIES]
+    assert min(lengths) >= 60
+    assert max(lengths) <= 200
+    assert 100 <= sum(lengths) / len(lengths) <= 135
+    assert all(1 <= len(text.split("\n")) <= 4 for text in STORIES)
+
+
+def test_spelling_of_space_and_punctuation():
+    for text in STORIES:
+        assert re.fullmatch(r"[A-Za-z ,.:!?'\"\n]+", text), text
+        assert not re.search(r"  | [,.!?\n]|\n[ \n]|^ | $|[,.!?]{2}|\. [a-z]", text), text
+        assert all(re.search(r'[.!?]"?$', paragraph) for paragraph in text.split("\n")), text
+        assert all(paragraph.count('"') % 2 == 0 for paragraph in text.split("\n")), text
+
+
+def test_articles():
+    for text in STORIES:
+        assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text), text
+
+
+def test_sentences_begin_with_a_capital():
+    for text in STORIES:
+        assert not re.search(r'(^|[.!?] "?|\n"?)[a-z]', text), text
+
+
+def test_names_are_introduced_and_nothing_else_is_capitalised():
+    names = set(KINDS["name"])
+    for text in STORIES:
+        seen: set[str] = set()
+        for sentence in sentences(text):
+            new = {word for word in re.findall(r"[A-Z][a-z]+", sentence) if word in names} - seen
+            assert not new or INTRODUCTION.search(sentence), (new, text)
+            seen |= new
+        inside = set(re.findall(r"(?<=[a-z,] )[A-Z][a-z]+", text))
+        assert inside <= names, inside - names
+
+
+def test_pronouns_agree_with_the_only_character():
+    """Where all persons of a story are of one gender, so are all pronouns."""
+    gender = {"she": "she", "her": "she", "he": "he", "him": "he", "his": "he"}
+    for index in range(2_003):
+        draw = Draw(f"train/3/{index}")
+        draw.one(PLOTS)
+        cast = draw_cast(draw)
+        genders = {cast[slot].they for slot in ("hero", "friend", "friend2", "pet", "elder")}
+        told = {gender[word] for word in re.findall(r"[a-z]+", STORIES[index].lower()) if word in gender}
+        assert told <= genders, STORIES[index]
+
+
+def test_variety():
+    words = Counter(re.findall(r"[a-z]+", " ".join(STORIES).lower()))
+    assert 800 <= len(words) <= 1_500
+    assert len(PLOTS) >= 8
+    assert 1 / 3 < sum(text.startswith("Once upon a time") for text in STORIES) / len(STORIES) < 2 / 3
+    assert len({text.split()[0] for text in STORIES}) > 50
+    assert sum('"' in text for text in STORIES) > 0.9 * len(STORIES)
+
+
+# The words and plots behind it
+
+
+def test_a_word_tells_its_kind():
+    every = list(chain.from_iterable(KINDS.values()))
+    assert len(every) == len(set(every))
+    assert all(len(words) > DISTRACTORS for words in KINDS.values())
+    assert set(ELDERS) == set(KINDS["elder"])
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_recall_points_are_settled_whatever_the_wording(plot):
+    """Up to a recall point, no other wording of the sentence reads the same and goes on with another slot."""
+    flat = [sentence for paragraph in parse(plot) for sentence in paragraph]
+    for position, ways in enumerate(flat):
+        wordings = [wording for way in ways for wording in way]
+        if "" in wordings and position + 1 < len(flat):
+            wordings += [wording for way in flat[position + 1] for wording in way]
+        for marked, other in permutations(wordings, 2):
+            for mark in re.finditer(re.escape(RECALL_MARK), marked):
+                before = marked[: mark.start()].replace(RECALL_MARK, "")
+                assert before.endswith(" "), f"{marked}: a probe's prompt ends before a space"
+                slot = re.match(r"\{[^}]*\}", marked[mark.end() :])
+                assert slot is not None, f"{marked}: no slot after a mark"
+                plain = other.replace(RECALL_MARK, "")
+                assert not plain.startswith(before) or plain.startswith(before + slot[0]), (marked, other)
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_every_story_has_recall_points(plot):
+    sentences_of_plot = chain.from_iterable(parse(plot))
+    always = [ways for ways in sentences_of_plot if all(RECALL_MARK in wording for way in ways for wording in way)]
+    assert len(always) >= 3
+
+
+# The probes
+
+
+def test_story_goes_on_with_the_answer():
+    for index, probe in enumerate(PROBES):
+        whole = _marked_story(_draw_at(index, 5, PROBE_STREAM)).replace(RECALL_MARK, "")
+        rest = whole.removeprefix(f"{probe.prompt} {probe.answer}")
+        assert rest != whole
+        assert re.match(r"[^A-Za-z]", rest), "the answer is a whole word"
+
+
+def test_answer_was_told():
+    for probe in PROBES:
+        assert probe.answer in re.findall(r"[A-Za-z]+", probe.prompt), probe
+
+
+def test_distractors_are_other_words_of_the_kind_and_told_where_possible():
+    kind_of = {word: kind for kind, words in KINDS.items() for word in words}
+    for prompt, answer, distractors in PROBES:
+        assert answer not in distractors
+        assert len(set(distractors)) == len(distractors) == DISTRACTORS
+        assert {kind_of[word] for word in distractors} == {kind_of[answer]}
+        rivals = {word for word in re.findall(r"[A-Za-z]+", prompt) if kind_of.get(word) == kind_of[answer]} - {answer}
+        assert set(distractors[: len(rivals)]) <= rivals, (prompt, answer, distractors)
+
+
+def test_probes_cover_kinds_and_have_rivals():
+    kind_of = {word: kind for kind, words in KINDS.items() for word in words}
+    counts = Counter(kind_of[probe.answer] for probe in PROBES)
+    assert set(counts) == set(KINDS)
+    assert max(counts.values()) < len(PROBES) / 2
+    with_rival = sum(bool(set(probe.distractors) & set(re.findall(r"[A-Za-z]+", probe.prompt))) for probe in PROBES)
+    assert with_rival > len(PROBES) / 2
+    assert len({probe.prompt for probe in PROBES}) == len(PROBES)

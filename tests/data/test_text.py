@@ -1,0 +1,221 @@
+"""Which source a spec names, and what every source has in common."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sqat.data.text import open_source
+from sqat.errors import ConfigError, DataError
+
+
+def documents(spec: object, split: str = "train", **options) -> list[str]:
+    return list(open_source(str(spec), split, **options).documents())
+
+
+def write_parquet(path: Path, texts: list[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": texts}), path)
+    return path
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """A stand-in for the story generator, whose texts are another test's matter."""
+    fake = types.SimpleNamespace(
+        GENERATOR_VERSION=1, story=lambda index, seed=0, split="train": f"{split} story {index} of seed {seed}"
+    )
+    monkeypatch.setitem(sys.modules, "sqat.data.stories", fake)
+    return fake
+
+
+class TestStories:
+    def test_counts_and_streams(self, generator):
+        assert documents("stories:2", seed=5) == ["train story 0 of seed 5", "train story 1 of seed 5"]
+        assert documents("stories:1", "validation") == ["validation story 0 of seed 0"]
+        assert len(documents("stories", "validation")) == 1000
+        assert open_source("stories").name == "stories:100000 (train)"
+        assert len(documents("stories", limit=7)) == 7
+
+    @pytest.mark.parametrize("spec", ["stories:", "stories:0", "stories:-3", "stories:many", "stories:1.5"])
+    def test_count_must_be_a_number(self, spec):
+        with pytest.raises(DataError, match='write "stories" or "stories:COUNT"'):
+            open_source(spec)
+
+    def test_unknown_split(self):
+        with pytest.raises(DataError, match="stories has no split 'test'; it has: train, validation"):
+            open_source("stories", "test")
+
+    def test_fingerprint(self, generator):
+        def fingerprint(*args, **options):
+            return open_source(*args, **options).fingerprint()
+
+        first = fingerprint("stories:5")
+        assert first == fingerprint("stories:5")
+        others = [
+            fingerprint("stories:6"),
+            fingerprint("stories:5", "validation"),
+            fingerprint("stories:5", seed=1),
+            fingerprint("stories:5", limit=3),
+        ]
+        generator.GENERATOR_VERSION = 2
+        others.append(fingerprint("stories:5"))
+        assert len({first, *others}) == 6
+
+
+class TestArguments:
+    @pytest.mark.parametrize("limit", [0, -2])
+    def test_limit(self, limit):
+        with pytest.raises(ConfigError, match=f"limit is {limit}; it must be"):
+            open_source("stories", limit=limit)
+
+    def test_encoding_errors(self):
+        with pytest.raises(ConfigError, match="encoding_errors is 'ignore'; it must be"):
+            open_source("stories", encoding_errors="ignore")
+
+    @pytest.mark.parametrize("spec", ["./here", "../here", "/nowhere/here", "a/b/c", "here.txt", "owner/here.jsonl.gz"])
+    def test_missing_path(self, spec):
+        with pytest.raises(DataError, match=f"{spec}: no such file or folder"):
+            open_source(spec)
+
+    @pytest.mark.parametrize("spec", ["", "two words", "owner/name:a:b"])
+    def test_nonsense(self, spec):
+        with pytest.raises(DataError, match=r"neither .* nor a Hub data set"):
+            open_source(spec)
+
+
+class TestSingleFile:
+    def test_is_the_training_split(self, tmp_path):
+        path = write_parquet(tmp_path / "any.parquet", ["one", "two"])
+        assert documents(path) == ["one", "two"]
+        with pytest.raises(DataError, match=r"any\.parquet: a single file .* has no split 'validation'"):
+            open_source(str(path), "validation")
+
+    def test_unknown_suffix(self, tmp_path):
+        path = tmp_path / "table.csv"
+        path.write_text("text\n")
+        with pytest.raises(DataError, match=r"table\.csv: the name must end in \.parquet, \.jsonl, \.txt"):
+            open_source(str(path))
+
+    def test_fingerprint_follows_the_content(self, tmp_path):
+        path = tmp_path / "text.txt"
+        path.write_text("one")
+        first = open_source(str(path)).fingerprint()
+        assert first == open_source(str(path)).fingerprint()
+        assert first != open_source(str(path), encoding_errors="replace").fingerprint()
+        path.write_text("other")
+        assert first != open_source(str(path)).fingerprint()
+
+    def test_blank_documents_are_skipped_before_the_limit(self, tmp_path):
+        path = write_parquet(tmp_path / "any.parquet", ["", "one", " \n\t", "two", "three"])
+        assert documents(path) == ["one", "two", "three"]
+        assert documents(path, limit=2) == ["one", "two"]
+
+    def test_source_can_be_read_twice(self, tmp_path):
+        source = open_source(str(write_parquet(tmp_path / "any.parquet", ["one", "two"])))
+        assert list(source.documents()) == list(source.documents())
+
+
+class TestFolder:
+    def test_hub_layout(self, tmp_path):
+        for number, texts in enumerate((["one", "two"], ["three"])):
+            write_parquet(tmp_path / "data" / f"train-0000{number}-of-00002.parquet", texts)
+        write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", ["four"])
+        (tmp_path / "train.txt").write_text("outside data")
+        assert documents(tmp_path) == ["one", "two", "three"]
+        assert documents(tmp_path, "validation") == ["four"]
+
+    def test_top_level_files_and_other_names_of_splits(self, tmp_path):
+        (tmp_path / "train.jsonl").write_text('{"text": "one"}\n')
+        (tmp_path / "val_2.txt").write_text("two")
+        write_parquet(tmp_path / "heldback-00000-of-00001.parquet", ["three"])
+        (tmp_path / "trainers.txt").write_text("named for no split")
+        assert documents(tmp_path) == ["one"]
+        assert documents(tmp_path, "validation") == ["two"]
+        assert documents(tmp_path, "heldback") == ["three"]
+
+    def test_one_format_of_several(self, tmp_path):
+        write_parquet(tmp_path / "train.parquet", ["parquet"])
+        (tmp_path / "train.txt").write_text("text")
+        assert documents(tmp_path) == ["parquet"]
+
+    def test_files_named_for_no_split_are_training_text(self, tmp_path):
+        (tmp_path / "b.txt").write_text("second")
+        (tmp_path / "a.txt").write_text("first")
+        assert documents(tmp_path) == ["first", "second"]
+
+    def test_missing_split(self, tmp_path):
+        write_parquet(tmp_path / "train.parquet", ["one"])
+        write_parquet(tmp_path / "test.parquet", ["two"])
+        with pytest.raises(DataError, match="no split 'validation'; it has: test, train"):
+            open_source(str(tmp_path), "validation")
+
+    def test_nothing_to_read(self, tmp_path):
+        (tmp_path / "notes.md").write_text("no text file")
+        with pytest.raises(DataError, match=r"no \.parquet, \.jsonl, \.txt files in it"):
+            open_source(str(tmp_path))
+
+    def test_real_stories(self, tinystories):
+        assert len(documents(tinystories)) == 16792
+        assert len(documents(tinystories, "validation")) == 1000
+
+
+class TestHub:
+    def test_without_datasets(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        with pytest.raises(DataError, match=r"'some/set' .* pip install \"sqat\[hub-data\]\""):
+            open_source("some/set")
+
+    def test_unreachable_hub(self, monkeypatch):
+        datasets = pytest.importorskip("datasets")
+
+        def unreachable(*args, **options):
+            raise ConnectionError("no network")
+
+        monkeypatch.setattr(datasets, "load_dataset", unreachable)
+        with pytest.raises(DataError, match=r"'some/set' \(subset 'small', split 'train'\).*no network") as caught:
+            open_source("some/set:small")
+        assert isinstance(caught.value.__cause__, ConnectionError)
+
+    @pytest.fixture
+    def hub(self, monkeypatch, tmp_path):
+        """A Hub of one data set, "some/set", that is a folder on this machine."""
+        datasets = pytest.importorskip("datasets")
+        write_parquet(tmp_path / "set" / "train.parquet", ["one", "", "two\r\n", "three"])
+        load = datasets.load_dataset
+
+        def load_local(dataset_id, subset, split):
+            assert dataset_id == "some/set"
+            return load(str(tmp_path / "set"), subset, split=split, cache_dir=str(tmp_path / "cache"))
+
+        monkeypatch.setattr(datasets, "load_dataset", load_local)
+
+    def test_documents(self, hub):
+        source = open_source("some/set")
+        assert source.name == "some/set (train)"
+        assert list(source.documents()) == list(source.documents()) == ["one", "two\r\n", "three"]
+        assert documents("some/set", limit=1) == ["one"]
+
+    def test_fingerprint(self, hub, tmp_path):
+        first = open_source("some/set").fingerprint()
+        assert first == open_source("some/set").fingerprint()
+        write_parquet(tmp_path / "set" / "train.parquet", ["one", "", "2\r\n", "three", "four"])
+        assert first != open_source("some/set").fingerprint()
+
+    def test_missing_parts(self, hub):
+        with pytest.raises(DataError, match="no field 'story'; the fields are: text"):
+            open_source("some/set", field="story")
+        with pytest.raises(DataError, match=r"'some/set'.*split 'validation'"):
+            open_source("some/set", "validation")
+        with pytest.raises(DataError, match=r"'some/set'.*subset 'small'"):
+            open_source("some/set:small")
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, sqat.data; sys.exit(bool({'torch', 'pyarrow', 'tokenizers', 'numpy'} & set(sys.modules)))"
+    source = str(Path(__file__).parents[2] / "src")
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}).returncode == 0

@@ -1,0 +1,210 @@
+"""Token files: content, atomic building, damage, the cache."""
+
+import logging
+import os
+import threading
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sqat.data import tokens as tokens_module
+from sqat.data.text import open_source
+from sqat.data.tokenizer import Tokenizer, train_tokenizer
+from sqat.data.tokens import build_tokens, cached_tokens, default_cache, open_tokens
+from sqat.errors import DataError
+
+TEXTS = ["The cat sat.", "été 🙂", "on", "the mat\n\n" * 13, "x"]
+
+
+class TestContent:
+    @pytest.mark.parametrize("batch_documents", [1, 2, 1024])
+    def test_documents(self, tokenizer, tmp_path, list_source, batch_documents):
+        file = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file", batch_documents=batch_documents)
+        expected = tokenizer.encode_documents(TEXTS)
+        assert [file.document(i).tolist() for i in range(len(file))] == expected
+        assert file.tokens.tolist() == list(chain(*expected))
+        assert (file.tokens.dtype, file.offsets.dtype, file.byte_lengths.dtype) == (np.uint16, np.int64, np.int64)
+        assert file.num_tokens == sum(map(len, expected))
+        assert file.byte_lengths.tolist() == [len(text.encode()) for text in TEXTS]
+        assert file.document_bytes == sum(file.byte_lengths)
+        assert file.vocab_size == tokenizer.vocab_size
+        assert [tokenizer.decode(file.document(i)) for i in range(len(TEXTS))] == TEXTS
+        with pytest.raises(IndexError, match="document 5 of 5"):
+            file.document(5)
+
+    def test_one_document(self, tokenizer, tmp_path, list_source):
+        assert len(build_tokens(list_source(["only"]), tokenizer, tmp_path / "file")) == 1
+
+    def test_large_vocabulary(self, tokenizer, tmp_path, list_source, monkeypatch):
+        monkeypatch.setattr(Tokenizer, "vocab_size", 65_537)
+        monkeypatch.setattr(Tokenizer, "encode_documents", lambda self, texts: [[2, 65_536, 3] for _ in texts])
+        file = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")
+        assert file.tokens.dtype == np.uint32
+        assert file.document(1).tolist() == [2, 65_536, 3]
+
+    def test_progress(self, tokenizer, tmp_path, list_source, monkeypatch):
+        calls = []
+        monkeypatch.setattr(tokens_module, "BATCH_CHARACTERS", 20)  # the fourth text fills a batch by itself
+        file = build_tokens(
+            list_source(TEXTS),
+            tokenizer,
+            tmp_path / "file",
+            progress=lambda *numbers: calls.append(numbers),
+            batch_documents=3,
+        )
+        assert calls == [(documents, file.offsets[documents]) for documents in (3, 4, 5)]
+
+    def test_real_stories(self, tinystories, tmp_path):
+        source = open_source(str(tinystories), "validation")
+        tokenizer = train_tokenizer(source.documents(), 1009)
+        file = build_tokens(source, tokenizer, tmp_path / "file")
+        assert [tokenizer.decode(file.document(i)) for i in range(len(file))] == list(source.documents())
+
+
+class TestBuilding:
+    def test_empty_source(self, tokenizer, tmp_path, list_source):
+        with pytest.raises(DataError, match="a list: there are no documents"):
+            build_tokens(list_source([]), tokenizer, tmp_path / "file")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("stop", [DataError, KeyboardInterrupt])
+    def test_interrupted(self, tokenizer, tmp_path, list_source, stop):
+        class Interrupted(list_source):
+            def documents(self):
+                yield from self.texts[:3]
+                raise stop("enough")
+
+        folder = tmp_path / "file"
+        with pytest.raises(stop, match="enough"):
+            build_tokens(Interrupted(TEXTS), tokenizer, folder, batch_documents=2)
+        assert list(tmp_path.iterdir()) == []
+        assert len(build_tokens(list_source(TEXTS), tokenizer, folder)) == 5
+
+    def test_killed(self, tokenizer, tmp_path, list_source, monkeypatch):
+        """What a killed process leaves behind neither looks complete nor is in the way."""
+        with monkeypatch.context() as patch:
+            patch.setattr(tokens_module.shutil, "rmtree", lambda *args, **options: None)
+            patch.setattr(tokens_module, "_publish", lambda *args: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")
+        assert len(list(tmp_path.iterdir())) == 1
+        with pytest.raises(DataError, match=r"meta\.json: missing"):
+            open_tokens(tmp_path / "file")
+        assert len(build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")) == 5
+
+    def test_replaces_an_older_file(self, tokenizer, tmp_path, list_source):
+        folder = tmp_path / "file"
+        older = build_tokens(list_source(TEXTS[:2]), tokenizer, folder)
+        newer = build_tokens(list_source(TEXTS), tokenizer, folder)
+        assert (len(older), len(newer), len(open_tokens(folder))) == (2, 5, 5)
+        assert older.document(1).tolist() == newer.document(1).tolist()  # still mapped
+        assert list(tmp_path.iterdir()) == [folder]
+
+    def test_overwrites_nothing_else(self, tokenizer, tmp_path, list_source):
+        (tmp_path / "file").mkdir()
+        (tmp_path / "file" / "thesis.txt").touch()
+        with pytest.raises(DataError, match="file: not a token file, so it is not overwritten"):
+            build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")
+        with pytest.raises(DataError, match=r"thesis\.txt: not a token file"):
+            build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file" / "thesis.txt")
+
+    def test_builders_at_once(self, tokenizer, tmp_path, list_source):
+        """All get the same file, whoever ends first."""
+        meet = threading.Barrier(3)
+
+        class Together(list_source):
+            def documents(self):
+                meet.wait(timeout=10)
+                yield from self.texts
+                meet.wait(timeout=10)
+
+        files = []
+        builders = [
+            threading.Thread(target=lambda: files.append(build_tokens(Together(TEXTS), tokenizer, tmp_path / "file")))
+            for _ in range(3)
+        ]
+        for builder in builders:
+            builder.start()
+        for builder in builders:
+            builder.join()
+        assert [file.tokens.tolist() for file in files] == [list(chain(*tokenizer.encode_documents(TEXTS)))] * 3
+        assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+class TestDamage:
+    @pytest.fixture
+    def folder(self, tokenizer, tmp_path, list_source) -> Path:
+        return build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file").folder
+
+    @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin"])
+    def test_truncated(self, folder, name):
+        size = (folder / name).stat().st_size
+        os.truncate(folder / name, size - 1)
+        with pytest.raises(DataError, match=rf"{name}: {size - 1} bytes, but meta\.json tells of {size}"):
+            open_tokens(folder)
+
+    @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"])
+    def test_missing(self, folder, name):
+        (folder / name).unlink()
+        with pytest.raises(DataError, match=name):
+            open_tokens(folder)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "missing or damaged"),
+            ("[]", "damaged: it must give positive whole numbers"),
+            ('{"format": 1, "documents": 0}', "damaged: it must give positive whole numbers"),
+            ('{"format": 1, "documents": "5"}', "damaged: it must give positive whole numbers"),
+            ('{"format": 2, "documents": 1, "tokens": 2, "document_bytes": 3, "vocab_size": 4}', "format 2; this"),
+        ],
+    )
+    def test_meta(self, folder, content, message):
+        (folder / "meta.json").write_text(content)
+        with pytest.raises(DataError, match=rf"meta\.json: {message}"):
+            open_tokens(folder)
+
+    def test_offsets(self, folder):
+        offsets = np.fromfile(folder / "offsets.bin", np.int64)
+        offsets[-1] += 1
+        offsets.tofile(folder / "offsets.bin")
+        with pytest.raises(DataError, match=r"offsets\.bin: damaged"):
+            open_tokens(folder)
+
+
+class TestCache:
+    def test_reuse(self, tokenizer, tmp_path, list_source):
+        builds = []
+
+        def built(texts, tokenizer=tokenizer):
+            return cached_tokens(
+                list_source(texts), tokenizer, tmp_path, progress=lambda *_: builds.append(texts)
+            ).folder
+
+        first = built(TEXTS)
+        assert first.parent == tmp_path / "tokens"
+        assert built(TEXTS) == first
+        assert len(builds) == 1
+        assert len({first, built(TEXTS[:3]), built(TEXTS, train_tokenizer(["other"], 263))}) == 3
+        assert len(builds) == 3
+
+    def test_damaged_file_is_built_again(self, tokenizer, tmp_path, list_source, caplog):
+        caplog.set_level(logging.WARNING)
+        folder = cached_tokens(list_source(TEXTS), tokenizer, tmp_path).folder
+        os.truncate(folder / "tokens.bin", 7)
+        again = cached_tokens(list_source(TEXTS), tokenizer, tmp_path)
+        assert again.folder == folder
+        assert len(again) == 5
+        assert "building the token file of a list again" in caplog.text
+        assert "tokens.bin: 7 bytes" in caplog.text
+
+    def test_place(self, monkeypatch, tokenizer, tmp_path, list_source):
+        for name in ("SQAT_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        assert default_cache() == Path.home() / ".cache" / "sqat"
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+        assert default_cache() == tmp_path / "xdg" / "sqat"
+        monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "own"))
+        assert cached_tokens(list_source(TEXTS), tokenizer).folder.parent == tmp_path / "own" / "tokens"
