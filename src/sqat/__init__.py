@@ -22,6 +22,7 @@ _HOMES = {
     "Tokenizer": "sqat.data.tokenizer",
     "SamplingConfig": "sqat.generate",
     "Trainer": "sqat.train",
+    "start_run": "sqat.train",
     "RunConfig": "sqat.run_config",
     "DataConfig": "sqat.run_config",
     "TrainConfig": "sqat.run_config",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from sqat.run_config import RunConfig as RunConfig
     from sqat.run_config import TrainConfig as TrainConfig
     from sqat.train import Trainer as Trainer
+    from sqat.train import start_run as start_run
     from sqat.variants import head_counts as head_counts
     from sqat.variants import preset as preset
 

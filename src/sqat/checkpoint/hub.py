@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that the client is built on
 
 from sqat.config import ModelConfig
@@ -66,15 +66,19 @@ def upload(
     private: bool | None = None,
     token: str | None = None,
 ) -> str:
-    """Commit the files of a folder to a model repository, which is made first if need be; returns the commit's address.
+    """Put the files of a folder into a model repository, made first if need be, in one commit; returns its address.
 
     Raises:
         CheckpointError: the Hub refused, or could not be reached.
     """
+    folder = Path(folder)
     api = HfApi(token=token)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message=message).commit_url)
+        # Not upload_folder, which may spread what belongs together over several commits.
+        return str(api.create_commit(repo.repo_id, files, commit_message=message).commit_url)
     except _FAILURES as error:
         raise CheckpointError(f"{folder} cannot be uploaded to {repo_id!r}: {error}") from error
 

@@ -10,7 +10,7 @@ import typer
 # Sized for about two minutes on two cores.
 DEMO = {
     "model": "sqat-xs",
-    "data": {"source": "stories:20000", "validation_limit": 200},
+    "data": {"validation_limit": 200},
     "train": {
         "max_steps": 300,
         "batch_size": 32,
@@ -26,6 +26,7 @@ PROMPT = "Once upon a time"
 def demo(
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
     steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
+    stories: Annotated[int, typer.Option(help="Built-in stories to learn from.")] = 20_000,
 ) -> None:
     """Train a small SQA model on the built-in stories, then let it write one. Needs no network."""
     from sqat.cli.console import console
@@ -38,7 +39,8 @@ def demo(
 
     out = _free_folder(out)
     console.rule("1 · training on the built-in stories")
-    run_training(RunConfig.from_dict(with_overrides(DEMO, [f"train.max_steps={steps}"])), out)
+    overrides = [f"train.max_steps={steps}", f"data.source=stories:{stories}"]
+    run_training(RunConfig.from_dict(with_overrides(DEMO, overrides)), out)
     console.rule("2 · a story")
     model, tokenizer = load_with_tokenizer(list_checkpoints(out)[-1])
     print_stream(model, tokenizer, PROMPT, SamplingConfig(temperature=0.7))

@@ -91,10 +91,6 @@ class Place(NamedTuple):
         return f"{self.preposition} the"
 
 
-def _nouns(names: Sequence[str]) -> list[Noun]:
-    return [Noun(name) for name in names]
-
-
 def _places(groups: dict[str, tuple[str, ...]]) -> list[Place]:
     return [Place(name, preposition) for preposition, names in groups.items() for name in names]
 
@@ -105,47 +101,46 @@ _ANIMALS = [(name, "she") for name in words.FEMALE_ANIMALS] + [(name, "he") for 
 _ELDERS = [Person(name, name, "", *_PRONOUNS[pronoun]) for name, pronoun in words.ELDERS.items()]
 _HEROES_ARE_ANIMALS = (True, False, False, False)
 
-# What the slots of a plot are filled from.
+# The slots of a plot beside its people, with the words that fill them; slots of one line get different words.
 _SLOTS: dict[str, Sequence[Any]] = {
-    "elder": _ELDERS,
+    "colour colour2 colour3": words.COLOURS,
+    "toy toy2": words.TOYS,
     "clothing": words.CLOTHES,
     "fragile": words.FRAGILE,
+    "box": words.CONTAINERS,
     "paintable": words.PAINTABLE,
     "shells": words.SMALL_THINGS,
     "number": words.NUMBERS,
-    "box": words.CONTAINERS,
+    "food food2": [Noun(name) for name in words.FOODS],
+    "ingredient ingredient2 ingredient3": words.INGREDIENTS,
     "dish": words.DISHES,
+    "animal animal2 animal3": [Noun(name) for name in words.WILD_ANIMALS],
+    "place place2 place3": _places(words.PLACES),
     "shop": _places(words.SHOPS),
+    "spot spot2": _places(words.SPOTS),
     "hobby": words.HOBBIES,
     "one_day": words.DAYS,
 }
-# Slots that are filled from the same words and get different ones.
-_RIVAL_SLOTS: dict[tuple[str, ...], Sequence[Any]] = {
-    ("colour", "colour2", "colour3"): words.COLOURS,
-    ("toy", "toy2"): words.TOYS,
-    ("food", "food2"): _nouns(words.FOODS),
-    ("ingredient", "ingredient2", "ingredient3"): words.INGREDIENTS,
-    ("animal", "animal2", "animal3"): _nouns(words.WILD_ANIMALS),
-    ("place", "place2", "place3"): _places(words.PLACES),
-    ("spot", "spot2"): _places(words.SPOTS),
-}
+_GROUPS = {slot: (line.split(), options) for line, options in _SLOTS.items() for slot in line.split()}
 _COLOUR_OF = {"toy": "colour", "toy2": "colour2", "clothing": "colour3", "fragile": "colour3", "box": "colour3"}
 
 
-def draw_cast(draw: Draw) -> dict[str, Any]:
-    """A value for every slot a plot can name."""
-    cast: dict[str, Any] = _draw_people(draw)
-    for slot, options in _SLOTS.items():
-        cast[slot] = draw.one(options)
-    for slots, options in _RIVAL_SLOTS.items():
-        cast.update(zip(slots, draw.several(options, len(slots)), strict=True))
-    for slot, colour in _COLOUR_OF.items():
-        cast[slot] = Noun(cast[slot], cast[colour])
-    return cast
+class Cast(dict[str, Any]):
+    """The people and things of one story by slot; things are drawn when a slot is first named, as plots need few."""
+
+    def __init__(self, draw: Draw) -> None:
+        super().__init__(_draw_people(draw))
+        self._draw = draw
+
+    def __missing__(self, slot: str) -> Any:
+        slots, options = _GROUPS[slot]
+        for each, option in zip(slots, self._draw.several(options, len(slots)), strict=True):
+            self[each] = Noun(option, self[_COLOUR_OF[each]]) if each in _COLOUR_OF else option
+        return self[slot]
 
 
-def _draw_people(draw: Draw) -> dict[str, Any]:
-    """A hero, two friends of the hero's world (child or animal) and a pet; their names are different."""
+def _draw_people(draw: Draw) -> dict[str, Person]:
+    """A hero with an elder, two friends of the hero's world (child or animal) and a pet; their names are different."""
     (pet_name, pet_pronoun), *animals = draw.several(_ANIMALS, 4)
     if draw.one(_HEROES_ARE_ANIMALS):
         kinds = draw.several(words.CHARACTER_ANIMALS, 3)
@@ -153,10 +148,9 @@ def _draw_people(draw: Draw) -> dict[str, Any]:
     else:
         people = draw.several(_CHILDREN, 3)
     people.append((pet_name, draw.one(words.PETS), pet_pronoun))
-    adjectives = draw.several(words.ADJECTIVES, 4)
-    return {
+    slots = ("hero", "friend", "friend2", "pet")
+    cast = {
         slot: Person(name, kind, adjective, *_PRONOUNS[pronoun])
-        for slot, (name, kind, pronoun), adjective in zip(
-            ("hero", "friend", "friend2", "pet"), people, adjectives, strict=True
-        )
+        for slot, (name, kind, pronoun), adjective in zip(slots, people, draw.several(words.ADJECTIVES, 4), strict=True)
     }
+    return cast | {"elder": draw.one(_ELDERS)}

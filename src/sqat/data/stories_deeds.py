@@ -85,7 +85,7 @@ ERRAND = """
 @alone
 {one_day}, {hero.their} {elder} gave {hero.them} {box.a} with {food.a} in it.
 | {one_day}, {hero.their} {elder} put {food.a} in {box.a}.
-"Take this to {friend}, who is waiting {place.at} {place}," {elder.they} said.
+"Take this to your friend {friend}, who is waiting {place.at} {place}," {elder.they} said.
 | "This is for your friend {friend}," {elder.they} said. "Please bring it to the {place}."
 
 {hero} took the {box.colour} ^{box} and [walked|went] down the road.
@@ -130,10 +130,7 @@ That night, {hero}'s friend {friend} came and asked, "Where did you go?"
 | "We went to the {place}, the ^{place2} and the ^{place3}," said ^{hero}.
 "What did you see {place.at} {place}?" asked ^{friend}. "We saw {animal.article} ^{animal}," said {hero}.
 | "What did you see {place2.at} {place2}?" asked ^{friend}. "We saw {animal2.article} ^{animal2}," said {hero}.
-| "What did you see {place3.at} {place3}?" asked ^{friend}. "We saw {animal3.article} ^{animal3}," said {hero}.
-"And where was the {animal}?" asked {friend}. "It was {place.at} ^{place}," said {hero}.
-| "And where did you see the {animal2}?" asked {friend}. "That was {place2.at} ^{place2}," said {hero}.
-| "And where was the {animal3}?" asked {friend}. "It was {place3.at} ^{place3}," said {hero}.
+"And where was the {animal3}?" asked {friend}. "It was {place3.at} ^{place3}," said {hero}.
 |
 "I want to come too," said {friend}. "Then come with us next time, ^{friend}," said {hero}.
 | "How wonderful!" said {friend}. "Next time, I will come with you, ^{hero}."

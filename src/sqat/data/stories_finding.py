@@ -119,7 +119,7 @@ COUNTING = """
 {hero.They} found {number} {shells} and put them in {box.a}.
 | There {hero.they} found {number} [pretty|fine|little] {shells} and put them in {box.a}.
 {hero.They} wanted to [show|bring] them to a friend named {friend}.
-| {hero.Their} friend {friend} [would like|must see] them!
+| "My friend {friend} [will like|must see] them," {hero.they} said.
 
 But on the way, {hero} [fell down|fell over a stick], and the ^{shells} fell out.
 | On the way home, {hero} [ran too fast|did not look] and fell. All the ^{shells} fell out.
@@ -156,9 +156,9 @@ Then {hero.they} heard a [little|soft] [laugh|sound]. It came from {friend}, who
 | Then a [little|small] foot [moved|could be seen]. It was {friend}, who was still {spot.at} ^{spot}.
 "I see you, ^{friend}!" said {hero}. "But where is ^{friend2}?"
 | "I found you, ^{friend}!" said {hero}. "Now I must find ^{friend2}."
-They looked and looked. {friend2} was still {spot2.at} ^{spot2} and [did not make a sound|sat very still].
-| But {friend2} was still {spot2.at} ^{spot2} and [did not make a sound|sat very still].
-At last, {hero} [gave up|stopped]. "Come out, ^{friend2}! You [win|are the best]!"
+{hero} and ^{friend} looked and looked, but {friend2} was still {spot2.at} ^{spot2} and [made no sound|sat very still].
+| {friend2} was still {spot2.at} ^{spot2} and [made no sound|sat very still].
+At last, {hero} gave up. "Come out, ^{friend2}! You [win|are the best]!"
 | "You can come out now, ^{friend2}!" called {hero}. "You [win|are the winner]!"
 
 Out came ^{friend2}, and everyone [laughed|clapped].

@@ -35,7 +35,7 @@ Once upon a time, there were three friends named {hero}, {friend} and {friend2}.
 It was a [good|happy|lovely|wonderful] day.
 | {hero} went to bed with a [big|warm] smile.
 | {hero} was [so|very] happy.
-| And {hero} never forgot that day.
+| That night, {hero} slept very well.
 |
 |
 """,

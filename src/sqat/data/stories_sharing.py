@@ -129,7 +129,7 @@ They [mixed|stirred] it and made a [mess|big mess], but they [laughed|had fun].
 Then they waited and waited until it was ready.
 | Soon the whole house smelled [good|wonderful].
 
-"This ^{dish} is for you," they said to {hero}'s {elder}.
+"Here is your ^{dish}," they said to {hero}'s {elder}.
 | They gave the ^{dish} to {hero}'s {elder} and [waited|smiled].
 {elder.They} [ate some|took a bite] and asked, "Who brought the {ingredient}?" "That was me," said ^{hero}.
 | {elder.They} [ate some|took a bite] and asked, "Who brought the {ingredient2}?" "It was ^{friend}," said {hero}.
@@ -145,7 +145,7 @@ Once upon a time, there was {hero.a} named {hero}. {one_day}, {hero.they} saw {f
 | {one_day}, {hero.a} named {hero} went to the {place} and saw {friend.a} who was all alone.
 | {one_day}, {friend.a} sat all alone {place.at} {place}. Then {hero.a} named {hero} [came by|came along].
 | Once upon a time, {hero.a} named {hero} went to the {place} and saw {friend.a} sitting there.
-"Hello, my name is ^{hero}," said {hero}. "What is your name?"
+{hero} said, "Hello, my name is ^{hero}. What is your name?"
 | {hero} [went|walked] up to {friend.them}. "I am ^{hero}. What is your name?"
 "My name is {friend}," {friend.they} said. "I am new here, and I have no friends."
 | "I am called {friend}," {friend.they} said [in a small voice|and looked at the ground]. "I do not know anyone here."

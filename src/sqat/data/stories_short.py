@@ -33,7 +33,7 @@ In the morning, there was {box.a} next to the bed.
 {hero} opened the ^{box}. There was {toy.article} ^{toy.colour} ^{toy} in it!
 | In the ^{box.colour} ^{box} was {toy.article} ^{toy.colour} ^{toy}!
 "The star heard me!" said {hero} and showed the ^{toy} to {hero.their} ^{elder}, who only smiled.
-| {hero} ran to {hero.their} ^{elder}. "Look, I have {toy.article} ^{toy}!" {hero.Their} {elder} only smiled.
+| {hero} ran to {hero.their} ^{elder}. "Look at my ^{toy}!" {hero.Their} {elder} only smiled.
 @smile
 """
 
@@ -42,16 +42,16 @@ ON_THE_ROOF = """
 {one_day}, they [took|brought] {toy.a} to the {place} and [threw it up in the air|played with it].
 | {one_day}, they were playing with {toy.a} {place.at} {place}.
 {hero} threw it too high, and the ^{toy} landed on a roof.
-| Then a strong wind came, and the ^{toy} flew up on a roof.
+| Then a strong wind came, and the ^{toy} flew onto a roof.
 "How can we get the ^{toy} down?" asked {hero}.
 | "Oh no, now the ^{toy} is lost!" said {hero}.
 
 {friend} ran to {hero}'s {elder} and asked for a ladder.
 | "I will get help," said {friend} and ran to {hero}'s {elder}.
 Soon {hero}'s ^{elder} came with a [long|tall] ladder. {friend} climbed up and threw down the ^{toy.colour} ^{toy}.
-| {hero}'s ^{elder} brought a [long|tall] ladder, and {friend} climbed up to the ^{toy.colour} ^{toy}.
+| {hero}'s ^{elder} brought a [long|tall] ladder, and {friend} climbed up to get the ^{toy.colour} ^{toy}.
 "You are so brave, ^{friend}!" said {hero}.
-| "Thank you, ^{friend}!" said {hero}. "I will not do that again."
+| "Thank you, ^{friend}!" said {hero}. "You are so brave."
 After that, they played with the ^{toy} on the ground.
 | Then they went home from the ^{place} and [sang|laughed] all the way.
 |

@@ -12,7 +12,7 @@ import re
 from functools import cache
 from itertools import product
 
-from sqat.data.stories_cast import Draw, draw_cast
+from sqat.data.stories_cast import Cast, Draw
 from sqat.data.stories_shared import SHARED
 
 RECALL_MARK = "^"
@@ -49,7 +49,7 @@ def _wordings(line: str) -> list[str]:
 
 def tell(plot: str, draw: Draw) -> str:
     """A story of this plot with a cast of its own; recall points are still marked."""
-    cast = draw_cast(draw)
+    cast = Cast(draw)
     paragraphs = []
     for paragraph in parse(plot):
         # A way is drawn before its wording: a line with many choices shall not crowd out the others.

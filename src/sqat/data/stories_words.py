@@ -45,8 +45,8 @@ FOODS = _list("""
     apple egg cookie cake pie sandwich muffin pear plum banana carrot pancake bun peach cupcake donut melon waffle
     pretzel tomato
 """)
-INGREDIENTS = _list("flour milk butter sugar honey cream salt cinnamon chocolate jam rice oil")
-DISHES = _list("pudding stew soup pizza tart loaf")
+INGREDIENTS = _list("flour milk butter sugar honey cream cinnamon chocolate jam vanilla cocoa raisins")
+DISHES = _list("pudding tart loaf custard strudel cobbler")
 
 # Where one can go, where food is to be had, and where something can be hidden at home, by the preposition to use.
 PLACES = {

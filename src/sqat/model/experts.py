@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sqat.model.dropout import dropout_mask
 from sqat.model.feedforward import ACTIVATIONS
 
 
@@ -102,7 +103,7 @@ class _SortedExperts(torch.autograd.Function):
         for e, rows in enumerate(spans):
             hidden = F.linear(x[token[rows]], fc1[e], _row(fc1_bias_EI, e, compute))
             activated = _activate(hidden, activation, gated)
-            noise = torch.empty_like(activated).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
+            noise = dropout_mask(activated, dropout) if dropout else None
             if noise is not None:
                 activated *= noise
             y_sorted[rows] = F.linear(activated, fc2[e], _row(fc2_bias_ED, e, compute))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqat.config import ModelConfig
+from sqat.model.dropout import dropout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -42,4 +43,4 @@ class FeedForward(nn.Module):
             hidden = linear * self.activation(gate)
         else:
             hidden = self.activation(hidden)
-        return self.fc2(F.dropout(hidden, self.dropout, self.training))
+        return self.fc2(dropout(hidden, self.dropout, self.training))

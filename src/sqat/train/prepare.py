@@ -98,6 +98,8 @@ def cached_tokenizer(source: Source, vocab_size: int, cache_dir: str | Path | No
     folder = Path(cache_dir or default_cache()) / "tokenizers" / key
     if (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
+    if next(source.documents(), None) is None:
+        raise DataError(f"{source.name} has no documents to train a tokenizer on")
     tokenizer = train_tokenizer(islice(source.documents(), TOKENIZER_DOCUMENTS), vocab_size)
     with write_folder(folder) as temporary:
         tokenizer.save(temporary)

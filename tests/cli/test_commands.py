@@ -1,0 +1,182 @@
+"""The command line as a user meets it; commands run in a process of their own where that matters, else in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sqat.cli import main
+
+TINY = [
+    *("--data", "stories:61", "--batch-size", "5", "--steps", "3"),
+    *("--set", "data.validation_limit=11", "--set", "train.precision=float32", "--set", "train.tensorboard=false"),
+]
+SMALL_MODEL = """
+model: {preset: sqat-xs, vocab_size: 307, hidden_size: 20, head_dim: 10, num_query_heads: 2, num_kv_heads: 1,
+        num_layers: 1, intermediate_size: 11, context_length: 31}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "small.yaml").write_text(SMALL_MODEL)
+
+
+@pytest.fixture
+def sqat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`sqat("info", "sqat-mm")` gives (exit code, standard output, standard error)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sqat", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+Sqat = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_folder(sqat: Sqat) -> str:
+    assert sqat("train", "small.yaml", *TINY, "--out", "run")[0] == 0
+    return "run"
+
+
+def test_train_evaluate_generate_info_convert(sqat: Sqat, run_folder: str) -> None:
+    code, out, _ = sqat("evaluate", run_folder, "--data", "stories:7", "--json")
+    figures = json.loads(out)
+    assert code == 0
+    assert figures["loss"] > 0
+    assert figures["card_loss"] > 0
+
+    code, out, _ = sqat("generate", run_folder, "Once upon", "--max-tokens", "5", "--seed", "3")
+    assert code == 0
+    assert out.startswith("Once upon")
+
+    code, out, _ = sqat("info", run_folder)
+    assert "2 query, 1 key/value heads of 10" in out
+
+    assert sqat("convert", run_folder, "--out", "native", "--layout", "sqat")[0] == 0
+    assert sqat("generate", "native", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
+
+
+def test_streamed_and_json_answers_agree(sqat: Sqat, run_folder: str) -> None:
+    options = ("--max-tokens", "7", "--seed", "5")
+    _, streamed, _ = sqat("generate", run_folder, "One day", *options)
+    _, out, _ = sqat("generate", run_folder, "One day", *options, "--json")
+    answer = json.loads(out)
+    assert streamed == f"One day{answer['text']}\n"
+    assert set(answer) == {"prompt", "text", "tokens", "finish_reason"}
+
+
+def test_many_prompts_and_answers(sqat: Sqat, run_folder: str) -> None:
+    Path("prompts.txt").write_text("One day\n\nTwo dogs\nA\n")
+    code, out, _ = sqat("generate", run_folder, "--prompts", "prompts.txt", "-n", "2", "--max-tokens", "3", "--json")
+    assert code == 0
+    prompts = [json.loads(line)["prompt"] for line in out.splitlines()]
+    assert prompts == ["One day", "One day", "Two dogs", "Two dogs", "A", "A"]
+
+
+def test_prompts_from_standard_input(run_folder: str) -> None:
+    command = [sys.executable, "-m", "sqat", "generate", run_folder, "--prompts", "-", "--max-tokens", "3", "--json"]
+    result = subprocess.run(command, input="One\nTwo\n", capture_output=True, text=True, check=True)
+    assert [json.loads(line)["prompt"] for line in result.stdout.splitlines()] == ["One", "Two"]
+
+
+def test_resume_after_sigterm_matches_an_uninterrupted_run() -> None:
+    command = [sys.executable, "-m", "sqat", "train", "small.yaml", *TINY, "--steps", "60"]
+    process = subprocess.Popen([*command, "--out", "parts"], stdout=subprocess.PIPE)
+    log = Path("parts/metrics.jsonl")
+    while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None, "ended before it could be stopped"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"--resume" in out or b"60/60" in out  # it may have been done already
+    subprocess.run([*command, "--out", "parts", "--resume"], check=True, capture_output=True)
+    subprocess.run([*command, "--out", "whole"], check=True, capture_output=True)
+    ends = [Path(folder, "checkpoints/step-00000060/model.safetensors").read_bytes() for folder in ("parts", "whole")]
+    assert ends[0] == ends[1]
+
+
+def test_demo_ends_with_three_commands(sqat: Sqat) -> None:
+    code, out, _ = sqat("demo", "--out", "demo", "--steps", "1", "--stories", "53")
+    assert code == 0
+    assert "step 0: validation loss" in out
+    assert "step 1: validation loss" in out
+    assert "Once upon a time" in out
+    commands = [line for line in out.splitlines() if line.startswith(".venv/bin/sqat ")]
+    assert len(commands) == 3
+    assert sqat("info", "demo")[0] == 0
+
+
+def test_tokenizer_train_and_encode(sqat: Sqat) -> None:
+    code, out, _ = sqat("tokenizer", "train", "stories:31", "--out", "tok", "--vocab-size", "300")
+    assert code == 0
+    assert out.startswith("300 entries")
+    code, out, _ = sqat("tokenizer", "encode", "tok", "the cat")
+    assert "".join(eval(line.split(None, 1)[1]) for line in out.splitlines()) == "the cat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "sqat-mmm"), "unknown preset 'sqat-mmm'; did you mean 'sqat-mm'?"),
+        (("train", "missing.yaml"), "no configuration file at missing.yaml"),
+        (("train", "sqat-xs", "--data", "./nothing.txt"), "nothing.txt"),
+        (("train", "sqat-xs", "--set", "train.learning_rat=1"), "did you mean 'learning_rate'?"),
+        (("train", "sqat-xs", "--lr", "-1"), "TrainConfig.learning_rate is -1.0, but must be positive"),
+        (("train", "sqat-xs", "--set", "nonsense"), "must look like train.learning_rate=1e-3"),
+        (("generate", "nowhere"), "nowhere is neither a checkpoint"),
+        (("generate", "nowhere", "--top-p", "0"), "SamplingConfig.top_p is 0.0, but must be above 0"),
+        (("generate", "nowhere", "-n", "0"), "-n is 0, but must be at least 1"),
+        (("generate", "nowhere", "hi", "--prompts", "x"), "use one of them"),
+        (("evaluate", "nowhere", "--batch-size", "0"), "--batch-size is 0, but must be at least 1"),
+        (("info", "nothing"), "unknown preset 'nothing'"),
+        (("info", "sqat-mm", "--context", "0"), "--context is 0, but must be at least 1"),
+        (("tokenizer", "train", "stories:3", "--out", "t", "--vocab-size", "9"), "vocab_size is 9"),
+        (("convert", "nowhere", "--out", "there"), "nowhere is neither a checkpoint"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(sqat: Sqat, arguments: tuple[str, ...], message: str) -> None:
+    code, _, err = sqat(*arguments)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_convert_does_not_overwrite(sqat: Sqat, run_folder: str) -> None:
+    code, _, err = sqat("convert", run_folder, "--out", run_folder)
+    assert (code, "choose a folder that does not" in err) == (1, True)
+
+
+def test_model_that_the_originals_layout_cannot_hold(sqat: Sqat, run_folder: str) -> None:
+    code, _, err = sqat("convert", run_folder, "--out", "original")
+    assert code == 1
+    assert "tie_embeddings is True, but RxNN's layout holds models with tie_embeddings False only" in err
+    assert not Path("original").exists()
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['sqat', '--help']\ntry:\n import sqat.cli; sqat.cli.main()\nexcept SystemExit: pass\n"
+    )
+    code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ)

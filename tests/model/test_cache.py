@@ -1,0 +1,50 @@
+"""The key/value cache: what it returns, when it is full, and whose positions it counts."""
+
+import pytest
+import torch
+
+from sqat.model import KVCache
+
+
+def test_returns_everything_appended(tiny_config):
+    layer = KVCache(tiny_config(), 5, 11).layers[1]
+    keys, values = torch.randn(2, 5, 3, 11, 10)
+    for start, stop in [(0, 7), (7, 8), (8, 11)]:
+        found = layer.append(keys[:, :, start:stop], values[:, :, start:stop])
+        assert layer.length == stop
+        torch.testing.assert_close(found, (keys[:, :, :stop], values[:, :, :stop]), rtol=0, atol=0)
+
+
+def test_memory_is_taken_once(tiny_config):
+    layer = KVCache(tiny_config(), 5, 11).layers[0]
+    memory = layer.keys.data_ptr()
+    keys, _ = layer.append(torch.randn(5, 3, 4, 10), torch.randn(5, 3, 4, 10))
+    assert keys.data_ptr() == layer.keys.data_ptr() == memory
+
+
+def test_full(tiny_config):
+    layer = KVCache(tiny_config(), 5, 11).layers[0]
+    nine = torch.zeros(5, 3, 9, 10)
+    layer.append(nine, nine)
+    with pytest.raises(ValueError, match="cache holds 11 positions, but 18 are needed"):
+        layer.append(nine, nine)
+    assert layer.length == 9
+
+
+def test_positions_follow_what_is_filled(tiny_config):
+    cache = KVCache(tiny_config(), 2, 11)
+    assert cache.positions(3).tolist() == [0, 1, 2]
+    for layer in cache.layers:
+        layer.append(torch.zeros(2, 3, 5, 10), torch.zeros(2, 3, 5, 10))
+    assert cache.length == 5
+    assert cache.positions(2).tolist() == [5, 6]
+
+
+def test_positions_count_from_the_first_real_token(tiny_config):
+    cache = KVCache(tiny_config(), 2, 11, padding_B=torch.tensor([0, 3]))
+    assert cache.positions(5).tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
+
+
+def test_type_and_size(tiny_config):
+    cache = KVCache(tiny_config(num_layers=4), 5, 11, dtype=torch.bfloat16)
+    assert [(layer.keys.shape, layer.values.dtype) for layer in cache.layers] == [((5, 3, 11, 10), torch.bfloat16)] * 4

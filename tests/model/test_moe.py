@@ -1,0 +1,120 @@
+"""The router, and its statistics."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from sqat.model.experts import ExpertWeights, run_experts_naive
+from sqat.model.feedforward import FeedForward
+from sqat.model.moe import MoE, RouterStats, router_stats
+
+B, T, D, E, K = 5, 11, 23, 7, 2
+
+
+@pytest.fixture
+def moe(tiny_config):
+    return make_moe(tiny_config(moe=True, feedforward_bias=True))
+
+
+def make_moe(config) -> MoE:
+    layer = MoE(config)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.3)
+    return layer
+
+
+def routed(probs_NE, k=K, real_N=None) -> RouterStats:
+    selected_Nk, experts_Nk = probs_NE.topk(k)
+    return router_stats(probs_NE, selected_Nk, experts_Nk, real_N)
+
+
+def test_equals_the_definition(moe):
+    x = torch.randn(B, T, D)
+    weights = ExpertWeights(moe.fc1_weight, moe.fc1_bias, moe.fc2_weight, moe.fc2_bias)
+    likeliest = functional.linear(x, moe.router.weight).flatten(0, 1).topk(K)
+    expected = run_experts_naive(
+        x.flatten(0, 1), likeliest.indices, likeliest.values.softmax(dim=-1), weights, "silu", True
+    )
+    out, _ = moe(x)
+    torch.testing.assert_close(out, expected.view(B, T, D), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("experts", "k"), [(1, 1), (7, 2), (3, 3)])
+def test_equal_experts_are_one_feedforward(tiny_config, experts, k):
+    """The weights of a token's experts sum to one."""
+    config = tiny_config(num_experts=experts, experts_per_token=k, feedforward_bias=True)
+    dense, moe = FeedForward(config), make_moe(config)
+    with torch.no_grad():
+        for name, parameter in dense.named_parameters():
+            moe.get_parameter(name.replace(".", "_")).copy_(parameter.expand(experts, *parameter.shape))
+    x = torch.randn(B, T, D)
+    torch.testing.assert_close(moe(x)[0], dense(x))
+
+
+def test_dropout_acts_in_training_only(tiny_config):
+    moe = make_moe(tiny_config(moe=True, feedforward_dropout=0.5))
+    x = torch.randn(B, T, D)
+    assert not moe(x)[0].equal(moe(x)[0])
+    moe.eval()
+    assert moe(x)[0].equal(moe(x)[0])
+
+
+def test_routing_is_decided_in_full_precision(moe):
+    x = torch.randn(B, T, D)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, lower = moe(x)
+    torch.testing.assert_close(lower, moe(x)[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_type_is_kept(moe, dtype):
+    assert moe.to(dtype)(torch.randn(B, T, D, dtype=dtype))[0].dtype == dtype
+
+
+class TestStatistics:
+    def test_sums(self, moe):
+        probs_NE = functional.linear(torch.randn(T, D), moe.router.weight).softmax(dim=-1)
+        stats = routed(probs_NE)
+        chosen_NE = torch.zeros_like(probs_NE).scatter(1, probs_NE.topk(K).indices, 1.0)
+        torch.testing.assert_close(stats.load_E, chosen_NE.sum(dim=0))
+        torch.testing.assert_close(stats.probability_E, probs_NE.sum(dim=0))
+        torch.testing.assert_close(stats.selected_E, (probs_NE * chosen_NE).sum(dim=0))
+        torch.testing.assert_close(stats.entropy, torch.distributions.Categorical(probs_NE).entropy().sum())
+        assert stats.tokens == T
+
+    def test_batches_add_up(self, moe):
+        x = torch.randn(B, T, D)
+        whole, first, second = (moe(part)[1] for part in (x, x[:2], x[2:]))
+        torch.testing.assert_close(RouterStats(*(a + b for a, b in zip(first, second, strict=True))), whole)
+
+    def test_padding_does_not_count(self, moe):
+        x, real = torch.randn(B, T, D), torch.rand(B, T) < 0.6
+        torch.testing.assert_close(moe(x, real)[1], moe(x[real].unsqueeze(0))[1])
+        assert moe(x, real)[0].equal(moe(x)[0])  # it is routed all the same
+
+    def test_balanced(self):
+        stats = routed(torch.full((E * 3, E), 1 / E), k=E)
+        assert stats.load_E.tolist() == [E * 3] * E
+        torch.testing.assert_close(stats.entropy / stats.tokens, torch.tensor(math.log(E)))
+
+    def test_collapsed(self):
+        stats = routed(functional.one_hot(torch.full((T,), 4), E).float(), k=1)
+        assert (
+            stats.load_E.tolist() == stats.probability_E.tolist() == stats.selected_E.tolist() == [0, 0, 0, 0, T, 0, 0]
+        )
+        assert stats.entropy == 0
+
+    def test_gradients_flow_through_probabilities_alone(self, moe):
+        stats = moe(torch.randn(B, T, D))[1]
+        differentiable = {field for field, value in stats._asdict().items() if value.requires_grad}
+        assert differentiable == {"probability_E", "selected_E"}
+        for field in differentiable:
+            (gradient,) = torch.autograd.grad(getattr(stats, field)[0], moe.router.weight, retain_graph=True)
+            assert gradient.abs().max() > 0
+
+    def test_the_router_learns_from_the_output(self, moe):
+        moe(torch.randn(B, T, D))[0].square().sum().backward()
+        assert moe.router.weight.grad.abs().max() > 0

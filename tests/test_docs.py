@@ -1,0 +1,63 @@
+"""What README and docs show must work: Python examples are run, commands are parsed, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from sqat.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def needs_hub(code: str) -> bool:
+    return "ReactiveAI/" in code  # run against a local Hub in tests/rxnn
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
+    namespace: dict[str, object] = {}
+    for code in blocks(page, "python"):
+        if not needs_hub(code):
+            exec(compile(code, page.name, "exec"), namespace)
+
+
+def commands() -> list[tuple[str, str]]:
+    lines = [(page.name, line) for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    return [
+        (name, line.split("  #")[0].strip()) for name, line in lines if line.startswith("sqat ") and "MODEL" not in line
+    ]
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: value)
+def test_commands_parse(page: str, line: str) -> None:
+    command = get_command(app)
+    arguments = shlex.split(line)[1:]
+    while hasattr(command, "commands"):
+        command = command.commands[arguments.pop(0)]
+    command.make_context("sqat", arguments)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in re.findall(r"^make (.*?)(?:  #|$)", block, re.MULTILINE):
+                assert set(line.split()) <= targets, (page.name, line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sqat.errors import ConfigError
+from sqat.run_config import RunConfig
+from sqat.train import start_run
+from sqat.train.callbacks import ProgressBar, TensorBoard, tensorboard_available
+
+
+def test_tensorboard_gets_what_the_log_gets(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    if not tensorboard_available():
+        pytest.skip("tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    start_run(run_config(max_steps=3, tensorboard=True), tmp_path / "run").train()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert events.Scalars("validation/card_loss")[0].value == pytest.approx(lines[-1]["card_loss"])
+
+
+def test_missing_tensorboard_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"sqat\[tensorboard\]"):
+        TensorBoard(tmp_path)
+
+
+def test_log_lines_past_the_resumed_step_are_dropped(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = run_config(max_steps=3)
+    start_run(config, tmp_path / "run").train()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole + '{"kind": "train", "step": 4, "loss": 1}\n{"kind": "tr')  # a crash after the checkpoint
+    start_run(config, tmp_path / "run", resume=True).train()
+    assert metrics.read_text() == whole
+
+
+def test_progress_bar_shows_step_loss_and_rate(
+    run_config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_run(run_config(max_steps=3), tmp_path / "run", callbacks=[ProgressBar()]).train()
+    shown = capsys.readouterr().out
+    assert "3/3" in shown
+    assert "loss" in shown
+    assert "tokens/s" in shown
+    assert "step 3: validation loss" in shown

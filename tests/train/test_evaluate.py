@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sqat.data.tokenizer import train_tokenizer
+from sqat.data.tokens import TokenFile, build_tokens
+from sqat.model import Decoder
+from sqat.train.evaluate import evaluate
+
+CONTEXT = 13
+
+
+class Texts:
+    name = "texts"
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+
+    def documents(self) -> list[str]:
+        return list(self.texts)
+
+    def fingerprint(self) -> str:
+        return repr(self.texts)
+
+
+TEXTS = ["short one", "a document that is longer than the context of thirteen tokens", "ünïcode", "x" * 40]
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    return build_tokens(Texts(*TEXTS), train_tokenizer(TEXTS, 263), tmp_path / "tokens")
+
+
+@pytest.fixture
+def model(tiny_model: Callable[..., Decoder]) -> Decoder:
+    return tiny_model(moe=True, vocab_size=263, tie_embeddings=False, head_bias=True)
+
+
+def naive(model: Decoder, windows: list[list[int]]) -> tuple[float, float, int]:
+    """Sums over one window at a time, without padding."""
+    loss, correct, count = 0.0, 0.0, 0
+    for window in windows:
+        logits = model(torch.tensor([window[:-1]])).logits[0]
+        targets = torch.tensor(window[1:])
+        loss += F.cross_entropy(logits, targets, reduction="sum").item()
+        correct += (logits.argmax(-1) == targets).sum().item()
+        count += len(targets)
+    return loss, correct, count
+
+
+@torch.no_grad()
+def test_every_real_token_counts_once(model: Decoder, tokens: TokenFile) -> None:
+    documents = [tokens.document(i).tolist() for i in range(len(tokens))]
+    windows = [d[start : start + CONTEXT + 1] for d in documents for start in range(0, len(d) - 1, CONTEXT)]
+    loss, correct, count = naive(model, windows)
+    result = evaluate(model, tokens, context_length=CONTEXT, batch_size=3)
+    assert result.targets == count == tokens.num_tokens - len(tokens)
+    assert result.loss == pytest.approx(loss / count, rel=1e-5)
+    assert result.accuracy == pytest.approx(correct / count)
+    text_bytes = sum(len(text.encode()) for text in TEXTS)
+    assert result.bits_per_byte == pytest.approx(loss / math.log(2) / text_bytes, rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(loss / count), rel=1e-5)
+
+
+@torch.no_grad()
+def test_card_figures_count_padding(model: Decoder, tokens: TokenFile) -> None:
+    pad, eos = 0, 3
+    rows = [tokens.document(i).tolist() for i in range(len(tokens))]
+    rows = [[*row[: CONTEXT - 1], eos] if len(row) > CONTEXT else row + [pad] * (CONTEXT - len(row)) for row in rows]
+    loss, correct, count = naive(model, rows)
+    result = evaluate(model, tokens, context_length=CONTEXT)
+    assert count == len(TEXTS) * (CONTEXT - 1)
+    assert result.card_loss == pytest.approx(loss / count, rel=1e-5)
+    assert result.card_accuracy == pytest.approx(correct / count)
+
+
+def test_batch_size_changes_nothing(model: Decoder, tokens: TokenFile) -> None:
+    one, many = (evaluate(model, tokens, context_length=CONTEXT, batch_size=n) for n in (1, 7))
+    assert one.loss == pytest.approx(many.loss, rel=1e-6)
+    assert one.router_entropy == pytest.approx(many.router_entropy, rel=1e-5)
+    for a, b in zip(one.router_load, many.router_load, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+        assert sum(a) == pytest.approx(1)
+
+
+def test_summary_says_which_figures_are_which(model: Decoder, tokens: TokenFile) -> None:
+    assert "with padding counted, as the card: loss" in evaluate(model, tokens).summary()
+    assert "card" not in evaluate(model, tokens, card_metrics=False).summary()
+
+
+def test_training_mode_is_restored(model: Decoder, tokens: TokenFile) -> None:
+    model.train()
+    evaluate(model, tokens, card_metrics=False)
+    assert model.training

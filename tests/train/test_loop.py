@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sqat.errors import CheckpointError, ConfigError, TrainingError
+from sqat.run_config import RunConfig
+from sqat.train import Trainer, start_run
+from sqat.train.callbacks import Callback
+from sqat.train.checkpoints import best_checkpoint, latest_checkpoint, list_checkpoints
+
+TIMES = ("tokens_per_second", "data_wait")
+
+
+class At(Callback):
+    """Does something after a step."""
+
+    def __init__(self, step: int, action: Callable[[Trainer], Any]) -> None:
+        self.step, self.action = step, action
+
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.state.step == self.step:
+            self.action(trainer)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+
+
+@pytest.mark.parametrize("mode", ["packed", "rows"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_resumed_run_is_uninterrupted_run_to_the_bit(
+    run_config: Callable[..., RunConfig], tmp_path: Path, mode: str, precision: str
+) -> None:
+    config = run_config(
+        max_steps=7, evaluate_every=3, precision=precision, gradient_accumulation=2, data={"mode": mode}
+    )
+    whole = start_run(config, tmp_path / "whole")
+    whole.train()
+
+    interrupted = start_run(config, tmp_path / "parts", callbacks=[At(4, lambda trainer: trainer.interrupt("test"))])
+    interrupted.train()
+    assert interrupted.state.step == 4
+    torch.rand(13)  # whatever else uses the generator in between
+    resumed = start_run(config, tmp_path / "parts", resume=True)
+    resumed.train()
+
+    expected, got = weights(whole), weights(resumed)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert whole.state == resumed.state
+    assert log(tmp_path / "whole") == log(tmp_path / "parts")
+
+
+def test_training_lowers_the_loss(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    trainer = start_run(run_config(max_steps=40, learning_rate=1e-2, evaluate_first=True), tmp_path / "run")
+    after = trainer.train()
+    before, *_, last = [record for record in log(tmp_path / "run") if record["kind"] == "validation"]
+    assert after is not None
+    assert last["loss"] == after.loss < 0.9 * before["loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_leave(run_config: Callable[..., RunConfig], tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    send = At(2, lambda trainer: os.kill(os.getpid(), number))
+    trainer = start_run(run_config(), tmp_path / "run", callbacks=[send])
+    trainer.train()
+    assert trainer.interrupted
+    assert trainer.stop_reason == f"{number.name} received"
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
+    assert signal.getsignal(number) == before
+
+
+def test_epochs_cover_every_target_once(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    trainer = start_run(run_config(max_steps=None, epochs=2, gradient_accumulation=3), tmp_path / "run")
+    trainer.train()
+    tokens = trainer.batches.tokens
+    assert trainer.state.data == (2, 0)
+    # Every token but the last of a document has a next one, wherever rows are cut.
+    assert trainer.state.tokens == 2 * (tokens.num_tokens - len(tokens))
+
+
+def test_token_limit_stops_and_evaluates(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    trainer = start_run(run_config(max_tokens=200), tmp_path / "run")
+    assert trainer.train() is not None
+    assert trainer.state.step == 2
+    assert trainer.stop_reason == "token limit 200 reached"
+    assert not trainer.state.finished
+
+
+def test_rotation_keeps_newest_and_best(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    def spoil(trainer: Trainer) -> None:
+        with torch.no_grad():
+            trainer.model.embedding.weight.normal_(std=9.0)
+
+    config = run_config(max_steps=6, evaluate_every=1, checkpoint_every=1, keep_checkpoints=2)
+    start_run(config, tmp_path / "run", callbacks=[At(3, spoil)]).train()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"step-0000000{n}" for n in (2, 5, 6)]
+    assert best_checkpoint(tmp_path / "run").name == "step-00000002"
+
+
+def test_a_finished_run_stays_as_it_is(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = run_config(max_steps=3)
+    first = start_run(config, tmp_path / "run")
+    first.train()
+    written = log(tmp_path / "run")
+    again = start_run(config, tmp_path / "run", resume=True)
+    assert again.train() is None
+    assert log(tmp_path / "run") == written
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values(), strict=True))
+
+
+def test_nonfinite_loss_is_an_error_and_saves_nothing(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    def poison(trainer: Trainer) -> None:
+        with torch.no_grad():
+            trainer.model.embedding.weight.fill_(float("nan"))
+
+    trainer = start_run(run_config(checkpoint_every=1), tmp_path / "run", callbacks=[At(2, poison)])
+    with pytest.raises(TrainingError, match="the loss is nan at step 3"):
+        trainer.train()
+    assert latest_checkpoint(tmp_path / "run").name == "step-00000002"
+
+
+def test_gradient_checkpointing_changes_nothing(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    runs = []
+    for recompute in (False, True):
+        trainer = start_run(run_config(gradient_checkpointing=recompute), tmp_path / str(recompute))
+        trainer.train()
+        runs.append(weights(trainer))
+    for name, tensor in runs[0].items():
+        torch.testing.assert_close(runs[1][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_folder_of_another_run_is_refused(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    start_run(run_config(max_steps=1), tmp_path / "run").train()
+    with pytest.raises(ConfigError, match=r"holds a run already: resume it \(--resume\)"):
+        start_run(run_config(max_steps=1), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"train.max_steps is 2, but the run in .* has 1"):
+        start_run(run_config(max_steps=2), tmp_path / "run", resume=True)
+    start_run(run_config(max_steps=1, log_every=3), tmp_path / "run", resume=True)  # changes nothing that is computed
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="must be a folder"):
+        start_run(run_config(), tmp_path / "file")
+
+
+def test_damaged_state_names_the_file(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = run_config(max_steps=1)
+    start_run(config, tmp_path / "run").train()
+    tensors = latest_checkpoint(tmp_path / "run") / "training.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=r"training\.safetensors is missing, damaged or truncated"):
+        start_run(config, tmp_path / "run", resume=True)
+
+
+def test_missing_gpu_is_named(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    with pytest.raises(ConfigError, match="device is 'cuda', but no GPU is available"):
+        start_run(run_config(device="cuda"), tmp_path / "run")

@@ -1,0 +1,170 @@
+"""One optimisation step: micro-batches count as one batch, and the fast paths train as the naive ones."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sqat.data.batches import IGNORE, Batch
+from sqat.data.tokenizer import PAD
+from sqat.model import Decoder
+from sqat.model.experts import run_experts_naive
+from sqat.train.loss import cross_entropy_naive, router_loss
+from sqat.train.step import StepSums, TrainingLoss, train_step
+
+T, V = 11, 41
+
+
+def draw(rows: int) -> Batch:
+    """Rows padded to different lengths at the end, as batches of mode "rows"."""
+    inputs = torch.randint(4, V, (rows, T))
+    lengths = torch.randint(3, T + 1, (rows, 1))
+    inputs[torch.arange(T) >= lengths] = PAD
+    targets = inputs.roll(-1, dims=1).masked_fill(torch.arange(1, T + 1) >= lengths, IGNORE)
+    return Batch(inputs, targets, None, None)
+
+
+def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
+    return [
+        Batch(*parts, None, None) for parts in zip(batch.inputs.split(sizes), batch.targets.split(sizes), strict=True)
+    ]
+
+
+class Engine:
+    """Runs steps of a model, without clipping, and keeps the gradients of the last one."""
+
+    def __init__(
+        self, model: Decoder, make: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, lr: float = 0.1, **options
+    ) -> None:
+        self.task = TrainingLoss(model.train(), **options)
+        self.optimizer = make(model.parameters(), lr=lr)
+        self.gradients: list[Tensor] = []
+
+    def clip(self) -> Tensor:
+        self.gradients = [parameter.grad.clone() for parameter in self.task.parameters()]
+        return nn.utils.get_total_norm(self.gradients)
+
+    def run(self, *micro_batches: Batch) -> StepSums:
+        total = sum(batch.num_targets for batch in micro_batches)
+        return train_step(
+            self.task,
+            micro_batches,
+            self.optimizer,
+            total_targets=total,
+            backward=lambda loss: loss.backward(),
+            clip=self.clip,
+        )
+
+
+@pytest.mark.parametrize("sizes", [[1] * 7, [2, 5], [4, 2, 1]], ids=str)
+@pytest.mark.parametrize("moe", [False, True])
+def test_micro_batches_are_one_batch(tiny_config, moe, sizes):
+    batch = draw(7)
+    engines = []
+    for micro_batches in ([batch], split(batch, sizes)):
+        torch.manual_seed(3)
+        engine = Engine(Decoder(tiny_config(moe)), router_loss="none")
+        engines.append((engine, engine.run(*micro_batches)))
+    (whole, whole_sums), (parts, parts_sums) = engines
+    torch.testing.assert_close(parts.gradients, whole.gradients, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts_sums, whole_sums, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(list(parts.task.parameters()), list(whole.task.parameters()), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["balanced", "card"])
+def test_router_loss_of_micro_batches_is_averaged(tiny_config, kind):
+    engine, micro_batches = Engine(Decoder(tiny_config(moe=True)), router_loss=kind), split(draw(7), [2, 5])
+    each = [engine.task(batch, 1, 1.0)[2] for batch in micro_batches]
+    torch.testing.assert_close(engine.run(*micro_batches).router_loss, torch.stack(each).mean())
+
+
+@pytest.mark.parametrize("kind", ["balanced", "card", "none"])
+def test_a_batch_given_twice_is_the_batch(tiny_config, kind):
+    batch, model = draw(7), Decoder(tiny_config(moe=True))
+    once, twice = (Engine(model, lr=0.0, router_loss=kind, router_loss_weight=5.0) for _ in range(2))
+    once.run(batch)
+    twice.run(batch, batch)
+    torch.testing.assert_close(twice.gradients, once.gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_sums_count_targets(tiny_config):
+    batch = draw(7)
+    sums = Engine(Decoder(tiny_config())).run(batch)
+    assert sums.targets == batch.num_targets == (batch.targets != IGNORE).sum()
+    assert 0 <= sums.correct <= sums.targets
+    assert sums.router == ()
+    assert sums.router_loss == 0
+    assert not sums.loss.requires_grad
+
+
+def test_gradient_norm_is_the_one_clip_returns(tiny_config):
+    engine = Engine(Decoder(tiny_config()))
+    sums = engine.run(draw(7))
+    torch.testing.assert_close(sums.grad_norm, torch.cat([g.flatten() for g in engine.gradients]).norm())
+
+
+def test_gradients_are_gone_after_the_step(tiny_config):
+    engine = Engine(Decoder(tiny_config()))
+    engine.run(draw(7))
+    assert all(parameter.grad is None for parameter in engine.task.parameters())
+
+
+@pytest.mark.parametrize(("kind", "counts_padding"), [("balanced", False), ("none", False), ("card", True)])
+def test_padding_counts_for_routers_the_card_s_way_only(tiny_config, kind, counts_padding):
+    batch = draw(7)
+    sums = Engine(Decoder(tiny_config(moe=True)), router_loss=kind).run(batch)
+    expected = batch.inputs.numel() if counts_padding else int((batch.inputs != PAD).sum())
+    assert [int(layer.tokens) for layer in sums.router] == [expected] * 2
+    assert [int(layer.load_E.sum()) for layer in sums.router] == [expected * 2] * 2
+
+
+@pytest.mark.parametrize("kind", ["balanced", "card", "none"])
+def test_the_loss_is_cross_entropy_and_weighted_router_loss(tiny_config, kind):
+    batch, model = draw(7), Decoder(tiny_config(moe=True)).train()
+    loss, sums, auxiliary, router = TrainingLoss(model, kind, router_loss_weight=0.3)(batch, 13, 0.5)
+    logits = model(batch.inputs).logits
+    cross_entropy = nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    torch.testing.assert_close(sums.loss, cross_entropy)
+    expected = 0.0 if kind == "none" else router_loss(router, kind)
+    torch.testing.assert_close(auxiliary, torch.as_tensor(expected))
+    torch.testing.assert_close(loss, cross_entropy / 13 + 0.3 * 0.5 * expected)
+
+
+def test_packed_batches_keep_documents_apart(tiny_config):
+    """Two documents in a row, their positions three apart, give the loss of each alone."""
+    model = Decoder(tiny_config()).train()
+    documents = [torch.randint(4, V, (length,)) for length in (7, 4)]
+    positions = [3 * torch.arange(len(document)) for document in documents]
+    targets = [torch.cat((document[1:], torch.tensor([IGNORE]))) for document in documents]
+    numbers = [torch.full((len(document),), i) for i, document in enumerate(documents)]
+    packed = Batch(*(torch.cat(parts).unsqueeze(0) for parts in (documents, targets, positions, numbers)))
+    alone = [
+        nn.functional.cross_entropy(
+            model(d.unsqueeze(0), positions=p).logits[0], t, ignore_index=IGNORE, reduction="sum"
+        )
+        for d, p, t in zip(documents, positions, targets, strict=True)
+    ]
+    torch.testing.assert_close(TrainingLoss(model)(packed, 1, 1.0)[0], alone[0] + alone[1])
+
+
+def test_twenty_steps_are_those_of_the_naive_model(tiny_config, monkeypatch):
+    batches = [draw(5) for _ in range(20)]
+    config = tiny_config(
+        moe=True, feedforward_bias=True, init="torch"
+    )  # no tiny gradients, whose rounding Adam magnifies
+
+    def losses() -> Tensor:
+        torch.manual_seed(5)
+        engine = Engine(Decoder(config), torch.optim.AdamW, lr=2e-3)
+        return torch.stack([engine.run(batch).loss / batch.num_targets for batch in batches])
+
+    found = losses()
+    monkeypatch.setattr(
+        "sqat.model.moe.run_experts", lambda *arguments: run_experts_naive(*arguments[:-1])
+    )  # no dropout
+    monkeypatch.setattr("sqat.train.step.linear_cross_entropy", cross_entropy_naive)
+    torch.testing.assert_close(found, losses(), rtol=0, atol=1e-5)
+    assert found[-1] < found[0]
