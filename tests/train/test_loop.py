@@ -111,6 +111,20 @@ def test_rotation_keeps_newest_and_best(run_config: Callable[..., RunConfig], tm
     assert best_checkpoint(tmp_path / "run").name == "step-00000002"
 
 
+def test_a_new_best_is_saved_between_checkpoints(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    start_run(run_config(max_steps=5, evaluate_every=3, checkpoint_every=None), tmp_path / "run").train()
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000003", "step-00000005"]
+
+
+def test_weights_that_are_no_numbers_are_not_saved(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    trainer = start_run(run_config(max_steps=2, log_every=10), tmp_path / "run")
+    with torch.no_grad():
+        trainer.model.embedding.weight[7, 11] = float("inf")
+    with pytest.raises(TrainingError, match="the weights are not finite after step 0"):
+        trainer.save()
+    assert latest_checkpoint(tmp_path / "run") is None
+
+
 def test_a_finished_run_stays_as_it_is(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     config = run_config(max_steps=3)
     first = start_run(config, tmp_path / "run")
@@ -127,8 +141,8 @@ def test_nonfinite_loss_is_an_error_and_saves_nothing(run_config: Callable[..., 
         with torch.no_grad():
             trainer.model.embedding.weight.fill_(float("nan"))
 
-    trainer = start_run(run_config(checkpoint_every=1), tmp_path / "run", callbacks=[At(2, poison)])
-    with pytest.raises(TrainingError, match="the loss is nan at step 3"):
+    trainer = start_run(run_config(checkpoint_every=2), tmp_path / "run", callbacks=[At(3, poison)])
+    with pytest.raises(TrainingError, match="the loss is nan at step 4"):
         trainer.train()
     assert latest_checkpoint(tmp_path / "run").name == "step-00000002"
 

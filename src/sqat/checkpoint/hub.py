@@ -1,4 +1,7 @@
-"""The Hugging Face Hub: files from it, folders to it, and the card beside a model. Whatever fails there is a CheckpointError here."""
+"""The Hugging Face Hub: files from it, folders to it, and the card beside a model.
+
+Whatever fails there is a CheckpointError here.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that the client is built on
+from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sqat.config import ModelConfig
 from sqat.cost import parameters
-from sqat.errors import CheckpointError
+from sqat.errors import CheckpointError, ConfigError
 from sqat.variants import variant_name
 
-# What the client raises: HTTP and connection errors, OSError for files, RuntimeError from upload threads, ValueError for ids and replies.
+# What the client raises: its HTTP library's errors, OSError for connections and files, RuntimeError from its upload
+# threads, ValueError for ids and for answers that it cannot read.
 _FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
+
+
+def require_repo_id(repo_id: str | None, field: str) -> str:
+    """The id of a repository, unless it cannot be one: a ConfigError naming `field` then."""
+    if repo_id is None:
+        raise ConfigError(f'{field} is None, but must be a repository such as "owner/name"')
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ConfigError(f"{field} is {repo_id!r}: {error}") from error
+    return repo_id
 
 
 def download(
@@ -27,19 +43,18 @@ def download(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """Fetch files of a model repository into the Hub client's cache, all of one commit; returns the folder they are in.
+    """Fetch files of a model repository into the client's cache, all of one commit; returns the folder they are in.
 
     Args:
         repo_id: "owner/name".
-        names: files at the top of the repository.
+        names: files at the top of the repository, at least one.
         revision: branch, tag or commit; the main branch by default.
-        token: for private repositories; by default the one stored by `hf auth login`.
+        token: for private repositories; by default the one that `hf auth login` stored.
         cache_dir, force_download, local_files_only: as `huggingface_hub.hf_hub_download` takes them.
 
     Raises:
         CheckpointError: no such repository, revision or file, no access, or no connection.
     """
-    folder = Path()
     for name in names:
         try:
             path = hf_hub_download(
@@ -52,7 +67,8 @@ def download(
                 local_files_only=local_files_only,
             )
         except _FAILURES as error:
-            raise CheckpointError(f"{repo_id!r} is no local folder, and {name} cannot be had from the Hub: {error}") from error
+            problem = f"{repo_id!r} is no local folder, and its {name} cannot be had from the Hub"
+            raise CheckpointError(f"{problem}: {error}") from error
         folder = Path(path).parent
         revision = folder.name  # the commit, so that the next file is of the same
     return folder
@@ -64,7 +80,7 @@ def upload(
     message: str,
     *,
     private: bool | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
 ) -> str:
     """Put the files of a folder into a model repository, made first if need be, in one commit; returns its address.
 
@@ -85,15 +101,17 @@ def upload(
 
 def model_card(config: ModelConfig, loading: str) -> str:
     """README.md for a model's repository: what it is, and `loading`, the code that loads it. It claims no results."""
-    variant = variant_name(config)
-    feedforward = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
+    query_heads, kv_heads = config.num_query_heads, config.num_kv_heads
+    variant = variant_name(config) or "head counts of its own"
+    experts = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
+    gated = ", gated" if config.gated else ""
     rows = {
-        "attention": f"{variant or 'custom head counts'}: {config.num_query_heads} query heads, {config.num_kv_heads} key/value heads "
+        "attention": f"{variant}: {query_heads} query heads, {kv_heads} key/value heads "
         f"(full attention would have {config.num_heads})",
         "parameters": f"{parameters(config).total:,}",
         "layers": config.num_layers,
         "width": f"{config.hidden_size}, head_dim {config.head_dim}",
-        "feed-forward": f"{feedforward}{config.activation}{', gated' if config.gated else ''}, hidden width {config.intermediate_size}",
+        "feed-forward": f"{experts}{config.activation}{gated}, hidden width {config.intermediate_size}",
         "vocabulary": config.vocab_size,
         "context length in training": config.context_length,
     }
@@ -116,8 +134,9 @@ tags:
 
 # Sparse Query Attention transformer
 
-A causal language model whose attention has its numbers of query and key/value heads chosen apart from its width
-([Sparse Query Attention](https://arxiv.org/abs/2510.01817)). This card was written with the checkpoint and records no results.
+A causal language model whose numbers of query and key/value heads are chosen apart from its width
+([Sparse Query Attention](https://arxiv.org/abs/2510.01817)). This card was written with the checkpoint and records no
+results.
 
 | | |
 |---|---|

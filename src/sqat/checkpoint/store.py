@@ -43,7 +43,8 @@ def write_folder(destination: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_files(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; on success its files move into `folder`, each replacing its namesake whole, and others stay.
+    """Yield an empty temporary folder; on success its files move into `folder`, which exists: each replaces its
+    namesake whole, and others stay.
 
     For folders that are not this package's alone; a new one is better written by :func:`write_folder`.
     """

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
-from sqat.errors import CheckpointError, ConfigError, TrainingError
+from sqat.errors import CheckpointError, TrainingError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
 from sqat.train.callbacks import Callback, TokenLimit
 from sqat.train.checkpoints import latest_checkpoint, save_checkpoint
+from sqat.train.device import make_accelerator, use_bf16
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.optim import cosine_with_warmup, make_optimizer, set_learning_rate
 from sqat.train.signals import StopOnSignals
@@ -69,7 +69,7 @@ class Trainer:
         self.state = TrainState()
         self.stop_reason: str | None = None
         self.interrupted = False
-        self.accelerator = _accelerator(config.device)
+        self.accelerator = make_accelerator(config.device)
         model.gradient_checkpointing = config.gradient_checkpointing
         task = TrainingLoss(model, config.router_loss, config.router_loss_weight)
         self.task, self.optimizer = self.accelerator.prepare(task, make_optimizer(model, config))
@@ -126,9 +126,17 @@ class Trainer:
         return result
 
     def save(self) -> Path | None:
-        """Write a checkpoint of this very step; `None` without a run folder."""
+        """Write a checkpoint of this very step; `None` without a run folder.
+
+        Raises:
+            TrainingError: weights that are no longer numbers, which are not worth keeping.
+        """
         if self.out is None:
             return None
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise TrainingError(
+                f"the weights are not finite after step {self.state.step}; earlier checkpoints are kept"
+            )
         keep = self.config.keep_checkpoints
         return save_checkpoint(self.out, self.model, self.state, self.optimizer, self.tokenizer, keep=keep)
 
@@ -205,13 +213,14 @@ class Trainer:
                 )
             for callback in self.callbacks:
                 callback.on_log(self, metrics)
-        evaluation = None
-        if not last and not self.stop_reason:  # the end has its own
-            if config.evaluate_every and step % config.evaluate_every == 0:
-                evaluation = self.evaluate()
-            if config.checkpoint_every and step % config.checkpoint_every == 0:
-                self.save()
-            window.restart()
+        if last or self.stop_reason:  # the end has its own evaluation and checkpoint
+            return None
+        evaluation, best_before = None, self.state.best_loss
+        if config.evaluate_every and step % config.evaluate_every == 0:
+            evaluation = self.evaluate()
+        if self.state.best_loss != best_before or (config.checkpoint_every and step % config.checkpoint_every == 0):
+            self.save()
+        window.restart()
         return evaluation
 
     def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
@@ -232,28 +241,3 @@ class Trainer:
         if use_bf16(self.config.precision, device):
             return torch.autocast(device, dtype=torch.bfloat16)
         return nullcontext()
-
-
-def use_bf16(precision: str, device: str) -> bool:
-    """Whether "auto" means bf16 here: on GPUs and CPUs that multiply it natively."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _accelerator(device: str) -> Accelerator:
-    kind = device.split(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r}, but no GPU is available: use auto or cpu")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError(f"device is {device!r}, but this is not available here: use auto or cpu")
-    if device.startswith("cuda:"):
-        torch.cuda.set_device(device)
-    accelerator = Accelerator(cpu=kind == "cpu")
-    if accelerator.num_processes > 1:
-        raise ConfigError(
-            f"launched in {accelerator.num_processes} processes, but training runs in one: start it without a launcher"
-        )
-    return accelerator
