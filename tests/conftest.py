@@ -33,13 +33,15 @@ def _seed() -> None:
 
 @pytest.fixture
 def tiny_config() -> Callable[..., ModelConfig]:
-    """`tiny_config(moe=True, tie_embeddings=False, …)`: a dense or mixture-of-experts configuration with some fields changed."""
+    """`tiny_config(moe=True, tie_embeddings=False, …)`: dense or with experts, and some fields changed."""
     return lambda moe=False, **changes: ModelConfig.from_dict({**SIZES, **(MOE if moe else {}), **changes})
 
 
 @pytest.fixture
 def tiny_model(tiny_config: Callable[..., ModelConfig]) -> Callable[..., Decoder]:
-    """As `tiny_config`, built, with every parameter off its default, so that no norm or bias can be skipped unseen; in evaluation mode."""
+    """As `tiny_config`, built, and in evaluation mode; every parameter is off its default, so that no norm or bias can
+    be skipped unseen.
+    """
 
     def build(moe: bool = False, **changes: Any) -> Decoder:
         model = Decoder(tiny_config(moe, **changes))

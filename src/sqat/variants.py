@@ -7,6 +7,7 @@ the card's sizes, to the parameter.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
@@ -48,10 +49,9 @@ def head_counts(variant: str, num_heads: int) -> tuple[int, int]:
     query_share, kv_share, _ = VARIANTS[variant]
     query_heads = query_share * num_heads
     kv_heads = Fraction(1) if kv_share is None else kv_share * num_heads
-    if num_heads < 1 or query_heads.denominator != 1 or kv_heads.denominator != 1:
-        raise ConfigError(
-            f"num_heads is {num_heads}, but variant {variant!r} needs a positive multiple of 4, such as 8"
-        )
+    multiple = math.lcm(query_share.denominator, (kv_share or _ALL).denominator)
+    if num_heads < 1 or num_heads % multiple:
+        raise ConfigError(f"num_heads is {num_heads}, but variant {variant!r} needs a positive multiple of {multiple}")
     return int(query_heads), int(kv_heads)
 
 

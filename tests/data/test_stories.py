@@ -21,13 +21,13 @@ from sqat.data.stories import (
     recall_probe,
     story,
 )
-from sqat.data.stories_cast import Draw, draw_cast
+from sqat.data.stories_cast import Cast, Draw
 from sqat.data.stories_template import RECALL_MARK, parse
 from sqat.data.stories_words import ELDERS, KINDS
 from sqat.errors import ConfigError
 
 STORIES = [story(index, seed=3) for index in range(5_003)]
-PROBES = [recall_probe(index, seed=5) for index in range(5_009)]
+PROBES = [recall_probe(index, seed=5) for index in range(3_001)]
 INTRODUCTION = re.compile(r"\b(named|called|name|friends|friend|was an?)\b")
 
 
@@ -49,7 +49,7 @@ def test_text_is_that_of_the_generator_version():
     texts = "\n\n".join(
         story(index, seed, split) for index in range(101) for seed in (0, 7) for split in ("train", "validation")
     )
-    assert (GENERATOR_VERSION, hashlib.sha256(texts.encode()).hexdigest()[:16]) == (1, "")
+    assert (GENERATOR_VERSION, hashlib.sha256(texts.encode()).hexdigest()[:16]) == (1, "77231b68559868a1")
 
 
 def test_other_processes_write_the_same_stories():
@@ -145,7 +145,7 @@ def test_pronouns_agree_with_the_only_character():
     for index in range(2_003):
         draw = Draw(f"train/3/{index}")
         draw.one(PLOTS)
-        cast = draw_cast(draw)
+        cast = Cast(draw)
         genders = {cast[slot].they for slot in ("hero", "friend", "friend2", "pet", "elder")}
         told = {gender[word] for word in re.findall(r"[a-z]+", STORIES[index].lower()) if word in gender}
         assert told <= genders, STORIES[index]

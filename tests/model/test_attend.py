@@ -4,13 +4,11 @@ Shape letters as in sqat.model.attend. Which keys a query sees is written out he
 """
 
 import functools
-import importlib
 
 import pytest
 import torch
 
-from sqat.model import AttentionMask, attend
-from sqat.model.attend import attend_naive
+from sqat.model.attend import AttentionMask, attend, attend_naive
 from sqat.variants import VARIANTS, head_counts
 
 B, T, C = 3, 13, 10
@@ -57,8 +55,7 @@ def with_gradients(function, *inputs):
 
 @pytest.fixture(params=[1024, 5], ids=["one block", "blocks of 5"])
 def _blocks(request, monkeypatch):
-    module = importlib.import_module("sqat.model.attend")  # the package's attribute of that name is the function
-    monkeypatch.setattr(module, "QUERY_BLOCK", request.param)
+    monkeypatch.setattr("sqat.model.attend.QUERY_BLOCK", request.param)
 
 
 @pytest.mark.usefixtures("_blocks")
@@ -93,6 +90,16 @@ def test_rows_made_in_parts_are_parts_of_the_whole():
     assert not whole[:, :, 2:5, T - 2 :].any()
 
 
+@pytest.mark.parametrize("case", ["causal", "padding"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.bfloat16, 0.03)])
+def test_type_is_kept(case, dtype, tolerance):
+    q, k, v = (torch.randn(B, heads, T, C) for heads in (4, 2, 2))
+    mask = AttentionMask(T, T, q.device, first_key_B=CASES[case][-1]) if case == "padding" else None
+    found = attend(*(x.to(dtype) for x in (q, k, v)), mask=mask)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), attend_naive(q, k, v, visible(case)), rtol=0, atol=tolerance)
+
+
 @pytest.mark.usefixtures("_blocks")
 def test_padded_queries_give_numbers():
     q, k, v = (torch.randn(B, heads, T, C) for heads in (4, 2, 2))
@@ -108,3 +115,9 @@ def test_dropout_keeps_the_mean(documents):
     assert not draws[0].equal(draws[1])
     error = (draws.mean(dim=0) - attend(q, k, v, mask=mask)) / draws.std(dim=0).clamp_min(1e-3)
     assert error.pow(2).mean() < 1.5 / 300
+
+
+def test_a_small_mask_is_made_once(monkeypatch):
+    mask = AttentionMask(5, 5, torch.device("cpu"), documents_BS=torch.tensor([[0, 0, 1, 1, 1]]))
+    assert mask.whole is mask.whole
+    assert torch.equal(mask.whole, mask.rows())

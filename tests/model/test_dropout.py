@@ -15,11 +15,12 @@ def test_mask_has_two_values_the_right_share_and_mean_one(p: float, dtype: torch
     low, high = mask.unique().tolist()
     assert low == 0
     assert high == pytest.approx(1 / (1 - p), rel=2**-7)
-    assert (mask == 0).double().mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / mask.numel()) ** 0.5)
+    deviation = (p * (1 - p) / mask.numel()) ** 0.5
+    assert (mask == 0).double().mean().item() == pytest.approx(p, abs=5 * deviation)
 
 
 def test_elements_are_independent_of_their_place() -> None:
-    """Four elements share a 64-bit integer: each of the four places drops as often, and neighbours do not go together."""
+    """Four elements share a 64-bit integer: each of the places drops as often, and independently."""
     dropped = (dropout_mask(torch.empty(200_003 * 4), 0.3) == 0).view(-1, 4).double()
     assert dropped.mean(dim=0).tolist() == pytest.approx([0.3] * 4, abs=0.006)
     correlation = torch.corrcoef(dropped.T)

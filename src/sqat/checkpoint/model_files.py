@@ -25,6 +25,9 @@ WEIGHTS_FILE = "model.safetensors"
 MODEL_TYPE = "sqat"
 LAYOUTS = ("sqat", "rxnn")
 
+# What transformers writes into a config.json beside the model's own fields.
+_NOT_OF_THE_MODEL = {"model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
+
 
 def save_model(model: Decoder, folder: str | Path, *, layout: str = "sqat") -> Path:
     """Write `config.json` and `model.safetensors`, atomically, replacing `folder` whole if it exists.
@@ -145,8 +148,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
                 f"{path}: model_type is {found!r}, but must be {MODEL_TYPE!r}; or, in RxNN's layout, "
                 "att_type and embed_dim must be there"
             )
-        known = ModelConfig.__dataclass_fields__
-        return ModelConfig.from_dict({name: value for name, value in values.items() if name in known}), False
+        fields = {name: value for name, value in values.items() if name not in _NOT_OF_THE_MODEL}
+        return ModelConfig.from_dict(fields), False
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -52,7 +52,7 @@ def _expand(names: Iterable[str], config: ModelConfig) -> dict[str, list[str]]:
 def shapes_to_rxnn(shapes: Mapping[str, torch.Size], config: ModelConfig) -> dict[str, torch.Size]:
     """Shape of every tensor under the original's names."""
     return {
-        renamed: shapes[name][1:] if len(names) > 1 or "experts" in renamed else shapes[name]
+        renamed: shapes[name][1:] if ".experts." in renamed else shapes[name]
         for name, names in _expand(shapes, config).items()
         for renamed in names
     }

@@ -26,7 +26,7 @@ def decode_tokens(
     Rows of different length are padded on the left, inside; padding is never attended to.
 
     Args:
-        model: in evaluation mode.
+        model: without dropout while it generates, whatever its mode.
         prompts: token ids of each row, at least one each.
         config: how to choose; `stop` is not looked at here.
         pad_id: any token id.
@@ -45,11 +45,16 @@ def decode_tokens(
     capacity = longest + config.max_tokens
     cache = KVCache(model.config, len(prompts), capacity, padding_B=padding_B, device=weight.device, dtype=weight.dtype)
     choose = RowSampler(config, prompts, model.config.vocab_size, weight.device)
-    for _ in range(config.max_tokens):
-        hidden_BTD, _ = model.hidden_states(tokens_BT, cache=cache)
-        tokens_B = choose(model.head(hidden_BTD[:, -1]))
-        yield tokens_B
-        tokens_BT = tokens_B.unsqueeze(1)
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(config.max_tokens):
+            hidden_BTD, _ = model.hidden_states(tokens_BT, cache=cache)
+            tokens_B = choose(model.head(hidden_BTD[:, -1]))
+            yield tokens_B
+            tokens_BT = tokens_B.unsqueeze(1)
+    finally:
+        model.train(was_training)
 
 
 def decode_naive(model: Decoder, prompt: Sequence[int], config: SamplingConfig) -> list[int]:

@@ -101,8 +101,8 @@ def keep_likeliest(probs_BV: Tensor, config: SamplingConfig) -> Tensor:
     always stays.
     """
     if config.top_k is not None and config.top_k < probs_BV.shape[-1]:
-        least = probs_BV.topk(config.top_k, dim=-1).values[:, -1:]
-        probs_BV = probs_BV * (probs_BV >= least)
+        values, order = probs_BV.topk(config.top_k, dim=-1)  # exactly k, also where probabilities are equal
+        probs_BV = torch.zeros_like(probs_BV).scatter(1, order, values)
     if config.top_p < 1:
         sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
         before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV

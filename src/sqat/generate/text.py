@@ -49,7 +49,7 @@ class _Row:
         return rest
 
     def _hand_out(self, *, certain_only: bool) -> str:
-        ends = [at for stop in self.stop if (at := self.text.find(stop)) >= 0]
+        ends = [at for stop in self.stop if (at := self.text.find(stop, self.given)) >= 0]  # none begins earlier
         if ends:
             self.text = self.text[: min(ends)]
             self.finish_reason = "stop"
@@ -75,7 +75,7 @@ def generate(
     """Answer one prompt or many, all at once. An empty prompt starts a new document.
 
     Args:
-        model: in evaluation mode.
+        model: without dropout while it generates, whatever its mode.
         tokenizer: the model's.
         prompts: text; [BOS] is put before it.
         config: how to choose, and when to stop.

@@ -7,6 +7,7 @@ head i // (H/K).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ class AttentionMask:
     causal: bool = True
     documents_BS: Tensor | None = None  # queries see keys of their own document only
     first_key_B: Tensor | None = None  # keys before this one are left padding
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """All rows, made once for all layers: for masks that are small enough to keep."""
+        return self.rows()
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Visibility of queries start … stop, boolean, (B or 1, 1, stop - start, S); a causal one's keys end at its
@@ -75,7 +81,7 @@ def attend(
     blocks = []
     for start in range(0, num_queries, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, num_queries)
-        seen = mask.rows(start, stop)
+        seen = mask.whole if num_queries <= QUERY_BLOCK else mask.rows(start, stop)
         keys = slice(seen.shape[-1])
         q_block = q_BHTC[:, :, start:stop]
         blocks.append(_kernel(q_block, k_BKSC[:, :, keys], v_BKSC[:, :, keys], dropout, attn_mask=seen))
@@ -86,6 +92,12 @@ def _kernel(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, dropout: float, **ki
     """torch's kernel; on a CPU always in float32, where its bfloat16 one is up to four times slower."""
     grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
     if q_BHTC.device.type != "cpu":
+        if (
+            grouped and "attn_mask" in kind
+        ):  # with a mask, grouped heads would fall back to the kernel that keeps all scores
+            groups = q_BHTC.shape[1] // k_BKSC.shape[1]
+            k_BKSC, v_BKSC = (x.repeat_interleave(groups, dim=1) for x in (k_BKSC, v_BKSC))
+            grouped = False
         return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, dropout_p=dropout, enable_gqa=grouped, **kind)
     with torch.autocast("cpu", enabled=False):
         q, k, v = (x.float() if x.dtype == torch.bfloat16 else x for x in (q_BHTC, k_BKSC, v_BKSC))

@@ -100,6 +100,8 @@ def _validation_loss(folder: Path) -> float | None:
 
 def _rotate(run: Path, keep: int) -> None:
     checkpoints = list_checkpoints(run)
+    for remains in (run / FOLDER).glob(".step-*.tmp"):  # of a writer that was killed; there is one at a time
+        shutil.rmtree(remains)
     kept = {*checkpoints[-keep:], best_checkpoint(run)}
     for path in checkpoints:
         if path not in kept:

@@ -56,31 +56,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, compute: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         hidden, weight = hidden_ND.to(compute), weight_VD.to(compute)
-        wanted = any(ctx.needs_input_grad)
-        d_hidden = torch.empty_like(hidden_ND) if wanted else None
-        d_weight = torch.zeros_like(weight_VD) if wanted else None
-        d_bias = torch.zeros_like(bias_V) if wanted and bias_V is not None else None
+        exact = torch.promote_types(weight_VD.dtype, torch.float32)  # sums over chunks are not rounded in between
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        d_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
+        d_weight = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
+        d_bias = torch.zeros_like(bias_V, dtype=exact) if wants_bias and bias_V is not None else None
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         correct = torch.zeros((), dtype=torch.long, device=hidden_ND.device)
         for rows, target, probs, chunk_loss, hits in _chunks(hidden, weight, bias_V, targets_N):
             loss += chunk_loss.sum()
             correct += hits.sum()
-            if d_hidden is not None and d_weight is not None:
+            if any(ctx.needs_input_grad):
                 # d loss / d logits = softmax - onehot(target)
                 probs[torch.arange(len(target), device=target.device), target] -= 1.0
+                d_logits = probs.to(compute)
+                if d_hidden is not None:
+                    d_hidden[rows] = d_logits @ weight
+                if d_weight is not None:
+                    d_weight += d_logits.T @ hidden[rows]
                 if d_bias is not None:
                     d_bias += probs.sum(dim=0)
-                d_logits = probs.to(compute)
-                d_hidden[rows] = d_logits @ weight
-                d_weight += d_logits.T @ hidden[rows]
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        return d_hidden * grad_loss, d_weight * grad_loss, None if d_bias is None else d_bias * grad_loss, None, None
+        scaled = (None if d is None else d * grad_loss for d in ctx.saved_tensors)
+        return *scaled, None, None
 
 
 def _chunks(

@@ -1,0 +1,217 @@
+"""The card's model class: RxNN's constructor, files and Hub methods around a :class:`sqat.model.Decoder`.
+
+Shape letters: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from rxnn.experimental.routed_decoder import RoutedDecoder
+from sqat.checkpoint.hub import download, model_card
+from sqat.checkpoint.model_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_tensors,
+    expected_shapes,
+    load_model,
+    native_tensors,
+    read_config,
+    write_model,
+)
+from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
+from sqat.checkpoint.store import write_files, write_folder
+from sqat.errors import ConfigError
+
+CARD_FILE = "README.md"
+
+# What RxNN gained after 0.1.59, whose config.json has all other arguments: written only where not at the default.
+_LATER_ARGUMENTS = {
+    "use_head_norm": False,
+    "att_num_global_tokens": 16,
+    "att_window_size": 128,
+    "init_identity_norm": False,
+}
+
+_LOADING = """
+from rxnn.experimental.models import ExperimentalAttentionTransformer
+
+model = ExperimentalAttentionTransformer.from_pretrained("folder or Hub id")
+"""
+
+
+class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
+    """A causal language model by RxNN's keyword arguments: its names, order and defaults.
+
+    Args:
+        att_type: "mha", "gqa", "mqa" or "sqa".
+        att_heads: H; a head's width is `embed_dim / att_heads` whatever the attention type.
+        att_groups: key/value heads ("gqa", "sqa").
+        att_num_query_groups: query heads ("sqa").
+        use_flash_attention, att_num_experts, att_num_query_experts, att_num_global_tokens, att_window_size,
+            init_identity_norm: taken and kept in `config.json`, without effect on these attention types.
+
+    Raises:
+        ConfigError: an unsupported `att_type` (the original's default, "gma", is one), an unknown argument, or numbers
+            that do not fit together.
+    """
+
+    def __init__(
+        self,
+        num_layers: int = 6,
+        vocab_size: int = 5000,
+        embed_dim: int = 128,
+        ff_dim: int = 384,
+        att_heads: int = 16,
+        seq_len: int = 256,
+        use_flash_attention: bool = True,
+        use_gated: bool = True,
+        ff_activation: str = "swish",
+        ff_dropout: float = 0.0,
+        att_dropout: float = 0.0,
+        use_rms_norm: bool = True,
+        att_groups: int = 1,
+        use_moe_ff: bool = False,
+        ff_num_experts: int = 1,
+        ff_moe_top_k: int = 1,
+        att_type: str = "gma",
+        att_num_experts: int | None = None,
+        att_num_query_experts: int | None = None,
+        att_num_query_groups: int | None = None,
+        use_head_norm: bool = False,
+        att_num_global_tokens: int = 16,
+        att_window_size: int = 128,
+        init_identity_norm: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        passed = {**locals(), **kwargs}
+        super().__init__()
+        self.arguments = _arguments(passed)
+        self.model = RoutedDecoder(config_from_rxnn(self.arguments))
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits, (B, T, V), for token ids (B, T). As in RxNN, `attention_mask` changes nothing: causality is all the
+        masking there is.
+        """
+        return self.model(x).logits
+
+    def params_count(self) -> str:
+        """Trainable parameters, for people: "Model params 8.57M"."""
+        count = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        rounded = float(f"{count:.3g}")  # first, so that 999,999 is 1M and not 1000K
+        unit, suffix = next(((u, s) for u, s in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if rounded >= u), (1.0, ""))
+        return f"Model params {rounded / unit:.3g}{suffix}"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        map_location: torch.device | str = "cpu",
+        **model_kwargs: Any,
+    ) -> Self:
+        """Load `config.json` and `model.safetensors` from a folder or the Hub, in evaluation mode, never from a pickle.
+
+        Args:
+            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.checkpoint.hub.download`.
+            map_location: device to put the model on.
+            model_kwargs: constructor arguments that replace the file's, such as `ff_dropout`.
+
+        Raises:
+            CheckpointError: nothing to be had there, damaged files, or tensors that do not fit the arguments.
+            ConfigError: a model that RxNN's arguments cannot describe.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = download(
+                str(pretrained_model_name_or_path),
+                (CONFIG_FILE, WEIGHTS_FILE),
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        arguments = {**_read_arguments(folder), **model_kwargs}
+        with torch.device("meta"):
+            model = cls(**arguments)
+        model.arguments = arguments
+        tensors = native_tensors(load_model(folder))
+        check_tensors(tensors, expected_shapes(model.model.config), folder / WEIGHTS_FILE)
+        model.model.load_state_dict(tensors, assign=True)
+        return model.to(map_location).eval()
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        config: Any = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write `config.json`, `model.safetensors` and, where there is none, `README.md`.
+
+        A folder appears whole or not at all; in one that is there, each file is replaced whole, and others stay.
+
+        Args:
+            config: a dictionary to write in place of the model's own arguments.
+            repo_id, push_to_hub, push_to_hub_kwargs: also upload; `repo_id` is the folder's name by default.
+            model_card_kwargs: taken for `huggingface_hub`'s sake, without effect.
+
+        Returns:
+            the address of the commit, if it was uploaded.
+
+        Raises:
+            ConfigError: `save_directory` is a file.
+        """
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"save_directory is {str(folder)!r}, a file, but must be a folder, or not exist yet")
+        write = write_files if folder.is_dir() else write_folder
+        with write(folder) as temporary:
+            write_model(self.model, temporary, layout="rxnn")
+            text = json.dumps(self.arguments if config is None else config, indent=2, sort_keys=True)
+            (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
+            if not (folder / CARD_FILE).exists():
+                self.generate_model_card().save(temporary / CARD_FILE)
+        if push_to_hub:
+            return self.push_to_hub(repo_id or folder.name, config=config, **push_to_hub_kwargs)
+        return None
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The README.md of :meth:`save_pretrained` and :meth:`push_to_hub`."""
+        return ModelCard(model_card(self.model.config, _LOADING))
+
+
+def require_model(model: object) -> None:
+    """Raise a ConfigError unless `model` is an :class:`ExperimentalAttentionTransformer`."""
+    if not isinstance(model, ExperimentalAttentionTransformer):
+        raise ConfigError(f"model is a {type(model).__name__}, but must be an ExperimentalAttentionTransformer")
+
+
+def _arguments(passed: dict[str, Any]) -> dict[str, Any]:
+    """What `config.json` holds, of the constructor's local variables."""
+    arguments = {name: value for name, value in passed.items() if name not in ("self", "kwargs", "__class__")}
+    for name, default in _LATER_ARGUMENTS.items():
+        if arguments[name] == default:
+            del arguments[name]
+    return arguments
+
+
+def _read_arguments(folder: Path) -> dict[str, Any]:
+    """The constructor's arguments for a checkpoint: as they are in RxNN's layout, or from this package's."""
+    config, is_rxnn = read_config(folder)
+    return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) if is_rxnn else config_to_rxnn(config)

@@ -1,0 +1,175 @@
+"""RxNN's data set: documents as padded rows. They are tokenised in parallel when it is made, and never while training.
+
+Shape letters: S max_seq_len.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from rxnn.training.tokenizer import load_tokenizer_from_hf_hub, to_sqat
+from sqat.data.text import open_source
+from sqat.data.tokenizer import EOS, PAD, Tokenizer
+from sqat.data.tokens import TokenFile, cached_tokens
+from sqat.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+TEXTS_AT_A_TIME = 1024
+
+
+class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
+    """One document a row: "[BOS] text [EOS]", cut to S tokens or padded to S with [PAD].
+
+    Args:
+        texts: a list of strings, a data set of the `datasets` library, or a token file of :mod:`sqat.data.tokens`.
+        tokenizer: the model's, of `transformers` or of this package; not needed for a token file.
+        max_seq_len: S, at least 2.
+        hf_field: the column that holds the text, in a data set of `datasets`.
+
+    Raises:
+        ConfigError: an unusable argument.
+        DataError: no texts, something else than strings, or no such column.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str] | TokenFile | Any,
+        tokenizer: PreTrainedTokenizerFast | Tokenizer | None = None,
+        max_seq_len: int = 1024,
+        hf_field: str = "text",
+    ) -> None:
+        if max_seq_len < 2:
+            raise ConfigError(f"max_seq_len is {max_seq_len}, but must be at least 2 (one token and the one after it)")
+        self.max_seq_len = max_seq_len
+        self.tokens = texts if isinstance(texts, TokenFile) else _tokenise(texts, _required(tokenizer), hf_field)
+
+    @classmethod
+    def from_hf_hub(
+        cls,
+        dataset_id: str,
+        subset: str | None = None,
+        split: str = "train",
+        target_field: str = "text",
+        tokenizer: PreTrainedTokenizerFast | Tokenizer | None = None,
+        max_seq_len: int = 1024,
+        tokenizer_hub_id: str | None = None,
+        load_kwargs: dict[str, Any] | None = None,
+        load_tokenizer_kwargs: dict[str, Any] | None = None,
+    ) -> Self:
+        """A data set of the Hub, or a local folder or file. It is tokenised the first time only: tokens are kept, see
+        :func:`sqat.data.tokens.cached_tokens`.
+
+        Args:
+            dataset_id: as :func:`sqat.data.text.open_source` takes it; a path needs neither network nor `datasets`.
+            subset: the Hub's name for a configuration; of a local folder, the folder in it of that name, if any.
+            split: "train", "validation", …
+            target_field: the column that holds the text.
+            tokenizer: as above; or else `tokenizer_hub_id`, with `load_tokenizer_kwargs`, says where to get it.
+            max_seq_len: as above.
+            load_kwargs: for `datasets.load_dataset`, such as `revision` or `token`; tokens are not kept then.
+
+        Raises:
+            ConfigError: no tokenizer, or an unusable argument.
+            DataError, CheckpointError: data set or tokenizer cannot be loaded.
+        """
+        if tokenizer is None and tokenizer_hub_id is not None:
+            tokenizer = load_tokenizer_from_hf_hub(tokenizer_hub_id, **(load_tokenizer_kwargs or {}))
+        converted = _required(tokenizer)
+        if load_kwargs:
+            from datasets import load_dataset
+
+            loaded = load_dataset(dataset_id, subset, split=split, **load_kwargs)
+            return cls(loaded, converted, max_seq_len, target_field)
+        source = open_source(_place(dataset_id, subset), split, field=target_field)
+        return cls(cached_tokens(source, converted), max_seq_len=max_seq_len)
+
+    def __len__(self) -> int:
+        """Documents."""
+        return len(self.tokens)
+
+    def __getitem__(self, idx: int) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` (1 at tokens, 0 at padding) and `targets` (as `input_ids`), each (S,), int64.
+
+        A document that was cut ends in [EOS] all the same, as in RxNN. Raises IndexError.
+        """
+        document = self.tokens.document(idx + len(self) if idx < 0 else idx)
+        kept = document[: self.max_seq_len]
+        row = np.full(self.max_seq_len, PAD, dtype=np.int64)
+        row[: len(kept)] = kept
+        if len(kept) < len(document):
+            row[-1] = EOS
+        input_ids = torch.from_numpy(row)
+        attention_mask = (torch.arange(self.max_seq_len) < len(kept)).long()
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "targets": input_ids.clone()}
+
+    def get_tokenized_text(self, idx: int) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` of one document, each (1, S)."""
+        return {name: tensor.unsqueeze(0) for name, tensor in self[idx].items() if name != "targets"}
+
+    def pre_tokenize(self, verbose: bool = False, **kwargs: Any) -> None:
+        """Nothing: it is tokenised already. Taken for RxNN's sake."""
+        if verbose:
+            print(f"{len(self):,} documents, {self.tokens.num_tokens:,} tokens: tokenised already")
+
+
+def _required(tokenizer: PreTrainedTokenizerFast | Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise ConfigError("tokenizer is None, but must be the model's, such as load_tokenizer_from_hf_hub returns")
+    return to_sqat(tokenizer)
+
+
+def _place(dataset_id: str, subset: str | None) -> str:
+    """The source's name as :func:`sqat.data.text.open_source` takes it."""
+    if subset is None:
+        return dataset_id
+    folder = Path(dataset_id).expanduser()
+    if not folder.exists():
+        return f"{dataset_id}:{subset}"
+    if (folder / subset).is_dir():
+        return str(folder / subset)
+    logger.warning("%s is local and has no folder %r: the whole of it is read", dataset_id, subset)
+    return dataset_id
+
+
+def _tokenise(texts: Any, tokenizer: Tokenizer, field: str) -> TokenFile:
+    """Tokens in memory."""
+    if isinstance(texts, str):
+        raise ConfigError("texts is one string, but must be a list of them")
+    offsets: list[int] = [0]
+    byte_lengths: list[int] = []
+    parts: list[np.ndarray] = []
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    stream = _column(texts, field) if hasattr(texts, "column_names") else iter(texts)
+    while batch := list(islice(stream, TEXTS_AT_A_TIME)):
+        for text in batch:
+            if not isinstance(text, str):
+                raise DataError(f"text {len(byte_lengths)} is {text!r}, but must be a string")
+            byte_lengths.append(len(text.encode("utf-8", "surrogatepass")))
+        documents = tokenizer.encode_documents(batch)
+        parts.append(np.fromiter(chain.from_iterable(documents), dtype))
+        for document in documents:
+            offsets.append(offsets[-1] + len(document))
+    if not parts:
+        raise DataError("there are no texts")
+    lengths = np.array(byte_lengths, np.int64)
+    return TokenFile(
+        Path(), np.concatenate(parts), np.array(offsets, np.int64), lengths, tokenizer.vocab_size, int(lengths.sum())
+    )
+
+
+def _column(dataset: Any, field: str) -> Iterator[str]:
+    if field not in dataset.column_names:
+        raise DataError(f"there is no column {field!r}; the columns are: {', '.join(dataset.column_names)}")
+    for batch in dataset.select_columns([field]).iter(TEXTS_AT_A_TIME):
+        yield from batch[field]

@@ -1,0 +1,130 @@
+"""RxNN's sampler: a model's tokens one by one, and its text. Each token costs one cached step; RxNN reads everything
+before it again.
+
+Shape letters: T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from rxnn.experimental.models import ExperimentalAttentionTransformer, require_model
+from rxnn.training.tokenizer import to_sqat
+from sqat.data.tokenizer import TextStream, Tokenizer
+from sqat.errors import ConfigError
+from sqat.generate import SamplingConfig, decode_tokens
+
+
+class Sampler:
+    """Draws tokens from a model.
+
+    Args:
+        model: it is moved to `device`; it is sampled from without dropout, whatever its mode.
+        device: where to run.
+        end_token_id: the token after which an answer ends, such as [EOS] 3.
+
+    Raises:
+        ConfigError: a model of another class.
+    """
+
+    def __init__(self, model: ExperimentalAttentionTransformer, device: torch.device | str, end_token_id: int) -> None:
+        require_model(model)
+        self.model = model.to(device)
+        self.device = torch.device(device)
+        self.end_token_id = end_token_id
+
+    def __call__(
+        self,
+        initial_tokens: Tensor,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        max_seq_len: int = 50,
+        attention_mask: Tensor | None = None,
+        no_grad: bool = True,
+    ) -> Iterator[int]:
+        """Yield at most `max_seq_len` new token ids; `end_token_id` is the last where it comes.
+
+        Chance comes from torch's generator, so that `torch.manual_seed` fixes it.
+
+        Args:
+            initial_tokens: (1, T).
+            temperature: 0 is greedy.
+            top_k, top_p: see :class:`sqat.generate.SamplingConfig`; `None` is no limit.
+            attention_mask, no_grad: taken for RxNN's sake, without effect: causality is all the masking there is, and
+                token ids have no gradient.
+
+        Raises:
+            ConfigError: another shape, no tokens, ids outside the vocabulary, or a sampling argument outside its range.
+        """
+        if initial_tokens.dim() != 2 or len(initial_tokens) != 1:
+            raise ConfigError(f"initial_tokens has the shape {tuple(initial_tokens.shape)}, but must have (1, T)")
+        config = SamplingConfig(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=1.0 if top_p is None else top_p,
+            max_tokens=max_seq_len,
+            seed=int(torch.randint(2**62, ())),
+        )
+        return self._tokens(initial_tokens[0].tolist(), config)
+
+    def _tokens(self, prompt: list[int], config: SamplingConfig) -> Iterator[int]:
+        for token_1 in decode_tokens(self.model.model, [prompt], config):
+            token = int(token_1)
+            yield token
+            if token == self.end_token_id:
+                return
+
+
+class SampleDecoder:
+    """Text to text.
+
+    Args:
+        sampler: the model's.
+        tokenizer: the model's, of `transformers` or of this package.
+    """
+
+    def __init__(self, sampler: Sampler, tokenizer: PreTrainedTokenizerFast | Tokenizer) -> None:
+        self.sampler = sampler
+        self.tokenizer = to_sqat(tokenizer)
+
+    def __call__(
+        self,
+        text: str,
+        print_stream: bool = False,
+        temperature: float = 0.1,
+        top_p: float = 0.9,
+        max_seq_len: int = 256,
+    ) -> str:
+        """The text and what the model writes after it; special tokens are left out.
+
+        Args:
+            text: [BOS] is put before it; cut to `max_seq_len` tokens.
+            print_stream: also print it, piece by piece as it comes.
+            temperature, top_p: see :class:`Sampler`.
+            max_seq_len: at most as many new tokens.
+        """
+        pieces = []
+        for piece in self.stream(text, temperature, top_p, max_seq_len):
+            pieces.append(piece)
+            if print_stream:
+                print(piece, end="", flush=True)
+        return "".join(pieces)
+
+    def stream(self, text: str, temperature: float = 0.1, top_p: float = 0.9, max_seq_len: int = 256) -> Iterator[str]:
+        """The pieces of :meth:`__call__` as they come, the prompt first."""
+        prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        if len(prompt) > max_seq_len:
+            prompt = prompt[:max_seq_len]
+            text = self.tokenizer.decode(prompt)
+        yield text
+        pieces = TextStream(self.tokenizer, continuation=bool(text))
+        for token in self.sampler(torch.tensor([prompt]), temperature, top_p=top_p, max_seq_len=max_seq_len):
+            if piece := pieces.push(token):
+                yield piece
+        if piece := pieces.flush():
+            yield piece

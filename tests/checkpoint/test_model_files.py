@@ -1,0 +1,263 @@
+"""Models on disk: back bit for bit, and refused by name where something does not fit."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sqat.checkpoint import load_model, read_config, save_model
+from sqat.errors import CheckpointError, ConfigError
+from sqat.model import Decoder
+from sqat.variants import preset
+
+FAMILIES = ["sqat-mm", "sqat-m", "sqat-s", "sqat-xs"]
+TOKENS = torch.tensor([[5, 1, 17, 3, 2], [0, 40, 7, 7, 11]])
+
+
+def assert_same(found: Decoder, expected: Decoder) -> None:
+    assert found.config == expected.config
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(found(TOKENS), expected.eval()(TOKENS))
+
+
+@pytest.fixture
+def model(tiny_model) -> Decoder:
+    return tiny_model(moe=True)
+
+
+@pytest.fixture
+def folder(model, tmp_path) -> Path:
+    return save_model(model, tmp_path / "model")
+
+
+def change_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_tensors(folder: Path, change) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def refused(folder: Path, message: str):
+    return pytest.raises(CheckpointError, match=re.escape(str(folder)) + ".*" + re.escape(message))
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("moe", [True, False])
+    @pytest.mark.parametrize("biased", [True, False])
+    def test_bit_for_bit(self, tiny_model, tmp_path, tied, moe, biased):
+        biases = dict.fromkeys(("qkv_bias", "attention_out_bias", "feedforward_bias", "head_bias"), biased)
+        model = tiny_model(moe, tie_embeddings=tied, **biases)
+        loaded = load_model(save_model(model, tmp_path / "model"))
+        assert_same(loaded, model)
+        assert (loaded.head.weight is loaded.embedding.weight) == tied
+
+    @pytest.mark.parametrize("name", FAMILIES)
+    def test_preset_families(self, tmp_path, name):
+        model = Decoder(preset(name).replace(vocab_size=41, num_layers=1))
+        assert_same(load_model(save_model(model, tmp_path / "model")), model)
+
+    def test_two_files_and_no_more(self, folder, model):
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+        assert json.loads((folder / "config.json").read_text()) == {"model_type": "sqat", **model.config.to_dict()}
+        assert set(load_file(folder / "model.safetensors")) == set(model.state_dict()) - {"head.weight"}
+
+    def test_the_model_comes_ready_for_use(self, folder):
+        loaded = load_model(folder)
+        assert not loaded.training
+        assert all(parameter.requires_grad for parameter in loaded.parameters())
+        assert not any(parameter.is_meta for parameter in loaded.parameters())
+
+    def test_the_random_generator_is_left_alone(self, folder):
+        before = torch.get_rng_state()
+        load_model(folder)
+        assert torch.get_rng_state().equal(before)
+
+    @pytest.mark.parametrize(
+        ("dtype", "expected"), [(None, torch.bfloat16), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+    )
+    def test_types(self, model, tmp_path, dtype, expected):
+        folder = save_model(model.to(torch.bfloat16), tmp_path / "model")
+        loaded = load_model(folder, dtype=dtype)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
+        torch.testing.assert_close(loaded.to(torch.bfloat16).state_dict(), model.state_dict(), rtol=0, atol=0)
+
+    def test_float32_by_default(self, model, tmp_path):
+        assert load_model(save_model(model.half(), tmp_path / "model")).head.weight.dtype == torch.float32
+
+
+class TestSaving:
+    def test_an_old_checkpoint_is_replaced(self, folder, tiny_model):
+        other = tiny_model(num_layers=3)
+        (folder / "notes.txt").write_text("of the old one")
+        save_model(other, folder)
+        assert_same(load_model(folder), other)
+        assert not (folder / "notes.txt").exists()
+
+    def test_a_failing_writer_leaves_the_old_checkpoint(self, folder, model, tiny_model, monkeypatch):
+        def fail(tensors: dict[str, Tensor], path: Path, **_: object) -> None:
+            Path(path).write_bytes(b"half of it")
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr("sqat.checkpoint.model_files.save_file", fail)
+        with pytest.raises(OSError, match="no space left"):
+            save_model(tiny_model(num_layers=3), folder)
+        assert_same(load_model(folder), model)
+        assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+    def test_a_killed_writer_leaves_the_old_or_the_new(self, folder, model, tiny_model, survives):
+        new = tiny_model(moe=True)
+        found, alive = [], False
+        while not alive:
+            save_model(model, folder)
+            alive = survives(lambda: save_model(new, folder), len(found) + 1)
+            weights = load_model(folder).state_dict()
+            found.append("new" if weights["embedding.weight"].equal(new.embedding.weight) else "old")
+            torch.testing.assert_close(weights, (new if found[-1] == "new" else model).state_dict(), rtol=0, atol=0)
+        assert found == sorted(found, reverse=True)  # from "old" to "new", once
+        assert {*found} == {"old", "new"}
+
+    @pytest.mark.parametrize("name", [".", "file"])
+    def test_other_things_are_not_replaced(self, model, tmp_path, name):
+        (tmp_path / "file").write_text("precious")
+        with refused(tmp_path, "exists and is not a checkpoint (it has no config.json)"):
+            save_model(model, tmp_path / name)
+        assert (tmp_path / "file").read_text() == "precious"
+
+    def test_an_empty_folder_is_filled(self, model, tmp_path):
+        assert_same(load_model(save_model(model, tmp_path)), model)
+
+    def test_unknown_layout(self, model, tmp_path):
+        with pytest.raises(ConfigError, match="layout is 'gguf', but must be one of sqat, rxnn"):
+            save_model(model, tmp_path / "model", layout="gguf")
+        assert not any(tmp_path.iterdir())
+
+
+class TestConfigFile:
+    def test_reading(self, folder, model):
+        assert read_config(folder) == (model.config, False)
+
+    def test_a_folder_moved_aside_is_put_back(self, folder, model, caplog):
+        folder.rename(folder.with_name(".model.previous"))
+        with caplog.at_level(logging.WARNING):
+            assert_same(load_model(folder), model)
+        assert "the previous one is put back" in caplog.text
+
+    def test_no_folder(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"no checkpoint at .*nowhere"):
+            load_model(tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+    def test_no_config(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"")
+        with refused(tmp_path, "is not a checkpoint: it has no config.json"):
+            load_model(tmp_path)
+
+    @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"{'a': 1}"])
+    def test_bad_json(self, folder, content):
+        (folder / "config.json").write_bytes(content)
+        with refused(folder, "config.json is not valid JSON"):
+            load_model(folder)
+
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [({"model_type": "llama"}, "'llama'"), ({}, "None"), ([1], "[1]"), ({"embed_dim": 64}, "None")],
+    )
+    def test_another_model_type(self, folder, content, found):
+        (folder / "config.json").write_text(json.dumps(content))
+        with refused(folder, f"model_type is {found}, but must be 'sqat'"):
+            load_model(folder)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_layers": "many"}, "ModelConfig.num_layers is 'many', but must be int"),
+            ({"num_kv_heads": 4}, "ModelConfig.num_kv_heads is 4, but must be a divisor"),
+        ],
+    )
+    def test_unusable_fields(self, folder, changes, message):
+        change_config(folder, **changes)
+        with refused(folder, f"config.json: {message}"):
+            load_model(folder)
+
+    def test_missing_field(self, folder):
+        values = json.loads((folder / "config.json").read_text())
+        del values["head_dim"]
+        (folder / "config.json").write_text(json.dumps(values))
+        with refused(folder, "field 'head_dim' is missing"):
+            load_model(folder)
+
+
+class TestTensors:
+    """`layers.1.feedforward.fc2_weight` is (7, 23, 13)."""
+
+    NAME = "layers.1.feedforward.fc2_weight"
+
+    def test_no_weights(self, folder):
+        (folder / "model.safetensors").unlink()
+        with refused(folder, "has no model.safetensors"):
+            load_model(folder)
+
+    def test_nothing_is_unpickled(self, folder, model):
+        (folder / "model.safetensors").unlink()
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        with refused(folder, "has no model.safetensors"):
+            load_model(folder)
+
+    @pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, -1000, -1])
+    def test_truncated(self, folder, kept):
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:kept])
+        with refused(folder, "model.safetensors is damaged or truncated"):
+            load_model(folder)
+
+    def test_damaged(self, folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(b"\x80\x04" + path.read_bytes()[2:])
+        with refused(folder, "model.safetensors is damaged or truncated"):
+            load_model(folder)
+
+    def test_missing(self, folder):
+        change_tensors(folder, lambda tensors: tensors.pop(self.NAME))
+        with refused(folder, f"model.safetensors does not fit its config.json: missing {self.NAME}"):
+            load_model(folder)
+
+    def test_unexpected(self, folder):
+        change_tensors(folder, lambda tensors: tensors.update({"layers.1.extra": torch.zeros(3)}))
+        with refused(folder, "does not fit its config.json: unexpected layers.1.extra"):
+            load_model(folder)
+
+    def test_misshapen(self, folder):
+        change_tensors(folder, lambda tensors: tensors.update({self.NAME: torch.zeros(7, 13, 23)}))
+        with refused(folder, f"{self.NAME} is (7, 13, 23), but must be (7, 23, 13)"):
+            load_model(folder)
+
+    def test_integers(self, folder):
+        change_tensors(folder, lambda tensors: tensors.update({self.NAME: tensors[self.NAME].to(torch.int8)}))
+        with refused(folder, f"{self.NAME} holds torch.int8, but must hold floating-point numbers"):
+            load_model(folder)
+
+    def test_all_problems_are_told_at_once(self, folder):
+        def change(tensors: dict[str, Tensor]) -> None:
+            tensors["extra"] = tensors.pop(self.NAME)
+            tensors["final_norm.weight"] = torch.zeros(22)
+
+        change_tensors(folder, change)
+        with refused(folder, f"missing {self.NAME}; unexpected extra; final_norm.weight is (22,), but must be (23,)"):
+            load_model(folder)
+
+    def test_long_lists_are_cut(self, folder):
+        change_config(folder, num_layers=4)
+        with refused(folder, "missing layers.2.norm1.weight") as caught:
+            load_model(folder)
+        assert re.search(r"layers\.2\.attention\.v_proj\.weight and \d+ more$", str(caught.value))

@@ -1,0 +1,246 @@
+"""The original's layout: names, numbers and configuration, there and back."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sqat.checkpoint import load_model, save_model
+from sqat.checkpoint.rxnn_config import ATT_TYPES, config_from_rxnn, config_to_rxnn
+from sqat.errors import CheckpointError, ConfigError
+from sqat.model import Decoder
+from sqat.variants import PRESETS, VARIANTS, micro, mini, preset
+
+CARD = [name for name in PRESETS if preset(name).final_norm is None]
+
+VALUES = {  # a small configuration as the original writes it
+    "att_dropout": 0.0,
+    "att_groups": 2,
+    "att_heads": 6,
+    "att_num_query_groups": None,
+    "att_type": "gqa",
+    "embed_dim": 60,
+    "ff_activation": "silu",
+    "ff_dim": 13,
+    "ff_dropout": 0.1,
+    "ff_moe_top_k": 2,
+    "ff_num_experts": 7,
+    "num_layers": 2,
+    "seq_len": 19,
+    "use_gated": True,
+    "use_moe_ff": True,
+    "use_rms_norm": True,
+    "vocab_size": 41,
+}
+
+
+@pytest.fixture
+def card_model(tiny_model):
+    """A model such as the original could express: H 6, head_dim 10."""
+    quirks = {
+        "norm_eps": None,
+        "final_norm": None,
+        "tie_embeddings": False,
+        **dict.fromkeys(("attention_out_bias", "feedforward_bias", "head_bias"), True),
+    }
+    return lambda moe=False, **changes: tiny_model(moe, **{"hidden_size": 60, **quirks, **changes})
+
+
+class TestTensors:
+    @pytest.mark.parametrize("moe", [True, False])
+    @pytest.mark.parametrize("gated", [True, False])
+    @pytest.mark.parametrize(("norm", "final_norm"), [("rmsnorm", None), ("layernorm", "layernorm")])
+    def test_bit_for_bit_there_and_back(self, card_model, tmp_path, moe, gated, norm, final_norm):
+        model = card_model(moe, gated=gated, norm=norm, final_norm=final_norm)
+        loaded = load_model(save_model(model, tmp_path / "model", layout="rxnn"))
+        assert loaded.config == model.config.replace(init="torch")
+        torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("moe", [True, False])
+    @pytest.mark.parametrize("gated", [True, False])
+    def test_names_and_shapes(self, card_model, tmp_path, moe, gated):
+        model = card_model(
+            moe, gated=gated, norm="layernorm", final_norm="layernorm", num_layers=1, num_query_heads=4, num_kv_heads=2
+        )
+        found = load_file(save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors")
+        fc1, inner = ("fc1.linear", 26) if gated else ("fc1", 13)
+        experts = [f"ff.experts.{e}" for e in range(7)] if moe else ["ff"]
+        layer = {
+            **{f"{norm}.{kind}": (60,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")},
+            "attention.q_proj.weight": (40, 60),
+            "attention.k_proj.weight": (20, 60),
+            "attention.v_proj.weight": (20, 60),
+            "attention.out_proj.weight": (60, 40),
+            "attention.out_proj.bias": (60,),
+            "attention.rope.inv_freq": (5,),
+            **({"ff.router.gate.weight": (7, 60)} if moe else {}),
+        }
+        for expert in experts:
+            layer |= {f"{expert}.{fc1}.weight": (inner, 60), f"{expert}.{fc1}.bias": (inner,)}
+            layer |= {f"{expert}.fc2.weight": (60, 13), f"{expert}.fc2.bias": (60,)}
+        whole = {"embedding.weight": (41, 60), "head.weight": (41, 60), "head.bias": (41,)}
+        whole |= {"head_norm.weight": (60,), "head_norm.bias": (60,)}
+        expected = {f"model.{name}": shape for name, shape in whole.items()}
+        expected |= {f"model.layers.0.{name}": shape for name, shape in layer.items()}
+        assert {name: tuple(tensor.shape) for name, tensor in found.items()} == expected
+
+    def test_rotary_rows_go_from_halves_to_neighbours(self, card_model, tmp_path):
+        """Rows j and j + C/2 of a head in our q_proj and k_proj are rows 2j and 2j + 1 in the original's."""
+        model = card_model()
+        found = load_file(save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors")
+        for name, heads in [("q_proj", 6), ("k_proj", 3)]:
+            ours = model.state_dict()[f"layers.1.attention.{name}.weight"].view(heads, 10, 60)
+            theirs = found[f"model.layers.1.attention.{name}.weight"].view(heads, 10, 60)
+            for j in range(5):
+                assert theirs[:, 2 * j].equal(ours[:, j])
+                assert theirs[:, 2 * j + 1].equal(ours[:, j + 5])
+        assert found["model.layers.1.attention.v_proj.weight"].equal(model.layers[1].attention.v_proj.weight)
+
+    def test_buffers_are_passed_over(self, card_model, tmp_path):
+        model = card_model()
+        path = save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors"
+        tensors = load_file(path)
+        tensors |= {
+            "model.layers.1.attention.rope.inv_freq": torch.zeros(5),
+            "model.layers.0.attention.rope.cache": torch.zeros(3, 7),
+        }
+        save_file(tensors, path)
+        torch.testing.assert_close(load_model(tmp_path / "model").state_dict(), model.state_dict(), rtol=0, atol=0)
+
+    def test_the_random_generator_is_left_alone(self, card_model, tmp_path):
+        folder = save_model(card_model(moe=True), tmp_path / "model", layout="rxnn")
+        before = torch.get_rng_state()
+        load_model(folder)
+        assert torch.get_rng_state().equal(before)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: t.pop("model.layers.1.ff.experts.5.fc2.bias"), "missing model.layers.1.ff.experts.5.fc2.bias"),
+            (
+                lambda t: t.update({"model.layers.2.norm1.weight": torch.zeros(60)}),
+                "unexpected model.layers.2.norm1.weight",
+            ),
+            (lambda t: t.update({"model.head.bias": torch.zeros(40)}), "model.head.bias is (40,), but must be (41,)"),
+            (
+                lambda t: t.update({"model.layers.0.ff.experts.3.fc1.linear.weight": torch.zeros(13, 60)}),
+                "model.layers.0.ff.experts.3.fc1.linear.weight is (13, 60), but must be (26, 60)",
+            ),
+            (
+                lambda t: t.update({"model.head.bias": torch.zeros(41, dtype=torch.int64)}),
+                "model.head.bias holds torch.int64",
+            ),
+        ],
+        ids=["missing", "unexpected", "misshapen", "misshapen expert", "integers"],
+    )
+    def test_problems_are_told_in_the_original_s_names(self, card_model, tmp_path, change, message):
+        path = save_model(card_model(moe=True), tmp_path / "model", layout="rxnn") / "model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+        with pytest.raises(
+            CheckpointError, match=re.escape(f"model.safetensors does not fit its config.json: {message}")
+        ):
+            load_model(tmp_path / "model")
+
+
+class TestConfig:
+    @pytest.mark.parametrize("name", CARD)
+    def test_card_presets_there_and_back(self, name):
+        assert config_from_rxnn(config_to_rxnn(preset(name))) == preset(name)
+
+    @pytest.mark.parametrize("family", [micro, mini])
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_attention_types(self, family, variant):
+        found = config_to_rxnn(family(variant))
+        assert found["att_type"] == (variant if variant in ATT_TYPES else "sqa")
+        assert (found["att_num_query_groups"] is None) == (variant in ("mha", "gqa", "mqa"))
+
+    @pytest.mark.parametrize(
+        ("changes", "heads"),
+        [
+            ({"att_type": "mha"}, (6, 6)),
+            ({"att_type": "gqa"}, (6, 2)),
+            ({"att_type": "gqa", "att_num_query_groups": 4}, (6, 2)),
+            ({"att_type": "mqa"}, (6, 1)),
+            ({"att_type": "sqa", "att_num_query_groups": 4}, (4, 2)),
+        ],
+        ids=str,
+    )
+    def test_which_counts_each_attention_type_reads(self, changes, heads):
+        config = config_from_rxnn({**VALUES, **changes})
+        assert (config.num_query_heads, config.num_kv_heads) == heads
+        assert config.head_dim == 10
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"use_moe_ff": False}, {"num_experts": 0}),
+            (
+                {},
+                {
+                    "num_experts": 7,
+                    "experts_per_token": 2,
+                    "intermediate_size": 13,
+                    "norm": "rmsnorm",
+                    "final_norm": None,
+                },
+            ),
+            ({"use_rms_norm": False}, {"norm": "layernorm", "final_norm": None}),
+            ({"use_head_norm": True}, {"norm": "rmsnorm", "final_norm": "layernorm"}),
+            ({"ff_activation": "gelu", "use_gated": False}, {"activation": "gelu", "gated": False}),
+            ({"att_dropout": 0.2}, {"attention_dropout": 0.2, "feedforward_dropout": 0.1}),
+            ({"use_flash_attention": True, "att_window_size": 128, "init_identity_norm": True}, {"context_length": 19}),
+        ],
+        ids=str,
+    )
+    def test_fields(self, changes, expected):
+        config = config_from_rxnn({**VALUES, **changes}).to_dict()
+        assert {name: config[name] for name in expected} == expected
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"att_type": "gma"}, "att_type is 'gma', but must be one of mha, gqa, mqa, sqa"),
+            ({"att_type": "sqa"}, "att_num_query_groups is None, but att_type 'sqa' needs"),
+            (
+                {"att_type": "sqa", "att_num_query_groups": 3},
+                "num_kv_heads is 2, but must be a divisor of num_query_heads (3)",
+            ),
+            ({"att_heads": 7}, "att_heads is 7, but must divide embed_dim (60)"),
+            ({"att_heads": 0}, "att_heads is 0, but must be a positive integer"),
+            ({"att_heads": None}, "att_heads is None, but must be a positive integer"),
+            ({"embed_dim": "60"}, "embed_dim is '60', but must be a positive integer"),
+            ({"ff_activation": "mish"}, "activation is 'mish', but must be one of silu"),
+            ({"ff_dim": None}, "intermediate_size is None, but must be int"),
+            ({"moe_kind": 3}, "unknown key 'moe_kind'; the keys of RxNN's config are att_dropout, "),
+        ],
+        ids=str,
+    )
+    def test_unusable_values_are_named(self, tmp_path, changes, message):
+        (tmp_path / "config.json").write_text(json.dumps({**VALUES, **changes}))
+        with pytest.raises(CheckpointError, match="config.json: .*" + re.escape(message)):
+            load_model(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("tie_embeddings", True),
+            ("qkv_bias", True),
+            ("attention_out_bias", False),
+            ("feedforward_bias", False),
+            ("head_bias", False),
+            ("norm_eps", 1e-6),
+            ("rope_theta", 500.0),
+            ("final_norm", "rmsnorm"),
+            ("head_dim", 8),
+            ("head_dim", 512),
+        ],
+    )
+    def test_what_the_original_cannot_express_is_named(self, card_model, tmp_path, field, value):
+        model = Decoder(card_model().config.replace(**{field: value}))
+        with pytest.raises(ConfigError, match=f"{field} is {value!r}, but RxNN's layout holds models with {field} "):
+            save_model(model, tmp_path / "model", layout="rxnn")
+        assert not any(tmp_path.iterdir())

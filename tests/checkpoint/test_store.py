@@ -1,0 +1,175 @@
+"""Folders that are there whole or not at all: whatever goes wrong, and wherever a writer is killed."""
+
+import logging
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+
+from sqat.checkpoint.store import recover, write_folder
+
+
+def write(folder: Path, version: str) -> None:
+    with write_folder(folder) as temporary:
+        for name in ("a", "b"):
+            (temporary / name).write_text(version)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def of(version: str) -> dict[str, str]:
+    return {"a": version, "b": version}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "model"
+
+
+def test_a_new_folder(folder):
+    write(folder, "new")
+    assert content(folder) == of("new")
+    assert names(folder.parent) == {"model"}
+
+
+def test_parents_are_made(tmp_path):
+    write(tmp_path / "runs" / "first" / "model", "new")
+    assert content(tmp_path / "runs" / "first" / "model") == of("new")
+
+
+def test_an_old_folder_is_replaced_whole(folder):
+    write(folder, "old")
+    (folder / "extra").write_text("stays not")
+    write(folder, "new")
+    assert content(folder) == of("new")
+    assert names(folder.parent) == {"model"}
+
+
+def test_others_may_read_it_as_far_as_the_umask_says(folder):
+    before = os.umask(0o027)
+    try:
+        write(folder, "new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+
+
+def test_through_a_link(tmp_path):
+    target, link = tmp_path / "first", tmp_path / "latest"
+    write(target, "old")
+    link.symlink_to(target)
+    for version in ("newer", "newest"):
+        write(link, version)
+        assert content(target) == content(link) == of(version)
+    assert link.is_symlink()
+    assert names(tmp_path) == {"first", "latest"}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failing_writer_changes_nothing(folder, exists, error):
+    if exists:
+        write(folder, "old")
+
+    def fail():
+        with write_folder(folder) as temporary:
+            (temporary / "a").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert names(folder.parent) == ({"model"} if exists else set())
+    assert not exists or content(folder) == of("old")
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failing_rename_changes_nothing(folder, monkeypatch, failing):
+    write(folder, "old")
+    rename, calls = Path.rename, []
+
+    def sometimes(self, target):
+        calls.append(target)
+        if len(calls) == failing:
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", sometimes)
+    with pytest.raises(OSError, match="no"):
+        write(folder, "new")
+    assert content(folder) == of("old")
+    assert names(folder.parent) == {"model"}
+
+
+class TestKilled:
+    """A writer dies just before its n-th change to the file system, for every n."""
+
+    @pytest.fixture
+    def versions_after(self, folder, survives):
+        """What is there after a death at the first change, the second, …, until a writer lives."""
+
+        def versions(prepare) -> list[str]:
+            found, alive = [], False
+            while not alive:
+                shutil.rmtree(folder.parent)
+                folder.parent.mkdir()
+                prepare()
+                alive = survives(lambda: write(folder, "new"), len(found) + 1)
+                recover(folder)
+                version = content(folder)["a"] if folder.exists() else "nothing"
+                assert version == "nothing" or content(folder) == of(version)
+                found.append(version)
+                write(folder, "next")  # whatever lies about does not stop the next writer
+                assert content(folder) == of("next")
+                assert ".model.previous" not in names(folder.parent)
+            return found
+
+        return versions
+
+    def test_a_new_folder_is_there_or_not(self, versions_after):
+        versions = versions_after(lambda: None)
+        assert versions == sorted(versions, reverse=True)  # from "nothing" to "new", once
+        assert {*versions} == {"nothing", "new"}
+
+    def test_an_old_folder_is_the_old_or_the_new(self, folder, versions_after):
+        versions = versions_after(lambda: write(folder, "old"))
+        assert versions == sorted(versions, reverse=True)  # from "old" to "new", once
+        assert {*versions} == {"old", "new"}
+
+    def test_after_an_earlier_death_between_the_renames(self, folder, versions_after):
+        def prepare():
+            write(folder, "old")
+            folder.rename(folder.with_name(".model.previous"))
+
+        assert {*versions_after(prepare)} == {"old", "new"}
+
+
+class TestRecover:
+    def test_nothing_to_do(self, folder):
+        recover(folder)
+        assert not folder.exists()
+        write(folder, "old")
+        recover(folder)
+        assert content(folder) == of("old")
+
+    def test_the_previous_is_put_back(self, folder, caplog):
+        write(folder, "old")
+        folder.rename(folder.with_name(".model.previous"))
+        with caplog.at_level(logging.WARNING):
+            recover(folder)
+        assert content(folder) == of("old")
+        assert "model was being replaced when its writer stopped; the previous one is put back" in caplog.text
+
+    def test_the_remains_of_a_replaced_one_are_cleared(self, folder):
+        write(folder, "new")
+        write(folder.with_name(".model.previous"), "old")
+        recover(folder)
+        assert content(folder) == of("new")
+        assert names(folder.parent) == {"model"}

@@ -1,0 +1,121 @@
+"""Cached, batched decoding gives what reading everything again, one row at a time, gives."""
+
+import re
+
+import pytest
+import torch
+
+from sqat.errors import ConfigError
+from sqat.generate.decode import decode_naive, decode_tokens
+from sqat.generate.sample import SamplingConfig
+
+V = 41
+PROMPTS = [[5, 17, 3], [40], [1, 2, 3, 4, 5, 6, 7], [11, 0, 11]]
+WAYS = {
+    "greedy": {"temperature": 0},
+    "sampled": {"temperature": 1.0, "top_p": 1.0, "seed": 7},
+    "limited": {"temperature": 1.5, "top_k": 11, "top_p": 0.9, "min_p": 0.01, "seed": 7},
+    "penalised": {"temperature": 0, "repetition_penalty": 1.5},
+}
+
+
+@pytest.fixture(params=[False, True], ids=["dense", "experts"])
+def model(request, tiny_model):
+    return tiny_model(request.param)
+
+
+def decode(model, prompts, config, **options) -> list[list[int]]:
+    return torch.stack(list(decode_tokens(model, prompts, config, **options)), dim=1).tolist()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_equals_reading_everything_again(model, way):
+    config = SamplingConfig(max_tokens=23, **WAYS[way])  # beyond the context of 19
+    for prompt in PROMPTS:
+        assert decode(model, [prompt], config) == [decode_naive(model, prompt, config)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_together_are_rows_alone(model, way):
+    """Left padding included; row i draws from seed + i."""
+    together = decode(model, PROMPTS, SamplingConfig(max_tokens=23, **WAYS[way]))
+    seeds = [{"seed": WAYS[way]["seed"] + i} if "seed" in WAYS[way] else {} for i in range(len(PROMPTS))]
+    alone = [
+        decode(model, [prompt], SamplingConfig(max_tokens=23, **{**WAYS[way], **seed}))[0]
+        for prompt, seed in zip(PROMPTS, seeds, strict=True)
+    ]
+    assert together == alone
+    assert len({*map(tuple, together)}) == len(PROMPTS)
+
+
+def test_the_padding_token_does_not_matter(model):
+    config = SamplingConfig(temperature=0, max_tokens=11)
+    assert decode(model, PROMPTS, config, pad_id=0) == decode(model, PROMPTS, config, pad_id=40)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 7])
+def test_max_tokens(model, max_tokens):
+    tokens = decode(model, PROMPTS, SamplingConfig(max_tokens=max_tokens))
+    assert [len(row) for row in tokens] == [max_tokens] * len(PROMPTS)
+    assert all(0 <= token < V for row in tokens for token in row)
+
+
+def test_tokens_come_one_by_one(model, monkeypatch):
+    read = []
+    hidden_states = model.hidden_states
+    monkeypatch.setattr(
+        model,
+        "hidden_states",
+        lambda tokens, **options: read.append(tokens.shape[1]) or hidden_states(tokens, **options),
+    )
+    stream = decode_tokens(model, PROMPTS, SamplingConfig(max_tokens=11))
+    assert read == []
+    for _ in range(3):
+        next(stream)
+    assert read == [7, 1, 1]  # the prompts once, then each new token
+
+
+def test_no_gradients_are_kept(model):
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    tokens = next(decode_tokens(model, PROMPTS, SamplingConfig()))
+    assert tokens.is_inference()
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_bfloat16(model):
+    tokens = decode(model.to(torch.bfloat16), PROMPTS, SamplingConfig(temperature=0, max_tokens=5))
+    assert len(tokens) == len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "prompts is empty, but must hold at least one"),
+        ([[5], []], "prompt 1 has no tokens, but must have at least one, such as [BOS]"),
+        ([[5], [6], [7, V]], f"prompt 2 has token ids outside 0 … {V - 1}: is this the model's tokenizer?"),
+        ([[-1, 5]], f"prompt 0 has token ids outside 0 … {V - 1}"),
+    ],
+)
+def test_unusable_prompts(tiny_model, prompts, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        next(decode_tokens(tiny_model(), prompts, SamplingConfig()))
+
+
+def test_more_positions_than_there_may_be(tiny_model, monkeypatch):
+    monkeypatch.setattr("sqat.generate.decode.MAX_POSITIONS", 13)
+    model = tiny_model()
+    assert len(list(decode_tokens(model, [[5] * 6], SamplingConfig(max_tokens=7)))) == 7
+    with pytest.raises(ConfigError, match="prompt 1 has 7 tokens; with max_tokens 7 that must be at most 13"):
+        next(decode_tokens(model, [[5], [5] * 7], SamplingConfig(max_tokens=7)))
+
+
+def test_dropout_is_off_while_generating_and_back_on_after(tiny_model):
+    model = tiny_model(moe=True, feedforward_dropout=0.5).train()
+    config = SamplingConfig(temperature=0, max_tokens=7)
+    answers = [torch.cat(list(decode_tokens(model, [[5, 3]], config))).tolist() for _ in range(2)]
+    assert answers[0] == answers[1] == decode_naive(model.eval(), [5, 3], config)
+    generator = decode_tokens(model.train(), [[5, 3]], config)
+    next(generator)
+    generator.close()
+    assert model.training

@@ -1,0 +1,184 @@
+"""From logits to tokens: which may be chosen, how often, and by whose draw."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from sqat.errors import ConfigError
+from sqat.generate.sample import RowSampler, SamplingConfig, keep_likeliest, penalise
+
+B, V = 5, 41
+
+INVALID = [
+    ("temperature", -1.0, "0 (greedy) or above"),
+    ("temperature", float("nan"), "0 (greedy) or above"),
+    ("top_k", 0, "at least 1, or null"),
+    ("top_p", 0.0, "above 0 and at most 1"),
+    ("top_p", 1.5, "above 0 and at most 1"),
+    ("min_p", -0.1, "between 0 (no limit) and 1"),
+    ("min_p", 1.1, "between 0 (no limit) and 1"),
+    ("repetition_penalty", 0.0, "positive"),
+    ("max_tokens", 0, "at least 1"),
+    ("seed", -1, "between 0 and 2^63 - 1, or null"),
+    ("seed", 2**63, "between 0 and 2^63 - 1, or null"),
+    ("stop", ("",), "a tuple of non-empty strings"),
+    ("stop", "end", "a tuple of non-empty strings"),
+    ("stop", (3,), "a tuple of non-empty strings"),
+]
+
+
+def draw_probs() -> Tensor:
+    return (3 * torch.randn(B, V)).softmax(dim=-1)
+
+
+def choose(logits_BV: Tensor, **options) -> list[int]:
+    """One choice for every row."""
+    return RowSampler(SamplingConfig(**options), [[0]] * len(logits_BV), logits_BV.shape[1])(logits_BV).tolist()
+
+
+class TestConfig:
+    @pytest.mark.parametrize(("field", "value", "right"), INVALID)
+    def test_unusable_values_are_refused_by_name(self, field, value, right):
+        with pytest.raises(ConfigError, match=re.escape(f"SamplingConfig.{field} is {value!r}, but must be {right}")):
+            SamplingConfig(**{field: value})
+
+    @pytest.mark.parametrize("stop", [(), ("one",), ("one", "two")])
+    def test_dictionaries_hold_everything(self, stop):
+        config = SamplingConfig(temperature=0.5, top_k=3, seed=7, stop=stop)
+        assert SamplingConfig.from_dict(config.to_dict()) == config
+        assert SamplingConfig.from_dict({"stop": list(stop)}).stop == stop
+
+    @pytest.mark.parametrize("stop", ["one", [1], 3])
+    def test_stop_is_a_list_of_texts(self, stop):
+        with pytest.raises(ConfigError, match=r"SamplingConfig\.stop is .*, but must be "):
+            SamplingConfig.from_dict({"stop": stop})
+
+
+class TestKeepLikeliest:
+    @staticmethod
+    def by_definition(probs: list[float], top_k: int | None, top_p: float, min_p: float) -> list[float]:
+        ranked = sorted(range(len(probs)), key=lambda token: -probs[token])[:top_k]
+        reached, kept = 0.0, set()
+        for token in ranked:
+            if reached < top_p * sum(probs[other] for other in ranked) and probs[token] >= min_p * probs[ranked[0]]:
+                kept.add(token)
+            reached += probs[token]
+        return [p if token in kept else 0.0 for token, p in enumerate(probs)]
+
+    @pytest.mark.parametrize("top_k", [None, 1, 7, V, 100])
+    @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+    @pytest.mark.parametrize("min_p", [0.0, 0.05, 1.0])
+    def test_equals_the_definition(self, top_k, top_p, min_p):
+        probs_BV = draw_probs()
+        found = keep_likeliest(probs_BV, SamplingConfig(top_k=top_k, top_p=top_p, min_p=min_p))
+        assert found.tolist() == [self.by_definition(row, top_k, top_p, min_p) for row in probs_BV.tolist()]
+
+    @pytest.mark.parametrize("limits", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}])
+    def test_the_tightest_limits_leave_the_likeliest(self, limits):
+        probs_BV = draw_probs()
+        kept_BV = keep_likeliest(probs_BV, SamplingConfig(**{"top_p": 1.0, **limits})) > 0
+        assert kept_BV.equal(probs_BV == probs_BV.amax(dim=-1, keepdim=True))
+
+    def test_no_limits_keep_all(self):
+        probs_BV = draw_probs()
+        assert keep_likeliest(probs_BV, SamplingConfig(top_p=1.0)).equal(probs_BV)
+
+    @pytest.mark.parametrize("top_k", range(1, V))
+    def test_top_k_leaves_k(self, top_k):
+        kept_BV = keep_likeliest(draw_probs(), SamplingConfig(top_k=top_k, top_p=1.0)) > 0
+        assert kept_BV.sum(dim=-1).tolist() == [top_k] * B
+
+    def test_top_p_is_the_smallest_set_that_reaches_it(self):
+        probs_BV = draw_probs()
+        kept_BV = keep_likeliest(probs_BV, SamplingConfig(top_p=0.7))
+        least_B = kept_BV.masked_fill(kept_BV == 0, torch.inf).amin(dim=-1)
+        assert (kept_BV.sum(dim=-1) >= 0.7).all()
+        assert (kept_BV.sum(dim=-1) - least_B < 0.7).all()
+
+
+class TestPenalty:
+    def test_seen_tokens_become_less_likely(self):
+        logits, seen = torch.tensor([[2.0, -2.0, 2.0, -2.0, 0.0]]), torch.tensor([[True, True, False, False, True]])
+        assert penalise(logits, seen, 4.0).tolist() == [[0.5, -8.0, 2.0, -2.0, 0.0]]
+
+    def test_prompt_and_answer_count_as_seen(self):
+        logits = torch.arange(V, 0, -1.0).expand(2, V)  # token 0 is the likeliest, then 1, …
+        sampler = RowSampler(SamplingConfig(temperature=0, repetition_penalty=1e6), [[0, 2], [1, 1]], V)
+        assert [sampler(logits).tolist() for _ in range(4)] == [[1, 0], [3, 2], [4, 3], [5, 4]]
+
+    def test_none_by_default(self):
+        logits = torch.arange(V, 0, -1.0).expand(2, V)
+        sampler = RowSampler(SamplingConfig(temperature=0), [[0], [0]], V)
+        assert [sampler(logits).tolist() for _ in range(2)] == [[0, 0], [0, 0]]
+
+
+class TestChoice:
+    def test_temperature_zero_takes_the_likeliest(self):
+        logits = torch.randn(B, V)
+        assert choose(logits, temperature=0) == logits.argmax(dim=-1).tolist()
+
+    @pytest.mark.parametrize("temperature", [1e-3, 1e-9, 1e-38])
+    def test_a_low_temperature_comes_to_the_same(self, temperature):
+        logits = 10 * torch.randn(B, V)
+        assert choose(logits, temperature=temperature, seed=1) == logits.argmax(dim=-1).tolist()
+
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+    @pytest.mark.parametrize("limits", [{"top_p": 1.0}, {"top_p": 0.8, "top_k": 6}], ids=str)
+    def test_frequencies_are_the_probabilities(self, temperature, limits):
+        rows, logits = 4000, torch.randn(11)
+        config = SamplingConfig(temperature=temperature, seed=3, **limits)
+        counts = torch.tensor(choose(logits.expand(rows, 11), **config.to_dict())).bincount(minlength=11)
+        probs = keep_likeliest((logits / temperature).softmax(dim=-1).unsqueeze(0), config)[0]
+        expected, possible = rows * probs / probs.sum(), probs > 0
+        assert not counts[~possible].any()
+        chi_square = ((counts - expected).square() / expected)[possible].sum()
+        freedom = int(possible.sum()) - 1
+        assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
+
+    def test_successive_draws_are_independent(self):
+        """Pairs of draws from two equally likely tokens: a quarter each."""
+        sampler = RowSampler(SamplingConfig(temperature=1.0, top_p=1.0, seed=3), [[0]], 2)
+        draws = torch.cat([sampler(torch.zeros(1, 2)) for _ in range(4000)])
+        pairs = (2 * draws[:-1] + draws[1:]).bincount(minlength=4)
+        assert (pairs - 1000).abs().max() < 150
+
+    @pytest.mark.parametrize(("uniform", "token"), [(0.0, 3), (1 - 2**-53, 17)])
+    def test_the_extreme_draws_choose_possible_tokens(self, monkeypatch, uniform, token):
+        logits = torch.full((1, V), -torch.inf)
+        logits[:, [3, 11, 17]] = 0.0
+        monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(uniform, dtype=torch.float64))
+        assert choose(logits, temperature=1.0, top_p=1.0) == [token]
+
+    def test_impossible_tokens_are_never_chosen(self):
+        logits = torch.full((2000, V), -torch.inf)
+        logits[:, [3, 17]] = 0.0
+        assert {*choose(logits, temperature=1.0, seed=5)} == {3, 17}
+
+
+class TestSeeds:
+    def sequence(self, rows: int, row: int, **options) -> list[int]:
+        """Ten choices of one row among several."""
+        logits = torch.zeros(rows, V)
+        sampler = RowSampler(SamplingConfig(temperature=1.0, **options), [[0]] * rows, V)
+        return [sampler(logits)[row].item() for _ in range(10)]
+
+    def test_a_seed_fixes_the_draws(self):
+        assert self.sequence(1, 0, seed=7) == self.sequence(1, 0, seed=7)
+        assert self.sequence(1, 0, seed=7) != self.sequence(1, 0, seed=8)
+
+    def test_row_i_draws_from_seed_plus_i(self):
+        assert [self.sequence(5, i, seed=7) for i in range(5)] == [self.sequence(1, 0, seed=7 + i) for i in range(5)]
+
+    def test_the_last_seed_has_rows_after_it(self):
+        assert self.sequence(2, 1, seed=2**63 - 1) == self.sequence(1, 0, seed=0)
+
+    def test_without_a_seed_every_time_is_different(self):
+        assert self.sequence(1, 0) != self.sequence(1, 0)
+
+    @pytest.mark.parametrize("seed", [None, 7])
+    def test_torch_s_own_generator_is_left_alone(self, seed):
+        before = torch.get_rng_state()
+        self.sequence(3, 0, seed=seed)
+        assert torch.get_rng_state().equal(before)

@@ -1,0 +1,215 @@
+"""A small Hugging Face Hub: as much of its HTTP interface as `huggingface_hub` needs to fetch and push models."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote
+
+LARGE_FILES = (".safetensors",)  # what goes through LFS
+
+
+@dataclass
+class Commit:
+    """One commit, with all files of the repository as they are after it."""
+
+    message: str
+    changed: list[str]
+    files: dict[str, bytes]
+    token: str | None
+
+    @property
+    def oid(self) -> str:
+        contents = [f"{name}{hashlib.sha256(data).hexdigest()}" for name, data in sorted(self.files.items())]
+        return hashlib.sha1("\n".join([self.message, *contents]).encode()).hexdigest()
+
+
+@dataclass
+class Repository:
+    private: bool = False
+    commits: list[Commit] = field(default_factory=list)
+
+    def at(self, revision: str) -> Commit | None:
+        if revision == "main":
+            return self.commits[-1] if self.commits else None
+        return next((commit for commit in self.commits if commit.oid == revision), None)
+
+
+class Hub:
+    """The server, running in a thread while it is open as a context.
+
+    `repositories` by id; `requests`, (method, path, token) of all that came; `fail_commits`, how many of the next
+    commits to refuse with status 500.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.objects: dict[str, bytes] = {}  # LFS, by sha256
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.fail_commits = 0
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def add(self, repo_id: str, files: dict[str, bytes], *, private: bool = False) -> Commit:
+        """Make a repository with one commit."""
+        commit = Commit("initial", sorted(files), files, None)
+        self.repositories[repo_id] = Repository(private, [commit])
+        return commit
+
+    def __enter__(self) -> Hub:
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.route("HEAD", {r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)": self.resolve})
+
+    def do_GET(self) -> None:
+        self.route(
+            "GET",
+            {
+                r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)": self.resolve,
+                r"/api/models/(?P<repo>[^/]+/[^/]+)": self.info,
+            },
+        )
+
+    def do_POST(self) -> None:
+        self.route(
+            "POST",
+            {
+                r"/api/repos/create": self.create,
+                r"/api/validate-yaml": self.validate_yaml,
+                r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/main": self.preupload,
+                r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch": self.lfs_batch,
+                r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/main": self.commit,
+            },
+        )
+
+    def do_PUT(self) -> None:
+        self.route("PUT", {r"/lfs/(?P<oid>[0-9a-f]{64})": self.lfs_put})
+
+    def route(self, method: str, routes: dict[str, Any]) -> None:
+        path = unquote(self.path.partition("?")[0])
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.hub.requests.append((method, path, self.token()))
+        for pattern, handle in routes.items():
+            if match := re.fullmatch(pattern, path):
+                handle(**match.groupdict())
+                return
+        self.reply(404, {"error": f"no {method} {path}"})
+
+    def token(self) -> str | None:
+        return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+
+    def repository(self, repo: str) -> Repository | None:
+        """The repository, unless it is not there or hidden from this request, which is then answered."""
+        found = self.hub.repositories.get(repo)
+        if found is None or (found.private and self.token() is None):
+            self.reply(401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+            return None
+        return found
+
+    def resolve(self, repo: str, revision: str, name: str) -> None:
+        if (repository := self.repository(repo)) is None:
+            return
+        commit = repository.at(revision)
+        if commit is None:
+            self.reply(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
+        elif name not in commit.files:
+            headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit.oid}
+            self.reply(404, {"error": "Entry not found"}, headers)
+        else:
+            data = commit.files[name]
+            self.reply(200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit.oid})
+
+    def info(self, repo: str) -> None:
+        if (repository := self.repository(repo)) is not None:
+            self.reply(200, {"id": repo, "private": repository.private, "siblings": [], "tags": [], "sha": None})
+
+    def create(self) -> None:
+        wanted = json.loads(self.body)
+        repo = f"{wanted['organization'] or 'somebody'}/{wanted['name']}"
+        if self.token() is None:
+            self.reply(401, {"error": "a token is needed"})
+        elif repo in self.hub.repositories:
+            self.reply(409, {"error": "exists", "url": f"{self.hub.url}/{repo}"})
+        else:
+            private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
+            self.hub.repositories[repo] = Repository(private)
+            self.reply(200, {"url": f"{self.hub.url}/{repo}", "id": repo})
+
+    def validate_yaml(self) -> None:
+        self.reply(200, {"errors": [], "warnings": []})
+
+    def preupload(self, repo: str) -> None:
+        if self.repository(repo) is None:
+            return
+        paths = [file["path"] for file in json.loads(self.body)["files"]]
+        modes = {path: "lfs" if path.endswith(LARGE_FILES) else "regular" for path in paths}
+        self.reply(200, {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
+
+    def lfs_batch(self, repo: str) -> None:
+        objects = json.loads(self.body)["objects"]
+        for item in objects:
+            if item["oid"] not in self.hub.objects:
+                item["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}"}}
+        self.reply(200, {"transfer": "basic", "objects": objects})
+
+    def lfs_put(self, oid: str) -> None:
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            self.reply(400, {"error": "damaged on the way"})
+            return
+        self.hub.objects[oid] = self.body
+        self.reply(200, {})
+
+    def commit(self, repo: str) -> None:
+        if (repository := self.repository(repo)) is None:
+            return
+        if self.hub.fail_commits > 0:
+            self.hub.fail_commits -= 1
+            self.reply(500, {"error": "out of order"})
+            return
+        lines = [json.loads(line) for line in self.body.splitlines()]
+        files = dict(repository.commits[-1].files) if repository.commits else {}
+        changed = []
+        message = ""
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                message = value["summary"]
+                continue
+            is_large = line["key"] == "lfsFile"
+            files[value["path"]] = self.hub.objects[value["oid"]] if is_large else base64.b64decode(value["content"])
+            changed.append(value["path"])
+        repository.commits.append(Commit(message, sorted(changed), files, self.token()))
+        oid = repository.commits[-1].oid
+        self.reply(200, {"commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "commitOid": oid})
+
+    def reply(self, status: int, content: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""

@@ -1,0 +1,144 @@
+"""Files from a Hub and folders to it, through the real client."""
+
+import pytest
+from huggingface_hub import constants
+
+import sqat.checkpoint.hub
+from rxnn.experimental.models import ExperimentalAttentionTransformer
+from rxnn.training.tokenizer import TokenizerTrainer, load_tokenizer_from_hf_hub
+from sqat.checkpoint.hub import download, require_repo_id, upload
+from sqat.errors import CheckpointError, ConfigError
+
+MODEL = "ReactiveAI/SQAT-mm"
+
+
+@pytest.fixture(autouse=True)
+def client(hub, tmp_path, monkeypatch):
+    """The client of this process, pointed at the Hub."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "below" / "model.safetensors").write_bytes(bytes(range(256)))
+    return folder
+
+
+class TestDownload:
+    def test_all_files_are_of_one_commit(self, hub, monkeypatch):
+        """Also where another commit comes between them."""
+        commits = hub.repositories[MODEL].commits
+        fetch = sqat.checkpoint.hub.hf_hub_download
+
+        def and_commit(*args, **options):
+            path = fetch(*args, **options)
+            commits.append(type(commits[0])("newer", [], {"config.json": b"{}"}, None))
+            return path
+
+        monkeypatch.setattr(sqat.checkpoint.hub, "hf_hub_download", and_commit)
+        folder = download(MODEL, ["config.json", "model.safetensors"])
+        assert len(commits) == 3
+        assert folder.name == commits[0].oid
+        assert (folder / "config.json").read_bytes() == commits[0].files["config.json"]
+
+    def test_kept_and_found_without_the_hub(self, hub, tmp_path):
+        ExperimentalAttentionTransformer.from_pretrained(MODEL, cache_dir=tmp_path / "own")
+        seen = len(hub.requests)
+        ExperimentalAttentionTransformer.from_pretrained(MODEL, cache_dir=tmp_path / "own", local_files_only=True)
+        assert len(hub.requests) == seen
+        with pytest.raises(CheckpointError, match=r"config.json cannot be had from the Hub"):
+            ExperimentalAttentionTransformer.from_pretrained(MODEL, cache_dir=tmp_path / "other", local_files_only=True)
+
+    def test_revision(self, hub):
+        commits = hub.repositories[MODEL].commits
+        commits.append(type(commits[0])("broken", [], {**commits[0].files, "config.json": b"{"}, None))
+        with pytest.raises(CheckpointError, match=r"config.json is not valid JSON"):
+            ExperimentalAttentionTransformer.from_pretrained(MODEL)
+        ExperimentalAttentionTransformer.from_pretrained(MODEL, revision=commits[0].oid)
+
+    def test_private(self, hub):
+        hub.repositories[MODEL].private = True
+        with pytest.raises(CheckpointError, match=r"is no local folder, and its config.json cannot be had"):
+            ExperimentalAttentionTransformer.from_pretrained(MODEL, token=False)
+        ExperimentalAttentionTransformer.from_pretrained(MODEL, token="hf_x")
+        load_tokenizer_from_hf_hub(MODEL, token="hf_x")
+        assert hub.requests[-1][2] == "hf_x"
+
+    def test_nothing_is_unpickled(self, hub):
+        files = hub.repositories[MODEL].commits[0].files
+        files["pytorch_model.bin"] = files.pop("model.safetensors")
+        with pytest.raises(CheckpointError, match=r"model.safetensors cannot be had from the Hub"):
+            ExperimentalAttentionTransformer.from_pretrained(MODEL)
+        assert not any("pytorch_model.bin" in path for _, path, _ in hub.requests)
+
+    @pytest.mark.parametrize(
+        ("repo_id", "name"), [("no/such", "config.json"), (MODEL, "no.json"), ("not an id", "config.json")]
+    )
+    def test_not_there(self, repo_id, name):
+        with pytest.raises(CheckpointError, match=f"'{repo_id}' is no local folder, and its {name} cannot be had"):
+            download(repo_id, [name])
+
+
+class TestUpload:
+    def test_one_commit(self, hub, folder):
+        address = upload(folder, "somebody/new", "All of it", private=True, token="hf_x")
+        repository = hub.repositories["somebody/new"]
+        [commit] = repository.commits
+        assert repository.private
+        assert (commit.message, commit.token) == ("All of it", "hf_x")
+        assert commit.files == {"config.json": b"{}", "below/model.safetensors": bytes(range(256))}
+        assert address == f"{hub.url}/somebody/new/commit/{commit.oid}"
+
+    def test_into_one_that_is_there(self, hub, folder):
+        upload(folder, MODEL, "More", token="hf_x")
+        files = hub.repositories[MODEL].commits[-1].files
+        assert files["config.json"] == b"{}"
+        assert "tokenizer.json" in files
+
+    def test_repository_id(self):
+        assert require_repo_id("owner/name", "hub_model_id") == "owner/name"
+        for repo_id in (None, "a/b/c", "no spaces"):
+            with pytest.raises(ConfigError, match=f"hub_model_id is '?{repo_id}'?"):
+                require_repo_id(repo_id, "hub_model_id")
+
+    def test_refused(self, hub, folder):
+        with pytest.raises(CheckpointError, match=r"folder cannot be uploaded to 'somebody/new': .*401"):
+            upload(folder, "somebody/new", "Hello", token=False)
+        hub.fail_commits = 1
+        with pytest.raises(CheckpointError, match="500"):
+            upload(folder, "somebody/new", "Hello", token="hf_x")
+
+    def test_not_reached(self, hub, folder, monkeypatch):
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+        with pytest.raises(CheckpointError, match="cannot be uploaded to 'somebody/new'"):
+            upload(folder, "somebody/new", "Hello", token="hf_x")
+
+    def test_model(self, hub):
+        model = ExperimentalAttentionTransformer.from_pretrained(MODEL)
+        model.push_to_hub("somebody/copy", private=True, token="hf_x", commit_message="Copied")
+        [commit] = hub.repositories["somebody/copy"].commits
+        original = hub.repositories[MODEL].commits[0].files
+        assert commit.message == "Copied"
+        assert {name: commit.files[name] for name in commit.files} == {
+            name: original[name] for name in ("README.md", "config.json", "model.safetensors")
+        }
+
+    def test_saved_and_pushed(self, hub, tmp_path):
+        model = ExperimentalAttentionTransformer.from_pretrained(MODEL)
+        address = model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="somebody/copy", token="hf_x")
+        assert address.startswith(f"{hub.url}/somebody/copy/commit/")
+        assert (tmp_path / "saved" / "model.safetensors").is_file()
+
+    def test_tokenizer(self, hub):
+        trainer = TokenizerTrainer.from_pretrained(MODEL)
+        trainer.push_to_hub("somebody/tokenizer", private=True, api_token="hf_x")
+        [commit] = hub.repositories["somebody/tokenizer"].commits
+        assert set(commit.files) == {"tokenizer.json", "tokenizer_config.json"}
+        tokenizer = load_tokenizer_from_hf_hub("somebody/tokenizer", token="hf_x")
+        assert tokenizer.encode("Tom") == load_tokenizer_from_hf_hub(MODEL).encode("Tom")

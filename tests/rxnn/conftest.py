@@ -1,0 +1,64 @@
+"""What the tests of the card's import paths share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from rxnn.experimental.models import ExperimentalAttentionTransformer
+from rxnn.training.tokenizer import to_transformers
+from sqat.data.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFORMANCE = {
+    path.parent.name: path.parent
+    for folder in (ROOT / "tests" / "conformance", ROOT.parent / "shared" / "conformance")
+    for path in sorted(folder.glob("*/golden.safetensors"))
+}
+
+ARGUMENTS = {
+    "num_layers": 2,
+    "vocab_size": 307,
+    "embed_dim": 24,
+    "ff_dim": 13,
+    "att_heads": 4,
+    "seq_len": 19,
+    "ff_activation": "silu",
+    "att_groups": 1,
+    "att_type": "sqa",
+    "att_num_query_groups": 2,
+}
+MOE = {"use_moe_ff": True, "ff_num_experts": 5, "ff_moe_top_k": 2}
+
+STORIES = [f"Once upon a time {name} saw a {thing}. {name} was {mood}." for name in ("Tom", "Lily", "Ben")
+           for thing in ("cat", "big dog", "ball") for mood in ("happy", "sad", "so very glad that day")]  # fmt: skip
+
+
+@pytest.fixture(params=CONFORMANCE.values(), ids=CONFORMANCE)
+def case(request: pytest.FixtureRequest) -> Path:
+    """A checkpoint of the original, with what it computed from it."""
+    return request.param
+
+
+@pytest.fixture
+def small_model() -> Callable[..., ExperimentalAttentionTransformer]:
+    """`small_model(moe=True, ff_dropout=0.1, …)`."""
+
+    def build(moe: bool = False, **changes: Any) -> ExperimentalAttentionTransformer:
+        return ExperimentalAttentionTransformer(**{**ARGUMENTS, **(MOE if moe else {}), **changes})
+
+    return build
+
+
+@pytest.fixture
+def stories() -> list[str]:
+    return list(STORIES)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return to_transformers(train_tokenizer(STORIES, ARGUMENTS["vocab_size"]))

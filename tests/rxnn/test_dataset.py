@@ -1,0 +1,123 @@
+"""Documents as padded rows, from memory, files and `datasets`."""
+
+import json
+
+import pytest
+import torch
+
+from rxnn.training.dataset import AutoregressiveLMDataset
+from rxnn.training.tokenizer import to_sqat
+from sqat.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def folder(stories, tmp_path, monkeypatch):
+    """A data set in the Hub's layout, and a cache of its own."""
+    monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
+    for split, texts in {"train": stories, "validation": stories[:3]}.items():
+        lines = [json.dumps({"text": text, "title": text[:4]}) for text in texts]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+class TestRows:
+    def test_padded(self, tokenizer):
+        row = AutoregressiveLMDataset(["Tom saw a cat."], tokenizer, max_seq_len=29)[0]
+        ids = tokenizer.encode("Tom saw a cat.")
+        assert row["input_ids"].tolist() == ids + [0] * (29 - len(ids))
+        assert row["attention_mask"].tolist() == [1] * len(ids) + [0] * (29 - len(ids))
+        assert torch.equal(row["targets"], row["input_ids"])
+        assert row["targets"] is not row["input_ids"]
+
+    def test_cut_as_rxnns_tokenizer_does(self, tokenizer, stories):
+        dataset = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=7)
+        expected = tokenizer(stories, truncation=True, max_length=7, padding="max_length", return_tensors="pt")
+        for i, row in enumerate(dataset):
+            assert torch.equal(row["input_ids"], expected.input_ids[i])
+            assert torch.equal(row["attention_mask"], expected.attention_mask[i])
+
+    def test_get_tokenized_text(self, tokenizer, stories):
+        dataset = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=31)
+        tokenized = dataset.get_tokenized_text(-1)
+        assert set(tokenized) == {"input_ids", "attention_mask"}
+        assert torch.equal(tokenized["input_ids"], dataset[len(stories) - 1]["input_ids"][None])
+        with pytest.raises(IndexError):
+            dataset[len(stories)]
+
+    def test_works_with_torchs_loader(self, tokenizer, stories):
+        loader = torch.utils.data.DataLoader(AutoregressiveLMDataset(stories, tokenizer, 17), batch_size=5)
+        assert next(iter(loader))["input_ids"].shape == (5, 17)
+
+    def test_pre_tokenize(self, tokenizer, stories, capsys):
+        AutoregressiveLMDataset(stories, tokenizer, 17).pre_tokenize(verbose=True)
+        assert "27 documents" in capsys.readouterr().out
+
+
+class TestSources:
+    def test_many_texts(self, tokenizer, stories):
+        texts = stories * 100  # more than are tokenised at a time
+        dataset = AutoregressiveLMDataset(texts, to_sqat(tokenizer), max_seq_len=64)
+        assert len(dataset) == len(texts)
+        assert dataset.tokens.document_bytes == sum(len(text.encode()) for text in texts)
+        for i in (0, 1023, 1024, len(texts) - 1):
+            assert tokenizer.decode(dataset[i]["input_ids"], skip_special_tokens=True) == texts[i]
+
+    def test_datasets(self, tokenizer, stories):
+        datasets = pytest.importorskip("datasets")
+        source = datasets.Dataset.from_dict({"story": stories, "n": list(range(len(stories)))})
+        dataset = AutoregressiveLMDataset(source, tokenizer, 64, hf_field="story")
+        plain = AutoregressiveLMDataset(stories, tokenizer, 64)
+        assert dataset.tokens.tokens.tolist() == plain.tokens.tokens.tolist()
+        with pytest.raises(DataError, match="no column 'text'; the columns are: story, n"):
+            AutoregressiveLMDataset(source, tokenizer)
+
+    def test_local_folder_as_the_card_calls_it(self, folder, tokenizer, stories, caplog):
+        train = AutoregressiveLMDataset.from_hf_hub(str(folder), "subset", tokenizer=tokenizer, max_seq_len=64)
+        assert "has no folder 'subset': the whole of it is read" in caplog.text
+        valid = AutoregressiveLMDataset.from_hf_hub(
+            str(folder), split="validation", tokenizer=tokenizer, max_seq_len=64
+        )
+        assert (len(train), len(valid)) == (len(stories), 3)
+        assert tokenizer.decode(valid[1]["input_ids"], skip_special_tokens=True) == stories[1]
+
+    def test_subset_is_a_folder(self, folder, tokenizer):
+        (folder / "short").mkdir()
+        (folder / "short" / "train.txt").write_text("Tom.")
+        assert len(AutoregressiveLMDataset.from_hf_hub(str(folder), "short", tokenizer=tokenizer)) == 1
+
+    def test_other_field(self, folder, tokenizer):
+        dataset = AutoregressiveLMDataset.from_hf_hub(str(folder), target_field="title", tokenizer=tokenizer)
+        assert tokenizer.decode(dataset[0]["input_ids"], skip_special_tokens=True) == "Once"
+
+    def test_tokenised_once(self, folder, tokenizer, monkeypatch):
+        first = AutoregressiveLMDataset.from_hf_hub(str(folder), tokenizer=tokenizer)
+
+        def fail(*_: object) -> None:
+            raise AssertionError("tokenised again")
+
+        monkeypatch.setattr("sqat.data.tokenizer.Tokenizer.encode_documents", fail)
+        again = AutoregressiveLMDataset.from_hf_hub(str(folder), tokenizer=tokenizer)
+        assert again.tokens.folder == first.tokens.folder
+
+    def test_tokenizer_by_id(self, folder, tokenizer):
+        tokenizer.save_pretrained(folder / "tokenizer")
+        dataset = AutoregressiveLMDataset.from_hf_hub(str(folder), tokenizer_hub_id=str(folder / "tokenizer"))
+        assert dataset[0]["input_ids"][0] == 2
+
+
+class TestErrors:
+    def test_arguments(self, tokenizer, stories):
+        with pytest.raises(ConfigError, match="max_seq_len is 1, but must be at least 2"):
+            AutoregressiveLMDataset(stories, tokenizer, max_seq_len=1)
+        with pytest.raises(ConfigError, match="tokenizer is None"):
+            AutoregressiveLMDataset(stories)
+        with pytest.raises(ConfigError, match="tokenizer is None"):
+            AutoregressiveLMDataset.from_hf_hub("stories")
+
+    def test_texts(self, tokenizer):
+        with pytest.raises(DataError, match="there are no texts"):
+            AutoregressiveLMDataset([], tokenizer)
+        with pytest.raises(DataError, match="text 1 is 7, but must be a string"):
+            AutoregressiveLMDataset(["Tom", 7], tokenizer)
+        with pytest.raises(ConfigError, match="texts is one string, but must be a list"):
+            AutoregressiveLMDataset("Tom", tokenizer)

@@ -1,0 +1,235 @@
+"""The card's model class: the original's numbers, arguments and files."""
+
+import copy
+import inspect
+import json
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import load_file, save_file
+
+from rxnn.experimental.models import ExperimentalAttentionTransformer
+from sqat.checkpoint import save_model
+from sqat.checkpoint.rxnn import tensors_to_rxnn
+from sqat.checkpoint.rxnn_config import DEFAULTS
+from sqat.errors import CheckpointError, ConfigError, TrainingError
+from sqat.variants import preset
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+class TestAsTheOriginal:
+    def test_logits(self, case):
+        model = ExperimentalAttentionTransformer.from_pretrained(case)
+        golden = load_file(case / "golden.safetensors")
+        with torch.no_grad():
+            logits = model(golden["input_ids"], attention_mask=golden["attention_mask"])
+        torch.testing.assert_close(logits, golden["logits"], **TOLERANCE)
+
+    def test_losses_and_gradients(self, case):
+        model = ExperimentalAttentionTransformer.from_pretrained(case).train()
+        golden = load_file(case / "golden.safetensors")
+        ids = golden["input_ids"]
+        loss = F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        torch.testing.assert_close(loss[None], golden["loss_with_padding"], **TOLERANCE)
+        if model.arguments["use_moe_ff"]:
+            router_loss = model.model.moe_router_loss()
+            torch.testing.assert_close(router_loss[None], golden["router_aux_loss"], **TOLERANCE)
+            loss = loss + 0.01 * router_loss
+        torch.testing.assert_close(loss[None], golden["total_loss"], **TOLERANCE)
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.model.named_parameters()}
+        ours = tensors_to_rxnn(gradients, model.model.config)
+        theirs = {name.removeprefix("grad."): tensor for name, tensor in golden.items() if name.startswith("grad.")}
+        assert theirs
+        for name, gradient in theirs.items():
+            torch.testing.assert_close(ours[name], gradient, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+
+    def test_files_come_back_as_they_were(self, case, tmp_path):
+        ExperimentalAttentionTransformer.from_pretrained(case).save_pretrained(tmp_path / "model")
+        assert (tmp_path / "model" / "config.json").read_text() == (case / "config.json").read_text()
+        saved, original = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", case))
+        torch.testing.assert_close(saved, original, rtol=0, atol=0)
+
+    def test_defaults(self):
+        parameters = inspect.signature(ExperimentalAttentionTransformer).parameters
+        assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
+
+
+class TestArguments:
+    def test_saved_are_those_that_rxnn_saves(self, small_model, tmp_path):
+        model = small_model(att_window_size=128)  # a later version's argument, at its default
+        model.save_pretrained(tmp_path / "model")
+        saved = json.loads((tmp_path / "model" / "config.json").read_text())
+        without_effect = {"use_flash_attention", "att_num_experts", "att_num_query_experts"}
+        assert set(saved) == (set(DEFAULTS) | without_effect) - {"use_head_norm"}
+        assert saved["use_flash_attention"] is True
+        assert list(saved) == sorted(saved)
+
+    def test_later_ones_are_saved_where_set(self, small_model, tmp_path):
+        model = small_model(use_head_norm=True)
+        model.save_pretrained(tmp_path / "model")
+        loaded = ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model")
+        assert loaded.arguments == model.arguments
+        assert loaded.arguments["use_head_norm"] is True
+        torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+    def test_positional_in_rxnns_order(self):
+        model = ExperimentalAttentionTransformer(1, 41, 24, 13, 4, 19, att_type="mha")
+        config = model.model.config
+        assert (config.num_layers, config.vocab_size, config.hidden_size, config.intermediate_size) == (1, 41, 24, 13)
+        assert (config.num_query_heads, config.context_length) == (4, 19)
+
+    @pytest.mark.parametrize("arguments", [{}, {"att_type": "gma"}, {"att_type": "flex"}])
+    def test_unsupported_attention(self, arguments):
+        with pytest.raises(ConfigError, match=r"att_type is '(gma|flex)', but must be one of mha, gqa, mqa, sqa"):
+            ExperimentalAttentionTransformer(**arguments)
+
+    def test_unknown(self, small_model):
+        with pytest.raises(ConfigError, match="unknown key 'embed_dims'"):
+            small_model(embed_dims=24)
+
+    def test_replaced_when_loading(self, small_model, tmp_path):
+        small_model(ff_dropout=0.1).save_pretrained(tmp_path / "model")
+        model = ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model", ff_dropout=0.0)
+        assert model.model.config.feedforward_dropout == 0
+        with pytest.raises(CheckpointError, match=r"embedding.weight is \(307, 24\), but must be \(311, 24\)"):
+            ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model", vocab_size=311)
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [("sqat-mm", "8.57M"), ("gqa-ref-micro", "8.67M"), ("mha-ref-mini", "12M"), ("sqat-m", "10.7M")],
+    )
+    def test_params_count(self, name, text, tmp_path, tiny_model):
+        with torch.device("meta"):
+            config = preset(name)
+            model = ExperimentalAttentionTransformer(
+                num_layers=config.num_layers,
+                vocab_size=config.vocab_size,
+                embed_dim=config.hidden_size,
+                ff_dim=config.intermediate_size,
+                att_heads=config.num_heads,
+                att_type="sqa",
+                att_num_query_groups=config.num_query_heads,
+                att_groups=config.num_kv_heads,
+                use_moe_ff=config.is_moe,
+                ff_num_experts=config.num_experts,
+                ff_moe_top_k=config.experts_per_token,
+            )
+        assert model.params_count() == f"Model params {text}"
+
+    @pytest.mark.parametrize(
+        ("count", "text"), [(999, "999"), (1234, "1.23K"), (999_999, "1M"), (2_500_000_000, "2.5B")]
+    )
+    def test_params_count_rounds(self, small_model, count, text):
+        model = small_model()
+        model.parameters = lambda: [torch.nn.Parameter(torch.empty(count, device="meta"))]
+        assert model.params_count() == f"Model params {text}"
+
+
+class TestRouterLoss:
+    def test_needs_a_pass_in_training_mode(self, small_model):
+        model = small_model(moe=True).eval()
+        model(torch.tensor([[2, 5, 7]]))
+        with pytest.raises(
+            TrainingError, match=r"first run a forward pass in training mode, model.train\(\); model\(x\)"
+        ):
+            model.model.moe_router_loss()
+
+    def test_dense_model(self, small_model):
+        with pytest.raises(ConfigError, match="use_moe_ff is False"):
+            small_model().model.moe_router_loss()
+
+    def test_kept_statistics_are_not_copied(self, small_model):
+        model = small_model(moe=True)
+        model(torch.tensor([[2, 5, 7]]))
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            torch.testing.assert_close(twin.state_dict(), model.state_dict(), rtol=0, atol=0)
+            with pytest.raises(TrainingError):
+                twin.model.moe_router_loss()
+
+
+class TestFiles:
+    def test_is_what_huggingface_hub_expects(self, small_model):
+        assert isinstance(small_model(), PyTorchModelHubMixin)
+
+    def test_loads_in_evaluation_mode_and_leaves_the_generator_alone(self, small_model, tmp_path):
+        small_model().save_pretrained(tmp_path / "model")
+        before = torch.get_rng_state()
+        model = ExperimentalAttentionTransformer.from_pretrained(str(tmp_path / "model"))
+        assert not model.training
+        assert torch.equal(torch.get_rng_state(), before)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+    def test_card(self, small_model, tmp_path):
+        small_model(moe=True).save_pretrained(tmp_path / "model")
+        card = (tmp_path / "model" / "README.md").read_text()
+        assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: sqat\n")
+        assert "sqa: 2 query heads, 1 key/value heads (full attention would have 4)" in card
+        assert "5 experts, 2 per token" in card
+
+    def test_other_files_stay(self, small_model, tmp_path):
+        for name in ("README.md", "tokenizer.json", "model.safetensors"):
+            (tmp_path / name).write_text("mine")
+        (tmp_path / "folder").mkdir()
+        small_model().save_pretrained(tmp_path)
+        assert (tmp_path / "README.md").read_text() == (tmp_path / "tokenizer.json").read_text() == "mine"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "README.md", "config.json", "folder", "model.safetensors", "tokenizer.json",
+        ]  # fmt: skip
+        ExperimentalAttentionTransformer.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize("already", [False, True])
+    def test_a_failed_save_leaves_what_was_there(self, small_model, tmp_path, monkeypatch, already):
+        folder = tmp_path / "model"
+        if already:
+            small_model().save_pretrained(folder)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError("disk full")
+
+        monkeypatch.setattr("sqat.checkpoint.model_files.save_file", fail)
+        with pytest.raises(OSError, match="disk full"):
+            small_model().save_pretrained(folder)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        assert folder.exists() == already
+
+    def test_not_over_a_file(self, small_model, tmp_path):
+        (tmp_path / "notes").write_text("mine")
+        with pytest.raises(ConfigError, match=r"save_directory is .*notes', a file"):
+            small_model().save_pretrained(tmp_path / "notes")
+        assert (tmp_path / "notes").read_text() == "mine"
+
+    def test_nothing_is_unpickled(self, small_model, tmp_path):
+        small_model().save_pretrained(tmp_path / "model")
+        (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match=r"has no model.safetensors"):
+            ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model")
+
+    def test_damaged(self, small_model, tmp_path):
+        small_model().save_pretrained(tmp_path / "model")
+        path = tmp_path / "model" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-7])
+        with pytest.raises(CheckpointError, match="damaged or truncated"):
+            ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model")
+
+    def test_later_versions_buffers_are_passed_over(self, small_model, tmp_path):
+        small_model().save_pretrained(tmp_path / "model")
+        path = tmp_path / "model" / "model.safetensors"
+        save_file({**load_file(path), "model.layers.0.attention.rope.cache": torch.ones(3)}, path)
+        ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model")
+
+    def test_this_packages_layout(self, small_model, tmp_path):
+        model = small_model()
+        save_model(model.model, tmp_path / "model")
+        loaded = ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model")
+        torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+    def test_this_packages_layout_of_another_architecture(self, tiny_model, tmp_path):
+        save_model(tiny_model(), tmp_path / "model")
+        with pytest.raises(ConfigError, match="RxNN's layout holds models with"):
+            ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model")

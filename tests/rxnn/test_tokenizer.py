@@ -1,0 +1,105 @@
+"""Tokenizers of `transformers` that decode what they encode, and the way to this package's own and back."""
+
+import json
+
+import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer
+
+from rxnn.training.tokenizer import TokenizerTrainer, load_tokenizer_from_file, load_tokenizer_from_hf_hub, to_sqat
+from sqat.errors import CheckpointError, ConfigError, DataError
+
+TEXTS = ["Once upon a time Tom saw a cat.", "  two  spaces\n\nand lines ", "naïve – 日本 🙂", "", " a"]
+
+
+@pytest.fixture
+def originals_file(tokenizer, tmp_path):
+    """A tokenizer.json as the original writes it: a space before every text, and no decoder."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    state = json.loads(backend.to_str())
+    state["decoder"] = None
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(state))
+    return path
+
+
+class TestTransformersTokenizer:
+    @pytest.mark.parametrize("text", TEXTS)
+    def test_decodes_what_it_encodes(self, tokenizer, text):
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+
+    @pytest.mark.parametrize("text", [text for text in TEXTS if not text.startswith(" ")])
+    def test_so_does_the_originals(self, originals_file, text):
+        tokenizer = load_tokenizer_from_file(originals_file)
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids, skip_special_tokens=True) == to_sqat(tokenizer).decode(ids) == text
+
+    def test_special_tokens(self, tokenizer):
+        ids = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+        assert ids == (0, 1, 2, 3)
+        assert tokenizer("Tom").input_ids[0] == 2
+        assert tokenizer("Tom").input_ids[-1] == 3
+
+    def test_batches_as_in_transformers(self, tokenizer):
+        batch = tokenizer(["Tom", "Tom saw a cat."], padding=True, return_tensors="pt")
+        assert batch.input_ids.shape[0] == 2
+        assert int(batch.input_ids[0, -1]) == 0
+
+    @pytest.mark.parametrize("folder", [False, True])
+    def test_same_ids_after_saving(self, tokenizer, tmp_path, folder):
+        tokenizer.save_pretrained(tmp_path)
+        for loaded in (
+            load_tokenizer_from_file(tmp_path if folder else tmp_path / "tokenizer.json"),
+            load_tokenizer_from_hf_hub(str(tmp_path)),
+            AutoTokenizer.from_pretrained(tmp_path),
+        ):
+            assert loaded.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
+
+    def test_conversion_leaves_it_alone(self, tokenizer):
+        before = tokenizer.backend_tokenizer.to_str()
+        own = to_sqat(tokenizer)
+        assert own.encode("Tom") == tokenizer.encode("Tom")[1:-1]
+        assert tokenizer.backend_tokenizer.to_str() == before
+        assert to_sqat(own) is own
+
+    def test_something_else(self):
+        with pytest.raises(
+            ConfigError, match="tokenizer is 'gpt2', but must be what load_tokenizer_from_hf_hub returns"
+        ):
+            to_sqat("gpt2")
+
+    def test_damaged(self, tmp_path):
+        (tmp_path / "tokenizer.json").write_text("{")
+        with pytest.raises(DataError, match=r"tokenizer.json: damaged, or not a tokenizer"):
+            load_tokenizer_from_file(tmp_path / "tokenizer.json")
+
+
+class TestTokenizerTrainer:
+    def test_trains_on_files(self, stories, tmp_path):
+        path = tmp_path / "stories.txt"
+        path.write_text("\n".join(stories))
+        trainer = TokenizerTrainer(vocab_size=277)
+        trainer.train([path])
+        trainer.save(tmp_path / "tokenizer")
+        tokenizer = trainer.get_hf_tokenizer()
+        assert len(tokenizer) == 277
+        loaded = TokenizerTrainer.from_pretrained(str(tmp_path / "tokenizer"))
+        assert loaded.vocab_size == 277
+        assert loaded.get_hf_tokenizer().encode(stories[0]) == tokenizer.encode(stories[0])
+        path = tmp_path / "tokenizer" / "tokenizer.json"
+        assert TokenizerTrainer.hf_tokenizer_from_file(path).encode(stories[0]) == tokenizer.encode(stories[0])
+
+    def test_not_trained(self, tmp_path):
+        for use in (TokenizerTrainer().get_hf_tokenizer, lambda: TokenizerTrainer().save(tmp_path)):
+            with pytest.raises(ConfigError, match=r"call train\(files\) or load\(path\) first"):
+                use()
+
+    def test_unusable(self, tmp_path):
+        with pytest.raises(ConfigError, match="model_type is 'wordpiece', but must be 'byte-level-bpe'"):
+            TokenizerTrainer(model_type="wordpiece")
+        with pytest.raises(DataError, match=r"none.txt: no such file"):
+            TokenizerTrainer().train(str(tmp_path / "none.txt"))
+        with pytest.raises(CheckpointError, match="is no local folder"):
+            TokenizerTrainer.from_pretrained("somebody/something", local_files_only=True, cache_dir=tmp_path)

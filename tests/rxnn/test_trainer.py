@@ -1,0 +1,307 @@
+"""The card's trainer: the original's numbers where asked for, right ones otherwise."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from rxnn.experimental.models import ExperimentalAttentionTransformer
+from rxnn.training.bml import AutoregressiveTrainer
+from rxnn.training.callbacks import TrainerCallback
+from rxnn.training.dataset import AutoregressiveLMDataset
+from rxnn.training.scheduler import get_transformer_lr_scheduler
+from sqat.data.tokens import TokenFile
+from sqat.errors import ConfigError, TrainingError
+
+STEPS = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "sqa-moe"
+
+
+class Recorder(TrainerCallback):
+    """Everything that a trainer tells; `stop` names the hook that asks it to stop."""
+
+    def __init__(self, stop: str = "") -> None:
+        self.stop = stop
+        self.hooks: list[str] = []
+        self.losses: list[float] = []
+        self.batches: list[dict[str, torch.Tensor]] = []
+        self.validation: list[tuple[float, dict]] = []
+
+    def told(self, hook: str) -> bool:
+        self.hooks.append(hook)
+        return hook == self.stop
+
+    def on_training_start(self, trainer):
+        self.told("start")
+
+    def on_epoch_start(self, model, epoch):
+        self.told(f"epoch {epoch}")
+
+    def on_batch_end(self, model, batch_idx, loss, batch):
+        self.losses.append(float(loss))
+        self.batches.append(batch)
+        return self.told(f"batch {batch_idx}")
+
+    def on_validation_end(self, model, epoch, val_loss, val_metrics):
+        self.validation.append((val_loss, val_metrics))
+        return self.told(f"validation {epoch}")
+
+    def on_epoch_end(self, model, epoch):
+        return self.told(f"end of epoch {epoch}")
+
+    def on_training_end(self, model):
+        self.told("end")
+
+
+def dataset_of(rows, vocab_size):
+    """Rows of token ids, padded with 0, as a data set of their length."""
+    documents = [row[row != 0].numpy() for row in rows]
+    offsets = np.cumsum([0, *map(len, documents)])
+    lengths = np.ones(len(documents), np.int64)
+    tokens = TokenFile(Path(), np.concatenate(documents), offsets, lengths, vocab_size, len(documents))
+    return AutoregressiveLMDataset(tokens, max_seq_len=rows.shape[1])
+
+
+@pytest.fixture
+def data(stories, tokenizer):
+    return AutoregressiveLMDataset(stories, tokenizer, max_seq_len=19)
+
+
+def adamw(model, lr=2e-3):
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+
+
+@pytest.mark.skipif(not STEPS.is_dir(), reason=f"{STEPS} is not here")
+def test_eight_steps_as_the_original():
+    model = ExperimentalAttentionTransformer.from_pretrained(STEPS)
+    golden = load_file(STEPS / "golden.safetensors")
+    recorder = Recorder()
+    trainer = AutoregressiveTrainer(
+        model, "cpu", 193, callbacks=[recorder], use_moe_aux_loss=True, padding_as_target=True, router_loss="card"
+    )
+    optimizer = adamw(model)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)
+    for rows in golden["train.batches"]:
+        trainer(epochs=1, batch_size=3, dataset=dataset_of(rows, 193), optimizer=optimizer, scheduler=scheduler)
+    assert recorder.losses == pytest.approx(golden["train.losses"].tolist(), rel=1e-5, abs=1e-5)
+    with torch.no_grad():
+        logits = model.eval()(golden["input_ids"])
+    torch.testing.assert_close(logits, golden["train.logits_after"], rtol=1e-5, atol=1e-5)
+
+
+class TestLosses:
+    """Shown losses against their definitions, by logits of the untouched model (learning rate 0)."""
+
+    def run(self, model, data, **options):
+        recorder = Recorder()
+        trainer = AutoregressiveTrainer(
+            model, "cpu", dataset=data, validation_dataset=data, callbacks=[recorder], use_moe_aux_loss=True, **options
+        )
+        trainer(epochs=1, batch_size=len(data), optimizer=adamw(model, lr=0.0))
+        return recorder
+
+    def logits(self, model, data):
+        ids = torch.stack([row["input_ids"] for row in data])
+        with torch.no_grad():
+            return model.train()(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+
+    def test_real_targets_by_default(self, small_model, stories, tokenizer):
+        data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
+        model = small_model(moe=True)
+        recorder = self.run(model, data)
+        logits, targets = self.logits(model, data)
+        loss = F.cross_entropy(logits, targets, ignore_index=0).item()
+        accuracy = 100 * (logits.argmax(-1) == targets)[targets != 0].float().mean().item()
+        assert recorder.losses == pytest.approx([loss], rel=1e-5)
+        [(val_loss, metrics)] = recorder.validation
+        assert (val_loss, metrics["loss"], metrics["real_loss"]) == pytest.approx((loss,) * 3, rel=1e-5)
+        assert metrics["accuracy"] == metrics["real_accuracy"] == pytest.approx(accuracy, rel=1e-5)
+        assert metrics["label"] == "real tokens"
+
+    def test_the_cards(self, small_model, stories, tokenizer):
+        data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
+        model = small_model(moe=True)
+        recorder = self.run(model, data, padding_as_target=True, router_loss="card")
+        logits, targets = self.logits(model, data)
+        loss = F.cross_entropy(logits, targets).item()
+        accuracy = 100 * (logits.argmax(-1) == targets).float().mean().item()
+        assert recorder.losses == pytest.approx([loss + 0.01 * model.model.moe_router_loss().item()], rel=1e-5)
+        [(val_loss, metrics)] = recorder.validation
+        assert (val_loss, metrics["loss"], metrics["card_loss"]) == pytest.approx((loss,) * 3, rel=1e-5)
+        assert metrics["accuracy"] == metrics["card_accuracy"] == pytest.approx(accuracy, rel=1e-5)
+        assert metrics["real_loss"] > metrics["loss"]
+        assert metrics["label"] == "padding counted, as RxNN"
+
+    @pytest.mark.parametrize(
+        ("options", "kind"),
+        [
+            ({}, "none"),
+            ({"use_moe_aux_loss": True}, "balanced"),
+            ({"use_moe_aux_loss": True, "router_loss": "card"}, "card"),
+        ],
+    )
+    def test_router_loss(self, small_model, options, kind):
+        trainer = AutoregressiveTrainer(small_model(moe=True), "cpu", moe_aux_loss_scale=0.03, **options)
+        assert (trainer.task.router_loss, trainer.task.router_loss_weight) == (kind, 0.03)
+
+
+class TestLoop:
+    def test_hooks_in_order(self, small_model, data):
+        model, recorder = small_model(), Recorder()
+        trainer = AutoregressiveTrainer(model, "cpu", dataset=data, validation_dataset=data, callbacks=[recorder])
+        trainer(epochs=2, batch_size=10, optimizer=adamw(model))
+        epochs = [
+            [f"epoch {i}", "batch 0", "batch 1", "batch 2", f"validation {i}", f"end of epoch {i}"] for i in range(2)
+        ]
+        assert recorder.hooks == ["start", *epochs[0], *epochs[1], "end"]
+
+    @pytest.mark.parametrize("hook", ["batch 1", "validation 0", "end of epoch 0"])
+    def test_stops_when_asked(self, small_model, data, hook):
+        model, asking, other = small_model(), Recorder(stop=hook), Recorder()
+        trainer = AutoregressiveTrainer(model, "cpu", dataset=data, validation_dataset=data, callbacks=[asking, other])
+        trainer(epochs=2, batch_size=10, optimizer=adamw(model))
+        assert asking.hooks == other.hooks
+        assert asking.hooks[-4:] == [asking.hooks[-4], "validation 0", "end of epoch 0", "end"]
+        assert ("batch 2" in asking.hooks) == (hook != "batch 1")
+
+    def test_all_rows_count_in_an_order_of_their_own(self, small_model, data):
+        model, recorder = small_model(), Recorder()
+        AutoregressiveTrainer(model, "cpu", callbacks=[recorder])(2, 10, dataset=data, optimizer=adamw(model))
+        assert [len(batch["input_ids"]) for batch in recorder.batches] == [10, 10, 7] * 2
+        rows = torch.cat([batch["input_ids"] for batch in recorder.batches]).tolist()
+        first, second = rows[: len(data)], rows[len(data) :]
+        assert sorted(first) == sorted(second)
+        assert first != second
+
+    def test_batches_are_the_data_sets_rows(self, small_model, stories, tokenizer):
+        data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
+        model, recorder = small_model(), Recorder()
+        AutoregressiveTrainer(model, "cpu", callbacks=[recorder])(1, 10, dataset=data, optimizer=adamw(model))
+        expected = {tuple(row["input_ids"].tolist()): row for row in data}
+        for batch in recorder.batches:
+            for i, ids in enumerate(batch["input_ids"].tolist()):
+                for name, tensor in expected[tuple(ids)].items():
+                    assert torch.equal(batch[name][i], tensor)
+
+    def test_accumulated_batches_count_as_one(self, small_model, data, tokenizer):
+        models = [small_model() for _ in range(2)]
+        models[1].load_state_dict(models[0].state_dict())
+        for model, options in zip(models, [{"batch_size": 9}, {"batch_size": 3}], strict=True):
+            torch.manual_seed(3)
+            trainer = AutoregressiveTrainer(model, "cpu", gradient_accumulation_steps=9 // options["batch_size"])
+            trainer(epochs=1, dataset=data, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), **options)
+        torch.testing.assert_close(models[0].state_dict(), models[1].state_dict(), rtol=1e-4, atol=1e-6)
+
+    def test_scheduler_steps_with_the_optimizer(self, small_model, data):
+        model = small_model()
+        optimizer = adamw(model)
+        scheduler = get_transformer_lr_scheduler(optimizer, 100)
+        trainer = AutoregressiveTrainer(model, "cpu", gradient_accumulation_steps=2)
+        trainer(epochs=2, batch_size=5, dataset=data, optimizer=optimizer, scheduler=scheduler)
+        assert scheduler.last_epoch == 2 * 3
+
+    def test_learns(self, small_model, stories, tokenizer):
+        data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
+        model, recorder = small_model(moe=True, ff_dropout=0.1), Recorder()
+        trainer = AutoregressiveTrainer(
+            model, "cpu", use_amp=True, dtype=torch.bfloat16, use_moe_aux_loss=True, callbacks=[recorder]
+        )
+        trainer(epochs=5, batch_size=9, dataset=data, validation_dataset=data, optimizer=adamw(model, lr=2e-2))
+        assert recorder.validation[-1][0] < 0.5 * recorder.validation[0][0]
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+    def test_same_seed_same_run(self, small_model, data):
+        runs = []
+        for _ in range(2):
+            torch.manual_seed(11)
+            model, recorder = small_model(ff_dropout=0.1), Recorder()
+            AutoregressiveTrainer(model, "cpu", callbacks=[recorder])(1, 4, dataset=data, optimizer=adamw(model))
+            runs.append(recorder.losses)
+        assert runs[0] == runs[1]
+
+    def test_not_a_number(self, small_model, data):
+        model = small_model()
+        with torch.no_grad():
+            model.model.head.bias[7] = math.nan
+        with pytest.raises(TrainingError, match=r"the loss is nan at batch .*; a lower learning rate"):
+            AutoregressiveTrainer(model, "cpu")(1, 9, dataset=data, optimizer=adamw(model))
+
+
+class TestTensorBoard:
+    def test_scalars(self, small_model, data, tmp_path):
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        model, recorder = small_model(), Recorder()
+        trainer = AutoregressiveTrainer(
+            model, "cpu", callbacks=[recorder], log_dir=str(tmp_path / "logs"), tensorboard_interval=2
+        )
+        trainer(2, 7, dataset=data, validation_dataset=data, optimizer=adamw(model))
+        events = accumulator.EventAccumulator(str(tmp_path / "logs"))
+        events.Reload()
+        scalars = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+        steps = (2, 4, 6, 8)
+        assert scalars["Loss/train"] == [(i, pytest.approx(recorder.losses[i - 1])) for i in steps]
+        assert scalars["Perplexity/train"] == [(i, pytest.approx(math.exp(recorder.losses[i - 1]))) for i in steps]
+        tokens = np.cumsum([int(batch["attention_mask"].sum()) for batch in recorder.batches])
+        assert scalars["Processed tokens"] == [(i, tokens[i - 1]) for i in steps]
+        for name, values in {
+            "Loss/Valid": [loss for loss, _ in recorder.validation],
+            "Perplexity/Valid": [math.exp(loss) for loss, _ in recorder.validation],
+            "Accuracy/Valid": [metrics["accuracy"] for _, metrics in recorder.validation],
+        }.items():
+            assert scalars[name] == [(i, pytest.approx(value)) for i, value in enumerate(values)]
+
+    def test_not_installed(self, small_model, data, tmp_path, monkeypatch):
+        monkeypatch.setattr("rxnn.training.figures.tensorboard_available", lambda: False)
+        model = small_model()
+        trainer = AutoregressiveTrainer(model, "cpu", log_dir=str(tmp_path / "logs"))
+        with pytest.raises(ConfigError, match=r"log_dir is .*, but must be left out while tensorboard is missing"):
+            trainer(1, 9, dataset=data, optimizer=adamw(model))
+
+
+class TestUnusable:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"vocab_size": 10_000}, "vocab_size is 10000, but must be 307, the model's"),
+            ({"dtype": torch.bfloat16}, "dtype is torch.bfloat16, but must be left out, or used with use_amp=True"),
+            ({"use_amp": True, "dtype": torch.float16}, "dtype is torch.float16, but must be torch.bfloat16"),
+            ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0, but must be at least 1"),
+            ({"tensorboard_interval": 0}, "tensorboard_interval is 0, but must be at least 1"),
+            ({"target_field_name": "labels"}, "target_field_name is 'labels', but must be 'targets'"),
+            ({"use_ddp": True}, "use_ddp is True, but must be False: training runs in one process"),
+            ({"router_loss": "switch"}, "router_loss is 'switch', but must be one of balanced, card"),
+            ({"callbacks": [print]}, "callbacks is .*print.*, but must be TrainerCallback objects"),
+        ],
+    )
+    def test_arguments(self, small_model, options, message):
+        with pytest.raises(ConfigError, match=message):
+            AutoregressiveTrainer(small_model(), "cpu", **options)
+
+    def test_model(self):
+        with pytest.raises(ConfigError, match="model is a Linear, but must be an ExperimentalAttentionTransformer"):
+            AutoregressiveTrainer(torch.nn.Linear(1, 1), "cpu")
+
+    def test_call(self, small_model, data):
+        model = small_model()
+        trainer = AutoregressiveTrainer(model, "cpu")
+        for options, message in (
+            ({"epochs": 0}, "epochs is 0"),
+            ({"batch_size": 0}, "batch_size is 0"),
+            ({"dataset": None}, "dataset is None, but must be an AutoregressiveLMDataset"),
+            ({"validation_dataset": ["text"]}, "validation_dataset is .*, but must be an AutoregressiveLMDataset"),
+            ({"optimizer": None}, "optimizer is None"),
+            ({"optimizer": adamw(small_model())}, "optimizer is AdamW of other parameters, but must be made from this"),
+        ):
+            arguments = {"epochs": 1, "batch_size": 3, "dataset": data, "optimizer": adamw(model)}
+            with pytest.raises(ConfigError, match=message):
+                trainer(**{**arguments, **options})
+
+    def test_data_of_a_larger_vocabulary(self, small_model, data):
+        model = small_model(vocab_size=41)
+        with pytest.raises(
+            ConfigError, match=r"dataset is of a vocabulary of 307, but must .* tokenizer, of at most 41"
+        ):
+            AutoregressiveTrainer(model, "cpu")(1, 3, dataset=data, optimizer=adamw(model))

@@ -1,0 +1,166 @@
+"""Model configurations: what is refused and how, and plain data in and out."""
+
+import dataclasses
+import re
+
+import pytest
+
+from sqat.config import ModelConfig
+from sqat.errors import ConfigError, SqatError
+from sqat.variants import PRESETS, preset
+
+INVALID = [
+    ("vocab_size", 0, "at least 1"),
+    ("hidden_size", -23, "at least 1"),
+    ("num_layers", 0, "at least 1"),
+    ("num_query_heads", 0, "at least 1"),
+    ("num_kv_heads", 0, "at least 1"),
+    ("num_kv_heads", 4, "a divisor of num_query_heads (6): 1, 2, 3, 6"),
+    ("num_kv_heads", 12, "a divisor of num_query_heads (6): 1, 2, 3, 6"),
+    ("head_dim", 0, "at least 1"),
+    ("head_dim", 7, "even"),
+    ("intermediate_size", 0, "at least 1"),
+    ("context_length", 1, "at least 2"),
+    ("num_experts", -1, "0 (dense) or more"),
+    ("activation", "tanh", "one of silu, swish, gelu, relu, sigmoid, linear"),
+    ("norm", "batchnorm", "one of rmsnorm, layernorm"),
+    ("norm", "none", "one of rmsnorm, layernorm"),
+    ("final_norm", "batchnorm", "null or one of rmsnorm, layernorm"),
+    ("norm_eps", 0.0, "positive, or null"),
+    ("norm_eps", -1e-6, "positive, or null"),
+    ("rope_theta", 0.0, "positive"),
+    ("rope_theta", float("nan"), "positive"),
+    ("attention_dropout", 1.0, "at least 0 and below 1"),
+    ("attention_dropout", -0.1, "at least 0 and below 1"),
+    ("feedforward_dropout", 1.5, "at least 0 and below 1"),
+    ("init", "xavier", "one of normal, torch"),
+]
+
+CONVERTED = [
+    ("num_layers", "3", 3),
+    ("num_layers", 3.0, 3),
+    ("num_layers", "3e0", 3),
+    ("rope_theta", "2e-3", 0.002),
+    ("rope_theta", 500000, 500000.0),
+    ("norm_eps", "null", None),
+    ("norm_eps", "None", None),
+    ("norm_eps", None, None),
+    ("final_norm", "null", None),
+    ("final_norm", "layernorm", "layernorm"),
+    ("gated", "False", False),
+    ("gated", "true", True),
+]
+
+WRONG_TYPE = [
+    ("num_layers", 2.5, "int"),
+    ("num_layers", "two", "int"),
+    ("num_layers", "nan", "int"),
+    ("num_layers", "inf", "int"),
+    ("num_layers", True, "int"),
+    ("num_layers", None, "int"),
+    ("num_layers", "null", "int"),
+    ("num_layers", [2], "int"),
+    ("rope_theta", "high", "float"),
+    ("rope_theta", False, "float"),
+    ("gated", 1, "bool"),
+    ("gated", "yes", "bool"),
+    ("norm", 5, "str"),
+    ("norm_eps", "small", "float or null"),
+    ("final_norm", 1.0, "str or null"),
+]
+
+
+def must_be(field, value, right):
+    """The message about a field of ModelConfig, as a pattern: field, value and remedy."""
+    return re.escape(f"ModelConfig.{field} is {value!r}, but must be {right}")
+
+
+@pytest.mark.parametrize(("field", "value", "right"), INVALID)
+def test_unusable_values_are_refused_by_name(tiny_config, field, value, right):
+    with pytest.raises(ConfigError, match=must_be(field, value, right)):
+        dataclasses.replace(tiny_config(), **{field: value})
+
+
+@pytest.mark.parametrize("value", [0, 8])
+def test_experts_per_token_lies_within_the_experts(tiny_config, value):
+    with pytest.raises(ConfigError, match=must_be("experts_per_token", value, "between 1 and num_experts (7)")):
+        tiny_config(moe=True, experts_per_token=value)
+    assert tiny_config(moe=False, experts_per_token=value).experts_per_token == value  # ignored
+
+
+@pytest.mark.parametrize(("field", "value", "expected"), CONVERTED)
+def test_plain_data_is_read_leniently(tiny_config, field, value, expected):
+    found = getattr(tiny_config(**{field: value}), field)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(("field", "value", "kind"), WRONG_TYPE)
+def test_wrong_types_are_refused_by_name(tiny_config, field, value, kind):
+    with pytest.raises(ConfigError, match=must_be(field, value, kind) + "$"):
+        tiny_config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "hint"),
+    [
+        ("hiden_size", "did you mean 'hidden_size'?"),
+        ("num_kv_head", "did you mean 'num_kv_heads'?"),
+        ("zzz", "the fields are vocab_size, hidden_size,"),
+    ],
+)
+def test_unknown_fields_get_a_hint(tiny_config, field, hint):
+    with pytest.raises(ConfigError, match=re.escape(f"ModelConfig: unknown field {field!r}; {hint}")):
+        tiny_config(**{field: 1})
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "context_length"])
+def test_missing_fields_are_named(tiny_config, field):
+    values = tiny_config().to_dict()
+    del values[field]
+    with pytest.raises(ConfigError, match=f"ModelConfig: field '{field}' is missing"):
+        ModelConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("values", [None, "sqat-mm", [("vocab_size", 5)], 3])
+def test_only_a_mapping_holds_fields(values):
+    with pytest.raises(ConfigError, match=re.escape(f"ModelConfig: expected a mapping of fields, found {values!r}")):
+        ModelConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_dictionaries_hold_everything(name):
+    config = preset(name)
+    values = config.to_dict()
+    assert set(values) == {field.name for field in dataclasses.fields(config)}
+    assert ModelConfig.from_dict(values) == config
+
+
+def test_configs_are_frozen(tiny_config):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny_config().num_layers = 5
+
+
+def test_replace_makes_a_checked_copy(tiny_config):
+    config = tiny_config()
+    changed = config.replace(num_layers=5)
+    assert (config.num_layers, changed.num_layers) == (2, 5)
+    assert changed.replace(num_layers=2) == config
+    with pytest.raises(ConfigError, match="num_layers is 0"):
+        config.replace(num_layers=0)
+
+
+@pytest.mark.parametrize(("query_heads", "width", "heads"), [(2, 60, 6), (6, 60, 6), (6, 23, 6), (4, 67, 6)])
+def test_heads_of_full_attention(tiny_config, query_heads, width, heads):
+    config = tiny_config(num_query_heads=query_heads, num_kv_heads=1, hidden_size=width)
+    assert config.num_heads == heads
+
+
+def test_moe_means_experts(tiny_config):
+    assert tiny_config(num_experts=1, experts_per_token=1).is_moe
+    assert not tiny_config(num_experts=0).is_moe
+
+
+def test_config_errors_are_sqat_and_value_errors():
+    assert issubclass(ConfigError, SqatError)
+    assert issubclass(ConfigError, ValueError)

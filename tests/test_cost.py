@@ -1,0 +1,95 @@
+"""Costs computed from a configuration, held against built models and independent counts."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sqat import cost
+from sqat.model import Decoder, KVCache
+from sqat.model.attend import attend_naive
+from sqat.variants import VARIANTS, mini
+
+BIASES = ("qkv_bias", "attention_out_bias", "feedforward_bias", "head_bias")
+
+
+def count(model: Decoder, wanted: Callable[[str], bool] = lambda name: True) -> int:
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if wanted(name))
+
+
+def check_parameters(config) -> None:
+    with torch.device("meta"):
+        model = Decoder(config)
+    found = cost.parameters(config)
+    experts = count(model, lambda name: ".feedforward.fc" in name) // max(config.num_experts, 1)
+    unvisited = config.num_experts - config.experts_per_token if config.is_moe else 0
+    assert found.total == count(model)
+    assert found.active == found.total - unvisited * experts
+    assert found.attention == count(model, lambda name: ".attention." in name)
+    assert found.feedforward == count(model, lambda name: ".feedforward." in name)
+    assert found.embedding == count(model, lambda name: name.startswith(("embedding.", "head.")))
+
+
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("final_norm", [None, "rmsnorm", "layernorm"])
+def test_parameters_are_the_built_model_s(tiny_config, moe, gated, tied, norm, final_norm):
+    check_parameters(tiny_config(moe, gated=gated, tie_embeddings=tied, norm=norm, final_norm=final_norm))
+
+
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("biases", [*((name,) for name in BIASES), BIASES])
+def test_parameters_count_every_bias(tiny_config, moe, gated, biases):
+    check_parameters(tiny_config(moe, gated=gated, **dict.fromkeys(biases, True)))
+
+
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_flops_are_those_that_torch_counts(tiny_config, monkeypatch, moe, gated):
+    """With attention written out in full, a causal sequence does (T + 1) / 2T of it in vain."""
+
+    def attend_all(q_BHTC, k_BKSC, v_BKSC, **_):
+        return attend_naive(q_BHTC, k_BKSC, v_BKSC, torch.ones(q_BHTC.shape[2], k_BKSC.shape[2], dtype=torch.bool))
+
+    monkeypatch.setattr("sqat.model.attention.attend", attend_all)
+    config = tiny_config(moe, gated=gated)
+    rows, length = 5, 11
+    with FlopCounterMode(display=False) as counter:
+        Decoder(config)(torch.randint(config.vocab_size, (rows, length)))
+    flops = cost.flops_per_token(config, length)
+    written_out = flops.attention * 2 * length / (length + 1)
+    assert counter.get_total_flops() == rows * length * (flops.total - flops.attention + written_out)
+
+
+def test_attention_s_share_depends_on_query_heads_alone():
+    flops = {
+        variant: cost.flops_per_token(mini(variant)).attention * 16 // mini(variant).num_query_heads
+        for variant in VARIANTS
+    }
+    assert set(flops.values()) == {cost.flops_per_token(mini("mha")).attention}
+
+
+def test_flops_are_of_the_model_s_context_by_default(tiny_config):
+    config = tiny_config()
+    assert cost.flops_per_token(config) == cost.flops_per_token(config, config.context_length)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_kv_bytes_are_what_a_cache_takes_per_token(tiny_config, dtype, size):
+    config = tiny_config()
+    rows, capacity = 5, 11
+    cache = KVCache(config, rows, capacity, dtype=dtype)
+    taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert taken == rows * capacity * cost.kv_bytes_per_token(config, size)
+    assert cost.kv_bytes_per_token(config) == cost.kv_bytes_per_token(config, 2)
+
+
+@pytest.mark.parametrize(
+    ("variant", "speedup"), [("mha", 1), ("gqa", 1), ("sqa", 2), ("ssqa", 2), ("xsqa", 4), ("lsqa", 4 / 3)]
+)
+def test_speedup_over_full_attention(variant, speedup):
+    assert cost.attention_speedup(mini(variant)) == speedup

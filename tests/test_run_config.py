@@ -1,0 +1,202 @@
+"""The description of a run: YAML, overrides, presets and their changes."""
+
+import re
+
+import pytest
+
+from sqat.errors import ConfigError
+from sqat.run_config import DataConfig, RunConfig, TrainConfig, read_yaml, with_overrides
+from sqat.variants import preset
+
+INVALID = [
+    (DataConfig, "mode", "rows of text", "one of packed, rows"),
+    (DataConfig, "encoding_errors", "ignore", "one of strict, replace"),
+    (DataConfig, "padding_as_target", True, 'false where mode is "packed"'),
+    (DataConfig, "limit", 0, "at least 1, or null"),
+    (DataConfig, "validation_limit", -3, "at least 1, or null"),
+    (TrainConfig, "batch_size", 0, "at least 1"),
+    (TrainConfig, "gradient_accumulation", 0, "at least 1"),
+    (TrainConfig, "log_every", 0, "at least 1"),
+    (TrainConfig, "keep_checkpoints", 0, "at least 1"),
+    (TrainConfig, "epochs", 0, "at least 1, or null"),
+    (TrainConfig, "epochs", None, "set, where max_steps is null"),
+    (TrainConfig, "max_steps", 0, "at least 1, or null"),
+    (TrainConfig, "max_tokens", -1, "at least 1, or null"),
+    (TrainConfig, "evaluate_every", 0, "at least 1, or null"),
+    (TrainConfig, "checkpoint_every", 0, "at least 1, or null"),
+    (TrainConfig, "learning_rate", 0.0, "positive, such as 2e-3"),
+    (TrainConfig, "learning_rate", float("nan"), "positive, such as 2e-3"),
+    (TrainConfig, "min_learning_rate", 0.5, "between 0 and learning_rate (0.002)"),
+    (TrainConfig, "min_learning_rate", -1e-4, "between 0 and learning_rate (0.002)"),
+    (TrainConfig, "warmup_steps", -1, "at least 0"),
+    (TrainConfig, "weight_decay", -0.1, "at least 0"),
+    (TrainConfig, "router_loss_weight", -0.1, "at least 0"),
+    (TrainConfig, "seed", -1, "at least 0"),
+    (TrainConfig, "beta1", 1.0, "at least 0 and below 1"),
+    (TrainConfig, "beta2", -0.5, "at least 0 and below 1"),
+    (TrainConfig, "clip_norm", 0.0, "positive, or null"),
+    (TrainConfig, "precision", "fp16", "one of auto, bf16, float32"),
+    (TrainConfig, "router_loss", "switch", "one of balanced, card, none"),
+    (TrainConfig, "device", "gpu", "auto, cpu, cuda, cuda:N or mps"),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value", "right"), INVALID)
+def test_unusable_values_are_refused_by_name(kind, field, value, right):
+    with pytest.raises(ConfigError, match=re.escape(f"{kind.__name__}.{field} is {value!r}, but must be {right}")):
+        kind(**{field: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": None, "max_steps": 7},
+        {"device": "cuda:1"},
+        {"clip_norm": None},
+        {"min_learning_rate": 2e-3},
+        {"evaluate_every": None, "checkpoint_every": None},
+    ],
+)
+def test_what_null_and_limits_allow(values):
+    assert TrainConfig.from_dict(values).to_dict() == {**TrainConfig().to_dict(), **values}
+
+
+def test_padding_can_be_a_target_in_rows():
+    assert DataConfig(mode="rows", padding_as_target=True).padding_as_target
+
+
+class TestModel:
+    def test_preset_by_name(self):
+        assert RunConfig.from_dict({"model": "sqat-mm"}).model == preset("sqat-mm")
+
+    def test_preset_with_changes(self):
+        run = RunConfig.from_dict({"model": {"preset": "xsqat-m", "hidden_size": 96, "rope_theta": "1e4"}})
+        assert run.model == preset("xsqat-m").replace(hidden_size=96, rope_theta=1e4)
+
+    def test_fields_alone(self, tiny_config):
+        assert RunConfig.from_dict({"model": tiny_config().to_dict()}).model == tiny_config()
+
+    def test_built(self, tiny_config):
+        assert RunConfig.from_dict({"model": tiny_config()}).model == tiny_config()
+
+    @pytest.mark.parametrize(
+        ("model", "message"),
+        [
+            ("sqat-mn", "unknown preset 'sqat-mn'; did you mean 'sqat-m"),
+            ({"preset": "gqa-ref-micr"}, "unknown preset 'gqa-ref-micr'; did you mean 'gqa-ref-micro'?"),
+            ({"preset": "sqat-mm", "hiden_size": 5}, "unknown field 'hiden_size'; did you mean 'hidden_size'?"),
+            ({"preset": "sqat-mm", "num_kv_heads": 3}, "ModelConfig.num_kv_heads is 3, but must be a divisor"),
+            ({"vocab_size": 5}, "field 'hidden_size' is missing"),
+            (7, "ModelConfig: expected a mapping of fields, found 7"),
+        ],
+    )
+    def test_errors(self, model, message):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            RunConfig.from_dict({"model": model})
+
+
+class TestRun:
+    def test_sections_are_read(self):
+        values = {"model": "sqat-mm", "data": {"source": "a.txt", "limit": "5"}, "train": {"learning_rate": "1e-3"}}
+        run = RunConfig.from_dict(values)
+        assert run.data == DataConfig(source="a.txt", limit=5)
+        assert run.train == TrainConfig(learning_rate=1e-3)
+
+    def test_dictionaries_hold_everything(self):
+        run = RunConfig(model=preset("sqat-mm"), data=DataConfig(mode="rows"), train=TrainConfig(max_steps=3))
+        assert RunConfig.from_dict(run.to_dict()) == run
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({}, "RunConfig: field 'model' is missing"),
+            ([], "RunConfig: expected a mapping with model, data and train, found []"),
+            ({"model": "sqat-mm", "trian": {}}, "RunConfig: unknown field 'trian'; did you mean 'train'?"),
+            ({"model": "sqat-mm", "train": {"lr": 1}}, "TrainConfig: unknown field 'lr'"),
+            (
+                {"model": "sqat-mm", "train": {"batch_size": "many"}},
+                "TrainConfig.batch_size is 'many', but must be int",
+            ),
+            ({"model": "sqat-mm", "data": None}, "DataConfig: expected a mapping of fields, found None"),
+        ],
+    )
+    def test_errors(self, values, message):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            RunConfig.from_dict(values)
+
+
+class TestYaml:
+    def test_reading(self, tmp_path):
+        path = tmp_path / "run.yaml"
+        path.write_text("model: {preset: sqat-mm, num_layers: 3}\ntrain:\n  learning_rate: 2e-3\n  clip_norm: null\n")
+        run = RunConfig.from_dict(read_yaml(path))
+        assert run.model == preset("sqat-mm").replace(num_layers=3)
+        assert run.train == TrainConfig(learning_rate=2e-3, clip_norm=None)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"a: [1", "is not valid YAML"),
+            (b"\xff\xfe\xfa", "is not valid YAML"),
+            (b"- a\n- b", "holds list, but must hold a mapping with model, data and train"),
+            (b"", "holds NoneType, but must hold a mapping"),
+        ],
+    )
+    def test_damaged(self, tmp_path, content, message):
+        path = tmp_path / "run.yaml"
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=re.escape(f"{path} {message}")):
+            read_yaml(path)
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"no configuration file at .*nowhere\.yaml"):
+            read_yaml(tmp_path / "nowhere.yaml")
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("override", "expected"),
+        [
+            ("train.seed=5", {"model": "sqat-mm", "train": {"epochs": 2, "seed": 5}}),
+            ("train.epochs=3", {"model": "sqat-mm", "train": {"epochs": 3}}),
+            ("train.epochs=", {"model": "sqat-mm", "train": {"epochs": None}}),
+            ("train.device=cuda:1", {"model": "sqat-mm", "train": {"epochs": 2, "device": "cuda:1"}}),
+            ("data.source=a=b", {"model": "sqat-mm", "train": {"epochs": 2}, "data": {"source": "a=b"}}),
+            ("model=gqa-s", {"model": "gqa-s", "train": {"epochs": 2}}),
+            ("model.num_layers=2", {"model": {"preset": "sqat-mm", "num_layers": 2}, "train": {"epochs": 2}}),
+        ],
+    )
+    def test_assignments(self, override, expected):
+        assert with_overrides({"model": "sqat-mm", "train": {"epochs": 2}}, [override]) == expected
+
+    def test_later_ones_win(self):
+        assert with_overrides({}, ["train.seed=1", "train.epochs=3", "train.seed=2"]) == {
+            "train": {"seed": 2, "epochs": 3}
+        }
+
+    def test_a_preset_can_be_changed_by_field(self):
+        run = RunConfig.from_dict(
+            with_overrides({"model": "sqat-mm"}, ["model.num_layers=2", "train.learning_rate=1e-3"])
+        )
+        assert run.model == preset("sqat-mm").replace(num_layers=2)
+        assert run.train.learning_rate == 1e-3
+
+    def test_the_original_stays(self):
+        values = {"model": {"preset": "sqat-mm"}, "train": {"epochs": 2}}
+        with_overrides(values, ["train.epochs=3", "model.num_layers=2", "data.limit=5"])
+        assert values == {"model": {"preset": "sqat-mm"}, "train": {"epochs": 2}}
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("train.epochs", "must look like train.learning_rate=1e-3"),
+            ("=3", "must look like"),
+            ("train.=3", "must look like"),
+            (".epochs=3", "must look like"),
+            ("train.epochs.more=3", "epochs is 2, which has no fields"),
+            ("train.epochs=[3", "the value is not valid YAML"),
+        ],
+    )
+    def test_errors(self, override, message):
+        with pytest.raises(ConfigError, match=re.escape(f"override {override!r}") + ".*" + re.escape(message)):
+            with_overrides({"train": {"epochs": 2}}, [override])

@@ -1,0 +1,105 @@
+"""The table of variants, and the presets: the card's to the parameter."""
+
+import pytest
+import torch
+
+from sqat.cost import parameters
+from sqat.errors import ConfigError
+from sqat.model import Decoder
+from sqat.variants import PRESETS, VARIANTS, head_counts, micro, mini, preset, small, variant_name
+
+HEADS = {  # variant: (Hq, Hkv) where full attention has 8 heads, and 16
+    "mha": ((8, 8), (16, 16)),
+    "gqa": ((8, 2), (16, 4)),
+    "mqa": ((8, 1), (16, 1)),
+    "sqa": ((4, 2), (8, 4)),
+    "ssqa": ((4, 4), (8, 8)),
+    "xsqa": ((2, 2), (4, 4)),
+    "xsmqa": ((2, 1), (4, 1)),
+    "lsqa": ((6, 2), (12, 4)),
+}
+
+CARD = {  # preset: (Hq, Hkv, parameters), as the original has them
+    "gqa-ref-micro": (8, 2, 8_666_248),
+    "mqa-ref-micro": (8, 1, 8_641_672),
+    "sqat-mm": (4, 2, 8_567_944),
+    "ssqat-mm": (4, 4, 8_617_096),
+    "xsqat-mm": (2, 2, 8_518_792),
+    "mha-ref-mini": (16, 16, 11_966_224),
+    "gqa-ref-mini": (16, 4, 11_179_792),
+    "mqa-ref-mini": (16, 1, 10_983_184),
+    "sqat-m": (8, 4, 10_655_504),
+    "ssqat-m": (8, 8, 10_917_648),
+    "xsqat-m": (4, 4, 10_393_360),
+    "xsmqat-m": (4, 1, 10_196_752),
+}
+
+
+def built_size(config):
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Decoder(config).parameters())
+
+
+def test_the_table_is_complete():
+    assert set(VARIANTS) == set(HEADS)
+    assert set(CARD) < set(PRESETS)
+
+
+@pytest.mark.parametrize("variant", HEADS)
+def test_head_counts(variant):
+    assert tuple(head_counts(variant, heads) for heads in (8, 16)) == HEADS[variant]
+
+
+def test_unknown_variant():
+    with pytest.raises(
+        ConfigError, match="variant is 'sqaa', but must be one of mha, gqa, mqa, sqa, ssqa, xsqa, xsmqa, lsqa"
+    ):
+        head_counts("sqaa", 8)
+
+
+@pytest.mark.parametrize(
+    ("variant", "heads"), [("gqa", 6), ("sqa", 6), ("ssqa", 7), ("xsmqa", 3), ("lsqa", 2), ("mha", 0), ("mqa", -4)]
+)
+def test_heads_that_do_not_divide(variant, heads):
+    with pytest.raises(
+        ConfigError, match=f"num_heads is {heads}, but variant '{variant}' needs a positive multiple of 4"
+    ):
+        head_counts(variant, heads)
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_card_presets_have_the_card_s_sizes(name):
+    config = preset(name)
+    heads = (config.num_query_heads, config.num_kv_heads)
+    assert (*heads, parameters(config).total) == CARD[name]
+    assert built_size(config) == CARD[name][-1]
+    assert config.head_dim == 16
+
+
+@pytest.mark.parametrize("name", ["sqat-s", "gqa-s", "mha-s", "xsqat-s"])
+def test_the_modern_family_is_small(name):
+    assert 14e6 < parameters(preset(name)).total == built_size(preset(name)) < 20e6
+
+
+@pytest.mark.parametrize("family", [micro, mini, small])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant_name_is_the_inverse_of_head_counts(family, variant):
+    assert variant_name(family(variant)) == variant
+
+
+def test_head_counts_outside_the_table_have_no_name(tiny_config):
+    assert variant_name(preset("sqat-mm").replace(num_query_heads=6, num_kv_heads=3)) is None
+    assert variant_name(tiny_config(num_query_heads=5, num_kv_heads=1, hidden_size=70)) is None
+
+
+def test_preset_names_are_case_blind():
+    assert preset("SQAT-mm") == preset("sqat-mm")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("mha-ref-mimi", "did you mean 'mha-ref-mini'"), ("gpt", "the presets are sqat-s, "), ("", "the presets are")],
+)
+def test_unknown_preset(name, hint):
+    with pytest.raises(ConfigError, match=f"unknown preset '{name}'; {hint}"):
+        preset(name)
