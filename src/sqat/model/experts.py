@@ -6,15 +6,18 @@ Shape letters: N tokens, k experts per token, D width, F expert hidden, I = F (o
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sqat.model.dispatch import dispatch
 from sqat.model.dropout import dropout_mask
 from sqat.model.feedforward import ACTIVATIONS
+
+FILL_ROWS = 64
 
 
 class ExpertWeights(NamedTuple):
@@ -91,14 +94,10 @@ class _SortedExperts(torch.autograd.Function):
         dropout: float,
         compute: torch.dtype,
     ) -> Tensor:
-        num_tokens, k = experts_Nk.shape
-        order = experts_Nk.flatten().argsort(stable=True)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order), device=order.device)
-        token = order // k
-        spans = _spans(torch.bincount(experts_Nk.flatten(), minlength=len(fc1_EID)))
+        block = _block(experts_Nk.numel(), len(fc1_EID), compute, x_ND.device)
+        token, place, spans = dispatch(experts_Nk, len(fc1_EID), block)
         x, fc1, fc2 = x_ND.to(compute), fc1_EID.to(compute), fc2_EDF.to(compute)
-        y_sorted = torch.empty(num_tokens * k, x.shape[1], dtype=compute, device=x.device)
+        y_sorted = torch.empty(len(token), x.shape[1], dtype=compute, device=x.device)
         hiddens, noises = [], []
         for e, rows in enumerate(spans):
             hidden = F.linear(x[token[rows]], fc1[e], _row(fc1_bias_EI, e, compute))
@@ -109,19 +108,21 @@ class _SortedExperts(torch.autograd.Function):
             y_sorted[rows] = F.linear(activated, fc2[e], _row(fc2_bias_ED, e, compute))
             hiddens.append(hidden)
             noises.append(noise)
-        ctx.save_for_backward(x, weights_Nk, fc1, fc2, fc2_bias_ED, token, order, inverse, *hiddens, *noises)
+        ctx.save_for_backward(x, weights_Nk, fc1, fc2, fc2_bias_ED, token, place, *hiddens, *noises)
         ctx.settings = (activation, gated, spans, x_ND.dtype, fc1_EID.dtype, fc1_bias_EI is not None)
-        y_NkD = y_sorted[inverse].view(num_tokens, k, x.shape[1])
-        return (weights_Nk.unsqueeze(-1) * y_NkD).sum(dim=1)
+        chosen = zip(place.unbind(1), weights_Nk.unbind(1), strict=True)
+        parts = (y_sorted[rows].to(weights_Nk.dtype).mul_(weight.unsqueeze(1)) for rows, weight in chosen)
+        return reduce(torch.add, parts)
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
         activation, gated, spans, x_dtype, weight_dtype, biased = ctx.settings
-        x, weights_Nk, fc1, fc2, fc2_bias, token, order, inverse, *saved = ctx.saved_tensors
+        x, weights_Nk, fc1, fc2, fc2_bias, token, place, *saved = ctx.saved_tensors
         hiddens, noises = saved[: len(spans)], saved[len(spans) :]
-        grad, weight_sorted = grad_ND.to(x.dtype), weights_Nk.flatten()[order].unsqueeze(1)
+        grad, weight_sorted = grad_ND.to(x.dtype), weights_Nk.new_zeros(len(token), 1)
+        weight_sorted[place.flatten()] = weights_Nk.flatten().unsqueeze(1)  # zero in rows that only fill up
         d_weight_sorted = torch.empty_like(weight_sorted)
-        d_x_sorted = torch.empty(len(order), x.shape[1], dtype=x.dtype, device=x.device)
+        d_x_sorted = torch.empty(len(token), x.shape[1], dtype=x.dtype, device=x.device)
         d_fc1, d_fc2 = (torch.empty(w.shape, dtype=weight_dtype, device=w.device) for w in (fc1, fc2))
         d_fc1_bias, d_fc2_bias = (torch.empty_like(d[:, :, 0]) if biased else None for d in (d_fc1, d_fc2))
         for e, (rows, hidden, noise) in enumerate(zip(spans, hiddens, noises, strict=True)):
@@ -142,15 +143,19 @@ class _SortedExperts(torch.autograd.Function):
                 d_fc1_bias[e] = d_hidden.sum(dim=0, dtype=weight_dtype)
                 d_fc2_bias[e] = grad_y.sum(dim=0, dtype=weight_dtype)
             d_x_sorted[rows] = d_hidden @ fc1[e]
-        d_x = d_x_sorted[inverse].view(*weights_Nk.shape, x.shape[1]).sum(dim=1, dtype=x_dtype)
-        d_weights = d_weight_sorted[inverse].view(weights_Nk.shape)
+        d_x = reduce(torch.add, (d_x_sorted[rows].to(x_dtype) for rows in place.unbind(1)))
+        d_weights = d_weight_sorted[place].squeeze(-1)
         return d_x, None, d_weights, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, None, None, None, None
 
 
-def _spans(counts_E: Tensor) -> list[slice]:
-    """Where each expert's rows are among the sorted ones (waits for the device)."""
-    ends = list(accumulate(counts_E.tolist()))
-    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+def _block(num_selections: int, num_experts: int, compute: torch.dtype, device: torch.device) -> int:
+    """To how many rows an expert's share is filled up.
+
+    On CPUs a bfloat16 product of a new shape costs milliseconds for a kernel to be made, and shares differ every time;
+    filling them up leaves few shapes. Small shares are left alone: there it would cost more than it saves.
+    """
+    worthwhile = device.type == "cpu" and compute == torch.bfloat16 and num_selections >= 4 * FILL_ROWS * num_experts
+    return FILL_ROWS if worthwhile else 1
 
 
 def _row(bias_EX: Tensor | None, e: int, dtype: torch.dtype) -> Tensor | None:

@@ -20,6 +20,9 @@ from sqat.model.moe import RouterStats
 from sqat.train.loss import token_losses
 from sqat.train.step import add_router_stats
 
+# Rows are padded to a multiple of this, since every new shape costs time to prepare kernels for.
+WIDTH_STEP = 32
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -139,7 +142,8 @@ def _windows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterato
     for begin in range(0, len(pieces), batch_size):
         batch = pieces[begin : begin + batch_size]
         rows = [tokens.document(i)[start : start + context_length + 1] for i, start in batch]
-        inputs = np.full((len(rows), len(rows[-1]) - 1), PAD, dtype=np.int64)
+        width = -(-(len(rows[-1]) - 1) // WIDTH_STEP) * WIDTH_STEP
+        inputs = np.full((len(rows), width), PAD, dtype=np.int64)
         targets = np.full_like(inputs, IGNORE)
         for i, row in enumerate(rows):
             inputs[i, : len(row) - 1] = row[:-1]

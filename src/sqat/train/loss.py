@@ -16,7 +16,7 @@ from sqat.data.batches import IGNORE
 from sqat.errors import ConfigError
 from sqat.model.moe import RouterStats
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 512
 
 
 class LossSums(NamedTuple):
@@ -90,10 +90,12 @@ def _chunks(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
     """For a chunk of rows at a time: (rows, targets, probabilities, losses, whether the likeliest token was right)."""
+    exact = torch.promote_types(hidden_ND.dtype, torch.float32)
+    buffer = torch.empty(min(CHUNK_ROWS, len(targets_N)), len(weight_VD), dtype=exact, device=hidden_ND.device)
     for start in range(0, len(targets_N), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         target = targets_N[rows]
-        logits = (hidden_ND[rows] @ weight_VD.T).float()
+        logits = buffer[: len(target)].copy_(hidden_ND[rows] @ weight_VD.T)
         if bias_V is not None:
             logits += bias_V
         largest, likeliest = logits.max(dim=-1, keepdim=True)
