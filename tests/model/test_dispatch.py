@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -28,7 +30,7 @@ def test_every_selection_has_a_row_of_its_own_among_its_experts(experts_Nk: torc
         assert (rows.stop - rows.start) % block == 0
         assert 0 <= rows.stop - rows.start - len(mine) < block
     assert spans[0].start == 0
-    assert all(a.stop == b.start for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.stop == b.start for a, b in pairwise(spans))
     assert spans[-1].stop == len(token)
 
 
