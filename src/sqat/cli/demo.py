@@ -12,8 +12,8 @@ DEMO = {
     "model": "sqat-xs",
     "data": {"validation_limit": 200},
     "train": {
-        "max_steps": 300,
-        "batch_size": 32,
+        "max_steps": 400,
+        "batch_size": 8,
         "learning_rate": 3e-3,
         "warmup_steps": 20,
         "checkpoint_every": 100,
@@ -25,7 +25,7 @@ PROMPT = "Once upon a time"
 
 def demo(
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 400,
     stories: Annotated[int, typer.Option(help="Built-in stories to learn from.")] = 20_000,
 ) -> None:
     """Train a small SQA model on the built-in stories, then let it write one. Needs no network."""
