@@ -58,11 +58,12 @@ def test_unknown_variant():
 
 
 @pytest.mark.parametrize(
-    ("variant", "heads"), [("gqa", 6), ("sqa", 6), ("ssqa", 7), ("xsmqa", 3), ("lsqa", 2), ("mha", 0), ("mqa", -4)]
+    ("variant", "heads", "multiple"),
+    [("gqa", 6, 4), ("sqa", 6, 4), ("ssqa", 7, 2), ("xsmqa", 3, 4), ("lsqa", 2, 4), ("mha", 0, 1), ("mqa", -4, 1)],
 )
-def test_heads_that_do_not_divide(variant, heads):
+def test_heads_that_do_not_divide(variant, heads, multiple):
     with pytest.raises(
-        ConfigError, match=f"num_heads is {heads}, but variant '{variant}' needs a positive multiple of 4"
+        ConfigError, match=f"num_heads is {heads}, but variant '{variant}' needs a positive multiple of {multiple}"
     ):
         head_counts(variant, heads)
 
