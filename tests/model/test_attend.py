@@ -117,7 +117,12 @@ def test_dropout_keeps_the_mean(documents):
     assert error.pow(2).mean() < 1.5 / 300
 
 
-def test_a_small_mask_is_made_once(monkeypatch):
-    mask = AttentionMask(5, 5, torch.device("cpu"), documents_BS=torch.tensor([[0, 0, 1, 1, 1]]))
-    assert mask.whole is mask.whole
-    assert torch.equal(mask.whole, mask.rows())
+@pytest.mark.parametrize("num_queries", [5, 7])
+def test_only_a_small_mask_is_kept(monkeypatch, num_queries):
+    monkeypatch.setattr("sqat.model.attend.QUERY_BLOCK", 5)
+    documents = torch.tensor([[0, 0, 1, 1, 1, 1, 2]])[:, :num_queries]
+    made = AttentionMask(num_queries, num_queries, torch.device("cpu"), documents_BS=documents)
+    kept = AttentionMask(num_queries, num_queries, torch.device("cpu"), documents_BS=documents).keep()
+    assert (kept.whole is None) == (num_queries == 7)
+    q, k, v = (torch.randn(1, 2, num_queries, 3) for _ in range(3))
+    torch.testing.assert_close(attend(q, k, v, mask=kept), attend(q, k, v, mask=made))

@@ -223,3 +223,11 @@ def test_logits_of_a_uniform_model_are_uniform(tiny_model):
             parameter.zero_()
     log_probs = model(draw(B, T)).logits.log_softmax(dim=-1)
     torch.testing.assert_close(log_probs, torch.full((B, T, V), -math.log(V)))
+
+
+def test_dense_models_compile_without_a_graph_break(tiny_model):
+    model = tiny_model()
+    tokens, documents = torch.randint(41, (3, 17)), torch.arange(17).div(5, rounding_mode="floor").expand(3, -1)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for options in ({}, {"documents": documents}):
+        torch.testing.assert_close(compiled(tokens, **options).logits, model(tokens, **options).logits)

@@ -7,8 +7,7 @@ head i // (H/K).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from torch import Tensor
 QUERY_BLOCK = 1024
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class AttentionMask:
     """Which keys each query sees, where "all before it" is not the whole answer.
 
@@ -32,10 +31,13 @@ class AttentionMask:
     documents_BS: Tensor | None = None  # queries see keys of their own document only
     first_key_B: Tensor | None = None  # keys before this one are left padding
 
-    @cached_property
-    def whole(self) -> Tensor:
-        """All rows, made once for all layers: for masks that are small enough to keep."""
-        return self.rows()
+    whole: Tensor | None = None  # all rows, where they are kept
+
+    def keep(self) -> Self:
+        """Make all rows now, if they are few, so that a stack of layers makes them once."""
+        if self.num_queries <= QUERY_BLOCK:
+            self.whole = self.rows()
+        return self
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Visibility of queries start … stop, boolean, (B or 1, 1, stop - start, S); a causal one's keys end at its
@@ -81,7 +83,7 @@ def attend(
     blocks = []
     for start in range(0, num_queries, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, num_queries)
-        seen = mask.whole if num_queries <= QUERY_BLOCK else mask.rows(start, stop)
+        seen = mask.rows(start, stop) if mask.whole is None else mask.whole
         keys = slice(seen.shape[-1])
         q_block = q_BHTC[:, :, start:stop]
         blocks.append(_kernel(q_block, k_BKSC[:, :, keys], v_BKSC[:, :, keys], dropout, attn_mask=seen))

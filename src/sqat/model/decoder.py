@@ -113,4 +113,5 @@ class Decoder(nn.Module):
             return None
         num_tokens = tokens_BT.shape[1]
         num_keys = num_tokens + (0 if cache is None else cache.length)
-        return AttentionMask(num_tokens, num_keys, tokens_BT.device, documents_BS=documents, first_key_B=padding_B)
+        mask = AttentionMask(num_tokens, num_keys, tokens_BT.device, documents_BS=documents, first_key_B=padding_B)
+        return mask.keep()
