@@ -120,7 +120,8 @@ class Trainer:
             return None
         result = evaluate(self.model, self.validation, batch_size=self.config.batch_size, autocast=self._autocast())
         self.state.evaluation = {"step": self.state.step, **result.to_dict()}
-        self.state.best_loss = min(result.loss, self.state.best_loss or math.inf)
+        best = self.state.best_loss
+        self.state.best_loss = result.loss if best is None else min(result.loss, best)
         for callback in self.callbacks:
             callback.on_evaluate(self, result)
         return result
