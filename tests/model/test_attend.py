@@ -53,9 +53,13 @@ def with_gradients(function, *inputs):
     return out, *torch.autograd.grad((out * weights).sum(), inputs)
 
 
-@pytest.fixture(params=[1024, 5], ids=["one block", "blocks of 5"])
+@pytest.fixture(params=["kernel", "kernel, masks of 5 rows", "blocks of 5", "blocks of 1", "as measured"])
 def _blocks(request, monkeypatch):
-    monkeypatch.setattr("sqat.model.attend.QUERY_BLOCK", request.param)
+    if "5 rows" in request.param:
+        monkeypatch.setattr("sqat.model.attend.QUERY_BLOCK", 5)
+    if request.param != "as measured":
+        block = {"blocks of 5": 5, "blocks of 1": 1}.get(request.param)
+        monkeypatch.setattr("sqat.model.attend.block_length", lambda num_queries, masked: block)
 
 
 @pytest.mark.usefixtures("_blocks")

@@ -31,7 +31,7 @@ def test_every_selection_has_a_row_of_its_own_among_its_experts(experts_Nk: torc
         assert 0 <= rows.stop - rows.start - len(mine) < block
     assert spans[0].start == 0
     assert all(a.stop == b.start for a, b in pairwise(spans))
-    assert spans[-1].stop == len(token)
+    assert spans[-1].stop <= len(token) == N * K + E * (block - 1)  # however they chose
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.375])
@@ -47,7 +47,7 @@ def test_filled_up_rows_change_nothing(
     def gradients(out: torch.Tensor) -> list[torch.Tensor]:
         return [out, *torch.autograd.grad(out.sin().sum(), [x, share, *weights])]
 
-    monkeypatch.setattr("sqat.model.experts._block", lambda *_: 5)
+    monkeypatch.setattr("sqat.model.sorted_experts._block", lambda *_: 5)
     filled = run_experts(x, experts_Nk, share, weights, "silu", True, dropout)
     if dropout:
         assert not torch.equal(filled, run_experts_naive(x, experts_Nk, share, weights, "silu", True))

@@ -31,6 +31,20 @@ def test_formulas(kind, formula, default_eps, eps):
     torch.testing.assert_close(norm(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_rmsnorm_trains_as_torchs_does():
+    x, upstream = torch.randn(2, 5, D), torch.randn(2, 5, D)
+    ours, naive = make_norm("rmsnorm", D, 1e-3), torch.nn.RMSNorm(D, eps=1e-3)
+    weight = torch.randn(D)
+    found = []
+    for norm in (ours, naive):
+        with torch.no_grad():
+            norm.weight.copy_(weight)
+        leaf = x.clone().requires_grad_()
+        out = norm(leaf)
+        found.append((out, *torch.autograd.grad(out, (leaf, norm.weight), upstream)))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 def test_no_norm_is_the_identity():
     x = torch.randn(2, D)
     norm = make_norm(None, D, None)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sqat.model.rope import rotary_tables, rotate
+from sqat.model.rope import rotary_tables, rotate, rotate_naive
 
 B, H, T, C = 2, 3, 11, 10
 THETA = 500.0
@@ -20,6 +20,16 @@ def test_pairs_are_turned_as_complex_numbers():
     expected = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
     found = rotate(x, rotary_tables(positions, C, THETA))
     torch.testing.assert_close(found.double(), torch.cat((expected.real, expected.imag), dim=-1), atol=2e-4, rtol=0)
+
+
+def test_it_is_its_naive_form_and_has_its_gradient():
+    tables = rotary_tables(torch.arange(T).expand(B, T) * torch.tensor([[1], [3]]), C, THETA)
+    x, upstream = draw(B, T, H).transpose(1, 2).requires_grad_(), draw(B, H, T)
+    results = [(out := f(x, tables), *torch.autograd.grad(out, x, upstream)) for f in (rotate, rotate_naive)]
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+    assert rotate(x, tables).stride() == x.stride()
+    assert rotate(x.bfloat16(), tables).dtype == torch.bfloat16
+    assert rotate(x.bfloat16(), tables, torch.float32).dtype == torch.float32
 
 
 def test_length_is_kept():

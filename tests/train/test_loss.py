@@ -13,14 +13,21 @@ from torch.nn import functional
 from sqat.data.batches import IGNORE
 from sqat.errors import ConfigError
 from sqat.model.moe import RouterStats, router_stats
-from sqat.train.loss import cross_entropy_naive, linear_cross_entropy, router_loss, token_losses
+from sqat.train.loss import (
+    CHUNK_ROWS,
+    argmax_rows,
+    cross_entropy_naive,
+    linear_cross_entropy,
+    router_loss,
+    token_losses,
+)
 
 N, D, V, E = 23, 11, 41, 7
 
 
-@pytest.fixture(params=[1024, 23, 5, 1], ids=lambda rows: f"chunks of {rows}")
+@pytest.fixture(params=[(1024, 128), (23, 7), (5, 5), (3, 1)], ids=lambda rows: f"chunks of {rows[0]}, {rows[1]}")
 def _chunks(request, monkeypatch):
-    monkeypatch.setattr("sqat.train.loss.CHUNK_ROWS", request.param)
+    monkeypatch.setitem(CHUNK_ROWS, "cpu", request.param)
 
 
 def draw(biased: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -52,6 +59,27 @@ def test_equals_the_naive_form(biased, ignored):
     inputs, targets = draw(biased), draw_targets(ignored)
     found, expected = (with_gradients(f, inputs, targets, 0.37) for f in (linear_cross_entropy, cross_entropy_naive))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("ignored", ["some", "all"])
+def test_computing_all_rows_as_on_gpus_is_the_same(ignored, monkeypatch):
+    monkeypatch.setattr("sqat.train.loss._counting_waits", lambda device: True)
+    inputs, targets = draw(biased=True), draw_targets(ignored)
+    found, expected = (with_gradients(f, inputs, targets, 0.37) for f in (linear_cross_entropy, cross_entropy_naive))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 63, 64, 65, 193, 640])
+def test_argmax_in_blocks_finds_the_first_of_equals(columns):
+    x = torch.randint(7, (211, columns)).float()  # most rows have their largest value several times
+    assert torch.equal(argmax_rows(x), x.argmax(dim=-1, keepdim=True))
+
+
+def test_a_target_of_no_probability_has_a_finite_loss():
+    """exp(-300) is zero in float32; its logarithm is not needed."""
+    hidden, weight = torch.ones(1, 1), torch.tensor([[300.0], [0.0]])
+    assert linear_cross_entropy(hidden, weight, None, torch.tensor([1])).loss.item() == pytest.approx(300)
 
 
 def test_no_targets_are_no_loss():

@@ -19,6 +19,7 @@ from sqat.config_fields import require, require_choice, require_positive
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import PAD
 from sqat.errors import ConfigError
+from sqat.train.allocator import keep_freed_memory
 from sqat.train.evaluate import evaluate
 from sqat.train.step import TrainingLoss, train_step
 
@@ -109,6 +110,8 @@ class AutoregressiveTrainer:
         self.router_loss = router_loss
         self._check()
         self.model.to(self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.task = TrainingLoss(model.model, router_loss if use_moe_aux_loss else "none", moe_aux_loss_scale)
         self.figures = Figures(as_card=padding_as_target, router_weight=moe_aux_loss_scale)
         self.total_batches = 0

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sqat.model.blocked import BlockedAttention, block_length
+
 # Masks are made for this many queries at a time, so that memory stays linear in the sequence length.
 QUERY_BLOCK = 1024
 
@@ -31,13 +33,20 @@ class AttentionMask:
     documents_BS: Tensor | None = None  # queries see keys of their own document only
     first_key_B: Tensor | None = None  # keys before this one are left padding
 
-    whole: Tensor | None = None  # all rows, where they are kept
+    whole: Tensor | None = None  # all rows, where they are kept, as the kernel wants them
 
     def keep(self) -> Self:
         """Make all rows now, if they are few, so that a stack of layers makes them once."""
         if self.num_queries <= QUERY_BLOCK:
-            self.whole = self.rows()
+            seen = self.rows()
+            self.whole = _added(seen, torch.float32) if self.device.type == "cpu" else seen
         return self
+
+    def added(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """:meth:`rows` as what is added to scores: zero where a key is seen, minus infinity elsewhere."""
+        num_keys = self.num_keys - self.num_queries + stop if self.causal else self.num_keys
+        rows = self.rows(start, stop) if self.whole is None else self.whole[:, :, start:stop, :num_keys]
+        return _added(rows, dtype) if rows.dtype == torch.bool else rows.to(dtype)
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Visibility of queries start … stop, boolean, (B or 1, 1, stop - start, S); a causal one's keys end at its
@@ -76,6 +85,11 @@ def attend(
         dropout: share of attention weights set to zero (0 in evaluation).
     """
     num_queries, num_keys = q_BHTC.shape[2], k_BKSC.shape[2]
+    blocked = q_BHTC.device.type == "cpu" and causal and not dropout and not torch.compiler.is_compiling()
+    if blocked and (block := block_length(num_queries, masked=mask is not None)):
+        mask = mask or AttentionMask(num_queries, num_keys, q_BHTC.device)
+        q, k, v = (x.to(kernel_dtype(x)) for x in (q_BHTC, k_BKSC, v_BKSC))
+        return BlockedAttention.apply(q, k, v, mask, block).to(q_BHTC.dtype)
     if mask is None and causal and 1 < num_queries < num_keys:
         mask = AttentionMask(num_queries, num_keys, q_BHTC.device)
     if mask is None:
@@ -83,26 +97,41 @@ def attend(
     blocks = []
     for start in range(0, num_queries, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, num_queries)
-        seen = mask.rows(start, stop) if mask.whole is None else mask.whole
+        seen = mask.rows(start, stop) if mask.whole is None else mask.whole[:, :, start:stop]
         keys = slice(seen.shape[-1])
         q_block = q_BHTC[:, :, start:stop]
         blocks.append(_kernel(q_block, k_BKSC[:, :, keys], v_BKSC[:, :, keys], dropout, attn_mask=seen))
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
 
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def kernel_dtype(x: Tensor) -> torch.dtype:
+    """The type in which the kernel for `x` computes: on a CPU never bfloat16, where that is up to four times slower."""
+    return torch.float32 if x.device.type == "cpu" and x.dtype == torch.bfloat16 else x.dtype
+
+
 def _kernel(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, dropout: float, **kind: Any) -> Tensor:
-    """torch's kernel; on a CPU always in float32, where its bfloat16 one is up to four times slower."""
+    """torch's kernel."""
     grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
     if q_BHTC.device.type != "cpu":
-        if (
-            grouped and "attn_mask" in kind
-        ):  # with a mask, grouped heads would fall back to the kernel that keeps all scores
+        if grouped and q_BHTC.shape[2] == 1:  # decoding: a group's heads are so many queries, and keys are not copied
+            q_BKGC = q_BHTC.unflatten(1, (k_BKSC.shape[1], -1)).squeeze(3)
+            out_BKGC = F.scaled_dot_product_attention(q_BKGC, k_BKSC, v_BKSC, dropout_p=dropout, **kind)
+            return out_BKGC.flatten(1, 2).unsqueeze(2)
+        if grouped and "attn_mask" in kind:
+            # With a mask, grouped heads would fall back to the kernel that keeps all scores.
             groups = q_BHTC.shape[1] // k_BKSC.shape[1]
             k_BKSC, v_BKSC = (x.repeat_interleave(groups, dim=1) for x in (k_BKSC, v_BKSC))
             grouped = False
         return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, dropout_p=dropout, enable_gqa=grouped, **kind)
+    dtype = kernel_dtype(q_BHTC)
+    if "attn_mask" in kind and kind["attn_mask"].dtype != torch.bool:
+        kind["attn_mask"] = kind["attn_mask"].to(dtype)
     with torch.autocast("cpu", enabled=False):
-        q, k, v = (x.float() if x.dtype == torch.bfloat16 else x for x in (q_BHTC, k_BKSC, v_BKSC))
+        q, k, v = (x.to(dtype) for x in (q_BHTC, k_BKSC, v_BKSC))
         out_BHTC = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=grouped, **kind)
     return out_BHTC.to(q_BHTC.dtype)
 

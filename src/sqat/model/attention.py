@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sqat.errors import ConfigError
-from sqat.model.attend import AttentionMask, attend
+from sqat.model.attend import AttentionMask, attend, kernel_dtype
 from sqat.model.cache import LayerCache
 from sqat.model.rope import RotaryTables, rotary_tables, rotate
 
@@ -80,18 +80,21 @@ class Attention(nn.Module):
             mask: see :class:`AttentionMask`; by default causality, as the module was built.
             cache: earlier keys and values; these tokens' are appended.
         """
+        if torch.is_autocast_enabled(x_BTD.device.type):  # once, not in each of the three projections
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         q_BHTC, k_BKSC, v_BKSC = (
             projection(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        dtype = kernel_dtype(x_BTD)
         if self.rope_theta is not None:
             if rope is None:
                 start = 0 if cache is None else cache.length
                 positions = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
                 rope = rotary_tables(positions, self.head_dim, self.rope_theta)
-            q_BHTC, k_BKSC = rotate(q_BHTC, rope), rotate(k_BKSC, rope)
+            q_BHTC, k_BKSC = rotate(q_BHTC, rope, dtype), rotate(k_BKSC, rope, dtype)
         if cache is not None:
             k_BKSC, v_BKSC = cache.append(k_BKSC, v_BKSC)
         dropout = self.dropout if self.training else 0.0
-        out_BHTC = attend(q_BHTC, k_BKSC, v_BKSC, causal=self.causal, mask=mask, dropout=dropout)
-        return self.out_proj(out_BHTC.transpose(1, 2).flatten(2))
+        out_BHTC = attend(q_BHTC, k_BKSC, v_BKSC.to(dtype), causal=self.causal, mask=mask, dropout=dropout)
+        return self.out_proj(out_BHTC.transpose(1, 2).flatten(2).to(x_BTD.dtype))

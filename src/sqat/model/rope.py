@@ -6,7 +6,7 @@ Pair j of a head is (x[j], x[j + C/2]) and is turned by position · theta^(-2j/C
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,43 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> RotaryTable
     return RotaryTables(angles.cos(), angles.sin())
 
 
-def rotate(x_BHTC: Tensor, tables: RotaryTables) -> Tensor:
-    """Turn every pair of `x_BHTC` (B, H, T, C) by its position's angle; the type of the input is kept."""
-    first, second = x_BHTC.float().chunk(2, dim=-1)
+def rotate(x_BHTC: Tensor, tables: RotaryTables, dtype: torch.dtype | None = None) -> Tensor:
+    """Turn every pair of `x_BHTC` (B, H, T, C) by its position's angle, in float32.
+
+    The result has the memory layout of the input and its type, or `dtype`.
+    """
+    if torch.compiler.is_compiling():  # the compiler fuses the plain form better
+        return rotate_naive(x_BHTC.float(), tables).to(dtype or x_BHTC.dtype)
+    return _Rotate.apply(x_BHTC, *tables, dtype or x_BHTC.dtype)
+
+
+def rotate_naive(x_BHTC: Tensor, tables: RotaryTables) -> Tensor:
+    """The definition, for tests."""
+    first, second = x_BHTC.chunk(2, dim=-1)
     cos, sin = tables
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BHTC.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient is turned back by the same angles; nothing but the tables is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTC: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.dtype = x_BHTC.dtype
+        return _turn(x_BHTC, cos, sin).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_BHTC: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad_BHTC, cos, -sin).to(ctx.dtype), None, None, None
+
+
+def _turn(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    exact = x_BHTC.float()
+    first, second = exact.chunk(2, dim=-1)
+    out_BHTC = torch.empty_like(exact)
+    out_first, out_second = out_BHTC.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    return out_BHTC

@@ -19,6 +19,7 @@ from sqat.data.tokens import TokenFile
 from sqat.errors import CheckpointError, TrainingError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
+from sqat.train.allocator import keep_freed_memory
 from sqat.train.callbacks import Callback, TokenLimit
 from sqat.train.checkpoints import latest_checkpoint, save_checkpoint
 from sqat.train.device import make_accelerator, use_bf16
@@ -70,6 +71,8 @@ class Trainer:
         self.stop_reason: str | None = None
         self.interrupted = False
         self.accelerator = make_accelerator(config.device)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         model.gradient_checkpointing = config.gradient_checkpointing
         task = TrainingLoss(model, config.router_loss, config.router_loss_weight)
         self.task, self.optimizer = self.accelerator.prepare(task, make_optimizer(model, config))

@@ -1,0 +1,166 @@
+"""Experts one after the other, on the rows that chose them: the way for CPUs, and for GPUs without grouped products.
+
+Shape letters: N tokens, k experts per token, D width, F expert hidden, I = F (or 2F, gated); R rows sorted by expert,
+M = rows of one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sqat.model.dispatch import dispatch
+from sqat.model.dropout import keep_bits, keep_only, keep_scale, random_bits
+from sqat.model.feedforward import ACTIVATIONS
+
+FILL_ROWS = 64
+UNIT_ROWS = 2048  # at most so many rows of an expert in one product
+
+_aten = torch.ops.aten
+_ACTIVATION_BACKWARD: dict[str, Callable[..., Tensor]] = {
+    "silu": _aten.silu_backward.grad_input,
+    "swish": _aten.silu_backward.grad_input,
+    "gelu": _aten.gelu_backward.grad_input,
+    "relu": lambda grad, x, *, grad_input: _aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad_input),
+    "sigmoid": lambda grad, x, *, grad_input: _aten.sigmoid_backward.grad_input(
+        grad, torch.sigmoid(x), grad_input=grad_input
+    ),
+    "linear": lambda grad, x, *, grad_input: grad_input.copy_(grad),
+}
+
+
+class SortedExperts(torch.autograd.Function):
+    """Forward and backward written out: buffers are one expert's share, rows are gathered and summed by torch's fused
+    kernels (`index_select`, `embedding_bag`), and the activation is computed again instead of kept.
+
+    Dropout's scale s is applied to the k weights, not to the activations: w·(s·a·W + b) = (w·s)·(a·W + b/s).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        experts_Nk: Tensor,
+        weights_Nk: Tensor,
+        fc1_EID: Tensor,
+        fc1_bias_EI: Tensor | None,
+        fc2_EDF: Tensor,
+        fc2_bias_ED: Tensor | None,
+        activation: str,
+        gated: bool,
+        dropout: float,
+        compute: torch.dtype,
+    ) -> Tensor:
+        block = _block(experts_Nk.numel(), len(fc1_EID), compute, x_ND.device)
+        token_R, place_Nk, spans = dispatch(experts_Nk, len(fc1_EID), block)
+        x, fc1, fc2 = x_ND.to(compute), fc1_EID.to(compute), fc2_EDF.to(compute)
+        units, scale = _units(spans), keep_scale(dropout)
+        fc1_bias = None if fc1_bias_EI is None else fc1_bias_EI.to(compute)
+        fc2_bias = None if fc2_bias_ED is None else (fc2_bias_ED / scale).to(compute)
+        weights_Nk = weights_Nk * scale
+        y_RD = torch.empty(len(token_R), fc2.shape[1], dtype=weights_Nk.dtype, device=x.device)
+        hidden_RI = x.new_empty(len(token_R), fc1.shape[1])
+        bits_RF = random_bits((len(token_R), fc2.shape[2]), compute, x.device) if dropout else None
+        for e, rows in units:
+            hidden = _linear(x.index_select(0, token_R[rows]), fc1[e], fc1_bias, e, hidden_RI[rows])
+            activated = _activate(hidden, activation, gated)[0]
+            if bits_RF is not None:
+                keep_only(activated, keep_bits(bits_RF[rows], dropout))
+            y_RD[rows] = F.linear(activated, fc2[e], None if fc2_bias is None else fc2_bias[e])
+        ctx.save_for_backward(x, experts_Nk, weights_Nk, fc1, fc2, fc2_bias, token_R, place_Nk, hidden_RI, bits_RF)
+        ctx.settings = (activation, gated, units, scale, x_ND.dtype, fc1_EID.dtype)
+        return F.embedding_bag(place_Nk, y_RD, per_sample_weights=weights_Nk, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+        activation, gated, units, scale, x_dtype, weight_dtype = ctx.settings
+        x, experts_Nk, weights_Nk, fc1, fc2, fc2_bias, token_R, place_Nk, hidden_RI, bits_RF = ctx.saved_tensors
+        grad, weight_R1 = grad_ND.to(x.dtype), weights_Nk.new_zeros(len(token_R), 1)
+        weight_R1[place_Nk.flatten()] = weights_Nk.view(-1, 1)  # zero in rows that only fill up
+        d_weight_R1 = torch.empty_like(weight_R1)
+        d_x_RD = torch.empty(
+            len(token_R), x.shape[1], dtype=torch.promote_types(x_dtype, torch.float32), device=x.device
+        )
+        d_fc1, d_fc2 = (torch.zeros(w.shape, dtype=weight_dtype, device=w.device) for w in (fc1, fc2))
+        d_fc1_bias = None if fc2_bias is None else torch.zeros_like(d_fc1[:, :, 0])
+        for e, rows in units:
+            token, weight, hidden = token_R[rows], weight_R1[rows], hidden_RI[rows]
+            grad_y = grad.index_select(0, token)
+            activated, nonlinear = _activate(hidden, activation, gated)
+            d_activated = grad_y @ fc2[e]
+            if bits_RF is not None:
+                keep_only(activated, bits_RF[rows])
+            d_weight_R1[rows] = (activated * d_activated).sum(dim=-1, keepdim=True, dtype=weight.dtype)
+            weight = weight.to(x.dtype)
+            grad_y *= weight
+            d_activated *= weight
+            if bits_RF is not None:
+                keep_only(d_activated, bits_RF[rows])
+            d_hidden = _activate_backward(d_activated, hidden, nonlinear, activation, gated)
+            d_fc2[e] += grad_y.T @ activated
+            d_fc1[e] += d_hidden.T @ x.index_select(0, token)
+            if d_fc1_bias is not None:  # a product with ones: `sum` over bfloat16 rows is several times slower
+                d_fc1_bias[e] += (d_hidden.new_ones(1, len(d_hidden)) @ d_hidden).squeeze(0)
+            d_x_RD[rows] = d_hidden @ fc1[e]
+        d_x = F.embedding_bag(place_Nk, d_x_RD, mode="sum").to(x_dtype)
+        d_weights_Nk = d_weight_R1.index_select(0, place_Nk.flatten()).view_as(weights_Nk)
+        d_fc2_bias = None
+        if fc2_bias is not None:  # y holds its expert's bias, whatever the rows
+            d_weights_Nk += (grad @ fc2_bias.T).gather(1, experts_Nk)
+            weights_NE = grad_ND.new_zeros(len(x), len(fc2_bias)).scatter_(1, experts_Nk, weights_Nk.to(grad_ND.dtype))
+            d_fc2_bias = (weights_NE.T @ grad_ND).to(weight_dtype) / scale
+        return d_x, None, d_weights_Nk * scale, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, None, None, None, None
+
+
+def _block(num_selections: int, num_experts: int, compute: torch.dtype, device: torch.device) -> int:
+    """To how many rows an expert's share is filled up.
+
+    On CPUs a bfloat16 product of a new shape costs milliseconds and 256 KB for a kernel to be made, of which oneDNN
+    remembers 1,024, and shares differ every time. Filling them up, and taking at most `UNIT_ROWS` at once, leaves 32
+    shapes. Small shares are left alone: there it would cost more than it saves.
+    """
+    worthwhile = device.type == "cpu" and compute == torch.bfloat16 and num_selections >= 4 * FILL_ROWS * num_experts
+    return FILL_ROWS if worthwhile else 1
+
+
+def _units(spans: list[slice]) -> list[tuple[int, slice]]:
+    """(expert, rows) of every piece to compute at once; an expert that nobody chose has none."""
+    return [
+        (e, slice(start, min(start + UNIT_ROWS, span.stop)))
+        for e, span in enumerate(spans)
+        for start in range(span.start, span.stop, UNIT_ROWS)
+    ]
+
+
+def _linear(x_MD: Tensor, weight_ID: Tensor, bias_EI: Tensor | None, e: int, out_MI: Tensor) -> Tensor:
+    if bias_EI is None:
+        return torch.mm(x_MD, weight_ID.T, out=out_MI)
+    return torch.addmm(bias_EI[e], x_MD, weight_ID.T, out=out_MI)
+
+
+def _activate(hidden_MI: Tensor, activation: str, gated: bool) -> tuple[Tensor, Tensor]:
+    """(activated, the activation function's own value), (M, F) each; the first is memory of its own."""
+    if gated:
+        linear, gate = hidden_MI.chunk(2, dim=-1)
+        nonlinear = ACTIVATIONS[activation](gate)
+        return linear * nonlinear, nonlinear
+    nonlinear = ACTIVATIONS[activation](hidden_MI)
+    return (nonlinear.clone() if activation == "linear" else nonlinear), nonlinear
+
+
+def _activate_backward(
+    grad_MF: Tensor, hidden_MI: Tensor, nonlinear_MF: Tensor, activation: str, gated: bool
+) -> Tensor:
+    """Gradient of the hidden values, (M, I); `grad_MF` is used up."""
+    backward, d_hidden_MI = _ACTIVATION_BACKWARD[activation], torch.empty_like(hidden_MI)
+    if not gated:
+        return backward(grad_MF, hidden_MI, grad_input=d_hidden_MI)
+    linear, gate = hidden_MI.chunk(2, dim=-1)
+    d_linear, d_gate = d_hidden_MI.chunk(2, dim=-1)
+    torch.mul(grad_MF, nonlinear_MF, out=d_linear)
+    backward(grad_MF.mul_(linear), gate, grad_input=d_gate)
+    return d_hidden_MI

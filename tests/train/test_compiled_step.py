@@ -1,0 +1,61 @@
+"""The training step as one graph, as `train.compile` takes it on GPUs; `aot_eager` traces all, and compiles nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sqat.data.batches import IGNORE, Batch
+from sqat.train.step import TrainingLoss
+
+ROWS, T, V = 3, 16, 41
+
+
+@pytest.fixture
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ways of computing that read nothing from the device."""
+    monkeypatch.setattr("sqat.model.experts.supports_grouped", lambda *_: True)
+    monkeypatch.setattr("sqat.train.loss._counting_waits", lambda _: True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def packed(last: int) -> Batch:
+    """Rows of two documents, with `last` targets missing, so that every batch has another number of them."""
+    inputs = torch.randint(4, V, (ROWS, T))
+    targets = inputs.roll(-1, dims=1)
+    targets[:, 6] = targets[:, -last:] = IGNORE
+    documents = (torch.arange(T) > 6).long().repeat(ROWS, 1)
+    positions = torch.arange(T) - 7 * documents
+    return Batch(inputs, targets, positions, documents, ROWS * (T - 1 - last))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@pytest.mark.parametrize(
+    ("moe", "bf16"),
+    [(False, False), (False, True), (True, True)],
+    ids=["dense", "dense, bfloat16", "experts, bfloat16"],
+)
+def test_is_one_graph_whatever_the_number_of_targets(tiny_model, moe: bool, bf16: bool) -> None:
+    sizes = {"hidden_size": 24, "intermediate_size": 16, "feedforward_bias": True, "head_bias": True}
+    model = tiny_model(moe, **sizes).train()
+    task = TrainingLoss(model)
+    compiled = torch.compile(task, backend="aot_eager", fullgraph=True, dynamic=False)
+
+    def run(task, batch: Batch) -> list[torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, sums, *_ = task(batch, torch.full((), batch.num_targets), 1.0)
+            loss.backward()
+        return [loss.detach(), sums.correct, *(parameter.grad.clone() for parameter in model.parameters())]
+
+    for last in (1, 2, 3):
+        batch = packed(last)
+        for a, b in zip(run(compiled, batch), run(task, batch), strict=True):
+            assert (a - b).abs().max() <= (0.02 if bf16 else 1e-5) * b.abs().max()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
