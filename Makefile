@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto
 
-.PHONY: demo test lint types setup clean
+.PHONY: demo test lint types setup bench-setup clean
 
 setup: .venv/.complete
 
@@ -20,6 +20,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The peers of `sqat bench`. rxlm comes without its dependencies: it pins transformers below 5, huggingface_hub below 0.34
+# and transformer-engine, which contradict ours; it runs with the versions of constraints.txt all the same.
+bench-setup: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps rxlm==0.3.80
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,90 @@
+"""`sqat bench long`: the paper's long-sequence table, whole models, ours beside the paper's figures.
+
+Shape letters: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from sqat.bench.results import Result, Table
+from sqat.bench.settings import QUICK_MODEL, Context
+from sqat.bench.timing import Candidate, Stopwatch, alternate
+from sqat.config import ModelConfig
+from sqat.data.batches import Batch
+from sqat.model import Decoder
+from sqat.train.device import use_bf16
+from sqat.train.step import TrainingLoss
+from sqat.variants import preset
+
+MODELS = ("xsqat-m", "sqat-m", "ssqat-m", "mqa-ref-mini", "gqa-ref-mini", "mha-ref-mini")
+# Seconds of a forward pass on one A100-40GB, by (T, B): arXiv 2510.01817, the mini dense family.
+PAPER: dict[tuple[int, int], tuple[float, ...]] = {
+    (1_024, 128): (0.0570, 0.0642, 0.0669, 0.0760, 0.0785, 0.0869),
+    (4_096, 32): (0.0637, 0.0750, 0.0793, 0.1001, 0.1027, 0.1114),
+    (32_768, 4): (0.1348, 0.1991, 0.2117, 0.3612, 0.3637, 0.3727),
+    (131_072, 1): (0.3759, 0.6308, 0.6630, 1.2530, 1.2558, 1.2648),
+    (200_000, 1): (0.8194, 1.4116, 1.4824, 2.8555, 2.8596, 2.8734),
+}
+SIZES = {"cpu": ((1_024, 4), (4_096, 1)), "cuda": tuple(PAPER)}
+QUICK_SIZES = ((23, 3), (37, 1))
+FORWARD, BOTH = "forward", "forward+backward"
+
+
+def title(direction: str, length: int, rows: int) -> str:
+    """The table's name."""
+    return f"whole model, {direction}, {length:,} × {rows}"
+
+
+def measure_long(context: Context) -> Result:
+    """Forward, and forward with backward, at every size that fits the device."""
+    sizes = QUICK_SIZES if context.settings.quick else SIZES[context.settings.device]
+    tables = [_table(context, direction, *size) for size in sizes for direction in (FORWARD, BOTH)]
+    return Result("long", tables)
+
+
+def _table(context: Context, direction: str, length: int, rows: int) -> Table:
+    device, mha = context.settings.device, MODELS[-1]
+    candidates: dict[str, Candidate] = {}
+    for name in MODELS:
+        config = preset(name).replace(**QUICK_MODEL) if context.settings.quick else preset(name)
+        candidates[name] = Stopwatch(_run(config, length, rows, device, direction == BOTH), device)
+    table = Table(title(direction, length, rows), "s", higher_is_better=False, baseline=mha)
+    alternate(table, candidates, **context.alternation)
+    if direction == FORWARD and (length, rows) in PAPER:
+        paper = dict(zip(MODELS, PAPER[length, rows], strict=True))
+        for series in table.series:
+            series.figures |= {
+                "paper, A100, s": paper[series.name],
+                "paper, against MHA": paper[mha] / paper[series.name],
+            }
+    return table
+
+
+def _run(config: ModelConfig, length: int, rows: int, device: str, backward: bool) -> Callable[[], Any]:
+    """A pass over random tokens; forward ends in logits, as the paper's does, backward begins at the training loss."""
+    model = Decoder(config).to(device)
+    task = TrainingLoss(model)
+    tokens_BT = torch.randint(4, config.vocab_size, (rows, length), device=device)
+    batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
+
+    def autocast() -> AbstractContextManager[Any]:
+        if use_bf16("auto", device):
+            return torch.autocast(device, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def forward() -> None:
+        with torch.inference_mode(), autocast():
+            model(tokens_BT)
+
+    def both() -> None:
+        with autocast():
+            loss = task(batch, tokens_BT.numel(), 1.0)[0]
+        loss.backward()
+        model.zero_grad()
+
+    return both if backward else forward

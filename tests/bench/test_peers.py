@@ -1,0 +1,55 @@
+"""Peers that are absent are named, and those that are here have our sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sqat.bench import peers
+from sqat.bench.settings import Context
+from sqat.config import ModelConfig
+from sqat.cost import parameters
+from sqat.variants import preset
+
+needs_rxlm = pytest.mark.skipif(peers.missing("rxlm") is not None, reason=str(peers.missing("rxlm")))
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    find = peers.find_spec
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name in modules else find(name))
+
+
+def test_absent_peers_are_named(monkeypatch: pytest.MonkeyPatch, context: Callable[..., Context]) -> None:
+    hide(monkeypatch, "rxlm", "sklearn")
+    result = peers.measure_peers(context())
+    assert list(result.absent) == ["rxlm"]
+    assert result.absent["rxlm"].startswith("rxlm, sklearn not installed: make bench-setup")
+    assert not any("rxlm" in note for note in result.tables[0].notes)
+
+
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
+def test_transformers_model_has_our_sizes(tiny_config: Callable[..., ModelConfig], moe: bool) -> None:
+    config = tiny_config(moe, tie_embeddings=False)
+    model = peers.qwen3(config)
+    norms = 2 * config.num_layers * config.head_dim  # of queries and keys, which ours does not have
+    assert sum(p.numel() for p in model.parameters()) == parameters(config).total + norms
+    assert model(torch.randint(4, 41, (2, 7))).logits.shape == (2, 7, 41)
+
+
+@needs_rxlm
+def test_rxlm_model_has_our_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    config = preset("sqat-mm")
+    model = peers.rxlm_model(config)
+    assert sum(p.numel() for p in model.parameters()) == parameters(config).total
+    assert capsys.readouterr().out == ""
+
+
+def test_what_batched_mm_would_copy() -> None:
+    """Of sqat-mm at 64 × 256: over 30 GiB."""
+    expert = 3 * 128 * 256 * 2
+    copied = peers.batched_bytes(preset("sqat-mm"), 64 * 256)
+    assert copied == math.prod((expert, 64, 256, 2, 6))
+    assert copied > 30 * 2**30
