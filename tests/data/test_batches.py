@@ -23,12 +23,13 @@ def tokens(tokens_of):
 
 
 def lists(batch: Batch) -> list:
-    return [None if part is None else part.tolist() for part in batch]
+    return [None if part is None else part.tolist() for part in batch[:4]]
 
 
 def whole_epoch(batches: Batches, epoch: int = 0) -> Batch:
     parts = [batch for batch, _ in batches.epoch(BatchState(epoch, 0))]
-    return Batch(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
+    tensors = (None if part[0] is None else torch.cat(part) for part in zip(*(p[:4] for p in parts), strict=True))
+    return Batch(*tensors, sum(part.num_targets for part in parts))
 
 
 def naive_packed(documents: list[list[int]], context_length: int) -> list[list[list[int]]]:
@@ -71,7 +72,7 @@ class TestPacked:
         batch = whole_epoch(batches, epoch=1)
         assert lists(batch) == expected
         assert len(batch.inputs) == batches.rows_per_epoch
-        assert all(part.dtype == torch.int64 for part in batch)
+        assert all(part.dtype == torch.int64 for part in batch[:4])
 
     @pytest.mark.parametrize("context_length", [2, 3, 23, 500])
     def test_every_next_token_is_a_target_once(self, tokens, context_length):
@@ -158,6 +159,29 @@ class TestRows:
         batch = batches.batch(0, 0)
         assert batch.inputs.tolist() == rows
         assert batch.targets.tolist() == [[*row[1:], IGNORE] for row in rows]
+
+
+@pytest.mark.parametrize("context_length", [2, 3, 7, 23, 500])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "packed"},
+        {"mode": "rows"},
+        {"mode": "rows", "padding_as_target": True},
+        {"mode": "rows", "end_truncated": True},
+        {"mode": "rows", "padding_as_target": True, "end_truncated": True},
+    ],
+    ids=lambda options: "-".join(map(str, options)) + "-" + options["mode"],
+)
+def test_targets_are_counted_without_looking_at_them(tokens, options, context_length):
+    for batch, _ in Batches(tokens, batch_size=3, context_length=context_length, **options).epoch(BatchState(0, 0)):
+        assert batch.counted == batch.num_targets == batch._replace(counted=None).num_targets
+        assert batch.to("cpu").counted == batch.counted
+
+
+def test_what_is_not_counted_is_counted_when_asked(tokens):
+    batch = Batches(tokens, batch_size=3, context_length=7).batch(0, 0)
+    assert Batch(batch.inputs, batch.targets, None, None).num_targets == batch.counted
 
 
 @pytest.mark.parametrize("mode", ["packed", "rows"])

@@ -1,7 +1,10 @@
 """Token files as batches: one padded document a row, or rows packed full of documents.
 
-Shapes: B rows of a batch, T context length. Every batch is a function of (seed, epoch, row), so training can go on from
-any state without replaying what came before.
+Shapes: B rows of a batch, T context length, L documents that a batch touches. Every batch is a function of (seed,
+epoch, row), so training can go on from any state without replaying what came before.
+
+What is known per document is computed on the host, what is known per token on the device that holds the tokens: a GPU
+then makes its batches itself, and nothing is ever waited for.
 """
 
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sqat.data.token_store import TokenStore, to_device
 from sqat.data.tokenizer import EOS, PAD
 from sqat.data.tokens import TokenFile
 from sqat.errors import ConfigError
@@ -30,20 +34,17 @@ class Batch(NamedTuple):
     """Position in the document; None where every row is one document, from position 0."""
     documents: Tensor | None
     """Number of the document in its row, from 0; padding counts as one more. None as above."""
+    counted: int | None = None
+    """`num_targets`, where whoever made the batch knows it."""
 
     @property
     def num_targets(self) -> int:
-        """Targets that are not IGNORE: at least one in every row."""
-        return int((self.targets != IGNORE).sum())
+        """Targets that are not IGNORE: at least one in every row. Waits for the device unless `counted` is set."""
+        return int((self.targets != IGNORE).sum()) if self.counted is None else self.counted
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-
-        def moved(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part.to(device, non_blocking=True)
-
-        inputs, targets = self.inputs.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
-        return Batch(inputs, targets, moved(self.positions), moved(self.documents))
+        """The same batch on another device; a copy to a GPU goes through pinned memory, and is not waited for."""
+        return Batch._make(to_device(part, device) if isinstance(part, Tensor) else part for part in self)
 
 
 class BatchState(NamedTuple):
@@ -86,6 +87,8 @@ class Batches:
     row, goes on in the next one, without its context. Every next token within a document is a target exactly once an
     epoch. Padding fills only the last row.
 
+    Batches are on `device`; see `place`.
+
     Raises ConfigError for unusable arguments.
     """
 
@@ -101,6 +104,7 @@ class Batches:
         padding_as_target: bool = False,
         end_truncated: bool = False,
         drop_last: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         _check_at_least("batch_size", batch_size, 1)
         _check_at_least("context_length", context_length, 2)
@@ -118,8 +122,7 @@ class Batches:
         self.padding_as_target = padding_as_target
         self.end_truncated = end_truncated
         self.drop_last = drop_last
-        self._tokens = np.asarray(tokens.tokens)  # plain views of the memory maps, which index faster
-        self._offsets = np.asarray(tokens.offsets)
+        self._offsets = np.asarray(tokens.offsets)  # a plain view of the memory map, which indexes faster
         self._lengths = np.diff(self._offsets)
         # The stream's last token has no target, so it opens no row of its own: every row has a target.
         self.rows_per_epoch = len(tokens) if mode == "rows" else -(-(tokens.num_tokens - 1) // context_length)
@@ -129,6 +132,14 @@ class Batches:
                 "use a smaller batch_size or drop_last=False"
             )
         self._order_of: tuple[int, _Order] | None = None
+        self.place(device)
+
+    def place(self, device: torch.device | str) -> None:
+        """Make the batches to come for a device: on a GPU there, where it has room for the tokens (see `TokenStore`);
+        else on the host, to be copied.
+        """
+        self.device = torch.device(device)
+        self._store = TokenStore(self.tokens.tokens, self.device)
 
     def __len__(self) -> int:
         """Batches of one epoch, from row 0."""
@@ -157,21 +168,24 @@ class Batches:
         self._check_place(epoch, row)
         end = min(row + self.batch_size, self.rows_per_epoch)
         make = self._rows if self.mode == "rows" else self._packed
-        return make(self._order(epoch), row, end)
+        return make(self._order(epoch), row, end).to(self.device)
 
     def _rows(self, order: _Order, first: int, last: int) -> Batch:
         documents = order.documents[first:last]
-        lengths = np.minimum(self._lengths[documents], self.context_length)[:, None]
-        columns = np.arange(self.context_length)
-        real = columns < lengths
-        places = self._offsets[documents][:, None] + np.minimum(columns, lengths - 1)
-        inputs = np.where(real, self._tokens[places], np.int64(PAD))
+        whole = self._lengths[documents]
+        lengths = np.minimum(whole, self.context_length)
+        table = self._store.upload(self._offsets[documents], lengths, whole > lengths)
+        offset_L1, length_L1, cut_L1 = table.unsqueeze(-1)
+        columns = torch.arange(self.context_length, device=self._store.device)
+        real = columns < length_L1
+        inputs = torch.where(real, self._store.read(offset_L1 + columns.minimum(length_L1 - 1)), PAD)
         if self.end_truncated:
-            inputs[self._lengths[documents] > self.context_length, -1] = EOS
-        targets = np.full_like(inputs, IGNORE)
-        is_target = self.padding_as_target or real[:, 1:]
-        targets[:, :-1] = np.where(is_target, inputs[:, 1:], IGNORE)
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), None, None)
+            inputs[:, -1:].masked_fill_(cut_L1.bool(), EOS)
+        targets = torch.full_like(inputs, IGNORE)
+        following = inputs[:, 1:]
+        targets[:, :-1] = following if self.padding_as_target else torch.where(real[:, 1:], following, IGNORE)
+        counted = following.numel() if self.padding_as_target else int(lengths.sum()) - len(lengths)
+        return Batch(inputs, targets, None, None, counted)
 
     def _packed(self, order: _Order, first: int, last: int) -> Batch:
         begin, end = first * self.context_length, min(last * self.context_length, int(order.starts[-1]))
@@ -181,23 +195,24 @@ class Batches:
         b = int(np.searchsorted(order.starts, end, side="left"))
         starts, ends = order.starts[a:b], order.starts[a + 1 : b + 1]
         tokens_each = np.minimum(ends, end) - np.maximum(starts, begin)
-
-        def spread(per_document: np.ndarray, for_padding: int) -> np.ndarray:
-            padded = np.append(per_document, for_padding)
-            return np.repeat(padded, np.append(tokens_each, size - (end - begin)))
-
-        stream = np.arange(begin, begin + size)
-        document_starts = spread(starts, end)
-        has_next = stream + 1 < spread(ends, 0)
-        real = stream < end
-        places = np.where(real, stream + spread(self._offsets[order.documents[a:b]] - starts, 0), 0)
-        inputs = np.where(real, self._tokens[places], np.int64(PAD))
-        targets = np.where(has_next, self._tokens[places + has_next], np.int64(IGNORE))
-        positions = np.minimum(stream - document_starts, stream % self.context_length)
-        numbers = spread(np.arange(a, b), b).reshape(-1, self.context_length)
-        numbers = numbers - numbers[:, :1]
-        inputs, targets, positions = (flat.reshape(numbers.shape) for flat in (inputs, targets, positions))
-        return Batch(*(torch.from_numpy(array) for array in (inputs, targets, positions, numbers)))
+        shifts = self._offsets[order.documents[a:b]] - starts
+        padding = (size, end, 0, 0, b)  # one more document, as it were
+        parts = (np.cumsum(tokens_each), starts, ends, shifts, np.arange(a, b))
+        table = self._store.upload(*(np.append(part, filler) for part, filler in zip(parts, padding, strict=True)))
+        column = torch.arange(size, device=self._store.device)
+        which = torch.searchsorted(table[0], column, right=True)  # the document of each token
+        document_starts, document_ends, shift, numbers = table[1:].index_select(1, which)
+        stream = column + begin
+        real, has_next = stream < end, stream + 1 < document_ends
+        places = torch.where(real, stream + shift, 0)
+        inputs = torch.where(real, self._store.read(places), PAD)
+        targets = torch.where(has_next, self._store.read(places + has_next), IGNORE)
+        positions = torch.minimum(stream - document_starts, stream % self.context_length)
+        inputs, targets, positions, numbers = (
+            flat.view(-1, self.context_length) for flat in (inputs, targets, positions, numbers)
+        )
+        counted = end - begin - int((ends <= end).sum())  # the last token of a document is no target's
+        return Batch(inputs, targets, positions, numbers - numbers[:, :1], counted)
 
     def _order(self, epoch: int) -> _Order:
         if self._order_of is None or self._order_of[0] != epoch:

@@ -72,11 +72,17 @@ def router_stats(
         real_N1 = real_N.unsqueeze(-1)
         probs_NE, selected_Nk, count_Nk = probs_NE * real_N1, selected_Nk * real_N1, count_Nk * real_N1
         entropy_N = entropy_N * real_N
-    zeros_E = probs_NE.new_zeros(probs_NE.shape[-1])
     return RouterStats(
-        load_E=zeros_E.index_add(0, experts_Nk.flatten(), count_Nk.flatten()),
+        load_E=_sum_by_expert(count_Nk, experts_Nk, probs_NE.shape[-1]),
         probability_E=probs_NE.sum(dim=0),
-        selected_E=zeros_E.index_add(0, experts_Nk.flatten(), selected_Nk.flatten()),
+        selected_E=_sum_by_expert(selected_Nk, experts_Nk, probs_NE.shape[-1]),
         entropy=entropy_N.sum(),
         tokens=count_Nk[:, 0].sum(),
     )
+
+
+def _sum_by_expert(values_Nk: Tensor, experts_Nk: Tensor, num_experts: int) -> Tensor:
+    if values_Nk.device.type == "cpu":
+        return values_Nk.new_zeros(num_experts).index_add(0, experts_Nk.flatten(), values_Nk.flatten())
+    # On GPUs, thousands of additions to the same few places would queue up.
+    return values_Nk.new_zeros(len(values_Nk), num_experts).scatter_add(1, experts_Nk, values_Nk).sum(dim=0)

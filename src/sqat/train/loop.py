@@ -77,7 +77,9 @@ class Trainer:
         task = TrainingLoss(model, config.router_loss, config.router_loss_weight)
         self.task, self.optimizer = self.accelerator.prepare(task, make_optimizer(model, config))
         if config.compile:
-            self.task = torch.compile(self.task)
+            self.task = torch.compile(
+                self.task, dynamic=False
+            )  # a shape is a graph: an epoch has two, with its last batch
         per_epoch = math.ceil(len(batches) / config.gradient_accumulation)
         self.total_steps = config.max_steps or per_epoch * (config.epochs or 1)
 
@@ -189,7 +191,7 @@ class Trainer:
                 self.task,
                 micro_batches,
                 self.optimizer,
-                total_targets=max(targets, 1),
+                total_targets=torch.full((), max(targets, 1), device=self.accelerator.device),
                 backward=self.accelerator.backward,
                 clip=self._clip,
             )

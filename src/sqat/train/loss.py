@@ -46,8 +46,8 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | 
 
 
 def _counting_waits(device: str) -> bool:
-    """Whether to read how many rows have targets would wait for the device; all rows are computed then."""
-    return device != "cpu"
+    """Whether to read how many rows have targets would wait for the device or break a graph; all are computed then."""
+    return device != "cpu" or torch.compiler.is_compiling()
 
 
 def cross_entropy_naive(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> LossSums:
@@ -77,21 +77,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         correct = torch.zeros((), dtype=torch.long, device=hidden_ND.device)
         for rows, hidden, logits in _chunks(hidden_ND, weight, keep):
-            for target, probs, losses, hits, place in _softmaxes(logits, bias_V, targets_N.index_select(0, rows)):
+            targets_R = targets_N.index_select(0, rows)
+            for target, probs, losses, hits, place in _softmaxes(logits, bias_V, targets_R):
                 loss += losses.sum()
                 correct += hits.sum()
                 if any(ctx.needs_input_grad):
-                    # d loss / d logits = softmax - onehot(target), and zero where there is no target
+                    # d loss / d logits = softmax - onehot(target); it takes the logits' place
                     probs.scatter_add_(1, target.clamp(min=0).unsqueeze(1), probs.new_full((len(target), 1), -1.0))
-                    if _counting_waits(probs.device.type):
-                        probs *= (target != IGNORE).unsqueeze(1)
                     if d_bias is not None:
-                        d_bias += probs.sum(dim=0)
-                    place.copy_(probs)  # the logits are no longer needed
+                        d_bias += (target != IGNORE).to(probs.dtype) @ probs
+                    place.copy_(probs)
+            real_R1 = (targets_R != IGNORE).unsqueeze(1)
             if d_hidden is not None:
-                d_hidden.index_copy_(0, rows, (logits @ weight).to(d_hidden.dtype))
+                d_hidden.index_copy_(0, rows, (logits @ weight).mul_(real_R1).to(d_hidden.dtype))
             if d_weight is not None:
-                d_weight += logits.T @ hidden
+                d_weight += logits.T @ hidden.mul_(real_R1)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.mark_non_differentiable(correct)
         return loss, correct
@@ -111,7 +111,7 @@ def _chunks(hidden_ND: Tensor, weight_VD: Tensor, keep: Tensor) -> Iterator[tupl
     shape = min(size, len(keep)), len(weight_VD)
     buffer = torch.empty(shape, dtype=weight_VD.dtype, device=hidden_ND.device)
     for rows in keep.split(size) if len(keep) else ():
-        hidden = hidden_ND.index_select(0, rows).to(weight_VD.dtype)
+        hidden = hidden_ND.index_select(0, rows).to(weight_VD.dtype)  # a copy, which may be changed
         yield rows, hidden, torch.mm(hidden, weight_VD.T, out=buffer[: len(rows)])
 
 

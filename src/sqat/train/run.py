@@ -79,7 +79,7 @@ def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: It
             logs.append(TensorBoard(out / "tensorboard"))
         else:
             logger.info('no TensorBoard log: pip install "sqat[tensorboard]"')
-    return Trainer(
+    trainer = Trainer(
         model,
         batches,
         config.train,
@@ -88,6 +88,8 @@ def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: It
         tokenizer=data.tokenizer,
         callbacks=[*logs, *callbacks],
     )
+    batches.place(trainer.accelerator.device)
+    return trainer
 
 
 def _check_folder(config: RunConfig, out: Path, resume: bool) -> None:

@@ -1,0 +1,124 @@
+"""One decoding step whose shapes never change: what CUDA graphs and compilers need.
+
+Shape letters: B rows, S positions of the cache, T tokens (1), D width, K kv heads, C head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sqat.model import AttentionMask, Decoder, KVCache
+from sqat.model.cache import LayerCache
+from sqat.model.rope import rotary_tables
+
+WARM_UP_STEPS = 3  # before a capture: libraries choose kernels and take memory on their first calls
+
+
+class StaticStep:
+    """Reads one more token of every row, and gives the logits of the next; the place is a tensor on the device.
+
+    Every step attends over the whole cache, with what is not filled yet masked out, so one recorded sequence of kernels
+    serves for all steps, and launching them one by one, most of the time of a small model, is done once.
+
+    Args:
+        model: in evaluation mode; its weights are read where they are.
+        cache: filled with the prompts; the steps go on filling it, and it may be used elsewhere in between.
+        graph: record a CUDA graph; by default where the model is on a GPU.
+        compile: compile the step first (takes a minute).
+
+    Raises:
+        ValueError: a graph is asked for where there is no GPU.
+    """
+
+    def __init__(self, model: Decoder, cache: KVCache, *, graph: bool | None = None, compile: bool = False) -> None:
+        device = model.embedding.weight.device
+        if graph and device.type != "cuda":
+            raise ValueError(f"graph is true, but the model is on {device}: CUDA graphs are for GPUs")
+        self.model = model
+        self.cache = cache
+        self.capacity = cache.layers[0].keys.shape[2]
+        self.record = device.type == "cuda" if graph is None else graph
+        self.graph: torch.cuda.CUDAGraph | None = None
+        rows = len(cache.layers[0].keys)
+        with torch.inference_mode():
+            self.tokens_B = torch.zeros(rows, dtype=torch.long, device=device)
+            self.place_1 = torch.zeros(1, dtype=torch.long, device=device)
+            self.logits_BV = torch.empty(0, device=device)
+            self._layers = [_FullLayer(layer, self.place_1) for layer in cache.layers]
+        self._step: Callable[[Tensor], Tensor] = self._logits
+        if compile:
+            self._step = torch.compile(self._logits, fullgraph=True, dynamic=False)
+
+    @torch.inference_mode()
+    def __call__(self, tokens_B: Tensor) -> Tensor:
+        """Logits (B, V) after one more token in every row. With a graph, the next call writes over them.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        length = self.cache.length
+        if length >= self.capacity:
+            raise ValueError(f"key/value cache holds {self.capacity} positions, but {length + 1} are needed")
+        self.place_1.fill_(length)
+        if self.record:
+            self.tokens_B.copy_(tokens_B)
+            if self.graph is None:
+                self.graph = self._record()
+            self.graph.replay()
+        else:
+            self.logits_BV = self._step(tokens_B)
+        for layer in self.cache.layers:
+            layer.length = length + 1
+        return self.logits_BV
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        """A graph that reads `tokens_B` and `place_1` and writes `logits_BV`."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):  # they all write to the place that the first real step writes to again
+                self._step(self.tokens_B)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.logits_BV = self._step(self.tokens_B)
+        return graph
+
+    def _logits(self, tokens_B: Tensor) -> Tensor:
+        model, padding_B = self.model, self.cache.padding_B
+        position = self.place_1 if padding_B is None else (self.place_1 - padding_B).clamp(min=0).unsqueeze(1)
+        rope = rotary_tables(position, model.config.head_dim, model.config.rope_theta)
+        seen = self._seen()
+        mask = AttentionMask(1, self.capacity, seen.device, whole=seen)
+        x_B1D = model.embedding(tokens_B.unsqueeze(1))
+        for block, layer in zip(model.layers, self._layers, strict=True):
+            x_B1D, _ = block(x_B1D, rope, mask, layer)
+        return model.head(model.final_norm(x_B1D).squeeze(1))
+
+    def _seen(self) -> Tensor:
+        """Which positions the new token sees, (B or 1, 1, 1, S): those from the row's first up to itself."""
+        places_S = torch.arange(self.capacity, device=self.place_1.device)
+        seen = (places_S <= self.place_1).view(1, 1, 1, -1)
+        if self.cache.padding_B is not None:
+            seen = seen & (places_S >= self.cache.padding_B.view(-1, 1, 1, 1))
+        return seen
+
+
+class _FullLayer(LayerCache):
+    """A layer of a cache that writes where a tensor says, and always gives all positions."""
+
+    def __init__(self, layer: LayerCache, place_1: Tensor) -> None:
+        self.keys, self.values = layer.keys, layer.values
+        self.length = layer.length
+        self.place_1 = place_1
+        for memory in (self.keys, self.values):  # zero times what happened to be there may not be a number
+            memory[:, :, layer.length :] = 0
+
+    def append(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one position; returns the whole memory, (B, K, S, C)."""
+        self.keys.index_copy_(2, self.place_1, k_BKTC.to(self.keys.dtype))
+        self.values.index_copy_(2, self.place_1, v_BKTC.to(self.values.dtype))
+        return self.keys, self.values

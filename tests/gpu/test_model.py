@@ -1,0 +1,121 @@
+"""The model's ways of computing that only GPUs take, against the definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sqat.generate.static import StaticStep
+from sqat.model import Decoder, KVCache
+from sqat.model.attend import AttentionMask, attend, attend_naive
+from sqat.model.experts import ExpertWeights, run_experts, run_experts_naive
+from sqat.model.grouped_experts import grouped_mm, grouped_mm_naive, run_experts_few, supports_grouped
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA GPU here", allow_module_level=True)
+
+HAS_KERNEL = torch.cuda.get_device_capability()[0] in (9, 10)
+N, E, WIDTH, HIDDEN = 1031, 7, 64, 72
+
+ROUTINGS: dict[str, Callable[[], Tensor]] = {
+    "two of seven": lambda: torch.rand(N, E, device="cuda").topk(2).indices,
+    "some never chosen": lambda: torch.tensor([[5, 1]], device="cuda").expand(N, 2),
+    "last one never chosen": lambda: torch.zeros(N, 1, dtype=torch.long, device="cuda"),
+    "few tokens": lambda: torch.tensor([[6, 2], [0, 6]], device="cuda"),
+}
+
+
+def draw(experts_Nk: Tensor, gated: bool, biased: bool) -> tuple[Tensor, Tensor, ExpertWeights]:
+    inner = HIDDEN * (2 if gated else 1)
+    shapes = ((E, inner, WIDTH), (E, inner), (E, WIDTH, HIDDEN), (E, WIDTH))
+    weights = [(torch.randn(shape, device="cuda") * WIDTH**-0.5).requires_grad_() for shape in shapes]
+    if not biased:
+        weights[1::2] = None, None
+    x = torch.randn(len(experts_Nk), WIDTH, device="cuda", requires_grad=True)
+    return x, torch.rand(experts_Nk.shape, device="cuda", requires_grad=True), ExpertWeights(*weights)
+
+
+def with_gradients(run: Callable, x: Tensor, experts_Nk: Tensor, share: Tensor, weights, *options) -> list[Tensor]:
+    out = run(x, experts_Nk, share, weights, *options)
+    scale = torch.linspace(-0.5, 1.5, out.numel(), device="cuda").view(out.shape)
+    leaves = [leaf for leaf in (x, share, *weights) if leaf is not None]
+    return [out, *torch.autograd.grad((out * scale).sum(), leaves)]
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """By the norm of the difference, which is not a number where an entry is not."""
+    assert (found.double() - expected.double()).norm() <= tolerance * expected.double().norm()
+
+
+@pytest.mark.parametrize("biased", [True, False], ids=["biases", "no biases"])
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "not gated"])
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize(("bf16", "tolerance"), [(True, 0.02), (False, 1e-5)], ids=["bfloat16", "float32"])
+def test_experts(routing: str, gated: bool, biased: bool, bf16: bool, tolerance: float) -> None:
+    experts_Nk = ROUTINGS[routing]()
+    x, share, weights = draw(experts_Nk, gated, biased)
+    assert supports_grouped(x, weights, torch.bfloat16) == HAS_KERNEL
+    expected = with_gradients(run_experts_naive, x, experts_Nk, share, weights, "silu", gated)
+    for _ in range(3):  # what a kernel leaves unwritten differs from run to run
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            found = with_gradients(run_experts, x, experts_Nk, share, weights, "silu", gated)
+        for a, b in zip(found, expected, strict=True):
+            assert_near(a, b, tolerance)
+
+
+@pytest.mark.skipif(not HAS_KERNEL, reason="no kernel for grouped products on this GPU")
+def test_grouped_products() -> None:
+    offs = torch.tensor([8, 16, 640], dtype=torch.int32, device="cuda")
+    a, b = (torch.randn(640, width, device="cuda", dtype=torch.bfloat16) for width in (64, 72))
+    weight = torch.randn(3, 72, 64, device="cuda", dtype=torch.bfloat16)
+    for pair in ((a, weight.transpose(1, 2)), (b, weight), (a.T, b)):
+        assert_near(grouped_mm(*pair, offs=offs), grouped_mm_naive(*(x.double() for x in pair), offs=offs), 0.01)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_few_tokens(rows: int) -> None:
+    experts_Nk = torch.rand(rows, E, device="cuda").topk(2).indices
+    x, share, weights = draw(experts_Nk, gated=True, biased=True)
+    with torch.no_grad():
+        found = run_experts(x, experts_Nk, share, weights, "silu", True)
+        assert torch.equal(found, run_experts_few(x, experts_Nk, share, weights, "silu", True))
+        assert_near(found, run_experts_naive(x, experts_Nk, share, weights, "silu", True), 1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("queries", [1, 32])
+def test_attention(queries: int, padded: bool, kv_heads: int) -> None:
+    q = torch.randn(3, 4, queries, 16, device="cuda")
+    k, v = torch.randn(2, 3, kv_heads, 40, 16, device="cuda")
+    first_key_B = torch.tensor([0, 3, 7], device="cuda") if padded else None
+    made, kept = (AttentionMask(queries, 40, q.device, first_key_B=first_key_B) for _ in range(2))
+    expected = attend_naive(q.double(), k.double(), v.double(), made.rows())
+    for mask in (made if padded else None, kept.keep()):
+        assert_near(attend(q, k, v, mask=mask), expected, 1e-5)
+        assert_near(attend(*(x.bfloat16() for x in (q, k, v)), mask=mask), expected, 0.02)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "compiled"])
+@pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["no padding", "left padding"])
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+@torch.no_grad()
+def test_decoding_by_a_graph(
+    tiny_model: Callable[..., Decoder], moe: bool, padding: list[int] | None, compiled: bool
+) -> None:
+    model = tiny_model(moe, feedforward_bias=True).cuda()
+    padding_B = None if padding is None else torch.tensor(padding, device="cuda")
+    prompt = torch.randint(41, (3, 11), device="cuda")
+    cache, grown = (KVCache(model.config, 3, 29, padding_B=padding_B, device="cuda") for _ in range(2))
+    for filled in (cache, grown):
+        model.hidden_states(prompt, cache=filled)
+    step = StaticStep(model, cache, compile=compiled)
+    for tokens_B in torch.randint(41, (18, 3), device="cuda"):
+        expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
+        assert_near(step(tokens_B), expected, 1e-5)
+    assert step.graph is not None
+    with pytest.raises(ValueError, match="cache holds 29 positions"):
+        step(tokens_B)

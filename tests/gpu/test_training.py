@@ -1,0 +1,166 @@
+"""A training step on a GPU: as on a CPU, and never waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sqat.config import ModelConfig
+from sqat.data import token_store
+from sqat.data.batches import Batch, Batches
+from sqat.data.tokens import TokenFile
+from sqat.model import Decoder
+from sqat.train.step import StepSums, TrainingLoss, train_step
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA GPU here", allow_module_level=True)
+
+V, T, ROWS = 312, 64, 16
+MODEL = {
+    "vocab_size": V,
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_query_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 72,
+    "context_length": T,
+    "feedforward_bias": True,
+    "head_bias": True,
+}
+EXPERTS = {"num_experts": 12, "experts_per_token": 2}
+MODES: list[dict[str, Any]] = [
+    {"mode": "packed"},
+    {"mode": "rows"},
+    {"mode": "rows", "padding_as_target": True, "end_truncated": True},
+]
+
+
+@pytest.fixture
+def tokens() -> TokenFile:
+    """Documents of 2 to 150 tokens, [BOS] … [EOS]."""
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(2, 150, size=211)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = draw.integers(4, V, size=offsets[-1]).astype(np.uint16)
+    ids[offsets[:-1]], ids[offsets[1:] - 1] = 2, 3
+    return TokenFile(Path("in memory"), ids, offsets, lengths, V, int(lengths.sum()))
+
+
+def experts_or_skip(moe: bool) -> dict[str, int]:
+    if moe and torch.cuda.get_device_capability()[0] not in (9, 10):
+        pytest.skip("experts without waiting need a GPU of compute capability 9 or 10")
+    return EXPERTS if moe else {}
+
+
+class Engine:
+    """A model and its optimizer on a device, in bfloat16 autocast or not."""
+
+    def __init__(self, config: dict[str, Any], device: str, bf16: bool, compiled: bool = False) -> None:
+        torch.manual_seed(0)
+        self.model = Decoder(ModelConfig.from_dict(config)).to(device).train()
+        self.task: Any = TrainingLoss(self.model)
+        if compiled:
+            self.task = torch.compile(self.task, fullgraph=True, dynamic=False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, fused=True)
+        self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=bf16)
+
+    def clip(self) -> Tensor:
+        return nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+
+    def step(self, batch: Batch) -> StepSums:
+        total = torch.full((), batch.num_targets, device=batch.inputs.device)
+        with self.autocast:
+            return train_step(
+                self.task, [batch], self.optimizer, total_targets=total, backward=Tensor.backward, clip=self.clip
+            )
+
+    def losses(self, batches: Batches, steps: int) -> list[float]:
+        sums = [self.step(batch) for batch, _ in islice(batches.forever(), steps)]
+        return [float(s.loss / s.targets) for s in sums]
+
+
+@pytest.fixture
+def _no_waiting() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("_no_waiting")
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+def test_a_step_waits_for_nothing(tokens: TokenFile, moe: bool, dropout: float, mode: dict[str, Any]) -> None:
+    """From making a batch to the update of the weights, once libraries are loaded and memory is taken."""
+    engine = Engine({**MODEL, **experts_or_skip(moe), "feedforward_dropout": dropout}, "cuda", bf16=True)
+    batches = Batches(tokens, batch_size=ROWS, context_length=T, device="cuda", **mode).forever()
+    for batch, _ in islice(batches, 3):
+        engine.step(batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    sums = [engine.step(batch) for batch, _ in islice(batches, 5)]
+    torch.cuda.set_sync_debug_mode("default")
+    assert all(s.loss.isfinite() for s in sums)
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["tokens on the GPU", "tokens on the host"])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_batches_are_those_of_the_cpu(
+    tokens: TokenFile, mode: dict[str, Any], room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not room:
+        monkeypatch.setattr(token_store, "MEMORY_SHARE", 0.0)
+    made, expected = (
+        Batches(tokens, batch_size=ROWS, context_length=T, device=device, **mode) for device in ("cuda", "cpu")
+    )
+    assert made._store.device.type == ("cuda" if room else "cpu")
+    for (a, _), (b, _) in islice(zip(made.forever(), expected.forever(), strict=False), 2 * len(expected) + 1):
+        assert a.counted == b.counted
+        for part, other in zip(a[:4], b[:4], strict=True):
+            assert (part is None) == (other is None)
+            assert part is None or (part.is_cuda and torch.equal(part.cpu(), other))
+
+
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+def test_float32_trains_as_on_a_cpu(tokens: TokenFile, moe: bool) -> None:
+    config = {**MODEL, **(EXPERTS if moe else {})}
+    losses = [
+        Engine(config, device, bf16=False).losses(
+            Batches(tokens, batch_size=ROWS, context_length=T, device=device), steps=20
+        )
+        for device in ("cuda", "cpu")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+def test_bfloat16_stays_near_float32(tokens: TokenFile, moe: bool) -> None:
+    config = {**MODEL, **experts_or_skip(moe)}
+    losses = [
+        Engine(config, "cuda", bf16).losses(Batches(tokens, batch_size=ROWS, context_length=T, device="cuda"), 50)
+        for bf16 in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+def test_compiled_as_a_whole(tokens: TokenFile, moe: bool) -> None:
+    """One graph without a break, however many targets a batch has, and losses of the step that is not compiled."""
+    config = {**MODEL, **experts_or_skip(moe)}
+    torch._dynamo.utils.counters.clear()
+    losses = [
+        Engine(config, "cuda", bf16=True, compiled=compiled).losses(
+            Batches(tokens, batch_size=ROWS, context_length=T, device="cuda", drop_last=True), 12
+        )
+        for compiled in (True, False)
+    ]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
