@@ -15,12 +15,19 @@ from torch import Tensor
 
 from sqat.model.dispatch import dispatch
 from sqat.model.dropout import keep_bits, keep_only, keep_scale, random_bits
-from sqat.model.feedforward import ACTIVATIONS
 
 FILL_ROWS = 64
 UNIT_ROWS = 2048  # at most so many rows of an expert in one product
 
 _aten = torch.ops.aten
+_ACTIVATION_INTO: dict[str, Callable[..., Tensor]] = {
+    "silu": _aten.silu.out,
+    "swish": _aten.silu.out,
+    "gelu": _aten.gelu.out,
+    "relu": _aten.relu.out,
+    "sigmoid": _aten.sigmoid.out,
+    "linear": lambda x, *, out: out.copy_(x),
+}
 _ACTIVATION_BACKWARD: dict[str, Callable[..., Tensor]] = {
     "silu": _aten.silu_backward.grad_input,
     "swish": _aten.silu_backward.grad_input,
@@ -34,8 +41,8 @@ _ACTIVATION_BACKWARD: dict[str, Callable[..., Tensor]] = {
 
 
 class SortedExperts(torch.autograd.Function):
-    """Forward and backward written out: buffers are one expert's share, rows are gathered and summed by torch's fused
-    kernels (`index_select`, `embedding_bag`), and the activation is computed again instead of kept.
+    """Forward and backward written out: rows are gathered and summed by torch's fused kernels (`index_select`,
+    `embedding_bag`), and what backward needs again lies in buffers of one size, whoever chose what.
 
     Dropout's scale s is applied to the k weights, not to the activations: w·(s·a·W + b) = (w·s)·(a·W + b/s).
     """
@@ -62,58 +69,53 @@ class SortedExperts(torch.autograd.Function):
         fc1_bias = None if fc1_bias_EI is None else fc1_bias_EI.to(compute)
         fc2_bias = None if fc2_bias_ED is None else (fc2_bias_ED / scale).to(compute)
         weights_Nk = weights_Nk * scale
-        y_RD = torch.empty(len(token_R), fc2.shape[1], dtype=weights_Nk.dtype, device=x.device)
-        hidden_RI = x.new_empty(len(token_R), fc1.shape[1])
-        bits_RF = random_bits((len(token_R), fc2.shape[2]), compute, x.device) if dropout else None
+        num_rows, num_hidden = len(token_R), fc2.shape[2]
+        y_RD = torch.empty(num_rows, fc2.shape[1], dtype=weights_Nk.dtype, device=x.device)
+        hidden_RI = x.new_empty(num_rows, fc1.shape[1])
+        nonlinear_RF = x.new_empty(num_rows, num_hidden)
+        activated_RF = x.new_empty(num_rows, num_hidden) if gated or dropout else nonlinear_RF
+        bits_RF = random_bits((num_rows, num_hidden), compute, x.device) if dropout else None
         for e, rows in units:
             hidden = _linear(x.index_select(0, token_R[rows]), fc1[e], fc1_bias, e, hidden_RI[rows])
-            activated = _activate(hidden, activation, gated)[0]
+            activated = _activate(hidden, activation, gated, nonlinear_RF[rows], activated_RF[rows])
             if bits_RF is not None:
                 keep_only(activated, keep_bits(bits_RF[rows], dropout))
             y_RD[rows] = F.linear(activated, fc2[e], None if fc2_bias is None else fc2_bias[e])
-        ctx.save_for_backward(x, experts_Nk, weights_Nk, fc1, fc2, fc2_bias, token_R, place_Nk, hidden_RI, bits_RF)
-        ctx.settings = (activation, gated, units, scale, x_ND.dtype, fc1_EID.dtype)
+        kept = hidden_RI, nonlinear_RF, activated_RF, bits_RF, y_RD
+        ctx.save_for_backward(x, weights_Nk, fc1, fc2, token_R, place_Nk, *kept)
+        ctx.settings = (activation, gated, units, scale, x_ND.dtype, fc1_EID.dtype, fc2_bias is not None)
         return F.embedding_bag(place_Nk, y_RD, per_sample_weights=weights_Nk, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        activation, gated, units, scale, x_dtype, weight_dtype = ctx.settings
-        x, experts_Nk, weights_Nk, fc1, fc2, fc2_bias, token_R, place_Nk, hidden_RI, bits_RF = ctx.saved_tensors
-        grad, weight_R1 = grad_ND.to(x.dtype), weights_Nk.new_zeros(len(token_R), 1)
-        weight_R1[place_Nk.flatten()] = weights_Nk.view(-1, 1)  # zero in rows that only fill up
-        d_weight_R1 = torch.empty_like(weight_R1)
-        d_x_RD = torch.empty(
-            len(token_R), x.shape[1], dtype=torch.promote_types(x_dtype, torch.float32), device=x.device
-        )
+        activation, gated, units, scale, x_dtype, weight_dtype, biased = ctx.settings
+        x, weights_Nk, fc1, fc2, token_R, place_Nk, *kept = ctx.saved_tensors
+        hidden_RI, nonlinear_RF, activated_RF, bits_RF, y_RD = kept
+        grad, weight_R1 = grad_ND.to(x.dtype), x.new_zeros(len(token_R), 1)
+        weight_R1[place_Nk.flatten()] = weights_Nk.to(x.dtype).view(-1, 1)  # zero in rows that only fill up
+        d_x_RD = torch.empty_like(y_RD)
         d_fc1, d_fc2 = (torch.zeros(w.shape, dtype=weight_dtype, device=w.device) for w in (fc1, fc2))
-        d_fc1_bias = None if fc2_bias is None else torch.zeros_like(d_fc1[:, :, 0])
+        d_fc1_bias, d_fc2_bias = (torch.zeros_like(d[:, :, 0]) if biased else None for d in (d_fc1, d_fc2))
         for e, rows in units:
-            token, weight, hidden = token_R[rows], weight_R1[rows], hidden_RI[rows]
-            grad_y = grad.index_select(0, token)
-            activated, nonlinear = _activate(hidden, activation, gated)
+            token, hidden = token_R[rows], hidden_RI[rows]
+            grad_y = grad.index_select(0, token).mul_(weight_R1[rows])
             d_activated = grad_y @ fc2[e]
             if bits_RF is not None:
-                keep_only(activated, bits_RF[rows])
-            d_weight_R1[rows] = (activated * d_activated).sum(dim=-1, keepdim=True, dtype=weight.dtype)
-            weight = weight.to(x.dtype)
-            grad_y *= weight
-            d_activated *= weight
-            if bits_RF is not None:
                 keep_only(d_activated, bits_RF[rows])
-            d_hidden = _activate_backward(d_activated, hidden, nonlinear, activation, gated)
-            d_fc2[e] += grad_y.T @ activated
+            d_hidden = _activate_backward(d_activated, hidden, nonlinear_RF[rows], activation, gated)
+            d_fc2[e] += grad_y.T @ activated_RF[rows]
             d_fc1[e] += d_hidden.T @ x.index_select(0, token)
-            if d_fc1_bias is not None:  # a product with ones: `sum` over bfloat16 rows is several times slower
-                d_fc1_bias[e] += (d_hidden.new_ones(1, len(d_hidden)) @ d_hidden).squeeze(0)
+            if d_fc1_bias is not None and d_fc2_bias is not None:
+                d_fc1_bias[e] += _sum_rows(d_hidden)
+                d_fc2_bias[e] += _sum_rows(grad_y)
             d_x_RD[rows] = d_hidden @ fc1[e]
         d_x = F.embedding_bag(place_Nk, d_x_RD, mode="sum").to(x_dtype)
-        d_weights_Nk = d_weight_R1.index_select(0, place_Nk.flatten()).view_as(weights_Nk)
-        d_fc2_bias = None
-        if fc2_bias is not None:  # y holds its expert's bias, whatever the rows
-            d_weights_Nk += (grad @ fc2_bias.T).gather(1, experts_Nk)
-            weights_NE = grad_ND.new_zeros(len(x), len(fc2_bias)).scatter_(1, experts_Nk, weights_Nk.to(grad_ND.dtype))
-            d_fc2_bias = (weights_NE.T @ grad_ND).to(weight_dtype) / scale
-        return d_x, None, d_weights_Nk * scale, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, None, None, None, None
+        # The derivative of Σ w·y by w is y.
+        d_weights = [(y_RD.index_select(0, place_N) * grad_ND).sum(dim=-1) for place_N in place_Nk.unbind(1)]
+        d_weights_Nk = torch.stack(d_weights, dim=1).to(weights_Nk.dtype) * scale
+        if d_fc2_bias is not None:
+            d_fc2_bias /= scale
+        return d_x, None, d_weights_Nk, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, None, None, None, None
 
 
 def _block(num_selections: int, num_experts: int, compute: torch.dtype, device: torch.device) -> int:
@@ -142,14 +144,21 @@ def _linear(x_MD: Tensor, weight_ID: Tensor, bias_EI: Tensor | None, e: int, out
     return torch.addmm(bias_EI[e], x_MD, weight_ID.T, out=out_MI)
 
 
-def _activate(hidden_MI: Tensor, activation: str, gated: bool) -> tuple[Tensor, Tensor]:
-    """(activated, the activation function's own value), (M, F) each; the first is memory of its own."""
-    if gated:
-        linear, gate = hidden_MI.chunk(2, dim=-1)
-        nonlinear = ACTIVATIONS[activation](gate)
-        return linear * nonlinear, nonlinear
-    nonlinear = ACTIVATIONS[activation](hidden_MI)
-    return (nonlinear.clone() if activation == "linear" else nonlinear), nonlinear
+def _sum_rows(x_MI: Tensor) -> Tensor:
+    """Sum over rows, as a product with ones: `sum` over bfloat16 rows is several times slower."""
+    return (x_MI.new_ones(1, len(x_MI)) @ x_MI).squeeze(0)
+
+
+def _activate(hidden_MI: Tensor, activation: str, gated: bool, nonlinear_MF: Tensor, activated_MF: Tensor) -> Tensor:
+    """Fills in the activation function's own values and, multiplied with the other half where gated, the activated
+    ones, which it returns.
+    """
+    linear, gate = hidden_MI.chunk(2, dim=-1) if gated else (None, hidden_MI)
+    _ACTIVATION_INTO[activation](gate, out=nonlinear_MF)
+    if linear is not None:
+        return torch.mul(linear, nonlinear_MF, out=activated_MF)
+    shared = activated_MF.data_ptr() == nonlinear_MF.data_ptr()
+    return activated_MF if shared else activated_MF.copy_(nonlinear_MF)
 
 
 def _activate_backward(

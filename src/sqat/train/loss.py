@@ -17,7 +17,7 @@ from sqat.errors import ConfigError
 from sqat.model.moe import RouterStats
 
 # Rows whose logits exist at once, and rows of these whose softmax does, by device; on a CPU they stay in its caches.
-CHUNK_ROWS = {"cpu": (1024, 128), "cuda": (8192, 8192)}
+CHUNK_ROWS = {"cpu": (2048, 512), "cuda": (8192, 8192)}
 ARGMAX_COLUMNS = 64
 
 
