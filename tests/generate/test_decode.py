@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sqat.errors import ConfigError
+from sqat.generate.choose_step import PlainStep
 from sqat.generate.decode import decode_naive, decode_tokens
 from sqat.generate.sample import SamplingConfig
 
@@ -68,11 +69,45 @@ def test_tokens_come_one_by_one(model, monkeypatch):
         "hidden_states",
         lambda tokens, **options: read.append(tokens.shape[1]) or hidden_states(tokens, **options),
     )
+    monkeypatch.setattr("sqat.generate.decode.make_step", PlainStep)
     stream = decode_tokens(model, PROMPTS, SamplingConfig(max_tokens=11))
     assert read == []
     for _ in range(3):
         next(stream)
     assert read == [7, 1, 1]  # the prompts once, then each new token
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["many", "one"])
+def test_the_quick_step_gives_the_plain_step_s_tokens(model, monkeypatch, prompts, way):
+    config = SamplingConfig(max_tokens=23, **WAYS[way])
+    quick = decode(model, prompts, config)
+    monkeypatch.setattr("sqat.generate.decode.make_step", PlainStep)
+    assert quick == decode(model, prompts, config)
+
+
+def test_no_step_is_made_for_one_token(model, monkeypatch):
+    monkeypatch.setattr("sqat.generate.decode.make_step", None)
+    assert len(decode(model, [[5, 3]], SamplingConfig(max_tokens=1))[0]) == 1
+
+
+def test_weights_may_change_between_answers(model):
+    config = SamplingConfig(temperature=0, max_tokens=13)
+    before = decode(model, PROMPTS[:1], config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-1.1)
+    after = decode(model, PROMPTS[:1], config)
+    assert after == [decode_naive(model, PROMPTS[0], config)] != before
+
+
+def test_answers_side_by_side(model):
+    """Two at once, a token of each in turn, are as one after the other."""
+    configs = [SamplingConfig(max_tokens=13, **WAYS[way]) for way in ("greedy", "sampled")]
+    alone = [decode(model, PROMPTS, config) for config in configs]
+    steps = zip(*(decode_tokens(model, PROMPTS, config) for config in configs), strict=True)
+    together = zip(*steps, strict=True)
+    assert [torch.stack(tokens, dim=1).tolist() for tokens in together] == alone
 
 
 def test_no_gradients_are_kept(model):

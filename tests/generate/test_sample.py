@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sqat.errors import ConfigError
-from sqat.generate.sample import RowSampler, SamplingConfig, keep_likeliest, penalise
+from sqat.generate.draw import draw, draw_naive, keep_likeliest
+from sqat.generate.sample import RowSampler, SamplingConfig, penalise
 
 B, V = 5, 41
 
@@ -98,6 +99,51 @@ class TestKeepLikeliest:
         assert (kept_BV.sum(dim=-1) - least_B < 0.7).all()
 
 
+class TestDraw:
+    """What is computed for few tokens is what is computed for all."""
+
+    @pytest.mark.parametrize("top_k", [None, 1, 7, V, 100])
+    @pytest.mark.parametrize("top_p", [1.0, 1 - 1e-6, 0.9, 0.3, 1e-9])
+    @pytest.mark.parametrize("min_p", [0.0, 0.05, 1.0])
+    @pytest.mark.parametrize("sharpness", [0.1, 3.0, 30.0])
+    def test_equals_the_definition(self, top_k, top_p, min_p, sharpness):
+        probs_BV = (sharpness * torch.randn(97, V)).softmax(dim=-1)
+        uniform_B = torch.rand(97, dtype=torch.float64)
+        config = SamplingConfig(top_k=top_k, top_p=top_p, min_p=min_p)
+        assert draw(probs_BV, uniform_B, config).equal(draw_naive(probs_BV, uniform_B, config))
+
+    @pytest.mark.parametrize("top_p", [1.0, 0.75, 0.5, 0.25, 0.1])
+    @pytest.mark.parametrize("values", [[1.0], [2.0, 1.0], [1.0, 0.0], [4.0, 2.0, 1.0, 1.0]], ids=str)
+    def test_equal_probabilities(self, top_p, values):
+        """Of those at the edge of the nucleus, the first ids are kept."""
+        weights_BV = torch.tensor(values)[torch.randint(len(values), (97, V))]
+        weights_BV[:, 5] = 1.0
+        probs_BV = weights_BV / weights_BV.sum(dim=-1, keepdim=True)
+        uniform_B = torch.rand(97, dtype=torch.float64)
+        config = SamplingConfig(top_p=top_p)
+        assert draw(probs_BV, uniform_B, config).equal(draw_naive(probs_BV, uniform_B, config))
+
+    @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+    @pytest.mark.parametrize(
+        "limits", [{"top_p": 0.8, "top_k": 11}, {"top_p": 0.8}, {"top_p": 1.0, "min_p": 0.1}], ids=str
+    )
+    def test_extreme_draws(self, uniform, limits):
+        config = SamplingConfig(**limits)
+        probs_BV, uniform_B = draw_probs(), torch.full((B,), uniform, dtype=torch.float64)
+        tokens_B = draw(probs_BV, uniform_B, config)
+        assert (keep_likeliest(probs_BV, config).gather(1, tokens_B.unsqueeze(1)) > 0).all()
+        assert tokens_B.equal(draw_naive(probs_BV, uniform_B, config))
+
+    @pytest.mark.parametrize("rows", [1, 37])
+    @pytest.mark.parametrize("limits", [{"top_p": 1.0}, {"top_p": 0.8}, {"top_k": 3}, {"min_p": 0.5}], ids=str)
+    def test_what_is_no_number_gives_some_token(self, rows, limits):
+        """A model that diverged still answers."""
+        probs_BV, uniform_B = torch.full((rows, V), torch.nan), torch.rand(rows, dtype=torch.float64)
+        for way in (draw, draw_naive):
+            tokens_B = way(probs_BV, uniform_B, SamplingConfig(**limits))
+            assert ((tokens_B >= 0) & (tokens_B < V)).all()
+
+
 class TestPenalty:
     def test_seen_tokens_become_less_likely(self):
         logits, seen = torch.tensor([[2.0, -2.0, 2.0, -2.0, 0.0]]), torch.tensor([[True, True, False, False, True]])
@@ -118,6 +164,11 @@ class TestChoice:
     def test_temperature_zero_takes_the_likeliest(self):
         logits = torch.randn(B, V)
         assert choose(logits, temperature=0) == logits.argmax(dim=-1).tolist()
+
+    def test_of_equally_likely_the_first(self):
+        logits = torch.zeros(2, V)
+        logits[1, [3, 17]] = 1.0
+        assert choose(logits, temperature=0) == [0, 3]
 
     @pytest.mark.parametrize("temperature", [1e-3, 1e-9, 1e-38])
     def test_a_low_temperature_comes_to_the_same(self, temperature):

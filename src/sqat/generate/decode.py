@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sqat.errors import ConfigError
+from sqat.generate.choose_step import Step, make_step
 from sqat.generate.sample import RowSampler, SamplingConfig
 from sqat.model import Decoder, KVCache
 
@@ -26,7 +27,7 @@ def decode_tokens(
     Rows of different length are padded on the left, inside; padding is never attended to.
 
     Args:
-        model: without dropout while it generates, whatever its mode.
+        model: without dropout while it generates, whatever its mode. Its weights must not change before the end.
         prompts: token ids of each row, at least one each.
         config: how to choose; `stop` is not looked at here.
         pad_id: any token id.
@@ -48,11 +49,15 @@ def decode_tokens(
     was_training = model.training
     model.eval()
     try:
-        for _ in range(config.max_tokens):
-            hidden_BTD, _ = model.hidden_states(tokens_BT, cache=cache)
-            tokens_B = choose(model.head(hidden_BTD[:, -1]))
+        hidden_BTD, _ = model.hidden_states(tokens_BT, cache=cache)
+        tokens_B = choose(model.head(hidden_BTD[:, -1]))
+        del hidden_BTD, tokens_BT  # of a long prompt, much memory
+        yield tokens_B
+        step: Step | None = None
+        for _ in range(config.max_tokens - 1):
+            step = step or make_step(model, cache)  # only now: who wants one token needs none
+            tokens_B = choose(step(tokens_B))
             yield tokens_B
-            tokens_BT = tokens_B.unsqueeze(1)
     finally:
         model.train(was_training)
 

@@ -1,0 +1,87 @@
+"""The whole lean step: embedding, layers, head.
+
+Shape letters: B rows, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqat.config import ModelConfig
+from sqat.generate.lean.attention import LeanAttention, Place
+from sqat.generate.lean.blas import one_thread
+from sqat.generate.lean.experts import ManyRowsMoE, OneRowMoE
+from sqat.generate.lean.feedforward import LeanFeedForward
+from sqat.generate.lean.linear import Array, LeanLinear, array, optional_array
+from sqat.generate.lean.norm import LeanNorm
+from sqat.model import Decoder, KVCache
+from sqat.model.block import Block
+from sqat.model.moe import MoE
+
+# Up to how many multiply-adds in a layer's largest product a step runs in one thread: some 30 µs of one core, where
+# waking another and waiting for it would cost about what it brings, and far more on a busy machine.
+ONE_THREAD_PRODUCT = 2**20
+
+
+class LeanStep:
+    """Reads one more token of every row, and gives the logits of the next.
+
+    Weights are taken when it is built (most shared, some folded), so it serves while they do not change. It goes on
+    from `cache`, whose `length` stays what it is.
+
+    Args:
+        model: one without a reason against it (:func:`why_not_lean`).
+        cache: filled with the prompts.
+    """
+
+    def __init__(self, model: Decoder, cache: KVCache) -> None:
+        config = model.config
+        rows = len(cache.layers[0].keys)
+        alone = torch.get_num_threads() == 1 or _largest_product(config, rows) < ONE_THREAD_PRODUCT
+        self.threads = one_thread if alone else nullcontext
+        self.place = Place(cache, config.num_query_heads, config.rope_theta)
+        self.x_BD = np.empty((rows, config.hidden_size), np.float32)
+        self.embedding_VD = array(model.embedding.weight)
+        self.parts: list[Callable[[Array], Array]] = []
+        for block, layer_cache in zip(model.layers, cache.layers, strict=True):
+            assert isinstance(block, Block)
+            self.parts.append(LeanAttention(block, layer_cache, self.place))
+            self.parts.append(_feedforward(block, rows, config.activation))
+        self.final_norm = LeanNorm(model.final_norm, rows, config.hidden_size)
+        self.head = LeanLinear(array(model.head.weight), optional_array(model.head.bias), rows)
+        self.logits_BV = torch.from_numpy(self.head.out_BO)
+
+    def __call__(self, tokens_B: Tensor) -> Tensor:
+        """Logits (B, V) after one more token in every row; the next call writes over them.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        self.place.advance()
+        x_BD = self.embedding_VD.take(tokens_B.numpy(), 0, self.x_BD, "clip")
+        with self.threads():
+            for part in self.parts:
+                np.add(x_BD, part(x_BD), x_BD)
+            self.head(self.final_norm(x_BD))
+        return self.logits_BV
+
+
+def _feedforward(block: Block, rows: int, activation: str) -> Callable[[Array], Array]:
+    if not isinstance(block.feedforward, MoE):
+        return LeanFeedForward(block.feedforward, block.norm2, rows, activation)
+    if rows == 1:
+        return OneRowMoE(block.feedforward, block.norm2)
+    return ManyRowsMoE(block.feedforward, block.norm2, rows)
+
+
+def _largest_product(config: ModelConfig, rows: int) -> float:
+    """Multiply-adds of a layer's largest matrix product; an expert's, if rows spread evenly."""
+    inner = config.intermediate_size * (2 if config.gated else 1)
+    share = max(rows * config.experts_per_token / config.num_experts, 1) if config.is_moe else rows
+    projected = (config.num_query_heads + 2 * config.num_kv_heads) * config.head_dim
+    return config.hidden_size * max(share * inner, rows * projected)
