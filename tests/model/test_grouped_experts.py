@@ -225,7 +225,8 @@ class TestWhichWay:
     )
     def test_compute_capability(self, capability: tuple[int, int], supported: bool, monkeypatch) -> None:
         monkeypatch.setattr(torch.version, "cuda", "13.0")
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        properties = SimpleNamespace(major=capability[0], minor=capability[1])
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         assert supports_grouped(self.tokens(), self.weights(), torch.bfloat16) == supported
 
     @pytest.mark.parametrize(

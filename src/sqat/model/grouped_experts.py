@@ -48,9 +48,9 @@ def supports_grouped(x_ND: Tensor, weights: ExpertWeights, compute: torch.dtype)
     return fits and _has_kernel(x_ND.device.index or 0)
 
 
-@torch.compiler.assume_constant_result
 def _has_kernel(device: int) -> bool:
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(device)[0] in (9, 10)
+    # The properties, not the capability: the compiler takes them for constants.
+    return torch.version.cuda is not None and torch.cuda.get_device_properties(device).major in (9, 10)
 
 
 class Arrangement(NamedTuple):
