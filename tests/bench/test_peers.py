@@ -23,10 +23,11 @@ def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
 
 def test_absent_peers_are_named(monkeypatch: pytest.MonkeyPatch, context: Callable[..., Context]) -> None:
-    hide(monkeypatch, "rxlm", "sklearn")
+    hide(monkeypatch, *peers.REQUIRED["rxlm"])
     result = peers.measure_peers(context())
     assert list(result.absent) == ["rxlm"]
-    assert result.absent["rxlm"].startswith("rxlm, sklearn not installed: make bench-setup")
+    lacking = ", ".join(peers.REQUIRED["rxlm"])
+    assert result.absent["rxlm"].startswith(f"{lacking} not installed: make bench-setup")
     assert not any("rxlm" in note for note in result.tables[0].notes)
 
 
