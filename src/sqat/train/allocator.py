@@ -18,8 +18,8 @@ def keep_freed_memory() -> bool:
 
     A training step frees and takes the same few hundred megabytes again. By default glibc returns large blocks at once,
     and the kernel has to find and zero every page of them anew, in every step. It is the same as starting the process
-    with MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set, holds for the whole process, and does
-    not raise the peak. Elsewhere than on Linux with glibc nothing happens.
+    with MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set, and holds for the whole process. Where
+    buffers are of ever new sizes, the peak may rise. Elsewhere than on Linux with glibc nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -7,6 +7,7 @@ selections, those of one expert together.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from sqat.generate.lean.norm import LeanNorm
 from sqat.model.moe import MoE
 
 
-class _MoE:
+class _MoE(ABC):
     """`feedforward(norm2(x))`, but for what the chosen experts do.
 
     The k weights are the softmax over the k largest router outputs: what is left of the softmax over all of them once
@@ -37,9 +38,9 @@ class _MoE:
         y_BD = self.norm(x_BD)
         return self.experts(y_BD, self.router(y_BD))
 
+    @abstractmethod
     def experts(self, x_BD: Array, logits_BE: Array) -> Array:
         """The weighted sum of each row's experts, chosen by the router's `logits_BE`."""
-        raise NotImplementedError
 
 
 class OneRowMoE(_MoE):
