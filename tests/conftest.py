@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from sqat.config import ModelConfig
+from sqat.folders import default_cache
 from sqat.model import Decoder
 
+# Compiled once for all tests, although many of them have a cache folder of their own.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(default_cache() / "kernels"))
 torch.set_num_threads(1)  # tiny tensors: threads would wait for each other, and the longer the busier the machine is
 
 SIZES = {

@@ -12,8 +12,9 @@ import pytest
 from sqat.data import tokens as tokens_module
 from sqat.data.text import open_source
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
-from sqat.data.tokens import build_tokens, cached_tokens, default_cache, open_tokens
+from sqat.data.tokens import build_tokens, cached_tokens, open_tokens
 from sqat.errors import DataError
+from sqat.folders import default_cache
 
 TEXTS = ["The cat sat.", "été 🙂", "on", "the mat\n\n" * 13, "x"]
 

@@ -23,7 +23,7 @@ NOTES = [
     "real targets (padding never counts) per second of the training loop, waiting for data included",
     "start, tokenizer training, tokenising ahead, validation, saving and the first steps are left out",
 ]
-STEPS = {"cpu": {"warmup": 4, "steps": 12}, "cuda": {"warmup": 10, "steps": 60}}
+STEPS = {"cpu": {"warmup": 6, "steps": 14}, "cuda": {"warmup": 10, "steps": 60}}
 QUICK_STEPS = {"warmup": 1, "steps": 3}
 CARD_TOKENS = 2.3e9
 CARD_MINUTES = {"xsqat-mm": 383, "sqat-mm": 387, "ssqat-mm": 390, "gqa-ref-micro": 398, "mqa-ref-micro": 399}  # one L4

@@ -23,6 +23,7 @@ from sqat.data.text import Source
 from sqat.data.tokenizer import Tokenizer
 from sqat.durable import hidden_sibling, write_durably
 from sqat.errors import DataError
+from sqat.folders import default_cache
 
 FORMAT_VERSION = 1
 TOKENS, OFFSETS, BYTE_LENGTHS, META = "tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"
@@ -126,13 +127,6 @@ def cached_tokens(
         except DataError as error:
             logger.warning("building the token file of %s again: %s", source.name, error)
     return build_tokens(source, tokenizer, folder, progress=progress)
-
-
-def default_cache() -> Path:
-    """The folder for what can be made again: $SQAT_CACHE, or $XDG_CACHE_HOME/sqat, or ~/.cache/sqat."""
-    if own := os.environ.get("SQAT_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sqat"
 
 
 def _file_names() -> set[str]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqat import kernels
+
 
 def make_norm(kind: str | None, hidden_size: int, eps: float | None) -> nn.Module:
     """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450) over the last axis; for `None`, the identity.
@@ -27,13 +29,14 @@ class RMSNorm(nn.RMSNorm):
     """`x / sqrt(mean(x²) + eps) · weight` (arXiv 1910.07467, eq. 4), as `nn.RMSNorm` computes it.
 
     On CPUs torch takes it apart into operations that each write their result, and so does its backward pass; training
-    in float32 there goes another way, in little more than half the time.
+    in float32 there goes through loops of our own, in a seventh of the time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
         training = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # the compiler fuses the plain form
-        if training and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
+        exact = x.dtype == self.weight.dtype == torch.float32
+        if training and exact and x.device.type == "cpu" and kernels.available():
             eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
             return _RMSNorm.apply(x, self.weight, eps)
         return super().forward(x)
@@ -42,16 +45,17 @@ class RMSNorm(nn.RMSNorm):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight_D, scale)
-        return (x * scale).mul_(weight_D)
+        from sqat.kernels.norm import rms_norm
+
+        x_ND = x.reshape(-1, x.shape[-1]).contiguous()
+        out_ND, scale_N = rms_norm(x_ND, weight_D, eps)
+        ctx.save_for_backward(x_ND, weight_D, scale_N)
+        return out_ND.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight_D, scale = ctx.saved_tensors
-        unit = x * scale
-        product_ND = (grad * unit).flatten(0, -2)
-        along = (product_ND @ weight_D).div_(x.shape[-1]).view_as(scale)  # how far the gradient points along x
-        d_x = unit.mul_(along).neg_().addcmul_(grad, weight_D).mul_(scale)
-        return d_x, product_ND.sum(dim=0), None
+        from sqat.kernels.norm import rms_norm_backward
+
+        x_ND, weight_D, scale_N = ctx.saved_tensors
+        d_x_ND, d_weight_D = rms_norm_backward(grad.reshape(x_ND.shape).contiguous(), x_ND, weight_D, scale_N)
+        return d_x_ND.view(grad.shape), d_weight_D, None

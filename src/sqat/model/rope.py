@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sqat import kernels
+
 
 class RotaryTables(NamedTuple):
     """Cosines and sines in float32, (T, C/2) or (B, 1, T, C/2)."""
@@ -52,19 +54,32 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x_BHTC: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x_BHTC.dtype
-        return _turn(x_BHTC, cos, sin).to(dtype)
+        training = ctx.needs_input_grad[0]  # a prompt is read once: not worth compiling for
+        return _turn(x_BHTC, cos, sin, 1.0, dtype, compiled=training)
 
     @staticmethod
     def backward(ctx: Any, grad_BHTC: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad_BHTC, cos, -sin).to(ctx.dtype), None, None, None
+        return _turn(grad_BHTC, cos, sin, -1.0, ctx.dtype, compiled=True), None, None, None
 
 
-def _turn(x_BHTC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turn(x_BHTC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dtype, *, compiled: bool) -> Tensor:
+    """Rotation by the angles, or back for `sign` -1.0; by a compiled loop where wanted and possible."""
+    x_BTHC = x_BHTC.transpose(1, 2)
+    if compiled and x_BTHC.is_contiguous() and _has_loop(x_BHTC, cos, dtype):
+        from sqat.kernels.rope import rotate as rotate_in_one_pass
+
+        return rotate_in_one_pass(x_BTHC, cos.contiguous(), sin.contiguous(), sign, dtype).transpose(1, 2)
     exact = x_BHTC.float()
     first, second = exact.chunk(2, dim=-1)
     out_BHTC = torch.empty_like(exact)
     out_first, out_second = out_BHTC.chunk(2, dim=-1)
-    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
-    return out_BHTC
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=sign)
+    return out_BHTC.to(dtype)
+
+
+def _has_loop(x_BHTC: Tensor, cos: Tensor, dtype: torch.dtype) -> bool:
+    types = (torch.float32, torch.bfloat16)
+    alike = x_BHTC.device.type == "cpu" and x_BHTC.dtype in types and dtype in types and cos.dtype == torch.float32
+    return alike and kernels.available()

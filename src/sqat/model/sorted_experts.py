@@ -6,7 +6,6 @@ M = rows of one expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,30 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sqat.model.dispatch import dispatch
-from sqat.model.dropout import keep_bits, keep_only, keep_scale, random_bits
+from sqat.model.dropout import keep_scale
+from sqat.model.expert_activation import expert_activation
 
 FILL_ROWS = 64
 UNIT_ROWS = 2048  # at most so many rows of an expert in one product
-
-_aten = torch.ops.aten
-_ACTIVATION_INTO: dict[str, Callable[..., Tensor]] = {
-    "silu": _aten.silu.out,
-    "swish": _aten.silu.out,
-    "gelu": _aten.gelu.out,
-    "relu": _aten.relu.out,
-    "sigmoid": _aten.sigmoid.out,
-    "linear": lambda x, *, out: out.copy_(x),
-}
-_ACTIVATION_BACKWARD: dict[str, Callable[..., Tensor]] = {
-    "silu": _aten.silu_backward.grad_input,
-    "swish": _aten.silu_backward.grad_input,
-    "gelu": _aten.gelu_backward.grad_input,
-    "relu": lambda grad, x, *, grad_input: _aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad_input),
-    "sigmoid": lambda grad, x, *, grad_input: _aten.sigmoid_backward.grad_input(
-        grad, torch.sigmoid(x), grad_input=grad_input
-    ),
-    "linear": lambda grad, x, *, grad_input: grad_input.copy_(grad),
-}
 
 
 class SortedExperts(torch.autograd.Function):
@@ -69,41 +49,32 @@ class SortedExperts(torch.autograd.Function):
         fc1_bias = None if fc1_bias_EI is None else fc1_bias_EI.to(compute)
         fc2_bias = None if fc2_bias_ED is None else (fc2_bias_ED / scale).to(compute)
         weights_Nk = weights_Nk * scale
-        num_rows, num_hidden = len(token_R), fc2.shape[2]
-        y_RD = torch.empty(num_rows, fc2.shape[1], dtype=weights_Nk.dtype, device=x.device)
-        hidden_RI = x.new_empty(num_rows, fc1.shape[1])
-        nonlinear_RF = x.new_empty(num_rows, num_hidden)
-        activated_RF = x.new_empty(num_rows, num_hidden) if gated or dropout else nonlinear_RF
-        bits_RF = random_bits((num_rows, num_hidden), compute, x.device) if dropout else None
+        activate = expert_activation(activation, gated, dropout, len(token_R), x)
+        y_RD = torch.empty(len(token_R), fc2.shape[1], dtype=weights_Nk.dtype, device=x.device)
+        hidden_RI = x.new_empty(len(token_R), fc1.shape[1])
+        buffers = activate.buffers(hidden_RI)
         for e, rows in units:
             hidden = _linear(x.index_select(0, token_R[rows]), fc1[e], fc1_bias, e, hidden_RI[rows])
-            activated = _activate(hidden, activation, gated, nonlinear_RF[rows], activated_RF[rows])
-            if bits_RF is not None:
-                keep_only(activated, keep_bits(bits_RF[rows], dropout))
+            activated = activate.forward(hidden, rows, buffers)
             y_RD[rows] = F.linear(activated, fc2[e], None if fc2_bias is None else fc2_bias[e])
-        kept = hidden_RI, nonlinear_RF, activated_RF, bits_RF, y_RD
-        ctx.save_for_backward(x, weights_Nk, fc1, fc2, token_R, place_Nk, *kept)
-        ctx.settings = (activation, gated, units, scale, x_ND.dtype, fc1_EID.dtype, fc2_bias is not None)
+        ctx.save_for_backward(x, weights_Nk, fc1, fc2, token_R, place_Nk, hidden_RI, y_RD, *buffers)
+        ctx.settings = (activate, units, scale, x_ND.dtype, fc1_EID.dtype, fc2_bias is not None)
         return F.embedding_bag(place_Nk, y_RD, per_sample_weights=weights_Nk, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        activation, gated, units, scale, x_dtype, weight_dtype, biased = ctx.settings
-        x, weights_Nk, fc1, fc2, token_R, place_Nk, *kept = ctx.saved_tensors
-        hidden_RI, nonlinear_RF, activated_RF, bits_RF, y_RD = kept
+        activate, units, scale, x_dtype, weight_dtype, biased = ctx.settings
+        x, weights_Nk, fc1, fc2, token_R, place_Nk, hidden_RI, y_RD, *buffers = ctx.saved_tensors
         grad, weight_R1 = grad_ND.to(x.dtype), x.new_zeros(len(token_R), 1)
         weight_R1[place_Nk.flatten()] = weights_Nk.to(x.dtype).view(-1, 1)  # zero in rows that only fill up
         d_x_RD = torch.empty_like(y_RD)
         d_fc1, d_fc2 = (torch.zeros(w.shape, dtype=weight_dtype, device=w.device) for w in (fc1, fc2))
         d_fc1_bias, d_fc2_bias = (torch.zeros_like(d[:, :, 0]) if biased else None for d in (d_fc1, d_fc2))
         for e, rows in units:
-            token, hidden = token_R[rows], hidden_RI[rows]
+            token = token_R[rows]
             grad_y = grad.index_select(0, token).mul_(weight_R1[rows])
-            d_activated = grad_y @ fc2[e]
-            if bits_RF is not None:
-                keep_only(d_activated, bits_RF[rows])
-            d_hidden = _activate_backward(d_activated, hidden, nonlinear_RF[rows], activation, gated)
-            d_fc2[e] += grad_y.T @ activated_RF[rows]
+            d_hidden, activated = activate.backward(grad_y @ fc2[e], hidden_RI[rows], rows, tuple(buffers))
+            d_fc2[e] += grad_y.T @ activated
             d_fc1[e] += d_hidden.T @ x.index_select(0, token)
             if d_fc1_bias is not None and d_fc2_bias is not None:
                 d_fc1_bias[e] += _sum_rows(d_hidden)
@@ -147,29 +118,3 @@ def _linear(x_MD: Tensor, weight_ID: Tensor, bias_EI: Tensor | None, e: int, out
 def _sum_rows(x_MI: Tensor) -> Tensor:
     """Sum over rows, as a product with ones: `sum` over bfloat16 rows is several times slower."""
     return (x_MI.new_ones(1, len(x_MI)) @ x_MI).squeeze(0)
-
-
-def _activate(hidden_MI: Tensor, activation: str, gated: bool, nonlinear_MF: Tensor, activated_MF: Tensor) -> Tensor:
-    """Fills in the activation function's own values and, multiplied with the other half where gated, the activated
-    ones, which it returns.
-    """
-    linear, gate = hidden_MI.chunk(2, dim=-1) if gated else (None, hidden_MI)
-    _ACTIVATION_INTO[activation](gate, out=nonlinear_MF)
-    if linear is not None:
-        return torch.mul(linear, nonlinear_MF, out=activated_MF)
-    shared = activated_MF.data_ptr() == nonlinear_MF.data_ptr()
-    return activated_MF if shared else activated_MF.copy_(nonlinear_MF)
-
-
-def _activate_backward(
-    grad_MF: Tensor, hidden_MI: Tensor, nonlinear_MF: Tensor, activation: str, gated: bool
-) -> Tensor:
-    """Gradient of the hidden values, (M, I); `grad_MF` is used up."""
-    backward, d_hidden_MI = _ACTIVATION_BACKWARD[activation], torch.empty_like(hidden_MI)
-    if not gated:
-        return backward(grad_MF, hidden_MI, grad_input=d_hidden_MI)
-    linear, gate = hidden_MI.chunk(2, dim=-1)
-    d_linear, d_gate = d_hidden_MI.chunk(2, dim=-1)
-    torch.mul(grad_MF, nonlinear_MF, out=d_linear)
-    backward(grad_MF.mul_(linear), gate, grad_input=d_gate)
-    return d_hidden_MI

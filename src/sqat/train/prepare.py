@@ -12,8 +12,9 @@ from typing import NamedTuple
 from sqat.checkpoint import write_folder
 from sqat.data.text import Source, open_source
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
-from sqat.data.tokens import TokenFile, cached_tokens, default_cache
+from sqat.data.tokens import TokenFile, cached_tokens
 from sqat.errors import ConfigError, DataError
+from sqat.folders import default_cache
 from sqat.run_config import DataConfig
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sqat import kernels
 from sqat.config import ACTIVATIONS
 from sqat.generate.choose_step import PlainStep
 from sqat.generate.lean import LeanStep
@@ -58,10 +59,13 @@ def draw_tokens(model: Decoder, rows: int) -> Tensor:
     return torch.randint(model.config.vocab_size, (rows, PROMPT + NEW))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 11])
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 19])
 @pytest.mark.parametrize("experts", EXPERTS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_equals_the_model(tiny_model, name, experts, rows):
+def test_equals_the_model(tiny_model, monkeypatch, name, experts, rows, compiled):
+    if not compiled:
+        monkeypatch.setattr(kernels, "available", lambda: False)
     model = tiny_model(**{**CONFIGS[name], **EXPERTS[experts]})
     tokens_BT = draw_tokens(model, rows)
     lean = steps(model, LeanStep, tokens_BT)

@@ -12,20 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sqat import kernels
 from sqat.config import ModelConfig
 from sqat.generate.lean.attention import LeanAttention, Place
 from sqat.generate.lean.blas import one_thread
-from sqat.generate.lean.experts import ManyRowsMoE, OneRowMoE
+from sqat.generate.lean.experts import LeanMoE
 from sqat.generate.lean.feedforward import LeanFeedForward
 from sqat.generate.lean.linear import Array, LeanLinear, array, optional_array
 from sqat.generate.lean.norm import LeanNorm
 from sqat.model import Decoder, KVCache
 from sqat.model.block import Block
+from sqat.model.cache import LayerCache
+from sqat.model.feedforward import FeedForward
 from sqat.model.moe import MoE
 
 # Up to how many multiply-adds in a layer's largest product a step runs in one thread: some 30 µs of one core, where
 # waking another and waiting for it would cost about what it brings, and far more on a busy machine.
 ONE_THREAD_PRODUCT = 2**20
+COMPILED_ATTENTION_ROWS = 16  # with more, numpy's library is the quicker
 
 
 class LeanStep:
@@ -42,16 +46,16 @@ class LeanStep:
     def __init__(self, model: Decoder, cache: KVCache) -> None:
         config = model.config
         rows = len(cache.layers[0].keys)
-        alone = torch.get_num_threads() == 1 or _largest_product(config, rows) < ONE_THREAD_PRODUCT
+        alone = torch.get_num_threads() == 1 or _largest_product(config, rows) <= ONE_THREAD_PRODUCT
         self.threads = one_thread if alone else nullcontext
+        compiled = alone and kernels.available()
         self.place = Place(cache, config.num_query_heads, config.rope_theta)
         self.x_BD = np.empty((rows, config.hidden_size), np.float32)
         self.embedding_VD = array(model.embedding.weight)
         self.parts: list[Callable[[Array], Array]] = []
         for block, layer_cache in zip(model.layers, cache.layers, strict=True):
             assert isinstance(block, Block)
-            self.parts.append(LeanAttention(block, layer_cache, self.place))
-            self.parts.append(_feedforward(block, rows, config.activation))
+            self.parts += _halves(block, layer_cache, self.place, config.activation, compiled)
         self.final_norm = LeanNorm(model.final_norm, rows, config.hidden_size)
         self.head = LeanLinear(array(model.head.weight), optional_array(model.head.bias), rows)
         self.logits_BV = torch.from_numpy(self.head.out_BO)
@@ -71,12 +75,20 @@ class LeanStep:
         return self.logits_BV
 
 
-def _feedforward(block: Block, rows: int, activation: str) -> Callable[[Array], Array]:
-    if not isinstance(block.feedforward, MoE):
-        return LeanFeedForward(block.feedforward, block.norm2, rows, activation)
-    if rows == 1:
-        return OneRowMoE(block.feedforward, block.norm2)
-    return ManyRowsMoE(block.feedforward, block.norm2, rows)
+def _halves(
+    block: Block, cache: LayerCache, place: Place, activation: str, compiled: bool
+) -> list[Callable[[Array], Array]]:
+    """A layer's attention and feed-forward."""
+    rows, feedforward = len(cache.keys), block.feedforward
+    if compiled:
+        from sqat.generate.lean.compiled import CompiledAttention, CompiledFeedForward
+
+        attention = CompiledAttention if rows <= COMPILED_ATTENTION_ROWS else LeanAttention
+        return [attention(block, cache, place), CompiledFeedForward(block, rows, activation)]
+    if isinstance(feedforward, MoE):
+        return [LeanAttention(block, cache, place), LeanMoE(feedforward, block.norm2, rows)]
+    assert isinstance(feedforward, FeedForward)
+    return [LeanAttention(block, cache, place), LeanFeedForward(feedforward, block.norm2, rows, activation)]
 
 
 def _largest_product(config: ModelConfig, rows: int) -> float:
