@@ -117,11 +117,17 @@ def test_any_heads(case, heads):
 
 @pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("global_tokens", [0, 3])
-def test_other_keys_count_where_they_are_real(global_tokens):
-    real = torch.rand(B, T) < 0.6
+@pytest.mark.parametrize("first", [[0, 2, 9], [-4, -20, 1]])
+def test_keys_of_a_cache_that_rolls(global_tokens, first):
+    """Slots of the first positions, then positions from `first` of each row on; negative ones are padding."""
+    slots, others = torch.arange(global_tokens), torch.arange(T - global_tokens)
+    first_B1 = torch.tensor(first).unsqueeze(1)
+    own = torch.cat((slots.where(slots < first_B1, -1), first_B1 + others), dim=1)
     q, k, v = draw("after others", 4, 2)
-    mask = AttentionMask(7, T, q.device, window=11, global_tokens=global_tokens, real_BS=real)
-    seen = window_naive(7, T, 11, global_tokens) & (real[:, None, None] | torch.eye(T, dtype=torch.bool)[-7:])
+    mask = AttentionMask(7, T, q.device, window=11, global_tokens=global_tokens, own_BS=own)
+    key, query = own[:, None, None], own[:, None, -7:, None]
+    seen = (key >= 0) & (key <= query) & ((query - key < 11) | (key < global_tokens))
+    seen |= torch.eye(T, dtype=torch.bool)[-7:]
     torch.testing.assert_close(attend(q, k, v, mask=mask), attend_naive(q, k, v, seen), rtol=1e-9, atol=1e-9)
 
 

@@ -91,14 +91,15 @@ class RollingLayer(LayerCache):
             return AttentionMask(
                 num_new, num_keys, device, first_key_B=self.padding_B, window=reach, global_tokens=kept
             )
-        real_BS = None
+        own_BS = None
         if self.padding_B is not None or before < num_global:
             own_BT = self._own(before, history + num_new)
-            global_BG = torch.arange(num_global, device=device) < own_BT[:, :1]  # not among the others as well
-            real_BS = torch.cat((global_BG, own_BT >= 0), dim=1)
-        if num_new == 1 and real_BS is None:
+            slots_G = torch.arange(num_global, device=device)
+            own_BG = torch.where(slots_G < own_BT[:, :1], slots_G, -1)  # or they are among the others
+            own_BS = torch.cat((own_BG, own_BT), dim=1)
+        if num_new == 1 and own_BS is None:
             return None  # all that is given is in reach
-        return AttentionMask(num_new, num_keys, device, window=self.window, global_tokens=num_global, real_BS=real_BS)
+        return AttentionMask(num_new, num_keys, device, window=self.window, global_tokens=num_global, own_BS=own_BS)
 
     @property
     def _history(self) -> int:
@@ -117,6 +118,12 @@ class RollingLayer(LayerCache):
         """Where rows keep their own positions; padding gets a slot that a real token will write over."""
         rolled = self.global_tokens + (own_BT - self.global_tokens) % self.window
         return torch.where((own_BT >= 0) & (own_BT < self.global_tokens), own_BT, rolled)
+
+    def filled(self, own_BT: Tensor) -> Tensor:
+        """Which slots hold a real token once a row's own last position is `own_BT` (B or 1, 1), (B or 1, G + W)."""
+        slots = torch.arange(self.keys.shape[2], device=own_BT.device)
+        held = own_BT - (own_BT - slots) % self.window
+        return torch.where(slots < self.global_tokens, slots <= own_BT, held >= self.global_tokens)
 
     def _index(self, slots_BT: Tensor) -> Tensor:
         rows, kv_heads, _, head_dim = self.keys.shape

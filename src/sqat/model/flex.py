@@ -31,20 +31,23 @@ def fits(q_BHTC: Tensor, mask: AttentionMask) -> bool:
 
 def attend_flex(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: AttentionMask) -> Tensor:
     """softmax(q·kᵀ / sqrt(C) + mask) · v for grouped heads, (B, H, T, C); the block mask is made once for a mask."""
-    from torch.nn.attention.flex_attention import flex_attention  # not before it is needed: half a second
-
     if mask.flex is None:
         mask.flex = block_mask(mask)
-    run = flex_attention if torch.compiler.is_compiling() else _compiled()
     grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
-    return run(q_BHTC, k_BKSC, v_BKSC, block_mask=mask.flex, enable_gqa=grouped)
+    return _run(compiled=not torch.compiler.is_compiling())(
+        q_BHTC, k_BKSC, v_BKSC, block_mask=mask.flex, enable_gqa=grouped
+    )
+
+
+def _run(*, compiled: bool) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention  # not before it is needed: it takes long to import
+
+    return _compiled() if compiled else flex_attention
 
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention)
+    return torch.compile(_run(compiled=False))
 
 
 def block_mask(mask: AttentionMask) -> BlockMask:
@@ -79,6 +82,8 @@ def needed_blocks(mask: AttentionMask) -> Tensor:
         starts_BS = mask.starts_BS
         start_BM1 = (starts_BS if starts_BS.shape[1] == 1 else starts_BS[:, offset::BLOCK]).unsqueeze(2)
         needed_BMN = needed_BMN | ((last_key_N >= start_BM1) & (first_key_N < start_BM1 + mask.global_tokens))
+        if mask.own_BS is not None:  # the slots, which come first
+            needed_BMN = needed_BMN | (first_key_N < mask.global_tokens)
     return needed_BMN & (first_key_N <= last_query_M1)
 
 
@@ -87,8 +92,8 @@ def visible(mask: AttentionMask) -> Callable[[Tensor, Tensor, Tensor, Tensor], T
     window, global_tokens = mask.window, mask.global_tokens
     assert window is not None
     offset = mask.num_keys - mask.num_queries
-    documents_BS, first_key_B, real_BS = mask.documents_BS, mask.first_key_B, mask.real_BS
-    starts_BS = mask.starts_BS if global_tokens else None
+    documents_BS, first_key_B, own_BS = mask.documents_BS, mask.first_key_B, mask.own_BS
+    starts_BS = mask.starts_BS if global_tokens and own_BS is None else None
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query = query + offset
@@ -96,14 +101,14 @@ def visible(mask: AttentionMask) -> Callable[[Tensor, Tensor, Tensor, Tensor], T
         if starts_BS is not None:
             start = starts_BS[row if len(starts_BS) > 1 else 0, key if starts_BS.shape[1] > 1 else 0]
             near = near | (key - start < global_tokens)
+        if own_BS is not None:
+            near = (near | (own_BS[row, key] < global_tokens)) & (own_BS[row, key] >= 0) | (key == query)
         seen = near & (key <= query)
         if documents_BS is not None:
             own = row if len(documents_BS) > 1 else 0
             seen = seen & (documents_BS[own, query] == documents_BS[own, key])
         if first_key_B is not None:
             seen = seen & ((key >= first_key_B[row]) | (key == query))
-        if real_BS is not None:
-            seen = seen & (real_BS[row, key] | (key == query))
         return seen
 
     return sees

@@ -70,7 +70,9 @@ class AttentionMask:
     first_key_B: Tensor | None = None  # keys before this one are left padding
     window: int | None = None  # position i sees i - window + 1 … i
     global_tokens: int = 0  # and the first so many of its document
-    real_BS: Tensor | None = None  # keys seen by no other query, wherever they are; keys are one document then
+    # Of a cache that rolls: which position of its document each key is, negative where no other position sees it. The
+    # first `global_tokens` keys are then slots for positions that are not among the others, which follow in order.
+    own_BS: Tensor | None = None
 
     whole: Tensor | None = None  # all rows, where they are kept, as the kernel wants them
     parts: dict[tuple[int, ...], Part] | None = field(default=None, repr=False)  # those made, where they are kept
@@ -94,7 +96,7 @@ class AttentionMask:
     @property
     def _uniform(self) -> bool:
         """Whether all rows are alike, so that what a query sees depends on its distance from the first key alone."""
-        return self.documents_BS is None and self.first_key_B is None and self.real_BS is None
+        return self.documents_BS is None and self.first_key_B is None and self.own_BS is None
 
     def part(self, start: int, stop: int) -> Part:
         """What queries start … stop may see, boolean."""
@@ -145,9 +147,7 @@ class AttentionMask:
         if self.window is not None:
             near = queries - keys < self.window
             if self.global_tokens:
-                starts = self.starts_BS
-                starts = starts if starts.shape[1] == 1 else starts[:, first_key:num_keys]
-                near = near | (keys - starts[:, None] < self.global_tokens)
+                near = near | self._is_global(first_key, num_keys)
             seen = seen & near
         if self.documents_BS is not None:
             documents = self.documents_BS
@@ -156,13 +156,25 @@ class AttentionMask:
         if self.first_key_B is not None:
             # A padded query sees itself, so that no row of the softmax is empty; nothing reads its result.
             seen = seen & ((keys >= self.first_key_B.view(-1, 1, 1)) | (keys == queries))
-        if self.real_BS is not None:
-            seen = seen & (self.real_BS[:, None, first_key:num_keys] | (keys == queries))
+        if self.own_BS is not None:
+            seen = seen & ((self.own_BS[:, None, first_key:num_keys] >= 0) | (keys == queries))
         return seen.unsqueeze(1)
+
+    def _is_global(self, first_key: int, stop_key: int) -> Tensor:
+        """Whether keys are among the first of their documents, (B or 1, 1, keys)."""
+        if self.own_BS is not None:
+            return self.own_BS[:, None, first_key:stop_key] < self.global_tokens
+        starts = self.starts_BS if self.starts_BS.shape[1] == 1 else self.starts_BS[:, first_key:stop_key]
+        keys = torch.arange(first_key, stop_key, device=self.device)
+        return (keys - starts < self.global_tokens).unsqueeze(1)
 
     @cached_property
     def starts_BS(self) -> Tensor:
-        """Where the document of each key begins, (B or 1, S or 1)."""
+        """Where the document of each key begins, (B or 1, S or 1); of a cache that rolls, where it would begin if the
+        keys after the slots for global tokens went back so far, maybe before all keys.
+        """
+        if self.own_BS is not None:
+            return self.global_tokens - self.own_BS[:, self.global_tokens, None]
         if self.documents_BS is None:
             none = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             return none if self.first_key_B is None else self.first_key_B.unsqueeze(1)
@@ -179,11 +191,12 @@ class AttentionMask:
         """
         starts = self.starts_BS
         first_B1 = starts if starts.shape[1] == 1 else starts[:, first_query, None]
-        global_BG = first_B1 + torch.arange(self.global_tokens, device=self.device)
+        positions_G = torch.arange(self.global_tokens, device=self.device)
+        global_BG = first_B1 + positions_G
+        if self.own_BS is not None:
+            global_BG = torch.where(positions_G < self.global_tokens - first_B1, positions_G, global_BG)
         there_BG = global_BG < first_key
         global_BG = global_BG.clamp(max=self.num_keys - 1)
-        if self.real_BS is not None:
-            there_BG = there_BG & self.real_BS.gather(1, global_BG.expand(len(self.real_BS), -1))
         seen = there_BG[:, None, None].expand(-1, 1, stop_query - first_query, -1)
         if self.documents_BS is not None:
             documents = self.documents_BS
