@@ -233,7 +233,7 @@ class TestConfig:
             ({"att_type": "gma"}, "att_type is 'gma', but must be one of mha, gqa, mqa, sqa"),
             (
                 {"att_type": "flex"},
-                "att_type is 'flex', but must be one of mha, gqa, mqa, sqa: RxNN's window attention is ",
+                "att_type is 'flex', but must be one of mha, gqa, mqa, sqa: RxNN's window attention",
             ),
             ({"att_type": "flex-sqa"}, "neither causal nor exact"),
             ({"att_type": "sqa"}, "att_num_query_groups is None, but att_type 'sqa' needs"),

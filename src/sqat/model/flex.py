@@ -42,7 +42,8 @@ def attend_flex(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: AttentionM
 def _run(*, compiled: bool) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention  # not before it is needed: it takes long to import
 
-    return _compiled() if compiled else flex_attention
+    plain: Any = flex_attention
+    return _compiled() if compiled else plain
 
 
 @functools.cache
