@@ -87,7 +87,7 @@ def test_attention_s_share_depends_on_query_heads_alone():
 def test_a_window_s_keys_are_those_of_the_mask(tiny_config, window, global_tokens, length):
     config = tiny_config(window=window, global_tokens=global_tokens)
     seen = int(window_naive(length, length, window, global_tokens).sum())
-    assert cost.visible_keys(config, length) == seen
+    assert cost.visible_keys(length, window, global_tokens) == seen
     full = cost.flops_per_token(tiny_config(), length).attention * length
     share = seen / (length * (length + 1) / 2)
     assert cost.flops_per_token(config, length).attention == pytest.approx(full * share / length, abs=0.5)

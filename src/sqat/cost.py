@@ -75,20 +75,21 @@ def flops_per_token(config: ModelConfig, context_length: int | None = None) -> F
     query, kv = config.num_query_heads * config.head_dim, config.num_kv_heads * config.head_dim
     inner = config.intermediate_size * (3 if config.gated else 2)
     visited = config.experts_per_token if config.is_moe else 1
+    keys = visible_keys(length, config.window, config.global_tokens)
     return Flops(
         projections=layers * 2 * d * (query + 2 * kv + max(query, kv)),
-        attention=round(layers * 4 * max(query, kv) * visible_keys(config, length) / length),  # 4·C per head and key
+        attention=round(layers * 4 * max(query, kv) * keys / length),  # 4·C per head and key
         feedforward=layers * 2 * (visited * d * inner + config.num_experts * d),
         head=2 * d * config.vocab_size,
     )
 
 
-def visible_keys(config: ModelConfig, length: int) -> int:
+def visible_keys(length: int, window: int | None = None, global_tokens: int = 0) -> int:
     """How many keys the tokens of a causal sequence see, all together: `length` (`length` + 1) / 2 without a window."""
-    if config.window is None:
+    if window is None:
         return length * (length + 1) // 2
-    beyond = max(length - config.window, 0)  # tokens so far from the start that global tokens are out of the window
-    return _sum_up_to(length, config.window) + _sum_up_to(beyond, config.global_tokens)
+    beyond = max(length - window, 0)  # tokens so far from the start that global tokens are out of the window
+    return _sum_up_to(length, window) + _sum_up_to(beyond, global_tokens)
 
 
 def _sum_up_to(count: int, most: int) -> int:
