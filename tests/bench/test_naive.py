@@ -12,7 +12,6 @@ from sqat.data.batches import IGNORE, Batch
 from sqat.model import Decoder
 from sqat.train.step import TrainingLoss
 
-
 ATTENTION: dict[str, dict[str, int]] = {
     "grouped": {},
     "reverse": {"num_query_heads": 2, "num_kv_heads": 6},

@@ -115,9 +115,7 @@ def _milliseconds(watch: Stopwatch, operations: float | None, ceiling: float) ->
     return measure
 
 
-def _core(
-    rows: int, length: int, shape: _Shape, dtype: torch.dtype, device: str, backward: bool
-) -> Callable[[], Any]:
+def _core(rows: int, length: int, shape: _Shape, dtype: torch.dtype, device: str, backward: bool) -> Callable[[], Any]:
     """`attend` on tensors laid out as the projections leave them."""
 
     def heads(count: int) -> Tensor:

@@ -66,7 +66,7 @@ def _table(context: Context, direction: str, length: int, rows: int) -> Table:
         for series in table.series:
             seconds = paper.get(series.name, PAPER_WINDOW[length])
             series.figures |= {"paper, A100, s": seconds, "paper, against MHA": paper[mha] / seconds}
-        table.notes.append(f"{WINDOWED}: beside it stands the paper's \"window 128\"")
+        table.notes.append(f'{WINDOWED}: beside it stands the paper\'s "window 128"')
     return table
 
 

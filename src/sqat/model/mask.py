@@ -9,7 +9,6 @@ Shape letters: B batch, T queries, S keys, K key/value heads, C head_dim, G glob
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
@@ -77,6 +76,7 @@ class AttentionMask:
     whole: Tensor | None = None  # all rows, where they are kept, as the kernel wants them
     parts: dict[tuple[int, ...], Part] | None = field(default=None, repr=False)  # those made, where they are kept
     flex: BlockMask | None = field(default=None, repr=False)
+    _starts_BS: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.window is not None and not self.causal:
@@ -168,11 +168,16 @@ class AttentionMask:
         keys = torch.arange(first_key, stop_key, device=self.device)
         return (keys - starts < self.global_tokens).unsqueeze(1)
 
-    @cached_property
+    @property
     def starts_BS(self) -> Tensor:
         """Where the document of each key begins, (B or 1, S or 1); of a cache that rolls, where it would begin if the
         keys after the slots for global tokens went back so far, maybe before all keys.
         """
+        if self._starts_BS is None:  # not `cached_property`, whose lock the compiler does not know
+            self._starts_BS = self._find_starts()
+        return self._starts_BS
+
+    def _find_starts(self) -> Tensor:
         if self.own_BS is not None:
             return self.global_tokens - self.own_BS[:, self.global_tokens, None]
         if self.documents_BS is None:
