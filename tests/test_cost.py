@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sqat import cost
 from sqat.model import Decoder, KVCache
 from sqat.model.attend import attend_naive
+from sqat.model.mask import window_naive
 from sqat.variants import VARIANTS, mini
 
 BIASES = ("qkv_bias", "attention_out_bias", "feedforward_bias", "head_bias")
@@ -47,16 +48,22 @@ def test_parameters_count_every_bias(tiny_config, moe, gated, biases):
     check_parameters(tiny_config(moe, gated=gated, **dict.fromkeys(biases, True)))
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_parameters_of_reverse_heads(tiny_config, biased):
+    check_parameters(tiny_config(num_query_heads=2, num_kv_heads=6, **dict.fromkeys(BIASES, biased)))
+
+
 @pytest.mark.parametrize("moe", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
-def test_flops_are_those_that_torch_counts(tiny_config, monkeypatch, moe, gated):
+@pytest.mark.parametrize("heads", [{}, {"num_query_heads": 2, "num_kv_heads": 6}], ids=["grouped", "reverse"])
+def test_flops_are_those_that_torch_counts(tiny_config, monkeypatch, moe, gated, heads):
     """With attention written out in full, a causal sequence does (T + 1) / 2T of it in vain."""
 
     def attend_all(q_BHTC, k_BKSC, v_BKSC, **_):
         return attend_naive(q_BHTC, k_BKSC, v_BKSC, torch.ones(q_BHTC.shape[2], k_BKSC.shape[2], dtype=torch.bool))
 
     monkeypatch.setattr("sqat.model.attention.attend", attend_all)
-    config = tiny_config(moe, gated=gated)
+    config = tiny_config(moe, gated=gated, **heads)
     rows, length = 5, 11
     with FlopCounterMode(display=False) as counter:
         Decoder(config)(torch.randint(config.vocab_size, (rows, length)))
@@ -69,8 +76,32 @@ def test_attention_s_share_depends_on_query_heads_alone():
     flops = {
         variant: cost.flops_per_token(mini(variant)).attention * 16 // mini(variant).num_query_heads
         for variant in VARIANTS
+        if variant != "rsqa"
     }
+    assert cost.flops_per_token(mini("rsqa")).attention == cost.flops_per_token(mini("ssqa")).attention
     assert set(flops.values()) == {cost.flops_per_token(mini("mha")).attention}
+
+
+@pytest.mark.parametrize(("window", "global_tokens"), [(1, 0), (5, 0), (5, 2), (3, 7), (13, 2), (17, 0)])
+@pytest.mark.parametrize("length", [1, 4, 13])
+def test_a_window_s_keys_are_those_of_the_mask(tiny_config, window, global_tokens, length):
+    config = tiny_config(window=window, global_tokens=global_tokens)
+    seen = int(window_naive(length, length, window, global_tokens).sum())
+    assert cost.visible_keys(length, window, global_tokens) == seen
+    full = cost.flops_per_token(tiny_config(), length).attention * length
+    share = seen / (length * (length + 1) / 2)
+    assert cost.flops_per_token(config, length).attention == pytest.approx(full * share / length, abs=0.5)
+
+
+@pytest.mark.parametrize("length", [3, 7, 8, 500])
+def test_kv_bytes_are_bounded_by_the_window(tiny_config, length):
+    config = tiny_config(window=5, global_tokens=2)
+    rows = 3
+    cache = KVCache(config, rows, 500)
+    assert cost.kv_bytes(config, length, 4) == min(length, 7) * cost.kv_bytes_per_token(config, 4)
+    taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert taken == rows * cost.kv_bytes(config, 500, 4)
+    assert cost.kv_bytes(tiny_config(), length) == length * cost.kv_bytes_per_token(config)
 
 
 def test_flops_are_of_the_model_s_context_by_default(tiny_config):
@@ -89,7 +120,7 @@ def test_kv_bytes_are_what_a_cache_takes_per_token(tiny_config, dtype, size):
 
 
 @pytest.mark.parametrize(
-    ("variant", "speedup"), [("mha", 1), ("gqa", 1), ("sqa", 2), ("ssqa", 2), ("xsqa", 4), ("lsqa", 4 / 3)]
+    ("variant", "speedup"), [("mha", 1), ("gqa", 1), ("sqa", 2), ("ssqa", 2), ("xsqa", 4), ("lsqa", 4 / 3), ("rsqa", 2)]
 )
 def test_speedup_over_full_attention(variant, speedup):
     assert cost.attention_speedup(mini(variant)) == speedup

@@ -6,7 +6,7 @@ import torch
 from sqat.cost import parameters
 from sqat.errors import ConfigError
 from sqat.model import Decoder
-from sqat.variants import PRESETS, VARIANTS, head_counts, micro, mini, preset, small, variant_name
+from sqat.variants import PRESETS, VARIANTS, attention_name, head_counts, micro, mini, preset, small, variant_name
 
 HEADS = {  # variant: (Hq, Hkv) where full attention has 8 heads, and 16
     "mha": ((8, 8), (16, 16)),
@@ -17,6 +17,7 @@ HEADS = {  # variant: (Hq, Hkv) where full attention has 8 heads, and 16
     "xsqa": ((2, 2), (4, 4)),
     "xsmqa": ((2, 1), (4, 1)),
     "lsqa": ((6, 2), (12, 4)),
+    "rsqa": ((2, 4), (4, 8)),
 }
 
 CARD = {  # preset: (Hq, Hkv, parameters), as the original has them
@@ -52,7 +53,7 @@ def test_head_counts(variant):
 
 def test_unknown_variant():
     with pytest.raises(
-        ConfigError, match="variant is 'sqaa', but must be one of mha, gqa, mqa, sqa, ssqa, xsqa, xsmqa, lsqa"
+        ConfigError, match="variant is 'sqaa', but must be one of mha, gqa, mqa, sqa, ssqa, xsqa, xsmqa, lsqa, rsqa"
     ):
         head_counts("sqaa", 8)
 
@@ -75,6 +76,38 @@ def test_card_presets_have_the_card_s_sizes(name):
     assert (*heads, parameters(config).total) == CARD[name]
     assert built_size(config) == CARD[name][-1]
     assert config.head_dim == 16
+
+
+BEYOND = {  # preset: (Hq, Hkv, window, global tokens)
+    "mha-ref-micro": (8, 8, None, 0),
+    "xsmqat-mm": (2, 1, None, 0),
+    "lsqat-mm": (6, 2, None, 0),
+    "rsqat-mm": (2, 4, None, 0),
+    "swsqat-mm": (4, 2, 64, 0),
+    "flexsqat-mm": (4, 2, 64, 4),
+    "lsqat-m": (12, 4, None, 0),
+    "rsqat-m": (4, 8, None, 0),
+    "swsqat-m": (8, 4, 128, 0),
+    "flexsqat-m": (8, 4, 128, 4),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_presets_beyond_the_card_differ_in_attention_alone(name):
+    config = preset(name)
+    family = preset("mha-ref-mini" if name.endswith(("-m", "-mini")) else "gqa-ref-micro")
+    found = (config.num_query_heads, config.num_kv_heads, config.window, config.global_tokens)
+    assert found == BEYOND[name]
+    same = {"num_query_heads": family.num_query_heads, "num_kv_heads": family.num_kv_heads}
+    assert config.replace(**same, window=None, global_tokens=0) == family
+    assert parameters(config).total == built_size(config)
+
+
+def test_attention_in_words():
+    assert attention_name(preset("rsqat-m")) == "rsqa"
+    assert attention_name(preset("swsqat-m")) == "sqa, window 128"
+    assert attention_name(preset("flexsqat-mm")) == "sqa, window 64, 4 global tokens"
+    assert attention_name(preset("sqat-mm").replace(num_query_heads=6, num_kv_heads=3)) == "custom"
 
 
 @pytest.mark.parametrize("name", ["sqat-s", "gqa-s", "mha-s", "xsqat-s"])

@@ -19,8 +19,8 @@ class ModelConfig(Config):
 
     The attention variant is three numbers: ``num_query_heads`` (Hq), ``num_kv_heads`` (Hkv) and ``head_dim``. The
     number of heads that full attention of the same width would have is ``num_heads`` = H = ``hidden_size / head_dim``;
-    Sparse Query Attention (arXiv 2510.01817) is Hq < H. :func:`sqat.variants.head_counts` turns a variant's name into
-    the numbers.
+    Sparse Query Attention (arXiv 2510.01817) is Hq < H, and Hq < Hkv its reverse form, where every query head serves
+    several key/value heads. :func:`sqat.variants.head_counts` turns a variant's name into the numbers.
 
     Raises:
         ConfigError: a field has an unusable value; the message names it and says what would be right.
@@ -52,6 +52,8 @@ class ModelConfig(Config):
     attention_dropout: float = 0.0
     feedforward_dropout: float = 0.0  # between the two feed-forward layers
     init: str = "normal"  # or "torch", PyTorch's defaults, as the card's models; see sqat.model.init
+    window: int | None = None  # how many positions a token sees, itself the last of them; null for all before it
+    global_tokens: int = 0  # a document's first so many positions are seen by all after them; needs a window
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_query_heads", "num_kv_heads", "head_dim"):
@@ -59,12 +61,14 @@ class ModelConfig(Config):
         require_positive(self, "intermediate_size")
         require(self.context_length >= 2, self, "context_length", "at least 2 (one token and the one after it)")
         require(self.head_dim % 2 == 0, self, "head_dim", "even, since rotary embedding turns pairs")
-        require(
-            self.num_query_heads % self.num_kv_heads == 0,
-            self,
-            "num_kv_heads",
-            f"a divisor of num_query_heads ({self.num_query_heads}): {_divisors(self.num_query_heads)}",
-        )
+        query_heads, kv_heads = self.num_query_heads, self.num_kv_heads
+        right = f"a divisor of num_query_heads ({query_heads}): {_divisors(query_heads)}; or a multiple of it"
+        require(heads_fit(query_heads, kv_heads), self, "num_kv_heads", right)
+        require(self.window is None or self.window >= 1, self, "window", "at least 1, or null for no window")
+        require(self.global_tokens >= 0, self, "global_tokens", "0 (none) or more")
+        if self.window is None:
+            right = "0 where window is null, since every token then sees all before it"
+            require(self.global_tokens == 0, self, "global_tokens", right)
         require(self.num_experts >= 0, self, "num_experts", "0 (dense) or more")
         if self.num_experts:
             right = f"between 1 and num_experts ({self.num_experts})"
@@ -85,8 +89,13 @@ class ModelConfig(Config):
 
     @property
     def num_heads(self) -> int:
-        """H: how many heads full attention of this width would have (at least Hq)."""
-        return max(self.hidden_size // self.head_dim, self.num_query_heads)
+        """H: how many heads full attention of this width would have (at least Hq and Hkv)."""
+        return max(self.hidden_size // self.head_dim, self.num_score_heads)
+
+    @property
+    def num_score_heads(self) -> int:
+        """How many heads scores are computed for, and the output projection reads: Hq, or Hkv where that is more."""
+        return max(self.num_query_heads, self.num_kv_heads)
 
     @property
     def is_moe(self) -> bool:
@@ -95,6 +104,11 @@ class ModelConfig(Config):
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
+
+
+def heads_fit(query_heads: int, kv_heads: int) -> bool:
+    """Whether every query head reads one key/value head, or every key/value head serves one query head."""
+    return query_heads % kv_heads == 0 or kv_heads % query_heads == 0
 
 
 def _divisors(n: int) -> str:

@@ -1,7 +1,8 @@
 """What a configuration costs, computed from its numbers alone: parameters, floating-point operations, cache bytes.
 
 Counts a multiply-add as two operations. Attention's share is proportional to the number of *query* heads (arXiv
-2510.01817, section 3.2), which is the whole point of Sparse Query Attention.
+2510.01817, section 3.2), which is the whole point of Sparse Query Attention; to that of key/value heads where these
+are more (reverse SQA).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def parameters(config: ModelConfig) -> Parameters:
     """Exact parameter counts of the model a configuration describes (tied matrices counted once)."""
     d, layers = config.hidden_size, config.num_layers
     query, kv = config.num_query_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attention = d * (query + 2 * kv) + query * d
+    attention = d * (query + 2 * kv) + max(query, kv) * d
     attention += config.qkv_bias * (query + 2 * kv) + config.attention_out_bias * d
     expert = _feedforward_parameters(config)
     experts = max(config.num_experts, 1)
@@ -65,7 +66,7 @@ class Flops(NamedTuple):
 
 def flops_per_token(config: ModelConfig, context_length: int | None = None) -> Flops:
     """Forward operations per token, averaged over a causal sequence of `context_length` tokens (default: the model's
-    own).
+    own), to the nearest whole one.
 
     A training step costs three times as much (backward is twice forward).
     """
@@ -74,19 +75,42 @@ def flops_per_token(config: ModelConfig, context_length: int | None = None) -> F
     query, kv = config.num_query_heads * config.head_dim, config.num_kv_heads * config.head_dim
     inner = config.intermediate_size * (3 if config.gated else 2)
     visited = config.experts_per_token if config.is_moe else 1
+    keys = visible_keys(length, config.window, config.global_tokens)
     return Flops(
-        projections=layers * 2 * d * (2 * query + 2 * kv),
-        attention=layers * 2 * query * (length + 1),  # 4·Hq·C per visible key, (length + 1) / 2 keys visible on average
+        projections=layers * 2 * d * (query + 2 * kv + max(query, kv)),
+        attention=round(layers * 4 * max(query, kv) * keys / length),  # 4·C per head and key
         feedforward=layers * 2 * (visited * d * inner + config.num_experts * d),
         head=2 * d * config.vocab_size,
     )
 
 
+def visible_keys(length: int, window: int | None = None, global_tokens: int = 0) -> int:
+    """How many keys the tokens of a causal sequence see, all together: `length` (`length` + 1) / 2 without a window."""
+    if window is None:
+        return length * (length + 1) // 2
+    beyond = max(length - window, 0)  # tokens so far from the start that global tokens are out of the window
+    return _sum_up_to(length, window) + _sum_up_to(beyond, global_tokens)
+
+
+def _sum_up_to(count: int, most: int) -> int:
+    """min(1, most) + min(2, most) + … + min(count, most)."""
+    rising = min(count, most)
+    return rising * (rising + 1) // 2 + (count - rising) * most
+
+
 def kv_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
-    """Bytes the key/value cache grows by per token (default: 16-bit values)."""
+    """Bytes the key/value cache grows by per token (default: 16-bit values), until a window is full."""
     return config.num_layers * 2 * config.num_kv_heads * config.head_dim * bytes_per_value
 
 
+def kv_bytes(config: ModelConfig, length: int, bytes_per_value: int = 2) -> int:
+    """Bytes of the key/value cache that hold `length` tokens of a stream; bounded where there is a window."""
+    kept = length if config.window is None else min(length, config.window + config.global_tokens)
+    return kept * kv_bytes_per_token(config, bytes_per_value)
+
+
 def attention_speedup(config: ModelConfig) -> float:
-    """H/Hq: how much cheaper attention is than full attention of the same width."""
-    return config.num_heads / config.num_query_heads
+    """H/Hq (H/Hkv where Hkv is more): how much cheaper attention is than full attention of the same width. What a
+    window saves comes on top.
+    """
+    return config.num_heads / config.num_score_heads

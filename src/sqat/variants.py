@@ -35,6 +35,7 @@ VARIANTS: dict[str, Variant] = {
     "xsqa": Variant(_QUARTER, _QUARTER, "extreme SQA"),
     "xsmqa": Variant(_QUARTER, None, "extreme SQA with one key/value head"),
     "lsqa": Variant(_THREE_QUARTERS, _QUARTER, "light SQA"),
+    "rsqa": Variant(_QUARTER, _HALF, "reverse SQA: every query head serves two key/value heads"),
 }
 
 
@@ -82,46 +83,61 @@ def _build(variant: str, num_heads: int, hidden_size: int, **fields: object) -> 
     )
 
 
-def micro(variant: str) -> ModelConfig:
+def micro(variant: str, **changes: object) -> ModelConfig:
     """The card's micro mixture-of-experts family: D 128, 6 layers, 12 experts, context 256."""
     shape = {"vocab_size": 5000, "num_layers": 6, "intermediate_size": 256, "context_length": 256, "num_experts": 12}
-    return _build(variant, 8, 128, **_card_quirks(**shape, feedforward_dropout=0.1))
+    return _build(variant, 8, 128, **_card_quirks(**shape, feedforward_dropout=0.1, **changes))
 
 
-def mini(variant: str) -> ModelConfig:
+def mini(variant: str, **changes: object) -> ModelConfig:
     """The card's dense "little bigger" family: D 256, 8 layers, context 1024."""
     shape = {"vocab_size": 10_000, "num_layers": 8, "intermediate_size": 768, "context_length": 1024}
-    return _build(variant, 16, 256, **_card_quirks(**shape))
+    return _build(variant, 16, 256, **_card_quirks(**shape, **changes))
 
 
-def small(variant: str) -> ModelConfig:
+def small(variant: str, **changes: object) -> ModelConfig:
     """The modern dense family, for new work: D 512, 6 layers, head_dim 64; exports to stock architectures."""
-    return _build(variant, 8, 512, vocab_size=5000, num_layers=6, intermediate_size=1152, context_length=512)
+    shape = {"vocab_size": 5000, "num_layers": 6, "intermediate_size": 1152, "context_length": 512}
+    return _build(variant, 8, 512, **shape, **changes)
 
 
-def extra_small(variant: str) -> ModelConfig:
+def extra_small(variant: str, **changes: object) -> ModelConfig:
     """A modern model small enough to learn the built-in stories in two minutes on two cores."""
-    return _build(variant, 8, 256, vocab_size=2048, num_layers=4, intermediate_size=640, context_length=256)
+    shape = {"vocab_size": 2048, "num_layers": 4, "intermediate_size": 640, "context_length": 256}
+    return _build(variant, 8, 256, **shape, **changes)
 
 
-_PRESETS: dict[str, tuple[Callable[[str], ModelConfig], str]] = {
-    "sqat-s": (small, "sqa"),
-    "gqa-s": (small, "gqa"),
-    "mha-s": (small, "mha"),
-    "xsqat-s": (small, "xsqa"),
-    "sqat-xs": (extra_small, "sqa"),
-    "gqa-ref-micro": (micro, "gqa"),
-    "mqa-ref-micro": (micro, "mqa"),
-    "sqat-mm": (micro, "sqa"),
-    "ssqat-mm": (micro, "ssqa"),
-    "xsqat-mm": (micro, "xsqa"),
-    "mha-ref-mini": (mini, "mha"),
-    "gqa-ref-mini": (mini, "gqa"),
-    "mqa-ref-mini": (mini, "mqa"),
-    "sqat-m": (mini, "sqa"),
-    "ssqat-m": (mini, "ssqa"),
-    "xsqat-m": (mini, "xsqa"),
-    "xsmqat-m": (mini, "xsmqa"),
+_MICRO_WINDOW, _MINI_WINDOW = {"window": 64}, {"window": 128}  # of 256 and 1,024 positions; the paper's is 128
+_GLOBAL = {"global_tokens": 4}
+
+_PRESETS: dict[str, tuple[Callable[..., ModelConfig], str, dict[str, int]]] = {
+    "sqat-s": (small, "sqa", {}),
+    "gqa-s": (small, "gqa", {}),
+    "mha-s": (small, "mha", {}),
+    "xsqat-s": (small, "xsqa", {}),
+    "sqat-xs": (extra_small, "sqa", {}),
+    "mha-ref-micro": (micro, "mha", {}),
+    "gqa-ref-micro": (micro, "gqa", {}),
+    "mqa-ref-micro": (micro, "mqa", {}),
+    "sqat-mm": (micro, "sqa", {}),
+    "ssqat-mm": (micro, "ssqa", {}),
+    "xsqat-mm": (micro, "xsqa", {}),
+    "xsmqat-mm": (micro, "xsmqa", {}),
+    "lsqat-mm": (micro, "lsqa", {}),
+    "rsqat-mm": (micro, "rsqa", {}),
+    "swsqat-mm": (micro, "sqa", _MICRO_WINDOW),
+    "flexsqat-mm": (micro, "sqa", {**_MICRO_WINDOW, **_GLOBAL}),
+    "mha-ref-mini": (mini, "mha", {}),
+    "gqa-ref-mini": (mini, "gqa", {}),
+    "mqa-ref-mini": (mini, "mqa", {}),
+    "sqat-m": (mini, "sqa", {}),
+    "ssqat-m": (mini, "ssqa", {}),
+    "xsqat-m": (mini, "xsqa", {}),
+    "xsmqat-m": (mini, "xsmqa", {}),
+    "lsqat-m": (mini, "lsqa", {}),
+    "rsqat-m": (mini, "rsqa", {}),
+    "swsqat-m": (mini, "sqa", _MINI_WINDOW),
+    "flexsqat-m": (mini, "sqa", {**_MINI_WINDOW, **_GLOBAL}),
 }
 
 PRESETS: tuple[str, ...] = tuple(_PRESETS)
@@ -138,8 +154,18 @@ def preset(name: str) -> ModelConfig:
         close = difflib.get_close_matches(name.lower(), PRESETS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the presets are {', '.join(PRESETS)}"
         raise ConfigError(f"unknown preset {name!r}; {hint}")
-    family, variant = entry
-    return family(variant)
+    family, variant, changes = entry
+    return family(variant, **changes)
+
+
+def attention_name(config: ModelConfig) -> str:
+    """The attention in words, such as "sqa, window 64, 4 global tokens"."""
+    words = [variant_name(config) or "custom"]
+    if config.window is not None:
+        words.append(f"window {config.window:,}")
+    if config.global_tokens:
+        words.append(f"{config.global_tokens:,} global tokens")
+    return ", ".join(words)
 
 
 def variant_name(config: ModelConfig) -> str | None:

@@ -41,7 +41,7 @@ def test_attention(context: Make) -> None:
     check(result)
     core = [table for table in result.tables if table.title.startswith("attention, ")]
     assert len(core) == 4
-    assert {series.name for series in core[0].series} == set(VARIANTS)
+    assert {series.name for series in core[0].series} == {*VARIANTS, "sw-sqa"}
     sqa = core[1].find("sqa")
     assert sqa is not None
     assert sqa.figures["ideal"] == 2

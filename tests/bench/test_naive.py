@@ -12,10 +12,18 @@ from sqat.data.batches import IGNORE, Batch
 from sqat.model import Decoder
 from sqat.train.step import TrainingLoss
 
+ATTENTION: dict[str, dict[str, int]] = {
+    "grouped": {},
+    "reverse": {"num_query_heads": 2, "num_kv_heads": 6},
+    "window": {"window": 5},
+    "window and global tokens": {"window": 3, "global_tokens": 2},
+}
 
+
+@pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
-def test_loss_and_gradients(tiny_model: Callable[..., Decoder], moe: bool) -> None:
-    model = tiny_model(moe)
+def test_loss_and_gradients(tiny_model: Callable[..., Decoder], moe: bool, attention: str) -> None:
+    model = tiny_model(moe, **ATTENTION[attention])
     tokens_BT = torch.randint(4, 41, (3, 17))
     targets_BT = tokens_BT.roll(-1, dims=1)
     targets_BT[:, -1] = IGNORE

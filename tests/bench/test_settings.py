@@ -20,6 +20,11 @@ from sqat.errors import ConfigError
         ({"rounds": 0}, "BenchSettings.rounds is 0, but must be at least 1"),
         ({"device": "tpu"}, "BenchSettings.device is 'tpu', but must be one of cpu, cuda"),
         ({"model": "sqat-mmm"}, "unknown preset 'sqat-mmm'; did you mean 'sqat-mm'?"),
+        (
+            {"model": "swsqat-mm"},
+            "BenchSettings.model is 'swsqat-mm', but must be a preset without a window and without",
+        ),
+        ({"model": "rsqat-m"}, "BenchSettings.model is 'rsqat-m', but must be a preset without a window and"),
         ({"minutes": 0.0}, "BenchSettings.minutes is 0.0, but must be positive"),
     ],
 )

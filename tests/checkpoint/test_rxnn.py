@@ -13,7 +13,7 @@ from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder
 from sqat.variants import PRESETS, VARIANTS, micro, mini, preset
 
-CARD = [name for name in PRESETS if preset(name).final_norm is None]
+CARD = [name for name in PRESETS if preset(name).final_norm is None and preset(name).window is None]
 
 VALUES = {  # a small configuration as the original writes it
     "att_dropout": 0.0,
@@ -98,6 +98,32 @@ class TestTensors:
                 assert theirs[:, 2 * j + 1].equal(ours[:, j + 5])
         assert found["model.layers.1.attention.v_proj.weight"].equal(model.layers[1].attention.v_proj.weight)
 
+    def test_reverse_heads_are_in_the_original_s_order(self, card_model, tmp_path):
+        """Of two query heads and six others, its first serves 0, 2 and 4, ours 0, 1 and 2."""
+        model = card_model(num_query_heads=2, num_kv_heads=6)
+        folder = save_model(model, tmp_path / "model", layout="rxnn")
+        found = load_file(folder / "model.safetensors")
+        ours = model.state_dict()
+        for j, place in enumerate([0, 2, 4, 1, 3, 5]):
+            theirs = found["model.layers.1.attention.v_proj.weight"].view(6, 10, 60)[place]
+            assert theirs.equal(ours["layers.1.attention.v_proj.weight"].view(6, 10, 60)[j])
+            theirs = found["model.layers.1.attention.out_proj.weight"].view(60, 6, 10)[:, place]
+            assert theirs.equal(ours["layers.1.attention.out_proj.weight"].view(60, 6, 10)[:, j])
+        torch.testing.assert_close(load_model(folder).state_dict(), ours, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("heads", [(2, 6), (1, 3), (3, 6)])
+    def test_reverse_heads_compute_what_rxlm_computes(self, card_model, tmp_path, heads):
+        """Its `repeat` of query heads, against our neighbours."""
+        models = pytest.importorskip("rxlm.experimental.models")
+        model = card_model(num_query_heads=heads[0], num_kv_heads=heads[1])
+        found = load_file(save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors")
+        theirs = models.ExperimentalAttentionTransformer(**config_to_rxnn(model.config)).eval()
+        names = theirs.state_dict()
+        theirs.load_state_dict({name: tensor for name, tensor in found.items() if name in names}, strict=False)
+        tokens = torch.randint(41, (3, 17))
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(tokens), model(tokens).logits, rtol=1e-5, atol=1e-5)
+
     def test_buffers_are_passed_over(self, card_model, tmp_path):
         model = card_model()
         path = save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors"
@@ -166,6 +192,7 @@ class TestConfig:
             ({"att_type": "gqa", "att_num_query_groups": 4}, (6, 2)),
             ({"att_type": "mqa"}, (6, 1)),
             ({"att_type": "sqa", "att_num_query_groups": 4}, (4, 2)),
+            ({"att_type": "sqa", "att_num_query_groups": 1}, (1, 2)),
         ],
         ids=str,
     )
@@ -204,6 +231,11 @@ class TestConfig:
         ("changes", "message"),
         [
             ({"att_type": "gma"}, "att_type is 'gma', but must be one of mha, gqa, mqa, sqa"),
+            (
+                {"att_type": "flex"},
+                "att_type is 'flex', but must be one of mha, gqa, mqa, sqa: RxNN's window attention",
+            ),
+            ({"att_type": "flex-sqa"}, "neither causal nor exact"),
             ({"att_type": "sqa"}, "att_num_query_groups is None, but att_type 'sqa' needs"),
             (
                 {"att_type": "sqa", "att_num_query_groups": 3},
@@ -237,6 +269,7 @@ class TestConfig:
             ("final_norm", "rmsnorm"),
             ("head_dim", 8),
             ("head_dim", 512),
+            ("window", 5),
         ],
     )
     def test_what_the_original_cannot_express_is_named(self, card_model, tmp_path, field, value):

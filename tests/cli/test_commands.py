@@ -180,3 +180,10 @@ def test_help_needs_no_torch() -> None:
     )
     code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ)
+
+
+def test_info_of_windows_and_reverse_heads(sqat: Sqat) -> None:
+    out = " ".join(sqat("info", "flexsqat-m")[1].split())  # lines are as wide as the terminal
+    assert "sqa, window 128, 4 global tokens: 8 query, 4 key/value heads of 16" in out
+    assert "2,048 bytes per token (16-bit), 270,336 at most" in out  # 128 + 4 positions
+    assert "H/Hkv = 2 times" in sqat("info", "rsqat-mm")[1]

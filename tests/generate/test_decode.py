@@ -20,9 +20,18 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=[False, True], ids=["dense", "experts"])
+MODELS = {
+    "dense": {},
+    "experts": {"moe": True},
+    "window": {"window": 5},
+    "window and global tokens": {"window": 3, "global_tokens": 2},
+    "reverse": {"num_query_heads": 1, "num_kv_heads": 3},
+}
+
+
+@pytest.fixture(params=MODELS)
 def model(request, tiny_model):
-    return tiny_model(request.param)
+    return tiny_model(**MODELS[request.param])
 
 
 def decode(model, prompts, config, **options) -> list[list[int]]:

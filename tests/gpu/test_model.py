@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sqat.generate.static import StaticStep
-from sqat.model import Decoder, KVCache
-from sqat.model.attend import AttentionMask, attend, attend_naive
+from sqat.model import AttentionMask, Decoder, KVCache, flex
+from sqat.model.attend import attend, attend_naive
 from sqat.model.experts import ExpertWeights, run_experts, run_experts_naive
 from sqat.model.grouped_experts import grouped_mm, grouped_mm_naive, run_experts_few, supports_grouped
 
@@ -119,3 +119,74 @@ def test_decoding_by_a_graph(
     assert step.graph is not None
     with pytest.raises(ValueError, match="cache holds 29 positions"):
         step(tokens_B)
+
+
+WINDOWS = {  # name: (window, global tokens)
+    "itself only": (1, 0),
+    "short": (37, 0),
+    "short, and the first": (37, 3),
+    "over blocks": (200, 5),
+}
+ROWS: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "alike": dict,
+    "documents": lambda: {"documents_BS": torch.randint(0, 2, (3, 421), device="cuda").cumsum(dim=1) // 40},
+    "padding": lambda: {"first_key_B": torch.tensor([0, 5, 203], device="cuda")},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (2, 4)], ids=["full", "grouped", "reverse"])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_windowed_attention(window: str, rows: str, heads: tuple[int, int]) -> None:
+    """By FlexAttention, forward and backward; and by masked kernels, as where there is no compiler."""
+    width, global_tokens = WINDOWS[window]
+    q, k, v = (
+        torch.randn(3, count, 421, 16, device="cuda", requires_grad=True) for count in (heads[0], heads[1], heads[1])
+    )
+    fields = ROWS[rows]()
+    flexible, masked = (
+        AttentionMask(421, 421, q.device, window=width, global_tokens=global_tokens, **fields).keep() for _ in range(2)
+    )
+    scale = torch.linspace(-0.5, 1.5, 421, device="cuda").unsqueeze(1)
+
+    def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+        out = function(*inputs)
+        return [out, *torch.autograd.grad((out * scale).sum(), inputs)]
+
+    doubles = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = with_gradients(lambda *qkv: attend_naive(*qkv, masked.rows()), *doubles)
+    assert flex.fits(q, flexible)
+    for _ in range(2):  # the second time compiled: nothing may wait for the device
+        found = with_gradients(lambda *qkv: attend(*qkv, mask=flexible), q, k, v)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flex, "HAS_COMPILER", False)
+        plain = with_gradients(lambda *qkv: attend(*qkv, mask=masked), q, k, v)
+    for a, b, c in zip(found, plain, expected, strict=True):
+        assert_near(a, c, 1e-3)  # the kernel's products may be TF32
+        assert_near(b, c, 1e-5)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fresh = AttentionMask(421, 421, q.device, window=width, global_tokens=global_tokens, **fields).keep()
+        with_gradients(lambda *qkv: attend(*qkv, mask=fresh), q, k, v)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["no padding", "left padding"])
+@pytest.mark.parametrize(("window", "global_tokens"), [(5, 0), (5, 2), (23, 0)])
+@torch.no_grad()
+def test_decoding_in_a_window_by_a_graph(
+    tiny_model: Callable[..., Decoder], window: int, global_tokens: int, padding: list[int] | None
+) -> None:
+    model = tiny_model(window=window, global_tokens=global_tokens).cuda()
+    padding_B = None if padding is None else torch.tensor(padding, device="cuda")
+    prompt = torch.randint(41, (3, 11), device="cuda")
+    cache, grown = (KVCache(model.config, 3, 29, padding_B=padding_B, device="cuda") for _ in range(2))
+    for filled in (cache, grown):
+        model.hidden_states(prompt, cache=filled)
+    step = StaticStep(model, cache)
+    for tokens_B in torch.randint(41, (50, 3), device="cuda"):
+        expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
+        assert_near(step(tokens_B), expected, 1e-5)
+    assert step.graph is not None

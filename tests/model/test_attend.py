@@ -8,7 +8,8 @@ import functools
 import pytest
 import torch
 
-from sqat.model.attend import AttentionMask, attend, attend_naive
+from sqat.model.attend import attend, attend_naive
+from sqat.model.mask import AttentionMask
 from sqat.variants import VARIANTS, head_counts
 
 B, T, C = 3, 13, 10
@@ -56,7 +57,7 @@ def with_gradients(function, *inputs):
 @pytest.fixture(params=["kernel", "kernel, masks of 5 rows", "blocks of 5", "blocks of 1", "as measured"])
 def _blocks(request, monkeypatch):
     if "5 rows" in request.param:
-        monkeypatch.setattr("sqat.model.attend.QUERY_BLOCK", 5)
+        monkeypatch.setattr("sqat.model.mask.QUERY_BLOCK", 5)
     if request.param != "as measured":
         block = {"blocks of 5": 5, "blocks of 1": 1}.get(request.param)
         monkeypatch.setattr("sqat.model.attend.block_length", lambda num_queries, masked: block)
@@ -123,7 +124,7 @@ def test_dropout_keeps_the_mean(documents):
 
 @pytest.mark.parametrize("num_queries", [5, 7])
 def test_only_a_small_mask_is_kept(monkeypatch, num_queries):
-    monkeypatch.setattr("sqat.model.attend.QUERY_BLOCK", 5)
+    monkeypatch.setattr("sqat.model.mask.QUERY_BLOCK", 5)
     documents = torch.tensor([[0, 0, 1, 1, 1, 1, 2]])[:, :num_queries]
     made = AttentionMask(num_queries, num_queries, torch.device("cpu"), documents_BS=documents)
     kept = AttentionMask(num_queries, num_queries, torch.device("cpu"), documents_BS=documents).keep()

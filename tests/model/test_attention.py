@@ -9,6 +9,7 @@ from sqat import Attention
 from sqat.errors import ConfigError
 from sqat.model.attend import attend_naive
 from sqat.model.cache import LayerCache
+from sqat.model.mask import window_naive
 from sqat.model.rope import rotary_tables, rotate
 from sqat.variants import VARIANTS, head_counts
 
@@ -21,12 +22,23 @@ def by_definition(layer: Attention, x: torch.Tensor) -> torch.Tensor:
         tables = rotary_tables(torch.arange(x.shape[1]), C, layer.rope_theta)
         q, k = rotate(q, tables), rotate(k, tables)
     seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
+    if layer.window is not None:
+        seen = window_naive(x.shape[1], x.shape[1], layer.window, layer.global_tokens)
     out = attend_naive(q, k, v, seen.tril() if layer.causal else seen)
     return layer.out_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"rope_theta": None}, {"causal": False}, {"qkv_bias": True, "out_bias": True}], ids=str
+    "options",
+    [
+        {},
+        {"rope_theta": None},
+        {"causal": False},
+        {"qkv_bias": True, "out_bias": True},
+        {"window": 3},
+        {"window": 4, "global_tokens": 2, "rope_theta": None},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equals_the_definition(variant, options):
@@ -96,8 +108,8 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((D, 6, 4, C), "num_kv_heads is 4, but must divide num_query_heads (6)"),
-        ((D, 2, 4, C), "num_kv_heads is 4, but must divide num_query_heads (2)"),
+        ((D, 6, 4, C), "num_kv_heads is 4, but must divide num_query_heads (6) or be a multiple"),
+        ((D, 4, 6, C), "num_kv_heads is 6, but must divide num_query_heads (4) or be a multiple"),
         ((D, 4, 2, 7), "head_dim is 7, but must be even"),
         ((D, 0, 1, C), "are (23, 0, 1, 10), but must be at least 1"),
         ((D, 4, 0, C), "are (23, 4, 0, 10), but must be at least 1"),
@@ -108,6 +120,34 @@ def test_dropout_acts_in_training_only():
 def test_sizes_that_do_not_fit(sizes, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         Attention(*sizes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "window is 0, but must be at least 1, or None for no window"),
+        ({"window": 3, "causal": False}, "window is 3, but must be None where causal is false"),
+        ({"global_tokens": 2}, "global_tokens is 2, but must be 0 where window is None"),
+        ({"window": 3, "global_tokens": -1}, "global_tokens is -1, but must be 0 (none) or more"),
+    ],
+)
+def test_windows_that_do_not_fit(options, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Attention(D, 4, 2, C, **options)
+
+
+def test_reverse_heads_serve_neighbouring_key_heads():
+    """Two query heads of six: the first for key/value heads 0, 1 and 2; the output projection reads all six."""
+    layer = Attention(D, 2, 6, C)
+    assert (layer.q_proj.out_features, layer.out_proj.in_features) == (2 * C, 6 * C)
+    with torch.no_grad():
+        layer.out_proj.weight[:, 3 * C :] = 0
+        x = torch.randn(B, T, D)
+        before = layer(x)
+        layer.q_proj.weight[C:] += 1
+        assert layer(x).equal(before)
+        layer.q_proj.weight[:C] += 1
+        assert not layer(x).allclose(before)
 
 
 def test_odd_head_dim_needs_no_pairs_without_positions():

@@ -137,6 +137,11 @@ class TestPacked:
 
     LENGTHS = ((5, 1, 7), (13,), (1, 11, 1))
 
+    @pytest.mark.parametrize(("window", "global_tokens"), [(1, 0), (3, 0), (3, 2), (11, 1)])
+    def test_packed_windows_equal_unpacked(self, build, window, global_tokens):
+        """A window ends where a document begins, and every document has global tokens of its own."""
+        self.test_packed_equals_unpacked(lambda: build(window=window, global_tokens=global_tokens))
+
     def test_packed_equals_unpacked(self, build):
         model = build()
         documents = [[draw(length) for length in row] for row in self.LENGTHS]

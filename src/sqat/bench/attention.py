@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,15 @@ from torch import Tensor
 from sqat.bench.results import Result, Spread, Table
 from sqat.bench.settings import Context
 from sqat.bench.timing import Candidate, Sample, Stopwatch, alternate
+from sqat.cost import visible_keys
 from sqat.model.attend import attend, kernel_dtype
 from sqat.model.attention import Attention
+from sqat.model.mask import AttentionMask
 from sqat.train.device import use_bf16
 from sqat.variants import VARIANTS, head_counts
 
 HEADS, HEAD_DIM = 16, 16  # the card's mini family
+WINDOWED, WINDOW, QUICK_WINDOW = "sw-sqa", 128, 7  # the window of the paper's table
 LENGTHS = {"cpu": (256, 1024, 4096, 16384), "cuda": (256, 1024, 4096, 16384, 32768, 65536, 131072, 200000)}
 TOKENS = {"cpu": 16384, "cuda": 131072}  # of a batch, or one row where that is longer
 QUICK_LENGTHS, QUICK_TOKENS = (17, 31), 62
@@ -64,21 +67,41 @@ def _table(context: Context, direction: str, length: int, *, module: bool) -> Ta
     least = 0.001 if settings.quick else LEAST_SECONDS[settings.device]
     ceiling = context.ceiling.bf16 if dtype == torch.bfloat16 else context.ceiling.float32
     candidates: dict[str, Candidate] = {}
-    for name in VARIANTS:
-        counts = head_counts(name, HEADS)
-        watch = Stopwatch(
-            make(rows, length, *counts, dtype, settings.device, direction == BOTH), settings.device, least
-        )
-        operations = OPERATIONS[direction] * rows * 2 * counts[0] * HEAD_DIM * length * (length + 1)
+    shapes = _shapes(QUICK_WINDOW if settings.quick else WINDOW)
+    for name, shape in shapes.items():
+        watch = Stopwatch(make(rows, length, shape, dtype, settings.device, direction == BOTH), settings.device, least)
+        operations = OPERATIONS[direction] * rows * shape.operations(length)
         candidates[name] = _milliseconds(watch, None if module else operations, ceiling)
     table = Table(title(direction, length, module=module), "ms", higher_is_better=False, baseline="mha")
     table.notes.append(f"{rows} × {length:,} tokens, {HEADS} heads of {HEAD_DIM} in full attention, {dtype}, causal")
     alternate(table, candidates, **context.alternation)
     for series in table.series:
-        ideal = HEADS / head_counts(series.name, HEADS)[0]
+        ideal = shapes["mha"].operations(length) / shapes[series.name].operations(length)
         if not module and (ratios := table.ratios(series.name, "mha")):
             series.figures |= {"ideal": ideal, "share of ideal": Spread.of(ratios).median / ideal}
     return table
+
+
+class _Shape(NamedTuple):
+    """What sets a candidate apart."""
+
+    query_heads: int
+    kv_heads: int
+    window: int | None = None
+
+    @property
+    def score_heads(self) -> int:
+        return max(self.query_heads, self.kv_heads)
+
+    def operations(self, length: int) -> int:
+        """Of scores and weighted sums of one causal row, forward."""
+        return 4 * self.score_heads * HEAD_DIM * visible_keys(length, self.window)
+
+
+def _shapes(window: int) -> dict[str, _Shape]:
+    """Every variant, and SQA under a window."""
+    shapes = {name: _Shape(*head_counts(name, HEADS)) for name in VARIANTS}
+    return {**shapes, WINDOWED: shapes["sqa"]._replace(window=window)}
 
 
 def _milliseconds(watch: Stopwatch, operations: float | None, ceiling: float) -> Candidate:
@@ -92,21 +115,22 @@ def _milliseconds(watch: Stopwatch, operations: float | None, ceiling: float) ->
     return measure
 
 
-def _core(
-    rows: int, length: int, query_heads: int, kv_heads: int, dtype: torch.dtype, device: str, backward: bool
-) -> Callable[[], Any]:
+def _core(rows: int, length: int, shape: _Shape, dtype: torch.dtype, device: str, backward: bool) -> Callable[[], Any]:
     """`attend` on tensors laid out as the projections leave them."""
 
     def heads(count: int) -> Tensor:
         x_BTHC = torch.randn(rows, length, count, HEAD_DIM, device=device, dtype=dtype)
         return x_BTHC.transpose(1, 2).requires_grad_(backward)
 
-    inputs = heads(query_heads), heads(kv_heads), heads(kv_heads)
-    gradient = torch.randn(rows, length, query_heads, HEAD_DIM, device=device, dtype=dtype).transpose(1, 2)
+    inputs = heads(shape.query_heads), heads(shape.kv_heads), heads(shape.kv_heads)
+    mask = None  # a stack of layers makes it once
+    if shape.window is not None and shape.window < length:
+        mask = AttentionMask(length, length, torch.device(device), window=shape.window).keep()
+    gradient = torch.randn(rows, length, shape.score_heads, HEAD_DIM, device=device, dtype=dtype).transpose(1, 2)
 
     def run() -> None:
         with torch.set_grad_enabled(backward):
-            out_BHTC = attend(*inputs)
+            out_BHTC = attend(*inputs, mask=mask)
             if backward:
                 torch.autograd.grad(out_BHTC, inputs, gradient)
 
@@ -114,11 +138,11 @@ def _core(
 
 
 def _module(
-    rows: int, length: int, query_heads: int, kv_heads: int, dtype: torch.dtype, device: str, backward: bool
+    rows: int, length: int, shape: _Shape, dtype: torch.dtype, device: str, backward: bool
 ) -> Callable[[], Any]:
     """The whole module as a training step runs it."""
     width = HEADS * HEAD_DIM
-    attention = Attention(width, query_heads, kv_heads, HEAD_DIM).to(device)
+    attention = Attention(width, shape.query_heads, shape.kv_heads, HEAD_DIM, window=shape.window).to(device)
     x_BTD = torch.randn(rows, length, width, device=device, requires_grad=backward)
     gradient = torch.randn(rows, length, width, device=device)
     inputs = (x_BTD, *attention.parameters())

@@ -14,7 +14,7 @@ from sqat.bench.settings import Context
 from sqat.bench.timing import Candidate, Sample, alternate
 from sqat.bench.workload import plain, save_batch
 from sqat.checkpoint.rxnn_config import config_to_rxnn
-from sqat.cost import kv_bytes_per_token
+from sqat.cost import kv_bytes, kv_bytes_per_token
 from sqat.errors import ConfigError
 from sqat.variants import PRESETS, preset
 
@@ -60,10 +60,11 @@ def _peak(context: Context, task: str, settings: Mapping[str, Any]) -> Sample:
 
 
 def cache_table() -> Table:
-    """Computed, not measured: bytes that every token of a stream adds while generating."""
+    """Computed, not measured: bytes that every token of a stream adds while generating, until a window is full."""
     table = Table(CACHE, "bytes/token", higher_is_better=False, notes=["computed from head counts, 16-bit values"])
     for name in PRESETS:
         config = preset(name)
         size = kv_bytes_per_token(config)
-        table.series.append(Series(name, [float(size)], {"MB at the context": size * config.context_length / 1e6}))
+        whole = kv_bytes(config, config.context_length)
+        table.series.append(Series(name, [float(size)], {"MB at the context": whole / 1e6}))
     return table

@@ -15,6 +15,7 @@ from sqat.model.attend import attend_naive
 from sqat.model.attention import Attention
 from sqat.model.block import Block
 from sqat.model.experts import ExpertWeights, run_experts_naive
+from sqat.model.mask import window_naive
 from sqat.model.moe import MoE, RouterStats, router_stats
 from sqat.model.rope import rotary_tables, rotate_naive
 from sqat.train.loss import cross_entropy_naive, router_loss
@@ -51,7 +52,7 @@ def _attention(attention: Attention, x_BTD: Tensor) -> Tensor:
     if attention.rope_theta is not None:
         tables = rotary_tables(torch.arange(length, device=device), attention.head_dim, attention.rope_theta)
         q_BHTC, k_BKTC = rotate_naive(q_BHTC, tables), rotate_naive(k_BKTC, tables)
-    seen_TT = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    seen_TT = window_naive(length, length, attention.window, attention.global_tokens).to(device)
     out_BHTC = attend_naive(q_BHTC, k_BKTC, v_BKTC, seen_TT)
     return attention.out_proj(out_BHTC.transpose(1, 2).flatten(2))
 

@@ -44,7 +44,10 @@ class BenchSettings(Config):
         require_choice(self, "device", ("cpu", "cuda"))
         require_positive(self, "rounds")
         require(self.minutes is None or self.minutes > 0, self, "minutes", "positive, or left out for no limit")
-        preset(self.model)
+        config = preset(self.model)
+        like_peers = config.window is None and config.num_query_heads >= config.num_kv_heads
+        right = "a preset without a window and without more key/value heads than query heads: peers have neither"
+        require(like_peers, self, "model", right)
         if self.device == "cuda":
             import torch
 

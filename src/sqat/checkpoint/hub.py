@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from sqat.config import ModelConfig
 from sqat.cost import parameters
 from sqat.errors import CheckpointError, ConfigError
-from sqat.variants import variant_name
+from sqat.variants import attention_name
 
 # What the client raises: its HTTP library's errors, OSError for connections and files, RuntimeError from its upload
 # threads, ValueError for ids and for answers that it cannot read.
@@ -102,11 +102,10 @@ def upload(
 def model_card(config: ModelConfig, loading: str) -> str:
     """README.md for a model's repository: what it is, and `loading`, the code that loads it. It claims no results."""
     query_heads, kv_heads = config.num_query_heads, config.num_kv_heads
-    variant = variant_name(config) or "head counts of its own"
     experts = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
     gated = ", gated" if config.gated else ""
     rows = {
-        "attention": f"{variant}: {query_heads} query heads, {kv_heads} key/value heads "
+        "attention": f"{attention_name(config)}: {query_heads} query heads, {kv_heads} key/value heads "
         f"(full attention would have {config.num_heads})",
         "parameters": f"{parameters(config).total:,}",
         "layers": config.num_layers,

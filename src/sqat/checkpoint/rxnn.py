@@ -2,7 +2,10 @@
 
 The original turns neighbouring pairs of a head (x[0::2], x[1::2]) where this package turns halves; permuting the rows
 of `q_proj` and `k_proj` within each head carries one into the other, bit for bit. Its experts are separate modules;
-ours are stacked.
+ours are stacked. With more key/value heads than query heads (reverse SQA) its query head i serves key/value heads i,
+i + Hq, i + 2·Hq, …, where ours serves neighbours; permuting key/value heads carries one into the other.
+
+Shape letters: H heads, C head_dim, D the other width, I the output projection's inputs.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ def tensors_to_rxnn(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[
     result: dict[str, Tensor] = {}
     for name, names in _expand(tensors, config).items():
         tensor = _permute_rotary(name, tensors[name], config, _halves_to_pairs)
+        tensor = _permute_reverse(name, tensor, config, to_rxnn=True)
         parts = tensor.unbind() if ".experts." in names[0] else (tensor,)
         result |= {renamed: part.clone().contiguous() for renamed, part in zip(names, parts, strict=True)}
     exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
@@ -80,6 +84,7 @@ def tensors_from_rxnn(tensors: Mapping[str, Tensor], config: ModelConfig, names:
     for name, originals in _expand(names, config).items():
         parts = [tensors[renamed] for renamed in originals]
         tensor = torch.stack(parts) if ".experts." in originals[0] else parts[0]
+        tensor = _permute_reverse(name, tensor, config, to_rxnn=False)
         result[name] = _permute_rotary(name, tensor, config, _pairs_to_halves)
     return result
 
@@ -94,6 +99,20 @@ def _permute_rotary(name: str, tensor: Tensor, config: ModelConfig, permute: Cal
         return tensor
     heads_HCD = tensor.unflatten(0, (-1, config.head_dim))
     return permute(heads_HCD).flatten(0, 1).contiguous()
+
+
+def _permute_reverse(name: str, tensor: Tensor, config: ModelConfig, *, to_rxnn: bool) -> Tensor:
+    """Key/value heads in the other order, where they are more than query heads."""
+    times = config.num_kv_heads // config.num_query_heads
+    if times <= 1 or ".attention." not in name:
+        return tensor
+    # A head's place is (query head, which of its own) here, and (which of its own, query head) there.
+    places = (config.num_query_heads, times) if to_rxnn else (times, config.num_query_heads)
+    if name.endswith(("k_proj.weight", "v_proj.weight")):
+        return tensor.unflatten(0, (*places, -1)).transpose(0, 1).flatten(0, 2).contiguous()
+    if name.endswith("out_proj.weight"):
+        return tensor.unflatten(1, (*places, -1)).transpose(1, 2).flatten(1, 3).contiguous()
+    return tensor
 
 
 def _pairs_to_halves(heads_HCD: Tensor) -> Tensor:

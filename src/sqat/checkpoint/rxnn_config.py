@@ -18,6 +18,7 @@ _IGNORED = {
     "init_identity_norm",
 }
 ATT_TYPES = ("mha", "gqa", "mqa", "sqa")
+_WINDOWED = ("flex", "flex-sqa", "swsqa", "sw-sqa")  # later versions and releases
 
 DEFAULTS: dict[str, Any] = {
     "num_layers": 6,
@@ -57,6 +58,12 @@ def config_from_rxnn(values: Mapping[str, Any]) -> ModelConfig:
             f"unknown key {unknown[0]!r}; the keys of RxNN's config are {', '.join(sorted(set(DEFAULTS) | _IGNORED))}"
         )
     v = {**DEFAULTS, **values}
+    if v["att_type"] in _WINDOWED:
+        raise ConfigError(
+            f"att_type is {v['att_type']!r}, but must be one of {', '.join(ATT_TYPES)}: RxNN's window attention is "
+            "neither causal nor exact (queries go in blocks, each sees from a window before its block to a window "
+            "after it), so its weights mean nothing under this package's windows"
+        )
     if v["att_type"] not in ATT_TYPES:
         raise ConfigError(f"att_type is {v['att_type']!r}, but must be one of {', '.join(ATT_TYPES)}")
     width, heads = v["embed_dim"], v["att_heads"]
@@ -122,6 +129,11 @@ def config_to_rxnn(config: ModelConfig) -> dict[str, Any]:
             raise ConfigError(
                 f"{field} is {getattr(config, field)!r}, but RxNN's layout holds models with {field} {right!r} only"
             )
+    if config.window is not None:
+        raise ConfigError(
+            f"window is {config.window}, but RxNN's layout holds models with window None only: its own window "
+            "attention is neither causal nor exact"
+        )
     if config.final_norm == "rmsnorm":
         raise ConfigError(
             "final_norm is 'rmsnorm', but RxNN's layout holds models with final_norm null or 'layernorm' only"

@@ -35,7 +35,7 @@ def _print_presets(context: int | None) -> None:
 
     from sqat.cli.console import console
     from sqat.cost import attention_speedup, flops_per_token, kv_bytes_per_token, parameters
-    from sqat.variants import PRESETS, preset, variant_name
+    from sqat.variants import PRESETS, attention_name, preset
 
     table = Table("preset", "variant", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for heading in ("Hq/Hkv/H", "params", "active", "context", "MFLOP/tok", "KV B/tok", "H/Hq"):
@@ -45,7 +45,7 @@ def _print_presets(context: int | None) -> None:
         count = parameters(config)
         table.add_row(
             name,
-            variant_name(config) or "",
+            attention_name(config),
             f"{config.num_query_heads}/{config.num_kv_heads}/{config.num_heads}",
             f"{count.total / 1e6:.2f} M",
             f"{count.active / 1e6:.2f} M",
@@ -71,21 +71,25 @@ def _print_model(model: str, context: int | None) -> None:
 
 def describe(config: ModelConfig, context: int | None = None) -> list[tuple[str, str]]:
     """What there is to say about a configuration, as (name, value) lines."""
-    from sqat.cost import attention_speedup, flops_per_token, kv_bytes_per_token, parameters
-    from sqat.variants import variant_name
+    from sqat.cost import attention_speedup, flops_per_token, kv_bytes, kv_bytes_per_token, parameters
+    from sqat.variants import attention_name
 
     count, flops = parameters(config), flops_per_token(config, context)
     experts = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
     feedforward = f"{experts}{'gated ' if config.gated else ''}{config.activation}, hidden {config.intermediate_size:,}"
+    bound = ""
+    if config.window is not None:
+        bound = f", {kv_bytes(config, config.window + config.global_tokens):,} at most"
     return [
         (
             "attention",
-            f"{variant_name(config) or 'custom'}: {config.num_query_heads} query, "
+            f"{attention_name(config)}: {config.num_query_heads} query, "
             f"{config.num_kv_heads} key/value heads of {config.head_dim}",
         ),
         (
             "full attention has",
-            f"{config.num_heads} heads; H/Hq = {attention_speedup(config):.3g} times the attention cost of this model",
+            f"{config.num_heads} heads; {_share(config)} = {attention_speedup(config):.3g} times the attention cost of "
+            "this model",
         ),
         (
             "shape",
@@ -104,8 +108,13 @@ def describe(config: ModelConfig, context: int | None = None) -> list[tuple[str,
             f"{flops.total / 1e6:.2f} MFLOP per token ({flops.attention / flops.total:.0%} scores and weighted sums)",
         ),
         ("training step", f"{3 * flops.total / 1e6:.2f} MFLOP per token"),
-        ("key/value cache", f"{kv_bytes_per_token(config):,} bytes per token (16-bit)"),
+        ("key/value cache", f"{kv_bytes_per_token(config):,} bytes per token (16-bit){bound}"),
     ]
+
+
+def _share(config: ModelConfig) -> str:
+    heads = "H/Hq" if config.num_query_heads >= config.num_kv_heads else "H/Hkv"
+    return heads if config.window is None else f"{heads}, at equal windows,"
 
 
 def _config(model: str) -> ModelConfig:

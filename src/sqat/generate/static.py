@@ -1,6 +1,7 @@
 """One decoding step whose shapes never change: what CUDA graphs and compilers need.
 
-Shape letters: B rows, S positions of the cache, T tokens (1), D width, K kv heads, C head_dim, V vocabulary.
+Shape letters: B rows (R where 1 stands for all), S positions of the cache (slots, of one that rolls), T tokens (1),
+D width, K kv heads, C head_dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sqat.model import AttentionMask, Decoder, KVCache
-from sqat.model.cache import LayerCache
+from sqat.model.cache import LayerCache, RollingLayer
 from sqat.model.rope import rotary_tables
 
 WARM_UP_STEPS = 3  # before a capture: libraries choose kernels and take memory on their first calls
@@ -40,6 +41,7 @@ class StaticStep:
         self.model = model
         self.cache = cache
         self.capacity = cache.layers[0].keys.shape[2]
+        self.rolling = cache.layers[0] if isinstance(cache.layers[0], RollingLayer) else None
         self.record = device.type == "cuda" if graph is None else graph
         self.graph: torch.cuda.CUDAGraph | None = None
         rows = len(cache.layers[0].keys)
@@ -47,7 +49,10 @@ class StaticStep:
             self.tokens_B = torch.zeros(rows, dtype=torch.long, device=device)
             self.place_1 = torch.zeros(1, dtype=torch.long, device=device)
             self.logits_BV = torch.empty(0, device=device)
-            self._layers = [_FullLayer(layer, self.place_1) for layer in cache.layers]
+            self.slots_R1 = torch.zeros(1 if cache.padding_B is None else rows, 1, dtype=torch.long, device=device)
+            if self.rolling is None:
+                self.slots_R1 = self.place_1.unsqueeze(0)
+            self._layers = [_FullLayer(layer, self.slots_R1) for layer in cache.layers]
         self._step: Callable[[Tensor], Tensor] = self._logits
         if compile:
             self._step = torch.compile(self._logits, fullgraph=True, dynamic=False)
@@ -57,10 +62,10 @@ class StaticStep:
         """Logits (B, V) after one more token in every row. With a graph, the next call writes over them.
 
         Raises:
-            ValueError: the cache is full.
+            ValueError: the cache is full, and does not roll.
         """
         length = self.cache.length
-        if length >= self.capacity:
+        if length >= self.capacity and self.rolling is None:
             raise ValueError(f"key/value cache holds {self.capacity} positions, but {length + 1} are needed")
         self.place_1.fill_(length)
         if self.record:
@@ -91,6 +96,8 @@ class StaticStep:
         model, padding_B = self.model, self.cache.padding_B
         position = self.place_1 if padding_B is None else (self.place_1 - padding_B).clamp(min=0).unsqueeze(1)
         rope = rotary_tables(position, model.config.head_dim, model.config.rope_theta)
+        if self.rolling is not None:
+            self.slots_R1.copy_(self.rolling.slots(self._own_R1()))
         seen = self._seen()
         mask = AttentionMask(1, self.capacity, seen.device, whole=seen)
         x_B1D = model.embedding(tokens_B.unsqueeze(1))
@@ -99,26 +106,41 @@ class StaticStep:
         return model.head(model.final_norm(x_B1D).squeeze(1))
 
     def _seen(self) -> Tensor:
-        """Which positions the new token sees, (B or 1, 1, 1, S): those from the row's first up to itself."""
+        """Which positions the new token sees, (R, 1, 1, S): those from the row's first up to itself, or what a cache
+        that rolls holds.
+        """
+        if self.rolling is not None:
+            return self.rolling.filled(self._own_R1())[:, None, None]
         places_S = torch.arange(self.capacity, device=self.place_1.device)
         seen = (places_S <= self.place_1).view(1, 1, 1, -1)
         if self.cache.padding_B is not None:
             seen = seen & (places_S >= self.cache.padding_B.view(-1, 1, 1, 1))
         return seen
 
+    def _own_R1(self) -> Tensor:
+        """The position of the new token in its row, padding not counted."""
+        padding_B = self.cache.padding_B
+        return self.place_1.unsqueeze(0) if padding_B is None else (self.place_1 - padding_B).unsqueeze(1)
+
 
 class _FullLayer(LayerCache):
-    """A layer of a cache that writes where a tensor says, and always gives all positions."""
+    """A layer of a cache that writes where a tensor says, one place for all rows or one for each, and always gives all
+    positions.
+    """
 
-    def __init__(self, layer: LayerCache, place_1: Tensor) -> None:
+    def __init__(self, layer: LayerCache, slots_R1: Tensor) -> None:
         self.keys, self.values = layer.keys, layer.values
         self.length = layer.length
-        self.place_1 = place_1
+        self.slots_R1 = slots_R1
         for memory in (self.keys, self.values):  # zero times what happened to be there may not be a number
             memory[:, :, layer.length :] = 0
 
     def append(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Store one position; returns the whole memory, (B, K, S, C)."""
-        self.keys.index_copy_(2, self.place_1, k_BKTC.to(self.keys.dtype))
-        self.values.index_copy_(2, self.place_1, v_BKTC.to(self.values.dtype))
+        for memory, new in ((self.keys, k_BKTC), (self.values, v_BKTC)):
+            new_BKTC = new.to(memory.dtype)
+            if len(self.slots_R1) == 1:
+                memory.index_copy_(2, self.slots_R1[0], new_BKTC)
+            else:
+                memory.scatter_(2, self.slots_R1[:, None, :, None].expand_as(new_BKTC), new_BKTC)
         return self.keys, self.values

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sqat.config import heads_fit
 from sqat.errors import ConfigError
-from sqat.model.attend import AttentionMask, attend, kernel_dtype
-from sqat.model.cache import LayerCache
+from sqat.model.attend import attend, kernel_dtype
+from sqat.model.cache import LayerCache, window_mask
+from sqat.model.mask import AttentionMask
 from sqat.model.rope import RotaryTables, rotary_tables, rotate
 
 
@@ -20,15 +22,19 @@ class Attention(nn.Module):
     Args:
         hidden_size: D, width of input and output.
         num_query_heads: Hq; cost is proportional to it.
-        num_kv_heads: Hkv, a divisor of Hq.
+        num_kv_heads: Hkv, a divisor of Hq; or a multiple of it (reverse SQA), where query head i serves as many
+            key/value heads from i·Hkv/Hq on, and the output projection reads Hkv heads.
         head_dim: C, even.
         qkv_bias, out_bias: whether the projections have biases.
         rope_theta: base of the rotary embedding; `None` leaves positions out.
         causal: whether a token sees only itself and those before it.
         dropout: of attention weights, in training.
+        window: how many positions a token sees, itself the last of them; `None` for all before it.
+        global_tokens: how many positions at the start are seen by all after them; needs a window.
 
     Raises:
-        ConfigError: head counts or `head_dim` that do not fit together.
+        ConfigError: head counts or `head_dim` that do not fit together, a window without causality, global tokens
+            without a window.
     """
 
     def __init__(
@@ -43,6 +49,8 @@ class Attention(nn.Module):
         rope_theta: float | None = 10000.0,
         causal: bool = True,
         dropout: float = 0.0,
+        window: int | None = None,
+        global_tokens: int = 0,
     ) -> None:
         super().__init__()
         if min(hidden_size, num_query_heads, num_kv_heads, head_dim) < 1:
@@ -50,10 +58,15 @@ class Attention(nn.Module):
             raise ConfigError(
                 f"hidden_size, num_query_heads, num_kv_heads, head_dim are {sizes}, but must be at least 1"
             )
-        if num_query_heads % num_kv_heads:
-            raise ConfigError(f"num_kv_heads is {num_kv_heads}, but must divide num_query_heads ({num_query_heads})")
+        if not heads_fit(num_query_heads, num_kv_heads):
+            raise ConfigError(
+                f"num_kv_heads is {num_kv_heads}, but must divide num_query_heads ({num_query_heads}) or be a multiple"
+            )
         if rope_theta is not None and head_dim % 2:
             raise ConfigError(f"head_dim is {head_dim}, but must be even, since rotary embedding turns pairs")
+        _check_window(window, global_tokens, causal)
+        self.window = window
+        self.global_tokens = global_tokens
         self.head_dim = head_dim
         self.rope_theta = rope_theta
         self.causal = causal
@@ -61,7 +74,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(hidden_size, num_query_heads * head_dim, bias=qkv_bias)
         self.k_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
         self.v_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
-        self.out_proj = nn.Linear(num_query_heads * head_dim, hidden_size, bias=out_bias)
+        self.out_proj = nn.Linear(max(num_query_heads, num_kv_heads) * head_dim, hidden_size, bias=out_bias)
 
     def forward(
         self,
@@ -77,7 +90,7 @@ class Attention(nn.Module):
             x_BTD: normalised input.
             rope: tables for the positions of these tokens; by default they follow the cache, or start at 0. A stack of
                 layers makes them once.
-            mask: see :class:`AttentionMask`; by default causality, as the module was built.
+            mask: see :class:`AttentionMask`; by default causality and the window, as the module was built.
             cache: earlier keys and values; these tokens' are appended.
         """
         if torch.is_autocast_enabled(x_BTD.device.type):  # once, not in each of the three projections
@@ -93,8 +106,20 @@ class Attention(nn.Module):
                 positions = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
                 rope = rotary_tables(positions, self.head_dim, self.rope_theta)
             q_BHTC, k_BKSC = rotate(q_BHTC, rope, dtype), rotate(k_BKSC, rope, dtype)
+        if mask is None and self.window is not None:
+            mask = window_mask(x_BTD.shape[1], cache, self.window, self.global_tokens, x_BTD.device)
         if cache is not None:
             k_BKSC, v_BKSC = cache.append(k_BKSC, v_BKSC)
         dropout = self.dropout if self.training else 0.0
         out_BHTC = attend(q_BHTC, k_BKSC, v_BKSC.to(dtype), causal=self.causal, mask=mask, dropout=dropout)
         return self.out_proj(out_BHTC.transpose(1, 2).flatten(2).to(x_BTD.dtype))
+
+
+def _check_window(window: int | None, global_tokens: int, causal: bool) -> None:
+    if window is not None and window < 1:
+        raise ConfigError(f"window is {window}, but must be at least 1, or None for no window")
+    if window is not None and not causal:
+        raise ConfigError(f"window is {window}, but must be None where causal is false")
+    if global_tokens < 0 or (global_tokens and window is None):
+        right = "0 (none) or more" if window is not None else "0 where window is None"
+        raise ConfigError(f"global_tokens is {global_tokens}, but must be {right}")

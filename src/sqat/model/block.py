@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from sqat.config import ModelConfig
-from sqat.model.attend import AttentionMask
 from sqat.model.attention import Attention
 from sqat.model.cache import LayerCache
 from sqat.model.feedforward import FeedForward
+from sqat.model.mask import AttentionMask
 from sqat.model.moe import MoE, RouterStats
 from sqat.model.norm import make_norm
 from sqat.model.rope import RotaryTables
@@ -29,6 +29,8 @@ class Block(nn.Module):
             out_bias=config.attention_out_bias,
             rope_theta=config.rope_theta,
             dropout=config.attention_dropout,
+            window=config.window,
+            global_tokens=config.global_tokens,
         )
         self.norm2 = make_norm(config.norm, config.hidden_size, config.norm_eps)
         self.feedforward = MoE(config) if config.is_moe else FeedForward(config)

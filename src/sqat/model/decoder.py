@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sqat.config import ModelConfig
-from sqat.model.attend import AttentionMask
 from sqat.model.block import Block
 from sqat.model.cache import KVCache
 from sqat.model.init import initialise
+from sqat.model.mask import AttentionMask
 from sqat.model.moe import RouterStats
 from sqat.model.norm import make_norm
 from sqat.model.rope import rotary_tables
@@ -106,12 +106,22 @@ class Decoder(nn.Module):
                 router.append(stats)
         return self.final_norm(x_BTD), tuple(router)
 
-    @staticmethod
-    def _mask(tokens_BT: Tensor, documents: Tensor | None, cache: KVCache | None) -> AttentionMask | None:
-        padding_B = None if cache is None else cache.padding_B
-        if documents is None and padding_B is None:
-            return None
+    def _mask(self, tokens_BT: Tensor, documents: Tensor | None, cache: KVCache | None) -> AttentionMask | None:
+        """One for all layers; `None` where causality says all."""
         num_tokens = tokens_BT.shape[1]
-        num_keys = num_tokens + (0 if cache is None else cache.length)
-        mask = AttentionMask(num_tokens, num_keys, tokens_BT.device, documents_BS=documents, first_key_B=padding_B)
+        if cache is not None:
+            mask = cache.mask(num_tokens)
+            return None if mask is None else mask.keep()
+        windowed = self.config.window is not None and self.config.window < num_tokens
+        if documents is None and not windowed:
+            return None
+        window, global_tokens = (self.config.window, self.config.global_tokens) if windowed else (None, 0)
+        mask = AttentionMask(
+            num_tokens,
+            num_tokens,
+            tokens_BT.device,
+            documents_BS=documents,
+            window=window,
+            global_tokens=global_tokens,
+        )
         return mask.keep()

@@ -1,10 +1,13 @@
 """Attention of a lean step: one new token in every row against the cache.
 
-Shape letters: B rows, D width, H query heads, K key/value heads, G = H/K query heads of each, C head_dim, S positions,
-P = (H + 2K)·C outputs of the three projections.
+Shape letters: B rows, D width, H query heads (as many as key/value heads in reverse SQA, repeated), K key/value heads,
+G = H/K query heads of each, C head_dim, S positions (slots of a cache that rolls), P = (H + 2K)·C outputs of the three
+projections.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +18,13 @@ from sqat.generate.lean.linear import Array, LeanLinear, array, optional_array
 from sqat.generate.lean.norm import LeanNorm
 from sqat.model.attention import Attention
 from sqat.model.block import Block
-from sqat.model.cache import KVCache, LayerCache
+from sqat.model.cache import KVCache, LayerCache, RollingLayer
 
 
 class Place:
-    """What all layers share in a step: the position, its rotation, and memory for scores.
+    """What all layers share in a step: the position, its rotation, its slot in the cache, and memory for scores.
+
+    Without a window the slot is the position. A cache that rolls needs no mask: what it holds is what is in reach.
 
     Args:
         cache: filled with the prompts.
@@ -29,6 +34,11 @@ class Place:
     def __init__(self, cache: KVCache, num_query_heads: int, theta: float) -> None:
         rows, kv_heads, self.capacity, head_dim = cache.layers[0].keys.shape
         self.length = cache.length
+        self.rolling = cache.layers[0] if isinstance(cache.layers[0], RollingLayer) else None
+        self.all_rows = np.arange(rows)
+        self.key_index: tuple[Any, ...] = ()  # where this position's keys go in (B, K, C, S), values in (B, K, S, C)
+        self.value_index: tuple[Any, ...] = ()
+        self.stop = min(self.length, self.capacity)  # slots in use
         self.scores = np.empty(rows * num_query_heads * self.capacity, np.float32)
         self.heads = (rows, kv_heads, num_query_heads // kv_heads)
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
@@ -38,6 +48,9 @@ class Place:
         if cache.padding_B is not None:
             self.padding_B1 = cache.padding_B.numpy()[:, None]
             padded = np.arange(self.capacity) < self.padding_B1
+            if self.rolling is not None:
+                own_B1 = torch.from_numpy(self.length - 1 - self.padding_B1)
+                padded = ~self.rolling.filled(own_B1).numpy()
             self.hidden_B11S = np.where(padded, np.float32(-np.inf), np.float32(0))[:, None, None]
         turn_rows = 1 if self.padding_B1 is None else rows
         self.turns = np.empty((turn_rows, 1, head_dim // 2), np.complex64)
@@ -48,21 +61,41 @@ class Place:
         """Go on to the next position.
 
         Raises:
-            ValueError: the cache is full.
+            ValueError: the cache is full, and does not roll.
         """
-        if self.length >= self.capacity:
+        if self.length >= self.capacity and self.rolling is None:
             raise ValueError(f"key/value cache holds {self.capacity} positions, but {self.length + 1} are needed")
         position = self.length if self.padding_B1 is None else self.length - self.padding_B1
         np.divide(np.float32(position), self.divisors, self.angles)
         np.cos(self.angles, self.turns.real[:, 0])
         np.sin(self.angles, self.turns.imag[:, 0])
+        if self.rolling is None or self.padding_B1 is None:
+            self._take(self.length)
+        else:
+            self._take_rolling(self.length - self.padding_B1)
         self.length += 1
+        self.stop = min(self.length, self.capacity)
         self.scores_BKGS = self._scores()
+
+    def _take(self, slot: int) -> None:
+        if self.rolling is not None and slot >= self.capacity:
+            kept = self.rolling.global_tokens
+            slot = kept + (slot - kept) % self.rolling.window
+        self.key_index, self.value_index = (..., slot), (slice(None), slice(None), slot)
+
+    def _take_rolling(self, own_B1: NDArray[np.int64]) -> None:
+        """Each row has a slot of its own, that of its own position, and sees it from now on."""
+        assert self.rolling is not None
+        assert self.hidden_B11S is not None
+        slots_B = self.rolling.slots(torch.from_numpy(own_B1)).numpy()[:, 0]
+        self.key_index = (self.all_rows, slice(None), slice(None), slots_B)
+        self.value_index = (self.all_rows, slice(None), slots_B)
+        self.hidden_B11S[self.all_rows, 0, 0, slots_B] = 0
 
     def _scores(self) -> Array:
         """Room for the scores; contiguous, since exponentials of anything else take twice as long."""
         rows, kv_heads, groups = self.heads
-        return self.scores[: rows * kv_heads * groups * self.length].reshape(rows, kv_heads, groups, self.length)
+        return self.scores[: rows * kv_heads * groups * self.stop].reshape(rows, kv_heads, groups, self.stop)
 
 
 class LeanAttention:
@@ -77,8 +110,8 @@ class LeanAttention:
         attention = block.attention
         rows, kv_heads, capacity, head_dim = cache.keys.shape
         width = attention.out_proj.out_features
-        num_projected = attention.q_proj.out_features // head_dim + 2 * kv_heads
-        num_query_heads = num_projected - 2 * kv_heads
+        num_query_heads = attention.out_proj.in_features // head_dim
+        num_projected = num_query_heads + 2 * kv_heads
         self.place = place
         self.norm = LeanNorm(block.norm1, rows, width)
         order = torch.arange(head_dim).view(2, -1).T.flatten()  # 0, C/2, 1, C/2 + 1, …
@@ -87,8 +120,8 @@ class LeanAttention:
         self.out_project = LeanLinear(array(out.weight), optional_array(out.bias), rows)
 
         self.keys_BKCS = np.empty((rows, kv_heads, head_dim, capacity), np.float32)
-        filled = cache.keys[:, :, : cache.length, order]
-        self.keys_BKCS[..., : cache.length] = filled.transpose(2, 3).numpy()
+        filled = cache.keys[:, :, : place.stop, order]
+        self.keys_BKCS[..., : place.stop] = filled.transpose(2, 3).numpy()
         self.values_BKSC = array(cache.values)
 
         heads = self.project.out_BO.reshape(rows, num_projected, head_dim)
@@ -104,9 +137,9 @@ class LeanAttention:
         place = self.place
         self.project(self.norm.unit(x_BD))
         np.multiply(self.pairs_BHC, place.turns, self.pairs_BHC)
-        stop = place.length
-        self.keys_BKCS[..., stop - 1] = self.k_BKC
-        self.values_BKSC[:, :, stop - 1] = self.v_BKC
+        stop = place.stop
+        self.keys_BKCS[place.key_index] = self.k_BKC
+        self.values_BKSC[place.value_index] = self.v_BKC
 
         scores, total = place.scores_BKGS, self.total_BKG1
         np.matmul(self.q_BKGC, self.keys_BKCS[..., :stop], scores)
@@ -124,14 +157,15 @@ class LeanAttention:
 def _fused(attention: Attention, norm: LeanNorm, order: Tensor) -> tuple[Array, Array | None]:
     """The matrix (P, D) of all three projections, and their bias (P,), if any."""
     head_dim = attention.head_dim
+    times = attention.out_proj.in_features // attention.q_proj.out_features  # more than once in reverse SQA
     weights, biases = [], []
-    for linear, scale, turned in (
-        (attention.q_proj, head_dim**-0.5, True),
-        (attention.k_proj, 1.0, True),
-        (attention.v_proj, 1.0, False),
+    for linear, repeated, scale, turned in (
+        (attention.q_proj, times, head_dim**-0.5, True),
+        (attention.k_proj, 1, 1.0, True),
+        (attention.v_proj, 1, 1.0, False),
     ):
-        weight_HCD = linear.weight.unflatten(0, (-1, head_dim)) * scale
-        bias_HC = _bias(linear, norm).unflatten(0, (-1, head_dim)) * scale
+        weight_HCD = linear.weight.unflatten(0, (-1, head_dim)).repeat_interleave(repeated, dim=0) * scale
+        bias_HC = _bias(linear, norm).unflatten(0, (-1, head_dim)).repeat_interleave(repeated, dim=0) * scale
         weights.append((weight_HCD[:, order] if turned else weight_HCD).flatten(0, 1))
         biases.append((bias_HC[:, order] if turned else bias_HC).flatten())
     weight_PD, bias_P = array(torch.cat(weights)), array(torch.cat(biases))

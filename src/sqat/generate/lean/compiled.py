@@ -18,7 +18,7 @@ from sqat.model.moe import MoE
 
 
 class CompiledAttention(LeanAttention):
-    """As :class:`LeanAttention`, in one call."""
+    """As :class:`LeanAttention`, in one call; for caches that do not roll."""
 
     def __init__(self, block: Block, cache: LayerCache, place: Place) -> None:
         super().__init__(block, cache, place)

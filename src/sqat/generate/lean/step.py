@@ -49,7 +49,7 @@ class LeanStep:
         alone = torch.get_num_threads() == 1 or _largest_product(config, rows) <= ONE_THREAD_PRODUCT
         self.threads = one_thread if alone else nullcontext
         compiled = alone and kernels.available()
-        self.place = Place(cache, config.num_query_heads, config.rope_theta)
+        self.place = Place(cache, config.num_score_heads, config.rope_theta)
         self.x_BD = np.empty((rows, config.hidden_size), np.float32)
         self.embedding_VD = array(model.embedding.weight)
         self.parts: list[Callable[[Array], Array]] = []
@@ -64,7 +64,7 @@ class LeanStep:
         """Logits (B, V) after one more token in every row; the next call writes over them.
 
         Raises:
-            ValueError: the cache is full.
+            ValueError: the cache is full, and the model has no window.
         """
         self.place.advance()
         x_BD = self.embedding_VD.take(tokens_B.numpy(), 0, self.x_BD, "clip")
@@ -83,7 +83,8 @@ def _halves(
     if compiled:
         from sqat.generate.lean.compiled import CompiledAttention, CompiledFeedForward
 
-        attention = CompiledAttention if rows <= COMPILED_ATTENTION_ROWS else LeanAttention
+        fits = rows <= COMPILED_ATTENTION_ROWS and place.rolling is None
+        attention = CompiledAttention if fits else LeanAttention
         return [attention(block, cache, place), CompiledFeedForward(block, rows, activation)]
     if isinstance(feedforward, MoE):
         return [LeanAttention(block, cache, place), LeanMoE(feedforward, block.norm2, rows)]
@@ -95,5 +96,5 @@ def _largest_product(config: ModelConfig, rows: int) -> float:
     """Multiply-adds of a layer's largest matrix product; an expert's, if rows spread evenly."""
     inner = config.intermediate_size * (2 if config.gated else 1)
     share = max(rows * config.experts_per_token / config.num_experts, 1) if config.is_moe else rows
-    projected = (config.num_query_heads + 2 * config.num_kv_heads) * config.head_dim
+    projected = (config.num_score_heads + 2 * config.num_kv_heads) * config.head_dim
     return config.hidden_size * max(share * inner, rows * projected)
