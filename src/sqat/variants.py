@@ -104,6 +104,13 @@ def extra_small(variant: str) -> ModelConfig:
     return _build(variant, 8, 256, vocab_size=2048, num_layers=4, intermediate_size=640, context_length=256)
 
 
+FAMILIES: dict[str, Callable[[str], ModelConfig]] = {
+    "micro": micro,
+    "mini": mini,
+    "small": small,
+    "extra_small": extra_small,
+}
+
 _PRESETS: dict[str, tuple[Callable[[str], ModelConfig], str]] = {
     "sqat-s": (small, "sqa"),
     "gqa-s": (small, "gqa"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from sqat.bench.results import Result, Spread, Table
 from sqat.bench.settings import Context
 from sqat.bench.timing import Candidate, Sample, Stopwatch, alternate
+from sqat.config import ModelConfig
 from sqat.model.attend import attend, kernel_dtype
 from sqat.model.attention import Attention
 from sqat.train.device import use_bf16
@@ -59,15 +60,14 @@ def _table(context: Context, direction: str, length: int, *, module: bool) -> Ta
     tokens = QUICK_TOKENS if settings.quick else TOKENS[settings.device]
     rows = max(1, tokens // length)
     make = _module if module else _core
-    bf16 = use_bf16("auto", settings.device)
-    dtype = kernel_dtype(torch.empty(0, device=settings.device, dtype=torch.bfloat16 if bf16 else torch.float32))
+    dtype = _training_dtype(settings.device)
     least = 0.001 if settings.quick else LEAST_SECONDS[settings.device]
     ceiling = context.ceiling.bf16 if dtype == torch.bfloat16 else context.ceiling.float32
     candidates: dict[str, Candidate] = {}
     for name in VARIANTS:
         counts = head_counts(name, HEADS)
         watch = Stopwatch(
-            make(rows, length, *counts, dtype, settings.device, direction == BOTH), settings.device, least
+            make(rows, length, *counts, HEAD_DIM, dtype, settings.device, direction == BOTH), settings.device, least
         )
         operations = OPERATIONS[direction] * rows * 2 * counts[0] * HEAD_DIM * length * (length + 1)
         candidates[name] = _milliseconds(watch, None if module else operations, ceiling)
@@ -92,17 +92,36 @@ def _milliseconds(watch: Stopwatch, operations: float | None, ceiling: float) ->
     return measure
 
 
+def attention_call(config: ModelConfig, rows: int, length: int, device: str, direction: str) -> Callable[[], Any]:
+    """One call of `attend` with a model's heads, as training makes it; `direction` is `FORWARD` or `BOTH`."""
+    heads = config.num_query_heads, config.num_kv_heads, config.head_dim
+    return _core(rows, length, *heads, _training_dtype(device), device, direction == BOTH)
+
+
+def _training_dtype(device: str) -> torch.dtype:
+    """The type in which attention is computed in training."""
+    mixed = torch.bfloat16 if use_bf16("auto", device) else torch.float32
+    return kernel_dtype(torch.empty(0, device=device, dtype=mixed))
+
+
 def _core(
-    rows: int, length: int, query_heads: int, kv_heads: int, dtype: torch.dtype, device: str, backward: bool
+    rows: int,
+    length: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: str,
+    backward: bool,
 ) -> Callable[[], Any]:
     """`attend` on tensors laid out as the projections leave them."""
 
     def heads(count: int) -> Tensor:
-        x_BTHC = torch.randn(rows, length, count, HEAD_DIM, device=device, dtype=dtype)
+        x_BTHC = torch.randn(rows, length, count, head_dim, device=device, dtype=dtype)
         return x_BTHC.transpose(1, 2).requires_grad_(backward)
 
     inputs = heads(query_heads), heads(kv_heads), heads(kv_heads)
-    gradient = torch.randn(rows, length, query_heads, HEAD_DIM, device=device, dtype=dtype).transpose(1, 2)
+    gradient = torch.randn(rows, length, query_heads, head_dim, device=device, dtype=dtype).transpose(1, 2)
 
     def run() -> None:
         with torch.set_grad_enabled(backward):
@@ -114,11 +133,18 @@ def _core(
 
 
 def _module(
-    rows: int, length: int, query_heads: int, kv_heads: int, dtype: torch.dtype, device: str, backward: bool
+    rows: int,
+    length: int,
+    query_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: str,
+    backward: bool,
 ) -> Callable[[], Any]:
     """The whole module as a training step runs it."""
-    width = HEADS * HEAD_DIM
-    attention = Attention(width, query_heads, kv_heads, HEAD_DIM).to(device)
+    width = HEADS * head_dim
+    attention = Attention(width, query_heads, kv_heads, head_dim).to(device)
     x_BTD = torch.randn(rows, length, width, device=device, requires_grad=backward)
     gradient = torch.randn(rows, length, width, device=device)
     inputs = (x_BTD, *attention.parameters())
