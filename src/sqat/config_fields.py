@@ -42,8 +42,8 @@ class Config:
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind` (int, float, bool, str, None, unions or tuples of them, or a Config); what YAML and the command
-    line give is read leniently.
+    """`value` as `kind` (int, float, bool, str, None, unions or tuples of them, a dict, or a Config); what YAML and the
+    command line give is read leniently.
 
     Raises:
         ConfigError: naming `where`, the value and the type that would be right.
@@ -53,6 +53,10 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if empty and types.NoneType in options:
         return None
     for option in options:
+        if option is Any:
+            return value
+        if typing.get_origin(option) is dict and isinstance(value, Mapping):
+            return dict(value)
         if isinstance(option, type) and issubclass(option, Config):
             return value if isinstance(value, option) else option.from_dict(value)
         if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):

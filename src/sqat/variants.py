@@ -107,6 +107,13 @@ def extra_small(variant: str, **changes: object) -> ModelConfig:
     return _build(variant, 8, 256, **shape, **changes)
 
 
+FAMILIES: dict[str, Callable[..., ModelConfig]] = {
+    "micro": micro,
+    "mini": mini,
+    "small": small,
+    "extra_small": extra_small,
+}
+
 _MICRO_WINDOW, _MINI_WINDOW = {"window": 64}, {"window": 128}  # of 256 and 1,024 positions; the paper's is 128
 _GLOBAL = {"global_tokens": 4}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sqat.bench.results import Result, Spread, Table
 from sqat.bench.settings import Context
 from sqat.bench.timing import Candidate, Sample, Stopwatch, alternate
+from sqat.config import ModelConfig
 from sqat.cost import visible_keys
 from sqat.model.attend import attend, kernel_dtype
 from sqat.model.attention import Attention
@@ -62,8 +63,7 @@ def _table(context: Context, direction: str, length: int, *, module: bool) -> Ta
     tokens = QUICK_TOKENS if settings.quick else TOKENS[settings.device]
     rows = max(1, tokens // length)
     make = _module if module else _core
-    bf16 = use_bf16("auto", settings.device)
-    dtype = kernel_dtype(torch.empty(0, device=settings.device, dtype=torch.bfloat16 if bf16 else torch.float32))
+    dtype = _training_dtype(settings.device)
     least = 0.001 if settings.quick else LEAST_SECONDS[settings.device]
     ceiling = context.ceiling.bf16 if dtype == torch.bfloat16 else context.ceiling.float32
     candidates: dict[str, Candidate] = {}
@@ -88,6 +88,8 @@ class _Shape(NamedTuple):
     query_heads: int
     kv_heads: int
     window: int | None = None
+    global_tokens: int = 0
+    head_dim: int = HEAD_DIM
 
     @property
     def score_heads(self) -> int:
@@ -95,7 +97,7 @@ class _Shape(NamedTuple):
 
     def operations(self, length: int) -> int:
         """Of scores and weighted sums of one causal row, forward."""
-        return 4 * self.score_heads * HEAD_DIM * visible_keys(length, self.window)
+        return 4 * self.score_heads * self.head_dim * visible_keys(length, self.window, self.global_tokens)
 
 
 def _shapes(window: int) -> dict[str, _Shape]:
@@ -115,18 +117,31 @@ def _milliseconds(watch: Stopwatch, operations: float | None, ceiling: float) ->
     return measure
 
 
+def attention_call(config: ModelConfig, rows: int, length: int, device: str, direction: str) -> Callable[[], Any]:
+    """One call of `attend` with a model's heads, as training makes it; `direction` is `FORWARD` or `BOTH`."""
+    heads = config.num_query_heads, config.num_kv_heads, config.window, config.global_tokens, config.head_dim
+    return _core(rows, length, _Shape(*heads), _training_dtype(device), device, direction == BOTH)
+
+
+def _training_dtype(device: str) -> torch.dtype:
+    """The type in which attention is computed in training."""
+    mixed = torch.bfloat16 if use_bf16("auto", device) else torch.float32
+    return kernel_dtype(torch.empty(0, device=device, dtype=mixed))
+
+
 def _core(rows: int, length: int, shape: _Shape, dtype: torch.dtype, device: str, backward: bool) -> Callable[[], Any]:
     """`attend` on tensors laid out as the projections leave them."""
 
     def heads(count: int) -> Tensor:
-        x_BTHC = torch.randn(rows, length, count, HEAD_DIM, device=device, dtype=dtype)
+        x_BTHC = torch.randn(rows, length, count, shape.head_dim, device=device, dtype=dtype)
         return x_BTHC.transpose(1, 2).requires_grad_(backward)
 
     inputs = heads(shape.query_heads), heads(shape.kv_heads), heads(shape.kv_heads)
     mask = None  # a stack of layers makes it once
     if shape.window is not None and shape.window < length:
-        mask = AttentionMask(length, length, torch.device(device), window=shape.window).keep()
-    gradient = torch.randn(rows, length, shape.score_heads, HEAD_DIM, device=device, dtype=dtype).transpose(1, 2)
+        limits = shape.window, shape.global_tokens
+        mask = AttentionMask(length, length, torch.device(device), window=limits[0], global_tokens=limits[1]).keep()
+    gradient = torch.randn(rows, length, shape.score_heads, shape.head_dim, device=device, dtype=dtype).transpose(1, 2)
 
     def run() -> None:
         with torch.set_grad_enabled(backward):

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sqat.cli import bench, data_commands, demo, generate, info, train
+from sqat.cli import bench, compare, data_commands, demo, generate, info, train
 from sqat.errors import SqatError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
+app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("info")(info.info)
 app.command("convert")(data_commands.convert)

@@ -37,6 +37,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        drawn = torch.get_default_device().type != "meta"
+        seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if drawn else 0  # before the layers draw
         self.config = config
         self.gradient_checkpointing = False
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -46,7 +48,7 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         if self.embedding.weight.device.type != "meta":
-            initialise(self)
+            initialise(self, seed)
 
     def forward(
         self,

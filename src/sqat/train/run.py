@@ -64,6 +64,7 @@ def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: It
     """The trainer of a run whose data are ready, the model freshly initialised from the seed."""
     torch.manual_seed(config.train.seed)
     model = Decoder(config.model)
+    torch.manual_seed(config.train.seed)  # dropout's draws do not depend on how many the model took either
     batches = Batches(
         data.train,
         batch_size=config.train.batch_size,

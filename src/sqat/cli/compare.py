@@ -1,0 +1,75 @@
+"""`sqat compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def compare(
+    plan: Annotated[
+        Path | None, typer.Argument(help="A YAML file; configs/compare has examples. Not needed with --report-only.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The comparison's folder; default runs/NAME.")] = None,
+    match: Annotated[str | None, typer.Option(help="tokens, flops, time or parameters.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="As 0,1,2.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any other field, as data.source=folder.")
+    ] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Write the report anew from --out.")] = False,
+) -> None:
+    """Train variants under one budget, pair by pair, and report.
+
+    The same command goes on where it was stopped, at whatever moment.
+    """
+    from sqat.cli.console import console
+    from sqat.compare.runner import require_results
+    from sqat.errors import ConfigError
+
+    if report_only:
+        if out is None:
+            raise ConfigError("--out is missing, but must name the comparison's folder where there is --report-only")
+        folder = out
+    else:
+        folder = _run(
+            plan, out, {"match": match, "seeds": seeds and _numbers(seeds), "processes": processes}, set_ or []
+        )
+    require_results(folder)
+    from sqat.compare.report import write_report
+
+    console.print(f"report: {write_report(folder)}", highlight=False)
+
+
+def _numbers(text: str) -> list[int]:
+    from sqat.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds is {text!r}, but must be numbers like 0,1,2") from None
+
+
+def _run(plan: Path | None, out: Path | None, options: dict[str, Any], set_: list[str]) -> Path:
+    from sqat.cli.console import console
+    from sqat.compare.plan import read_plan
+    from sqat.compare.runner import Interrupted, run_comparison
+    from sqat.errors import ConfigError
+
+    if plan is None:
+        raise ConfigError("PLAN is missing, but must be a YAML file such as configs/compare/quick.yaml")
+    overrides = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    settled = read_plan(plan, [*overrides, *set_])
+    folder = out or Path("runs") / settled.name
+    try:
+        failures = run_comparison(settled, folder, lambda text: console.print(text, highlight=False))
+    except Interrupted as stopped:
+        console.print(str(stopped), highlight=False)
+        raise typer.Exit(1) from None
+    if failures:
+        console.print("\n".join(["failed:", *failures]), highlight=False)
+        raise typer.Exit(1)
+    return folder

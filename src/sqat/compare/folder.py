@@ -1,0 +1,115 @@
+"""A comparison's folder: what lies where, and that a second start means the same comparison."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from sqat.compare.budget import Share
+from sqat.compare.plan import ComparePlan, Variant
+from sqat.config import ModelConfig
+from sqat.durable import replace_file
+from sqat.errors import ConfigError, DataError
+from sqat.run_config import read_yaml
+
+FREE = {"processes", "stories", "probes"}  # fields of a plan that may change while its runs are not done
+
+
+class Setup(NamedTuple):
+    """What was settled when a comparison began, so that going on is the same comparison."""
+
+    threads: int  # of each run: results depend on them, to the bit
+    shares: dict[str, Share]
+
+    def to_dict(self) -> dict[str, Any]:
+        shares = {name: {"model": s.variant.model.to_dict(), "steps": s.steps} for name, s in self.shares.items()}
+        return {"threads": self.threads, "shares": shares}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Setup:
+        shares = {
+            name: Share(Variant(name, ModelConfig.from_dict(share["model"])), int(share["steps"]))
+            for name, share in values["shares"].items()
+        }
+        return cls(int(values["threads"]), shares)
+
+
+class Folder:
+    """Paths within a comparison's folder, and its small files."""
+
+    PLAN, SETUP, RESULTS, TIMING, RESULT = "plan.yaml", "setup.json", "results.jsonl", "timing.json", "result.json"
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def run(self, name: str, seed: int) -> Path:
+        return self.out / "runs" / f"{name}-seed{seed}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """For one process at a time.
+
+        Raises:
+            ConfigError: another one has it.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        with (self.out / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(
+                    f"a comparison is running in {self.out}: wait for it, stop it, or choose another folder (--out)"
+                ) from None
+            yield
+
+    def begin(self, plan: ComparePlan) -> None:
+        """Write the plan, or see that it is the one that is here.
+
+        Raises:
+            ConfigError: another one is; the message names the first field that differs.
+        """
+        if (self.out / self.PLAN).is_file():
+            before, now = self.read_plan().to_dict(), plan.to_dict()
+            for name, value in now.items():
+                if name not in FREE and _plain(before[name]) != _plain(value):
+                    raise ConfigError(
+                        f"{name} is {_plain(value)!r}, but the comparison in {self.out} has {_plain(before[name])!r}: "
+                        "go on with its own plan, or choose another folder (--out)"
+                    )
+        replace_file(self.out / self.PLAN, yaml.safe_dump(_plain(plan.to_dict()), sort_keys=False))
+
+    def read_plan(self) -> ComparePlan:
+        return ComparePlan.from_dict(read_yaml(self.out / self.PLAN))
+
+    def read_setup(self) -> Setup:
+        """Raises DataError where it is damaged."""
+        path = self.out / self.SETUP
+        try:
+            return Setup.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is missing or damaged: {error}") from error
+
+    def write_setup(self, setup: Setup) -> None:
+        replace_file(self.out / self.SETUP, json.dumps(setup.to_dict(), indent=1))
+
+    def write_results(self, plan: ComparePlan) -> int:
+        """Gather the results of all runs that are done, in the plan's order; returns how many there are."""
+        lines = []
+        for variant in plan.models():
+            for seed in plan.seeds:
+                path = self.run(variant.name, seed) / self.RESULT
+                if path.is_file():
+                    lines.append(path.read_text(encoding="utf-8").strip() + "\n")
+        replace_file(self.out / self.RESULTS, "".join(lines))
+        return len(lines)
+
+
+def _plain(value: Any) -> Any:
+    """As YAML gives it back: tuples are lists."""
+    return json.loads(json.dumps(value))

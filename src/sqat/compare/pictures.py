@@ -1,0 +1,216 @@
+"""The report's pictures: lines over seeds with a band from the lowest to the highest, a variant always in its own
+colour and marker (Okabe and Ito's palette, told apart by colour-blind readers too).
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from sqat.compare.results import Comparison
+from sqat.config import ModelConfig
+from sqat.cost import visible_keys
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00", "#7F7F7F")
+MARKERS = "osD^vPX*"
+ORDER = ("mha", "gqa", "mqa", "sqa", "ssqa", "xsqa", "xsmqa", "lsqa")
+GREY = "#808080"  # legible on white and on black
+SIZE = (7.0, 4.3)
+
+
+def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
+    """(title, SVG, PNG) by file name; pictures without data are left out."""
+    makers: dict[str, tuple[str, Callable[[Any, Comparison], bool]]] = {
+        "loss-tokens": ("Validation loss against training tokens", _loss_over("tokens", "training tokens")),
+        "loss-flops": (
+            "Validation loss against training operations",
+            _loss_over("flops", "training operations (FLOP)"),
+        ),
+        "loss-time": ("Validation loss against training time", _loss_over_time),
+        "pareto": ("Loss and time of a training step", _pareto),
+        "attention": ("Attention alone, forward and backward", _attention),
+        "size": ("Parameters", _size),
+        "router": ("Experts' load, by layer", _router),
+    }
+    found = {}
+    for name, (title, draw) in makers.items():
+        drawn = _draw(title, draw, comparison)
+        if drawn is not None:
+            found[name] = (title, *drawn)
+    return found
+
+
+def _draw(title: str, draw: Callable[[Any, Comparison], bool], comparison: Comparison) -> tuple[bytes, bytes] | None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.hashsalt": "sqat",
+        "svg.fonttype": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "font.size": 10,
+        "axes.edgecolor": GREY,
+        "axes.labelcolor": GREY,
+        "xtick.color": GREY,
+        "ytick.color": GREY,
+        "text.color": GREY,
+        "axes.titlecolor": GREY,
+        "axes.facecolor": "none",
+        "legend.frameon": False,
+    }
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        if not draw(axes, comparison):
+            return None
+        svg, png = io.BytesIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+    return svg.getvalue(), png.getvalue()
+
+
+def style(comparison: Comparison, name: str) -> dict[str, Any]:
+    """Colour and marker of a variant, the same in every picture."""
+    names = [*ORDER, *(variant.name for variant in comparison.plan.models() if variant.name not in ORDER)]
+    place = names.index(name) % len(COLOURS)
+    return {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 5}
+
+
+def _loss_over(axis: str, label: str) -> Callable[[Any, Comparison], bool]:
+    def draw(axes: Any, comparison: Comparison) -> bool:
+        return _loss_lines(axes, comparison, label, lambda run, point: point[axis])
+
+    return draw
+
+
+def _loss_over_time(axes: Any, comparison: Comparison) -> bool:
+    """Steps times the interleaved timing pass's seconds of a step; no wall clock."""
+    if comparison.timing is None:
+        return False
+    seconds = {name: comparison.time_median(name, "step_seconds") for name in comparison.variants}
+    if None in seconds.values():
+        return False
+    label = "training time, minutes (steps × measured time of a step)"
+    return _loss_lines(axes, comparison, label, lambda run, point: point["step"] * seconds[run["variant"]] / 60)
+
+
+def _loss_lines(
+    axes: Any, comparison: Comparison, label: str, place: Callable[[dict[str, Any], dict[str, Any]], float]
+) -> bool:
+    drawn, last = False, []
+    for name in comparison.variants:
+        runs = comparison.of(name)
+        points = min(len(run["curve"]) for run in runs)
+        if points < 2:
+            continue
+        x = [place(runs[0], runs[0]["curve"][i]) for i in range(points)]
+        losses = [[run["curve"][i]["loss"] for run in runs] for i in range(points)]
+        middle = [statistics.fmean(at) for at in losses]
+        look = style(comparison, name)
+        axes.plot(x, middle, label=f"{name} ({middle[-1]:.3f})", markevery=max(1, points // 8), linewidth=1.4, **look)
+        axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=look["color"], alpha=0.15)
+        last += middle[points // 4 :]
+        drawn = True
+    if drawn:
+        from matplotlib.ticker import EngFormatter
+
+        low, high = min(last), max(last)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+        axes.set(xlabel=label, ylabel="validation loss, nats per token")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.legend(title="variant (last)", fontsize=9)
+    return drawn
+
+
+def _pareto(axes: Any, comparison: Comparison) -> bool:
+    """Mean loss with its range over seeds, against the time of a step relative to the reference."""
+    ratios, losses = comparison.time_ratios("step_seconds"), comparison.by_seed("evaluation", "loss")
+    points = []
+    for name in comparison.variants:
+        if name not in ratios:
+            continue
+        times, values = list(ratios[name].values()), list(losses[name].values())
+        x, y = statistics.median(times), statistics.fmean(values)
+        points.append((x, y))
+        spread = [[x - min(times)], [max(times) - x]], [[y - min(values)], [max(values) - y]]
+        look = style(comparison, name)
+        axes.errorbar(
+            x, y, xerr=spread[0], yerr=spread[1], fmt=look["marker"], color=look["color"], capsize=2, alpha=0.8
+        )
+        axes.annotate(name, (x, y), textcoords="offset points", xytext=(7, 6), color=look["color"], fontsize=10)
+    if not points:
+        return False
+    front = [p for p in sorted(points) if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
+    axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", linewidth=1, zorder=0, label="Pareto front")
+    axes.set(xlabel=f"time of a training step, relative to {comparison.plan.reference}", ylabel="validation loss, nats")
+    axes.legend()
+    return True
+
+
+def _attention(axes: Any, comparison: Comparison) -> bool:
+    """Log-log, with the reference's time times the share of its operations as dotted lines."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    if comparison.timing is None:
+        return False
+    models = {variant.name: variant.model for variant in comparison.plan.models()}
+    base, reference = comparison.timing["variants"].get(comparison.plan.reference), comparison.plan.reference
+    for name, entry in comparison.timing["variants"].items():
+        lengths = [int(length) for length in entry["attention"]]
+        if len(lengths) < 2:
+            return False
+        times = [1000 * statistics.median(both) for _, both in entry["attention"].values()]
+        look = style(comparison, name)
+        axes.plot(lengths, times, label=name, linewidth=1.4, **look)
+        if base is not None and name != reference:
+            shares = [_operations(models[name], length) / _operations(models[reference], length) for length in lengths]
+            own = [1000 * statistics.median(both) for _, both in base["attention"].values()]
+            ideal = [share * milliseconds for share, milliseconds in zip(shares, own, strict=True)]
+            axes.plot(lengths, ideal, color=look["color"], linestyle=":", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel="ms for the same number of tokens")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+    axes.plot([], [], color=GREY, linestyle=":", label=f"ideal: {reference} × share of its operations")
+    axes.legend(fontsize=9)
+    return True
+
+
+def _operations(model: ModelConfig, length: int) -> int:
+    """What attention's time is proportional to, where it is ideal."""
+    return model.num_score_heads * model.head_dim * visible_keys(length, model.window, model.global_tokens)
+
+
+def _size(axes: Any, comparison: Comparison) -> bool:
+    names = comparison.variants
+    totals = [comparison.of(name)[0]["parameters"]["total"] / 1e6 for name in names]
+    bars = axes.barh(names, totals, color=[style(comparison, name)["color"] for name in names], height=0.6)
+    axes.bar_label(bars, labels=[f" {total:.2f} M" for total in totals], color=GREY)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.margins(x=0.12)
+    axes.set(xlabel="parameters, millions")
+    return True
+
+
+def _router(axes: Any, comparison: Comparison) -> bool:
+    """Each layer's experts from the busiest to the least, mean over seeds, of the reference and every other variant."""
+    drawn = False
+    for name in comparison.variants:
+        loads = [run["evaluation"].get("router_load") for run in comparison.of(name)]
+        if not loads or not all(loads):
+            return False
+        ranked = [sorted((share * len(layer) for share in layer), reverse=True) for load in loads for layer in load]
+        mean = [statistics.fmean(at) for at in zip(*ranked, strict=True)]
+        axes.plot(range(1, len(mean) + 1), mean, label=name, linewidth=1.4, **style(comparison, name))
+        drawn = True
+    axes.axhline(1, color=GREY, linestyle=":", linewidth=1, label="even")
+    axes.set(xlabel="expert, from the busiest to the least busy", ylabel="load relative to an even share")
+    axes.legend(fontsize=9)
+    return drawn

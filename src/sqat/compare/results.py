@@ -1,0 +1,93 @@
+"""A comparison's raw data, read back and checked."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqat.compare.folder import Folder
+from sqat.compare.plan import ComparePlan
+from sqat.compare.timing_pass import read_timing
+from sqat.errors import DataError
+
+NEEDED = ("variant", "seed", "model", "parameters", "evaluation", "curve", "tokens", "flops")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a folder holds: the plan, a line for each finished run, the timing pass if it was made."""
+
+    plan: ComparePlan
+    runs: list[dict[str, Any]]
+    timing: dict[str, Any] | None
+
+    @property
+    def variants(self) -> list[str]:
+        """Those with a finished run, in the plan's order."""
+        done = {run["variant"] for run in self.runs}
+        return [variant.name for variant in self.plan.models() if variant.name in done]
+
+    def of(self, variant: str) -> list[dict[str, Any]]:
+        return [run for run in self.runs if run["variant"] == variant]
+
+    def by_seed(self, *path: str) -> dict[str, dict[int, float]]:
+        """A figure by variant and seed, as `by_seed("evaluation", "loss")`; runs that lack it are left out."""
+        found: dict[str, dict[int, float]] = {name: {} for name in self.variants}
+        for run in self.runs:
+            value: Any = run
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if value is not None:
+                found[run["variant"]][run["seed"]] = value
+        return {name: values for name, values in found.items() if values}
+
+    def missing(self) -> list[str]:
+        """Runs of the plan that are not done."""
+        done = {(run["variant"], run["seed"]) for run in self.runs}
+        return [
+            f"{variant.name}, seed {seed}"
+            for variant in self.plan.models()
+            for seed in self.plan.seeds
+            if (variant.name, seed) not in done
+        ]
+
+    def time_ratios(self, figure: str) -> dict[str, dict[int, float]]:
+        """A timed figure over the reference's, by variant and round."""
+        if self.timing is None or self.plan.reference not in self.timing["variants"]:
+            return {}
+        base = self.timing["variants"][self.plan.reference][figure]
+        return {
+            name: {i: a / b for i, (a, b) in enumerate(zip(entry[figure], base, strict=False))}
+            for name, entry in self.timing["variants"].items()
+        }
+
+    def time_median(self, variant: str, figure: str) -> float | None:
+        if self.timing is None or variant not in self.timing["variants"]:
+            return None
+        return statistics.median(self.timing["variants"][variant][figure])
+
+
+def read_comparison(out: Path) -> Comparison:
+    """Everything in a comparison's folder.
+
+    Raises:
+        ConfigError, DataError: missing or damaged; the message names file and line.
+    """
+    path = out / Folder.RESULTS
+    if not path.is_file():
+        raise DataError(f"{path} is missing: {out} is not a comparison's folder, or none of its runs is done")
+    runs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            run = json.loads(line)
+            lacking = [key for key in NEEDED if key not in run]
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number} is damaged: {error}") from error
+        if lacking:
+            raise DataError(f"{path}, line {number} lacks {', '.join(lacking)}")
+        runs.append(run)
+    return Comparison(Folder(out).read_plan(), runs, read_timing(out))

@@ -1,0 +1,162 @@
+"""A whole comparison: data once, every run in a process of its own, the timing pass, the report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from sqat.bench.child import child_environment
+from sqat.compare.budget import shares
+from sqat.compare.child import INTERRUPTED
+from sqat.compare.folder import Folder, Setup
+from sqat.compare.plan import ComparePlan
+from sqat.compare.timing_pass import read_timing, time_variants
+from sqat.data.batches import Batches
+from sqat.errors import TrainingError
+from sqat.train.prepare import prepare_data
+from sqat.train.signals import StopOnSignals
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+Run = tuple[str, int]  # variant, seed
+POLL_SECONDS = 0.2
+
+
+class Interrupted(Exception):
+    """Stopped on request; the same command goes on."""
+
+
+def run_comparison(plan: ComparePlan, out: Path, say: Say = logger.info) -> list[str]:
+    """Do what is not done yet; returns a line for every run that failed (the others are done all the same).
+
+    Raises:
+        ConfigError: `out` holds another comparison, or one is running there.
+        DataError: data that cannot be read.
+        Interrupted: SIGINT or SIGTERM; the runs have saved their checkpoints.
+    """
+    folder = Folder(out)
+    with folder.locked():
+        folder.begin(plan)
+        setup = _settle(plan, folder, say)
+        failures = _Processes(plan, folder, setup, say).run_all()
+        folder.write_results(plan)
+        if plan.timing.rounds and read_timing(out) is None:
+            say("timing all variants in turn")
+            time_variants(plan, list(setup.shares.values()), out)
+    return failures
+
+
+def _settle(plan: ComparePlan, folder: Folder, say: Say) -> Setup:
+    """Tokenise, so that the runs find everything in the cache, and fix each variant's steps, or read them."""
+    models = plan.models()
+    data = prepare_data(plan.data, models[0].model.vocab_size)
+    if (folder.out / folder.SETUP).is_file():
+        return folder.read_setup()
+    rows = Batches(
+        data.train,
+        batch_size=plan.train.batch_size,
+        context_length=models[0].model.context_length,
+        mode=plan.data.mode,
+        padding_as_target=plan.data.padding_as_target,
+    )
+    steps_per_epoch = -(-len(rows) // plan.train.gradient_accumulation)
+    targets = data.train.num_tokens - len(data.train)  # the first token of a document is no target
+    seconds: dict[str, list[float]] = {}
+    if plan.match == "time":
+        say("timing all variants in turn, for the budget")
+        timing = read_timing(folder.out) or time_variants(plan, models, folder.out)
+        seconds = {name: figures["step_seconds"] for name, figures in timing["variants"].items()}
+    found = shares(plan, steps_per_epoch, targets / steps_per_epoch, seconds)
+    threads = max(1, (os.cpu_count() or 1) // plan.processes)
+    setup = Setup(threads, {share.variant.name: share for share in found})
+    folder.write_setup(setup)
+    return setup
+
+
+class _Processes:
+    """The runs that are not done, some at a time."""
+
+    def __init__(self, plan: ComparePlan, folder: Folder, setup: Setup, say: Say) -> None:
+        self.plan, self.folder, self.setup, self.say = plan, folder, setup, say
+        self.stopping: str | None = None
+
+    def run_all(self) -> list[str]:
+        waiting = [
+            (variant.name, seed)
+            for seed in self.plan.seeds  # a seed after the other: there are pairs to look at early
+            for variant in self.plan.models()
+            if not (self.folder.run(variant.name, seed) / self.folder.RESULT).is_file()
+        ]
+        self.total, failures = len(waiting), []
+        with StopOnSignals(self._stop):
+            for (name, seed), code in self._ended(waiting):
+                if code == 0:
+                    done = self.folder.write_results(self.plan)
+                    self.say(f"{name}, seed {seed}: done ({done} of {len(self.plan.seeds) * len(self.plan.variants)})")
+                elif code != INTERRUPTED and not self.stopping:
+                    failures.append(f"{name}, seed {seed}: {_last_error(self._log(name, seed))}")
+                    self.say(f"failed: {failures[-1]}")
+        if self.stopping:
+            raise Interrupted(f"{self.stopping}; the same command goes on from the runs' checkpoints")
+        return failures
+
+    def _ended(self, waiting: Sequence[Run]) -> Iterator[tuple[Run, int]]:
+        """Start the runs in order, and yield each with its exit code when it is over."""
+        left = list(waiting)
+        running: dict[Run, subprocess.Popen[bytes]] = {}
+        try:
+            while running or (left and not self.stopping):
+                while left and len(running) < self.plan.processes and not self.stopping:
+                    run = left.pop(0)
+                    running[run] = self._start(*run)
+                time.sleep(POLL_SECONDS)
+                for run, process in list(running.items()):
+                    if self.stopping:
+                        process.terminate()  # it saves its checkpoint; a second signal would end it at once
+                        process.wait()
+                    if process.poll() is not None:
+                        del running[run]
+                        yield run, process.returncode
+        finally:
+            for process in running.values():
+                process.terminate()
+                process.wait()
+
+    def _start(self, name: str, seed: int) -> subprocess.Popen[bytes]:
+        share, target = self.setup.shares[name], self.folder.run(name, seed)
+        self.say(f"{name}, seed {seed}: {share.steps:,} steps")
+        target.mkdir(parents=True, exist_ok=True)
+        threads = {"OMP_NUM_THREADS": str(self.setup.threads)}
+        with self._log(name, seed).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "sqat.compare.child", str(self.folder.out), name, str(seed)],
+                env={**child_environment(threads), "TOKENIZERS_PARALLELISM": "false"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on once
+            )
+
+    def _log(self, name: str, seed: int) -> Path:
+        return self.folder.run(name, seed) / "output.log"
+
+    def _stop(self, reason: str) -> None:
+        self.stopping = reason
+
+
+def _last_error(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1] if lines else 'it said nothing'} (all it said: {log})"
+
+
+def require_results(out: Path) -> None:
+    """Raises TrainingError where no run is done, so that there is nothing to report."""
+    path = out / Folder.RESULTS
+    if not path.is_file() or not path.stat().st_size:
+        raise TrainingError(f"{out} has no finished run to report on")

@@ -1,0 +1,112 @@
+"""What can be said of variants from a few seeds: means, intervals, paired differences.
+
+Student's t throughout. Differences to the reference are taken seed by seed: for one seed both models saw the same data
+in the same order and began equal where they could, so what the seed does to both cancels.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+CONFIDENCE = 0.95
+
+
+class Summary(NamedTuple):
+    """Over seeds. `half` is half the width of the mean's 95 % interval; infinite for a single seed."""
+
+    mean: float
+    deviation: float
+    half: float
+    number: int
+
+
+class Difference(NamedTuple):
+    """Variant minus reference, seed by seed."""
+
+    summary: Summary
+    p: float  # that a difference at least this large comes about by chance
+    adjusted_p: float  # after Holm, over all variants compared at once
+
+    @property
+    def verdict(self) -> str:
+        """In words, without saying which direction is good."""
+        if self.summary.number < 2:
+            return "one seed: nothing can be said"
+        if self.adjusted_p < 1 - CONFIDENCE:
+            return "higher" if self.summary.mean > 0 else "lower"
+        return f"cannot be told apart (n = {self.summary.number})"
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean, standard deviation (of a sample) and the mean's interval."""
+    mean, number = statistics.fmean(values), len(values)
+    if number < 2:
+        return Summary(mean, math.nan, math.inf, number)
+    deviation = statistics.stdev(values)
+    return Summary(mean, deviation, _quantile(number - 1) * deviation / number**0.5, number)
+
+
+def differences(by_variant: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, Difference]:
+    """Of every other variant to the reference, over the seeds that both have.
+
+    Args:
+        by_variant: a figure by variant and seed.
+    """
+    found: dict[str, tuple[Summary, float]] = {}
+    base = by_variant.get(reference, {})
+    for name, values in by_variant.items():
+        shared = [seed for seed in values if seed in base]
+        if name == reference or not shared:
+            continue
+        summary = summarise([values[seed] - base[seed] for seed in shared])
+        found[name] = summary, _p_value(summary)
+    adjusted = holm([p for _, p in found.values()])
+    return {
+        name: Difference(summary, p, better)
+        for (name, (summary, p)), better in zip(found.items(), adjusted, strict=True)
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction (1979): the chance of even one false finding among all stays what it is for one."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(1.0, largest)
+    return adjusted
+
+
+def ordering(by_variant: Mapping[str, Mapping[int, float]], lower: str, higher: str, *, equal: bool = False) -> str:
+    """Whether a claim "lower < higher" (or "about equal") holds: "holds", "does not hold", "cannot be told"."""
+    if lower not in by_variant or higher not in by_variant:
+        return "not measured"
+    difference = differences({name: by_variant[name] for name in (lower, higher)}, lower).get(higher)
+    if difference is None or difference.summary.number < 2:
+        return "cannot be told"
+    told_apart = difference.p < 1 - CONFIDENCE
+    if equal:
+        return "does not hold" if told_apart else "holds, as far as can be told"
+    if not told_apart:
+        return "cannot be told"
+    return "holds" if difference.summary.mean > 0 else "does not hold: the other way round"
+
+
+def _p_value(summary: Summary) -> float:
+    from scipy import stats
+
+    if summary.number < 2:
+        return 1.0
+    if summary.deviation == 0:
+        return 0.0 if summary.mean else 1.0
+    t = abs(summary.mean) / (summary.deviation / summary.number**0.5)
+    return float(2 * stats.t.sf(t, summary.number - 1))
+
+
+def _quantile(degrees: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))

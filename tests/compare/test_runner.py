@@ -1,0 +1,154 @@
+"""A comparison goes on wherever it was stopped, and comes to the same results."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from sqat.cli import main
+from sqat.compare.folder import Folder
+from sqat.compare.runner import run_comparison
+from sqat.errors import ConfigError
+
+# The training curve is of means since the last log line, of which the first after a stop has fewer steps.
+OF_THE_MACHINE = ("seconds", "tokens_per_second", "peak_bytes", "environment", "train_curve")
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def results(out):
+    """Without what depends on the machine."""
+    lines = [json.loads(line) for line in (out / Folder.RESULTS).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in OF_THE_MACHINE} for line in lines]
+
+
+def start(plan, out):
+    (out.parent / "plan.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(plan.to_dict()))))
+    command = [sys.executable, "-m", "sqat", "compare", "plan.yaml", "--out", out.name]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def children_of(out):
+    """Runs that outlived their parent."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/cmdline") as file:
+                    if "sqat.compare.child" in (line := file.read()) and out.name in line:
+                        found.append(int(entry))
+            except OSError:
+                continue
+    return found
+
+
+def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch):
+    process = start(tiny_plan(), tmp_path / "whole")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "gqa, seed 0: done (1 of 4)" in said
+    assert "timing all variants in turn" in said
+    whole = results(tmp_path / "whole")
+    assert [(run["variant"], run["seed"]) for run in whole] == [("gqa", 0), ("gqa", 1), ("sqa", 0), ("sqa", 1)]
+    for run in whole:
+        assert run["steps"] == 12
+        assert [point["step"] for point in run["curve"]] == [5, 10, 12]
+        assert run["evaluation"]["loss"] == run["curve"][-1]["loss"]
+        assert run["probes"]["number"] == 5
+        assert run["stories"][0].startswith("Once upon a time")
+        assert run["flops"] == run["tokens"] * run["flops_per_token"]
+    assert whole[0]["tokens"] == whole[2]["tokens"]
+    timing = json.loads((tmp_path / "whole" / Folder.TIMING).read_text())
+    assert all(len(entry["step_seconds"]) == 2 for entry in timing["variants"].values())
+    report = tmp_path / "whole" / "report.md"
+    before = report.read_bytes()
+    report.unlink()
+    monkeypatch.setattr(sys, "argv", ["sqat", "compare", "--report-only", "--out", "whole"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert report.read_bytes() == before
+
+
+def test_killed_at_any_moment_it_comes_to_the_same(tiny_plan, tmp_path):
+    long = {**tiny_plan().train.to_dict(), "max_steps": 300, "checkpoint_every": 7, "evaluate_every": 50}
+    plan = tiny_plan(seeds=[3], train=long, timing={"rounds": 0}, probes=3)
+    run_comparison(plan, tmp_path / "whole")
+    parts, draw = tmp_path / "parts", random.Random(5)
+    for number in range(3):
+        process = start(plan, parts)
+        while not children_of(parts) and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(draw.uniform(0, 6))
+        if number == 1:  # asked to stop: the run saves a checkpoint and says how to go on
+            process.send_signal(signal.SIGTERM)
+            said, _ = process.communicate(timeout=60)
+            assert "the same command goes on" in said or "(2 of 2)" in said  # it may have been done already
+        else:
+            process.kill()
+            process.wait()
+            for child in children_of(parts):
+                os.kill(child, signal.SIGKILL)
+    run_comparison(plan, parts)
+    for ours, theirs in zip(results(parts), results(tmp_path / "whole"), strict=True):
+        assert ours == theirs
+
+
+def test_a_failed_run_is_named_and_the_others_are_done(tiny_plan, tmp_path):
+    plan = tiny_plan(seeds=[0], timing={"rounds": 0}, probes=0, stories=0)
+    out = tmp_path / "out"
+    broken = Folder(out).run("gqa", 0)
+    (broken / "checkpoints").mkdir(parents=True)
+    (broken / "checkpoints" / "step-00000002").mkdir()  # a checkpoint without anything in it
+    failures = run_comparison(plan, out)
+    assert len(failures) == 1
+    assert failures[0].startswith("gqa, seed 0: ")
+    assert "step-00000002" in failures[0]
+    assert [run["variant"] for run in results(out)] == ["sqa"]
+
+
+def test_another_plan_in_the_same_folder_is_refused(tiny_plan, tmp_path):
+    folder = Folder(tmp_path)
+    folder.begin(tiny_plan())
+    folder.begin(tiny_plan(processes=2))  # may change
+    with pytest.raises(
+        ConfigError, match=r"seeds is \[0, 7\], but the comparison in .* has \[0, 1\]: go on with its own"
+    ):
+        folder.begin(tiny_plan(seeds=[0, 7]))
+
+
+def test_one_at_a_time(tiny_plan, tmp_path):
+    with (
+        Folder(tmp_path).locked(),
+        pytest.raises(ConfigError, match="a comparison is running in"),
+    ):
+        run_comparison(tiny_plan(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "PLAN is missing"),
+        (["--report-only"], "--out is missing"),
+        (["none.yaml"], "no configuration file at none.yaml"),
+        (["--report-only", "--out", "."], "has no finished run to report on"),
+        (["none.yaml", "--seeds", "a,b"], "--seeds is 'a,b', but must be numbers like 0,1,2"),
+    ],
+)
+def test_wrong_command_lines(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["sqat", "compare", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert message in capsys.readouterr().err

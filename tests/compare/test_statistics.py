@@ -1,0 +1,73 @@
+"""Intervals, paired differences and verdicts."""
+
+import random
+
+import pytest
+from scipy import stats
+
+from sqat.compare.statistics import differences, holm, ordering, summarise
+
+
+def test_interval_is_students():
+    values = [1.0, 2.0, 4.0, 7.0]
+    low, high = stats.t.interval(0.95, 3, loc=3.5, scale=stats.sem(values))
+    found = summarise(values)
+    assert found.mean == 3.5
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+
+
+def test_intervals_cover_as_often_as_they_say():
+    draw = random.Random(3)
+    covered = 0
+    for _ in range(2000):
+        found = summarise([draw.gauss(5, 2) for _ in range(3)])
+        covered += abs(found.mean - 5) <= found.half
+    assert 0.935 < covered / 2000 < 0.965
+
+
+def test_differences_are_paired():
+    noise = {0: 10.0, 1: -20.0, 2: 5.0}
+    a = dict(noise)
+    b = {seed: value + 1 + 0.01 * seed for seed, value in noise.items()}
+    found = differences({"a": a, "b": b}, "a")["b"]
+    assert found.summary.mean == pytest.approx(1.01)
+    assert found.p == pytest.approx(stats.ttest_rel(list(b.values()), list(a.values())).pvalue)
+    assert found.verdict == "higher"
+
+
+def test_what_seeds_do_not_share_is_left_out():
+    found = differences({"a": {0: 1.0, 1: 2.0}, "b": {1: 2.5, 2: 9.0}}, "a")["b"]
+    assert found.summary.number == 1
+    assert found.verdict == "one seed: nothing can be said"
+
+
+def test_too_few_to_tell():
+    found = differences({"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 2.0, 1: 1.5, 2: 3.2}}, "a")["b"]
+    assert found.verdict == "cannot be told apart (n = 3)"
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("shift", "equal", "verdict"),
+    [
+        (0.5, False, "holds"),
+        (-0.5, False, "does not hold: the other way round"),
+        (0.0, False, "cannot be told"),
+        (0.0, True, "holds, as far as can be told"),
+        (0.5, True, "does not hold"),
+    ],
+)
+def test_orderings(shift, equal, verdict):
+    low = {0: 1.0, 1: 2.0, 2: 3.0}
+    high = {seed: value + shift + (0.01, -0.01, 0.005)[seed] for seed, value in low.items()}
+    assert ordering({"low": low, "high": high}, "low", "high", equal=equal) == verdict
+
+
+def test_orderings_of_what_is_not_there():
+    assert ordering({"a": {0: 1.0}}, "a", "b") == "not measured"
+    assert ordering({"a": {0: 1.0}, "b": {0: 2.0}}, "a", "b") == "cannot be told"
