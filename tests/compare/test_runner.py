@@ -14,7 +14,7 @@ import yaml
 from sqat.cli import main
 from sqat.compare.folder import Folder
 from sqat.compare.runner import run_comparison
-from sqat.errors import ConfigError
+from sqat.errors import ConfigError, DataError
 
 # The training curve is of means since the last log line, of which the first after a stop has fewer steps.
 OF_THE_MACHINE = ("seconds", "tokens_per_second", "peak_bytes", "environment", "train_curve")
@@ -116,6 +116,22 @@ def test_a_failed_run_is_named_and_the_others_are_done(tiny_plan, tmp_path):
     assert failures[0].startswith("gqa, seed 0: ")
     assert "step-00000002" in failures[0]
     assert [run["variant"] for run in results(out)] == ["sqa"]
+
+
+def test_results_are_enough_to_go_on(tiny_plan, tmp_path):
+    plan = tiny_plan(seeds=[0], timing={"rounds": 0}, probes=0, stories=0)
+    run_comparison(plan, tmp_path / "first")
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in (Folder.PLAN, Folder.SETUP, Folder.RESULTS):
+        (kept / name).write_bytes((tmp_path / "first" / name).read_bytes())
+    said = []
+    run_comparison(plan, kept, said.append)
+    assert said == []
+    assert results(kept) == results(tmp_path / "first")
+    (kept / Folder.RESULTS).write_text('{"variant": "gqa"')
+    with pytest.raises(DataError, match="is damaged"):
+        run_comparison(plan, kept)
 
 
 def test_another_plan_in_the_same_folder_is_refused(tiny_plan, tmp_path):

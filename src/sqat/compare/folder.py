@@ -98,14 +98,30 @@ class Folder:
     def write_setup(self, setup: Setup) -> None:
         replace_file(self.out / self.SETUP, json.dumps(setup.to_dict(), indent=1))
 
+    def finished(self) -> dict[tuple[str, int], str]:
+        """The results of runs that are done, as lines, by variant and seed: those of the runs' own folders, and those
+        gathered before (a comparison's results can be kept, and gone on from, without its checkpoints).
+
+        Raises:
+            DataError: a damaged line.
+        """
+        texts, found = [], {}
+        if (path := self.out / self.RESULTS).is_file():
+            texts += path.read_text(encoding="utf-8").splitlines()
+        texts += [path.read_text(encoding="utf-8") for path in sorted((self.out / "runs").glob(f"*/{self.RESULT}"))]
+        for text in texts:
+            try:
+                run = json.loads(text)
+                found[str(run["variant"]), int(run["seed"])] = text.strip() + "\n"
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{self.out}: the result {text[:60]!r} is damaged: {error}") from error
+        return found
+
     def write_results(self, plan: ComparePlan) -> int:
         """Gather the results of all runs that are done, in the plan's order; returns how many there are."""
-        lines = []
-        for variant in plan.models():
-            for seed in plan.seeds:
-                path = self.run(variant.name, seed) / self.RESULT
-                if path.is_file():
-                    lines.append(path.read_text(encoding="utf-8").strip() + "\n")
+        found = self.finished()
+        wanted = [(variant.name, seed) for variant in plan.models() for seed in plan.seeds]
+        lines = [found[run] for run in wanted if run in found]
         replace_file(self.out / self.RESULTS, "".join(lines))
         return len(lines)
 

@@ -87,18 +87,20 @@ class _Processes:
         self.stopping: str | None = None
 
     def run_all(self) -> list[str]:
+        done = self.folder.finished()
         waiting = [
             (variant.name, seed)
             for seed in self.plan.seeds  # a seed after the other: there are pairs to look at early
             for variant in self.plan.models()
-            if not (self.folder.run(variant.name, seed) / self.folder.RESULT).is_file()
+            if (variant.name, seed) not in done
         ]
-        self.total, failures = len(waiting), []
+        failures: list[str] = []
+        runs = len(self.plan.seeds) * len(self.plan.variants)
         with StopOnSignals(self._stop):
             for (name, seed), code in self._ended(waiting):
                 if code == 0:
-                    done = self.folder.write_results(self.plan)
-                    self.say(f"{name}, seed {seed}: done ({done} of {len(self.plan.seeds) * len(self.plan.variants)})")
+                    number = self.folder.write_results(self.plan)
+                    self.say(f"{name}, seed {seed}: done ({number} of {runs})")
                 elif code != INTERRUPTED and not self.stopping:
                     failures.append(f"{name}, seed {seed}: {_last_error(self._log(name, seed))}")
                     self.say(f"failed: {failures[-1]}")
