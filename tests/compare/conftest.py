@@ -30,6 +30,7 @@ TINY_PLAN: dict[str, Any] = {
     "train": {"batch_size": 3, "max_steps": 12, "evaluate_every": 5, "checkpoint_every": 2, "log_every": 3}
     | {"tensorboard": False, "precision": "float32", "device": "cpu"},
     "seeds": [0, 1],
+    "processes": 2,  # of one thread each on two cores, and so quick on a busy machine too
     "probes": 5,
     "stories": 1,
     "timing": {"rounds": 2, "steps": 1, "warmup": 1, "prompt_tokens": 7, "new_tokens": 3, "lengths": [5, 11]},

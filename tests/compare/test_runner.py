@@ -57,7 +57,8 @@ def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch):
     process = start(tiny_plan(), tmp_path / "whole")
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "gqa, seed 0: done (1 of 4)" in said
+    assert "gqa, seed 0: done (" in said
+    assert "(4 of 4)" in said
     assert "timing all variants in turn" in said
     whole = results(tmp_path / "whole")
     assert [(run["variant"], run["seed"]) for run in whole] == [("gqa", 0), ("gqa", 1), ("sqa", 0), ("sqa", 1)]
@@ -137,7 +138,7 @@ def test_results_are_enough_to_go_on(tiny_plan, tmp_path):
 def test_another_plan_in_the_same_folder_is_refused(tiny_plan, tmp_path):
     folder = Folder(tmp_path)
     folder.begin(tiny_plan())
-    folder.begin(tiny_plan(processes=2))  # may change
+    folder.begin(tiny_plan(processes=1))  # may change
     with pytest.raises(
         ConfigError, match=r"seeds is \[0, 7\], but the comparison in .* has \[0, 1\]: go on with its own"
     ):

@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -92,6 +93,17 @@ def test_left_padding(tiny_model, experts, window):
     for row, padding in enumerate(padding_B.tolist()):
         alone = uncached(model, tokens_BT[row : row + 1, padding:])
         torch.testing.assert_close(lean[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_slots_not_yet_filled_do_no_harm(tiny_model, monkeypatch):
+    """Fresh memory may hold anything, numbers that are none too."""
+    model = tiny_model(**BIASES, window=2, global_tokens=11)
+    padding_B = torch.tensor([0, 3, 6])
+    tokens_BT = draw_tokens(model, len(padding_B))
+    expected = steps(model, PlainStep, tokens_BT, padding_B)
+    empty = np.empty
+    monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full_like(empty(shape, dtype), np.nan))
+    torch.testing.assert_close(steps(model, LeanStep, tokens_BT, padding_B), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 37])

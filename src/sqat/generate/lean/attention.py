@@ -119,7 +119,8 @@ class LeanAttention:
         out = attention.out_proj
         self.out_project = LeanLinear(array(out.weight), optional_array(out.bias), rows)
 
-        self.keys_BKCS = np.empty((rows, kv_heads, head_dim, capacity), np.float32)
+        # Zeros, since a padded row of a cache that rolls reads slots before they are filled, with weight zero.
+        self.keys_BKCS = np.zeros((rows, kv_heads, head_dim, capacity), np.float32)
         filled = cache.keys[:, :, : place.stop, order]
         self.keys_BKCS[..., : place.stop] = filled.transpose(2, 3).numpy()
         self.values_BKSC = array(cache.values)
