@@ -21,6 +21,7 @@ from sqat.data.tokenizer import PAD
 from sqat.errors import ConfigError
 from sqat.train.allocator import keep_freed_memory
 from sqat.train.evaluate import evaluate
+from sqat.train.shards import suitable_shards
 from sqat.train.step import TrainingLoss, train_step
 
 CLIP_NORM = 1.0
@@ -112,7 +113,8 @@ class AutoregressiveTrainer:
         self.model.to(self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.task = TrainingLoss(model.model, router_loss if use_moe_aux_loss else "none", moe_aux_loss_scale)
+        kind, shards = router_loss if use_moe_aux_loss else "none", suitable_shards(model.model)
+        self.task = TrainingLoss(model.model, kind, moe_aux_loss_scale, shards=shards)
         self.figures = Figures(as_card=padding_as_target, router_weight=moe_aux_loss_scale)
         self.total_batches = 0
         self.total_tokens = 0  # real ones

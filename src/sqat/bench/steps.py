@@ -22,6 +22,7 @@ from sqat.model import Decoder
 from sqat.run_config import TrainConfig
 from sqat.train.device import use_bf16
 from sqat.train.optim import make_optimizer
+from sqat.train.shards import suitable_shards
 from sqat.train.step import TrainingLoss, train_step
 
 Step = Callable[[], Any]
@@ -53,7 +54,8 @@ def _sqat_step(config: ModelConfig, batch: Batch, device: str, *, precision: str
     """As :class:`sqat.train.Trainer` runs it."""
     _keep_freed_memory()
     model = Decoder(config).to(device).train()
-    task: nn.Module = TrainingLoss(model)
+    shards = 1 if compiled else suitable_shards(model)
+    task: nn.Module = TrainingLoss(model, shards=shards)
     optimizer = make_optimizer(model, TrainConfig())
     if compiled:
         task = torch.compile(task)  # type: ignore[assignment]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from sqat.folders import default_cache
+
+_lock = threading.Lock()  # numba's setting is one for all threads
 
 
 @contextmanager
@@ -24,11 +27,12 @@ def kept_on_disk() -> Iterator[bool]:
     from numba import config
 
     folder = _folder()
-    before, config.CACHE_DIR = config.CACHE_DIR, folder or config.CACHE_DIR
-    try:
-        yield folder is not None
-    finally:
-        config.CACHE_DIR = before
+    with _lock:
+        before, config.CACHE_DIR = config.CACHE_DIR, folder or config.CACHE_DIR
+        try:
+            yield folder is not None
+        finally:
+            config.CACHE_DIR = before
 
 
 @cache

@@ -20,14 +20,11 @@ class Dropped:
 
     Args:
         p: their share, to within 2^-16; 0 for none.
-
-    Two numbers from torch's generator tell one such choice from another.
+        seed: tells one such choice from another.
     """
 
-    def __init__(self, p: float) -> None:
-        self.below = round(p * 2**15)
-        seed = torch.empty(2, dtype=torch.int64).random_(2**32).tolist() if p else [0, 0]
-        self.key: tuple[int, int, int] = (self.below, seed[0], seed[1])
+    def __init__(self, p: float, seed: int) -> None:
+        self.key = (round(p * 2**15), seed % 2**32, (seed >> 31) % 2**32)
 
 
 def swiglu(hidden_MI: Tensor, first_row: int, dropped: Dropped, out_MF: Tensor) -> Tensor:

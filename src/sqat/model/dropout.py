@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sqat.model.seeds import draw_seeds
+
 _LEVELS = 2**15
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 
@@ -33,11 +35,11 @@ def keep_scale(p: float) -> float:
 def random_bits(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Random integers as wide as elements of `dtype`, of which the low 16 bits are to be used.
 
-    On a CPU every 64-bit word of a quick generator makes four. torch's own seeds it, so `torch.manual_seed` fixes them.
+    On a CPU every 64-bit word of a quick generator makes four.
     """
     if device.type == "cpu":
         count = math.prod(shape)
-        words = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_())).random_raw((count + 3) // 4)
+        words = np.random.SFC64(draw_seeds(1)[0]).random_raw((count + 3) // 4)
         draws = torch.from_numpy(words.view(np.int16))[:count].view(shape)
     else:
         draws = torch.randint(-(2**15), 2**15, shape, dtype=torch.int16, device=device)

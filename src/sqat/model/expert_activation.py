@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sqat import kernels
 from sqat.model.dropout import keep_bits, keep_only, random_bits
+from sqat.model.seeds import draw_seeds
 
 if TYPE_CHECKING:
     from sqat.kernels.swiglu import Dropped
@@ -63,7 +64,7 @@ def expert_activation(activation: str, gated: bool, dropout: float, num_rows: in
     if fits and num_rows >= COMPILED_ROWS and like.device.type == "cpu" and kernels.available():
         from sqat.kernels.swiglu import Dropped
 
-        return FusedActivation(Dropped(dropout))
+        return FusedActivation(Dropped(dropout, draw_seeds(1)[0] if dropout else 0))
     return SeparateActivation(activation, gated, dropout)
 
 

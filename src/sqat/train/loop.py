@@ -25,6 +25,7 @@ from sqat.train.checkpoints import latest_checkpoint, save_checkpoint
 from sqat.train.device import make_accelerator, use_bf16
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.optim import cosine_with_warmup, make_optimizer, set_learning_rate
+from sqat.train.shards import suitable_shards
 from sqat.train.signals import StopOnSignals
 from sqat.train.state import TrainState, restore
 from sqat.train.step import StepSums, TrainingLoss, train_step
@@ -74,7 +75,9 @@ class Trainer:
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
         model.gradient_checkpointing = config.gradient_checkpointing
-        task = TrainingLoss(model, config.router_loss, config.router_loss_weight)
+        model.to(self.accelerator.device)
+        shards = 1 if config.compile else suitable_shards(model)
+        task = TrainingLoss(model, config.router_loss, config.router_loss_weight, shards=shards)
         self.task, self.optimizer = self.accelerator.prepare(task, make_optimizer(model, config))
         if config.compile:
             self.task = torch.compile(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from sqat.data.tokenizer import PAD
 from sqat.model import Decoder
 from sqat.model.moe import RouterStats
 from sqat.train.loss import LossSums, linear_cross_entropy, router_loss
+from sqat.train.shards import Shards
 
 
 class StepSums(NamedTuple):
@@ -33,11 +35,15 @@ class TrainingLoss(nn.Module):
     pass.
     """
 
-    def __init__(self, decoder: Decoder, router_loss: str = "balanced", router_loss_weight: float = 0.01) -> None:
+    def __init__(
+        self, decoder: Decoder, router_loss: str = "balanced", router_loss_weight: float = 0.01, *, shards: int = 1
+    ) -> None:
+        """`shards`: into how many a batch may be cut (see :mod:`sqat.train.shards`)."""
         super().__init__()
         self.decoder = decoder
         self.router_loss = router_loss
         self.router_loss_weight = router_loss_weight
+        self.sums = Shards(self._sums, list(decoder.parameters()), shards) if shards > 1 else self._sums
 
     def forward(
         self, batch: Batch, total_targets: Tensor | int, share: float
@@ -53,20 +59,26 @@ class TrainingLoss(nn.Module):
         Returns:
             the loss to differentiate, the sums, the unweighted router loss, router statistics.
         """
-        real = (
-            None if self.router_loss == "card" else batch.inputs != PAD
-        )  # the original routes and counts padding like any token
-        hidden_BTD, router = self.decoder.hidden_states(
-            batch.inputs, positions=batch.positions, documents=batch.documents, real=real
-        )
-        head = self.decoder.head
-        sums = linear_cross_entropy(hidden_BTD.flatten(0, 1), head.weight, head.bias, batch.targets.flatten())
+        parts = self.sums(batch)
+        sums = LossSums._make(parts[:3])
+        router = tuple(RouterStats._make(layer) for layer in _groups(parts[3:], len(RouterStats._fields)))
         loss = sums.loss / total_targets
         auxiliary = loss.new_zeros(())
         if router and self.router_loss != "none":
             auxiliary = router_loss(router, self.router_loss)
             loss = loss + self.router_loss_weight * share * auxiliary
         return loss, sums, auxiliary.detach(), tuple(RouterStats(*(x.detach() for x in layer)) for layer in router)
+
+    def _sums(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What adds up over rows: the fields of :class:`LossSums`, and those of each layer's :class:`RouterStats`."""
+        # The original routes and counts padding like any token.
+        real = None if self.router_loss == "card" else batch.inputs != PAD
+        hidden_BTD, router = self.decoder.hidden_states(
+            batch.inputs, positions=batch.positions, documents=batch.documents, real=real
+        )
+        head = self.decoder.head
+        sums = linear_cross_entropy(hidden_BTD.flatten(0, 1), head.weight, head.bias, batch.targets.flatten())
+        return *sums, *chain.from_iterable(router)
 
 
 def train_step(
@@ -100,6 +112,10 @@ def train_step(
     optimizer.zero_grad()
     loss_sum, correct, targets = (torch.stack(part).sum() for part in zip(*losses, strict=True))
     return StepSums(loss_sum, correct, targets, torch.stack(auxiliaries).mean(), add_router_stats(routers), grad_norm)
+
+
+def _groups(values: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
+    return (values[i : i + size] for i in range(0, len(values), size))
 
 
 def add_router_stats(batches: Sequence[tuple[RouterStats, ...]]) -> tuple[RouterStats, ...]:
