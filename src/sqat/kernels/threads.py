@@ -21,7 +21,7 @@ from sqat.kernels.cache import kept_on_disk
 
 # Sums in any order, products and sums at once; but numbers that are none stay none.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-NUM_ARGUMENTS = 16  # at most, of a loop
+NUM_ARGUMENTS = 20  # at most, of a loop
 SERIAL_ELEMENTS = 2**14  # fewer are not worth waking a thread
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sqat.model import flex
+from sqat.model import flex, tiled
 from sqat.model import mask as masks
 from sqat.model.blocked import BlockedAttention, block_length
 from sqat.model.mask import AttentionMask
@@ -39,6 +39,9 @@ def attend(
     if q_BHTC.shape[1] < k_BKSC.shape[1]:  # reverse SQA
         q_BHTC = q_BHTC.repeat_interleave(k_BKSC.shape[1] // q_BHTC.shape[1], dim=1)
     num_queries, num_keys = q_BHTC.shape[2], k_BKSC.shape[2]
+    if causal and not dropout and tiled.fits(q_BHTC, k_BKSC, mask):
+        out_BHTC: Tensor = tiled.TiledAttention.apply(q_BHTC, k_BKSC.float(), v_BKSC.float(), mask)
+        return out_BHTC
     blocked = q_BHTC.device.type == "cpu" and causal and not dropout and not torch.compiler.is_compiling()
     if blocked and (block := block_length(num_queries, masked=mask is not None)):
         mask = mask or AttentionMask(num_queries, num_keys, q_BHTC.device)

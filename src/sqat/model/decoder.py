@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sqat.config import ModelConfig
+from sqat.model import tiled
 from sqat.model.block import Block
 from sqat.model.cache import KVCache
 from sqat.model.init import initialise
@@ -126,4 +127,8 @@ class Decoder(nn.Module):
             window=window,
             global_tokens=global_tokens,
         )
-        return mask.keep()
+        # In training on a CPU nothing is ever made of it.
+        on_cpu = self.training and tokens_BT.device.type == "cpu"
+        tiles = on_cpu and not self.config.attention_dropout
+        served = tiles and tiled.serves(num_tokens, num_tokens, self.config.head_dim, mask)
+        return mask if served else mask.keep()

@@ -77,6 +77,7 @@ class AttentionMask:
     parts: dict[tuple[int, ...], Part] | None = field(default=None, repr=False)  # those made, where they are kept
     flex: BlockMask | None = field(default=None, repr=False)
     _starts_BS: Tensor | None = field(default=None, init=False, repr=False)
+    _first_BT: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.window is not None and not self.causal:
@@ -97,6 +98,22 @@ class AttentionMask:
     def _uniform(self) -> bool:
         """Whether all rows are alike, so that what a query sees depends on its distance from the first key alone."""
         return self.documents_BS is None and self.first_key_B is None and self.own_BS is None
+
+    @property
+    def is_band(self) -> bool:
+        """Whether a query sees the keys from one on up to its own, and no others (see :meth:`first_keys`)."""
+        padded = self.first_key_B is not None or self.own_BS is not None
+        return self.causal and not padded and not self.global_tokens and self.num_queries == self.num_keys
+
+    def first_keys(self) -> Tensor:
+        """Where `is_band`: the first key that each query sees, (B or 1, T)."""
+        if self._first_BT is None:
+            queries = torch.arange(self.num_queries, device=self.device)
+            first = self.starts_BS.expand(-1, self.num_queries)
+            if self.window is not None:
+                first = first.maximum(queries - self.window + 1)
+            self._first_BT = first.contiguous()
+        return self._first_BT
 
     def part(self, start: int, stop: int) -> Part:
         """What queries start … stop may see, boolean."""

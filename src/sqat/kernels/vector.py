@@ -1,0 +1,190 @@
+"""Sixteen float32 at once, for loops that a compiler does not vectorise by itself.
+
+A vector is a value of compiled code, which LLVM keeps in one register, or in several on processors with narrower ones.
+Functions here are called from compiled loops alone; places are given as a two-dimensional array, a row and a column.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+from numba.np.arrayobj import make_array
+
+LANES = 16
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_INDEX = ir.IntType(64)
+
+
+class _Float32x16(types.Type):
+    def __init__(self):
+        super().__init__(name=f"float32x{LANES}")
+
+
+_type = _Float32x16()
+
+
+@register_model(_Float32x16)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager, fe_type):
+        super().__init__(manager, fe_type, _VECTOR)
+
+
+def _splat(builder, scalar):
+    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), mask)
+
+
+def _address(context, builder, array_type, array, row, column):
+    """Of an element of a C-contiguous array."""
+    found = make_array(array_type)(context, builder, array)
+    columns = builder.extract_value(found.shape, 1)
+    at = builder.add(builder.mul(row, columns), column)
+    return builder.gep(found.data, [at])
+
+
+def _llvm(builder, name, *values):
+    """One of LLVM's own functions of vectors."""
+    kind = ir.FunctionType(_VECTOR, [value.type for value in values])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
+    return builder.call(function, values)
+
+
+@intrinsic
+def load(typing, array, row, column):
+    """array[row, column : column + LANES]."""
+
+    def generate(context, builder, signature, values):
+        address = _address(context, builder, signature.args[0], *values)
+        loaded = builder.load(builder.bitcast(address, _VECTOR.as_pointer()))
+        loaded.align = 4
+        return loaded
+
+    return _type(array, types.int64, types.int64), generate
+
+
+@intrinsic
+def store(typing, array, row, column, vector):
+    """array[row, column : column + LANES] = vector."""
+
+    def generate(context, builder, signature, values):
+        address = _address(context, builder, signature.args[0], *values[:3])
+        stored = builder.store(values[3], builder.bitcast(address, _VECTOR.as_pointer()))
+        stored.align = 4
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, _type), generate
+
+
+@intrinsic
+def splat(typing, scalar):
+    """The same float32 in all lanes."""
+    return _type(types.float32), lambda context, builder, signature, values: _splat(builder, values[0])
+
+
+def _elementwise(operation):
+    @intrinsic
+    def function(typing, a, b):
+        return _type(_type, _type), lambda context, builder, signature, values: operation(builder, *values)
+
+    return function
+
+
+add = _elementwise(lambda builder, a, b: builder.fadd(a, b))
+sub = _elementwise(lambda builder, a, b: builder.fsub(a, b))
+mul = _elementwise(lambda builder, a, b: builder.fmul(a, b))
+# The second where one of them is no number.
+largest = _elementwise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+
+@intrinsic
+def fma(typing, a, b, c):
+    """a · b + c."""
+
+    def generate(context, builder, signature, values):
+        return _llvm(builder, "fma", *values)
+
+    return _type(_type, _type, _type), generate
+
+
+@intrinsic
+def floor(typing, a):
+    return _type(_type), lambda context, builder, signature, values: _llvm(builder, "floor", *values)
+
+
+@intrinsic
+def power_of_two(typing, a):
+    """2^a for whole numbers from -126 to 127."""
+
+    def generate(context, builder, signature, values):
+        integers = ir.VectorType(ir.IntType(32), LANES)
+        bits = builder.fptosi(values[0], integers)
+        bits = builder.add(bits, ir.Constant(integers, [127] * LANES))
+        return builder.bitcast(builder.shl(bits, ir.Constant(integers, [23] * LANES)), _VECTOR)
+
+    return _type(_type), generate
+
+
+@intrinsic
+def where_less(typing, a, b, then, otherwise):
+    """`then` in lanes where a < b, else `otherwise`."""
+
+    def generate(context, builder, signature, values):
+        a, b, then, otherwise = values
+        return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
+
+    return _type(_type, _type, _type, _type), generate
+
+
+@intrinsic
+def between(typing, first, start, stop, inside, outside):
+    """`inside` in lanes whose number, counted from `first`, is at least `start` and below `stop`; else `outside`."""
+
+    def generate(context, builder, signature, values):
+        first, start, stop, inside, outside = values
+        integers = ir.VectorType(ir.IntType(32), LANES)
+        lanes = ir.Constant(integers, list(range(LANES)))
+
+        def spread(number):
+            narrow = builder.trunc(builder.sub(number, first), ir.IntType(32))
+            one = builder.insert_element(ir.Constant(integers, ir.Undefined), narrow, ir.Constant(ir.IntType(32), 0))
+            mask = ir.Constant(integers, [0] * LANES)
+            return builder.shuffle_vector(one, ir.Constant(integers, ir.Undefined), mask)
+
+        seen = builder.and_(
+            builder.icmp_signed(">=", lanes, spread(start)), builder.icmp_signed("<", lanes, spread(stop))
+        )
+        return builder.select(seen, inside, outside)
+
+    return _type(types.int64, types.int64, types.int64, _type, _type), generate
+
+
+def _across(combine):
+    @intrinsic
+    def function(typing, a):
+        def generate(context, builder, signature, values):
+            vector, width = values[0], LANES
+            while width > 1:  # halves onto each other
+                width //= 2
+                undefined = ir.Constant(vector.type, ir.Undefined)
+                low, high = (
+                    builder.shuffle_vector(
+                        vector,
+                        undefined,
+                        ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(start, start + width))),
+                    )
+                    for start in (0, width)
+                )
+                vector = combine(builder, low, high)
+            return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+        return types.float32(_type), generate
+
+    return function
+
+
+sum_across = _across(lambda builder, a, b: builder.fadd(a, b))
+largest_across = _across(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
