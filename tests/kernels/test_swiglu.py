@@ -15,24 +15,28 @@ ROWS, WIDTH = 257, 131
 TOLERANCE = {torch.float32: {"atol": 1e-5, "rtol": 1e-5}, torch.bfloat16: {"atol": 2e-2, "rtol": 2e-2}}
 
 
-def forward(hidden, dropped, first_row=0):
-    return swiglu(hidden, first_row, dropped, hidden.new_empty(len(hidden), WIDTH))
+def forward(hidden, dropped, first_row=0, bias=None):
+    return swiglu(hidden, bias, first_row, dropped, hidden.new_empty(len(hidden), WIDTH))
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_equals_torch(dtype, p):
+def test_equals_torch(dtype, p, biased):
     hidden, grad = (3 * torch.randn(ROWS, 2 * WIDTH)).to(dtype), torch.randn(ROWS, WIDTH).to(dtype)
     dropped = Dropped(p, 7)
     kept = forward(torch.ones_like(hidden), dropped) != 0
+    bias = torch.randn(2 * WIDTH) if biased else None
     exact = hidden.float().requires_grad_()
-    linear, gate = exact.chunk(2, dim=1)
+    linear, gate = (exact + bias if biased else exact).chunk(2, dim=1)
     expected = linear * F.silu(gate) * kept
     expected.backward(grad.float())
 
-    torch.testing.assert_close(forward(hidden, dropped).float(), expected.detach(), **TOLERANCE[dtype])
+    found = forward(hidden, dropped, bias=bias)
+    torch.testing.assert_close(found.float(), expected.detach(), **TOLERANCE[dtype])
     again, d_hidden = grad.clone(), torch.empty_like(hidden)
-    swiglu_backward(again, hidden, 0, dropped, d_hidden)
+    d_bias = swiglu_backward(again, hidden, bias, 0, dropped, d_hidden)
+    torch.testing.assert_close(d_bias, exact.grad.sum(dim=0), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(d_hidden.float(), exact.grad, **TOLERANCE[dtype])
     torch.testing.assert_close(again.float(), expected.detach(), **TOLERANCE[dtype])
 

@@ -46,11 +46,28 @@ class ExpertActivation(Protocol):
     def buffers(self, hidden_RI: Tensor) -> Buffers:
         """Empty ones for so many rows, and random bits where there is dropout."""
 
-    def forward(self, hidden_MI: Tensor, rows: slice, buffers: Buffers) -> Tensor:
-        """Activated values (M, F), zero where dropped; valid until the next call."""
+    def forward(self, hidden_MI: Tensor, bias_I: Tensor | None, rows: slice, buffers: Buffers) -> Tensor:
+        """Activated values (M, F) of hidden + bias, zero where dropped; valid until the next call. `hidden_MI` may be
+        changed, and is to be handed to `backward` as it is then.
+        """
 
-    def backward(self, grad_MF: Tensor, hidden_MI: Tensor, rows: slice, buffers: Buffers) -> tuple[Tensor, Tensor]:
-        """The gradient of the hidden values, (M, I), and the activated values again; `grad_MF` is used up."""
+    def backward(
+        self,
+        grad_MF: Tensor,
+        hidden_MI: Tensor,
+        bias_I: Tensor | None,
+        d_bias_I: Tensor | None,
+        rows: slice,
+        buffers: Buffers,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient of the hidden values, (M, I), and the activated values again; `grad_MF` is used up, and the
+        bias's gradient is added to `d_bias_I`.
+        """
+
+
+def hidden_type(compute: torch.dtype) -> torch.dtype:
+    """Of biases added to values of type `compute`."""
+    return torch.promote_types(compute, torch.float32)
 
 
 def expert_activation(activation: str, gated: bool, dropout: float, num_rows: int, like: Tensor) -> ExpertActivation:
@@ -77,16 +94,27 @@ class FusedActivation:
     def buffers(self, hidden_RI: Tensor) -> Buffers:
         return ()
 
-    def forward(self, hidden_MI: Tensor, rows: slice, buffers: Buffers) -> Tensor:
+    def forward(self, hidden_MI: Tensor, bias_I: Tensor | None, rows: slice, buffers: Buffers) -> Tensor:
         from sqat.kernels.swiglu import swiglu
 
         out_MF = hidden_MI.new_empty(len(hidden_MI), hidden_MI.shape[1] // 2)
-        return swiglu(hidden_MI, rows.start, self.dropped, out_MF)
+        return swiglu(hidden_MI, bias_I, rows.start, self.dropped, out_MF)
 
-    def backward(self, grad_MF: Tensor, hidden_MI: Tensor, rows: slice, buffers: Buffers) -> tuple[Tensor, Tensor]:
+    def backward(
+        self,
+        grad_MF: Tensor,
+        hidden_MI: Tensor,
+        bias_I: Tensor | None,
+        d_bias_I: Tensor | None,
+        rows: slice,
+        buffers: Buffers,
+    ) -> tuple[Tensor, Tensor]:
         from sqat.kernels.swiglu import swiglu_backward
 
-        d_hidden_MI = swiglu_backward(grad_MF, hidden_MI, rows.start, self.dropped, torch.empty_like(hidden_MI))
+        d_hidden_MI = torch.empty_like(hidden_MI)
+        d_bias = swiglu_backward(grad_MF, hidden_MI, bias_I, rows.start, self.dropped, d_hidden_MI)
+        if d_bias_I is not None:
+            d_bias_I += d_bias
         return d_hidden_MI, grad_MF
 
 
@@ -105,7 +133,9 @@ class SeparateActivation(NamedTuple):
             return nonlinear_RF, activated_RF
         return nonlinear_RF, activated_RF, random_bits(shape, hidden_RI.dtype, hidden_RI.device)
 
-    def forward(self, hidden_MI: Tensor, rows: slice, buffers: Buffers) -> Tensor:
+    def forward(self, hidden_MI: Tensor, bias_I: Tensor | None, rows: slice, buffers: Buffers) -> Tensor:
+        if bias_I is not None:
+            hidden_MI += bias_I
         nonlinear_MF, activated_MF, *bits = (buffer[rows] for buffer in buffers)
         linear, gate = hidden_MI.chunk(2, dim=-1) if self.gated else (None, hidden_MI)
         _INTO[self.activation](gate, out=nonlinear_MF)
@@ -115,15 +145,31 @@ class SeparateActivation(NamedTuple):
             activated_MF.copy_(nonlinear_MF)
         return keep_only(activated_MF, keep_bits(bits[0], self.dropout)) if bits else activated_MF
 
-    def backward(self, grad_MF: Tensor, hidden_MI: Tensor, rows: slice, buffers: Buffers) -> tuple[Tensor, Tensor]:
+    def backward(
+        self,
+        grad_MF: Tensor,
+        hidden_MI: Tensor,
+        bias_I: Tensor | None,
+        d_bias_I: Tensor | None,
+        rows: slice,
+        buffers: Buffers,
+    ) -> tuple[Tensor, Tensor]:
         nonlinear_MF, activated_MF, *bits = (buffer[rows] for buffer in buffers)
         if bits:
             keep_only(grad_MF, bits[0])
-        backward, d_hidden_MI = _BACKWARD[self.activation], torch.empty_like(hidden_MI)
+        d_hidden_MI = torch.empty_like(hidden_MI)
+        self._differentiate(grad_MF, hidden_MI, nonlinear_MF, d_hidden_MI)
+        if d_bias_I is not None:
+            # A product with ones: `sum` over bfloat16 rows is several times slower.
+            d_bias_I += (d_hidden_MI.new_ones(1, len(d_hidden_MI)) @ d_hidden_MI).squeeze(0)
+        return d_hidden_MI, activated_MF
+
+    def _differentiate(self, grad_MF: Tensor, hidden_MI: Tensor, nonlinear_MF: Tensor, d_hidden_MI: Tensor) -> None:
+        backward = _BACKWARD[self.activation]
         if not self.gated:
-            return backward(grad_MF, hidden_MI, grad_input=d_hidden_MI), activated_MF
+            backward(grad_MF, hidden_MI, grad_input=d_hidden_MI)
+            return
         linear, gate = hidden_MI.chunk(2, dim=-1)
         d_linear, d_gate = d_hidden_MI.chunk(2, dim=-1)
         torch.mul(grad_MF, nonlinear_MF, out=d_linear)
         backward(grad_MF.mul_(linear), gate, grad_input=d_gate)
-        return d_hidden_MI, activated_MF

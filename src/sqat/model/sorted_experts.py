@@ -9,22 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sqat.model.combine import combine, combine_backward
 from sqat.model.dispatch import dispatch
 from sqat.model.dropout import keep_scale
-from sqat.model.expert_activation import expert_activation
+from sqat.model.expert_activation import expert_activation, hidden_type
 
 FILL_ROWS = 64
 UNIT_ROWS = 2048  # at most so many rows of an expert in one product
 
 
 class SortedExperts(torch.autograd.Function):
-    """Forward and backward written out: rows are gathered and summed by torch's fused kernels (`index_select`,
-    `embedding_bag`), and what backward needs again lies in buffers of one size, whoever chose what.
+    """Forward and backward written out: every product is written into its place, and what backward needs again lies in
+    buffers of one size, whoever chose what.
 
-    Dropout's scale s is applied to the k weights, not to the activations: w·(s·a·W + b) = (w·s)·(a·W + b/s).
+    Dropout's scale s is applied to the k weights, not to the activations: w·(s·a·W + b) = (w·s)·(a·W + b/s). The second
+    bias is left out of the rows; what it adds to a token is a product with the token's weights over all experts.
     """
 
     @staticmethod
@@ -46,47 +47,57 @@ class SortedExperts(torch.autograd.Function):
         token_R, place_Nk, spans = dispatch(experts_Nk, len(fc1_EID), block)
         x, fc1, fc2 = x_ND.to(compute), fc1_EID.to(compute), fc2_EDF.to(compute)
         units, scale = _units(spans), keep_scale(dropout)
-        fc1_bias = None if fc1_bias_EI is None else fc1_bias_EI.to(compute)
-        fc2_bias = None if fc2_bias_ED is None else (fc2_bias_ED / scale).to(compute)
         weights_Nk = weights_Nk * scale
+        bias = None if fc1_bias_EI is None else fc1_bias_EI.to(hidden_type(compute))
         activate = expert_activation(activation, gated, dropout, len(token_R), x)
-        y_RD = torch.empty(len(token_R), fc2.shape[1], dtype=weights_Nk.dtype, device=x.device)
-        hidden_RI = x.new_empty(len(token_R), fc1.shape[1])
-        buffers = activate.buffers(hidden_RI)
+        x_RD, hidden_RI = x.index_select(0, token_R), x.new_empty(len(token_R), fc1.shape[1])
+        y_RD, buffers = torch.empty_like(x_RD), activate.buffers(hidden_RI)
         for e, rows in units:
-            hidden = _linear(x.index_select(0, token_R[rows]), fc1[e], fc1_bias, e, hidden_RI[rows])
-            activated = activate.forward(hidden, rows, buffers)
-            y_RD[rows] = F.linear(activated, fc2[e], None if fc2_bias is None else fc2_bias[e])
-        ctx.save_for_backward(x, weights_Nk, fc1, fc2, token_R, place_Nk, hidden_RI, y_RD, *buffers)
-        ctx.settings = (activate, units, scale, x_ND.dtype, fc1_EID.dtype, fc2_bias is not None)
-        return F.embedding_bag(place_Nk, y_RD, per_sample_weights=weights_Nk, mode="sum")
+            hidden = torch.mm(x_RD[rows], fc1[e].T, out=hidden_RI[rows])
+            activated = activate.forward(hidden, None if bias is None else bias[e], rows, buffers)
+            torch.mm(activated, fc2[e].T, out=y_RD[rows])
+        out_ND = combine(y_RD, place_Nk, weights_Nk)
+        if fc2_bias_ED is not None:
+            out_ND.addmm_(_by_expert(weights_Nk, experts_Nk, len(fc1)), fc2_bias_ED.to(out_ND.dtype), alpha=1 / scale)
+        saved = (x, experts_Nk, weights_Nk, fc1, bias, fc2, fc2_bias_ED, token_R, place_Nk, hidden_RI, y_RD)
+        ctx.save_for_backward(*saved, *buffers)
+        ctx.settings = (activate, units, scale, x_ND.dtype, fc1_EID.dtype)
+        return out_ND
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        activate, units, scale, x_dtype, weight_dtype, biased = ctx.settings
-        x, weights_Nk, fc1, fc2, token_R, place_Nk, hidden_RI, y_RD, *buffers = ctx.saved_tensors
-        grad, weight_R1 = grad_ND.to(x.dtype), x.new_zeros(len(token_R), 1)
-        weight_R1[place_Nk.flatten()] = weights_Nk.to(x.dtype).view(-1, 1)  # zero in rows that only fill up
-        d_x_RD = torch.empty_like(y_RD)
+        activate, units, scale, x_dtype, weight_dtype = ctx.settings
+        x, experts_Nk, weights_Nk, fc1, bias, fc2, fc2_bias, token_R, place_Nk, hidden_RI, y_RD, *buffers = (
+            ctx.saved_tensors
+        )
+        d_y_RD, d_weights_Nk = combine_backward(grad_ND, y_RD, place_Nk, weights_Nk)
+        d_fc2_bias = None
+        if fc2_bias is not None:
+            d_fc2_bias = _by_expert(weights_Nk, experts_Nk, len(fc1)).T @ grad_ND / scale
+            d_weights_Nk += (grad_ND @ fc2_bias.to(grad_ND.dtype).T / scale).gather(1, experts_Nk)
+        x_RD, d_x_RD = x.index_select(0, token_R), torch.empty_like(y_RD)
         d_fc1, d_fc2 = (torch.zeros(w.shape, dtype=weight_dtype, device=w.device) for w in (fc1, fc2))
-        d_fc1_bias, d_fc2_bias = (torch.zeros_like(d[:, :, 0]) if biased else None for d in (d_fc1, d_fc2))
+        d_bias = None if bias is None else torch.zeros_like(bias, dtype=weight_dtype)
         for e, rows in units:
-            token = token_R[rows]
-            grad_y = grad.index_select(0, token).mul_(weight_R1[rows])
-            d_hidden, activated = activate.backward(grad_y @ fc2[e], hidden_RI[rows], rows, tuple(buffers))
-            d_fc2[e] += grad_y.T @ activated
-            d_fc1[e] += d_hidden.T @ x.index_select(0, token)
-            if d_fc1_bias is not None and d_fc2_bias is not None:
-                d_fc1_bias[e] += _sum_rows(d_hidden)
-                d_fc2_bias[e] += _sum_rows(grad_y)
-            d_x_RD[rows] = d_hidden @ fc1[e]
-        d_x = F.embedding_bag(place_Nk, d_x_RD, mode="sum").to(x_dtype)
-        # The derivative of Σ w·y by w is y.
-        d_weights = [(y_RD.index_select(0, place_N) * grad_ND).sum(dim=-1) for place_N in place_Nk.unbind(1)]
-        d_weights_Nk = torch.stack(d_weights, dim=1).to(weights_Nk.dtype) * scale
-        if d_fc2_bias is not None:
-            d_fc2_bias /= scale
-        return d_x, None, d_weights_Nk, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, None, None, None, None
+            d_y = d_y_RD[rows]
+            d_hidden, activated = activate.backward(
+                d_y @ fc2[e],
+                hidden_RI[rows],
+                None if bias is None else bias[e],
+                None if d_bias is None else d_bias[e],
+                rows,
+                tuple(buffers),
+            )
+            d_fc2[e] += d_y.T @ activated
+            d_fc1[e] += d_hidden.T @ x_RD[rows]
+            torch.mm(d_hidden, fc1[e], out=d_x_RD[rows])
+        d_x = combine(d_x_RD, place_Nk, torch.ones_like(weights_Nk)).to(x_dtype)
+        return d_x, None, d_weights_Nk * scale, d_fc1, d_bias, d_fc2, d_fc2_bias, None, None, None, None
+
+
+def _by_expert(weights_Nk: Tensor, experts_Nk: Tensor, num_experts: int) -> Tensor:
+    """A token's weights over all experts, (N, E)."""
+    return weights_Nk.new_zeros(len(weights_Nk), num_experts).scatter_add_(1, experts_Nk, weights_Nk)
 
 
 def _block(num_selections: int, num_experts: int, compute: torch.dtype, device: torch.device) -> int:
@@ -107,14 +118,3 @@ def _units(spans: list[slice]) -> list[tuple[int, slice]]:
         for e, span in enumerate(spans)
         for start in range(span.start, span.stop, UNIT_ROWS)
     ]
-
-
-def _linear(x_MD: Tensor, weight_ID: Tensor, bias_EI: Tensor | None, e: int, out_MI: Tensor) -> Tensor:
-    if bias_EI is None:
-        return torch.mm(x_MD, weight_ID.T, out=out_MI)
-    return torch.addmm(bias_EI[e], x_MD, weight_ID.T, out=out_MI)
-
-
-def _sum_rows(x_MI: Tensor) -> Tensor:
-    """Sum over rows, as a product with ones: `sum` over bfloat16 rows is several times slower."""
-    return (x_MI.new_ones(1, len(x_MI)) @ x_MI).squeeze(0)
