@@ -146,6 +146,28 @@ def test_the_cards_figures_stand_beside_ours(fabricated):
     assert "| 387 (0.972) |" in markdown  # its minutes, against GQA's
 
 
+def test_the_cards_figures_are_not_for_other_sizes(fabricated):
+    out = fabricated(("gqa", "sqa"))
+    plan = (out / Folder.PLAN).read_text()
+    (out / Folder.PLAN).write_text(plan.replace("- sqa\n", "- sqa: {window: 64}\n"))
+    markdown, _ = texts(out)
+    assert "| 398 (1.000) |" in markdown
+    assert "387" not in markdown
+    (out / Folder.PLAN).write_text(plan.replace("model: {}", "model: {num_layers: 5}"))
+    assert "the card's loss" not in texts(out)[0]
+    assert "the card's minutes" not in texts(out)[0]
+
+
+def test_the_papers_figures_stand_beside_the_mini_family(fabricated):
+    out = fabricated(("mha", "sqa", "xsmqa"))
+    plan = (out / Folder.PLAN).read_text()
+    (out / Folder.PLAN).write_text(plan.replace("family: micro", "family: mini"))
+    markdown, _ = texts(out)
+    assert "| the paper's loss |" in markdown
+    assert "| 241 (0.896) |" in markdown
+    assert "one epoch of half of the English Wikipedia" in markdown
+
+
 class TestWithoutTraining:
     @pytest.fixture
     def out(self, fabricated):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
+
+from sqat.compare.plan import ComparePlan
 
 
 class Figures(NamedTuple):
@@ -75,4 +77,22 @@ _PAPER = Published(
         Claim("mqa", "mha"),
     ),
 )
-PUBLISHED = {"micro": _CARD, "mini": _PAPER}
+_FAMILIES = {"micro": _CARD, "mini": _PAPER}
+
+
+def published(plan: ComparePlan) -> Published | None:
+    """What was published of a plan's variants; nothing of families of other sizes, or of variants with fields of their
+    own.
+    """
+    if plan.model or plan.family not in _FAMILIES:
+        return None
+    found, own = _FAMILIES[plan.family], {entry for entry in plan.variants if isinstance(entry, str)}
+
+    def told(claims: Iterable[Claim]) -> tuple[Claim, ...]:
+        return tuple(claim for claim in claims if {claim.lower, claim.higher} <= own)
+
+    return found._replace(
+        figures={name: figures for name, figures in found.figures.items() if name in own},
+        loss_order=told(found.loss_order),
+        time_order=told(found.time_order),
+    )

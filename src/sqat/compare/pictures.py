@@ -123,10 +123,11 @@ def _loss_lines(
     if drawn:
         from matplotlib.ticker import EngFormatter
 
-        low, high = last
+        (low, high), high_x = last, axes.get_xlim()[1]
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
         axes.set(xlabel=label, ylabel="validation loss, nats per token")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        if high_x >= 1000:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.legend(title="variant (last)", fontsize=9, **BESIDE)
     return drawn
 

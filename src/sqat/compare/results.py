@@ -16,7 +16,7 @@ from sqat.compare.timing_pass import read_timing
 from sqat.config import ModelConfig
 from sqat.errors import DataError
 
-NEEDED = ("variant", "seed", "model", "parameters", "evaluation", "curve", "tokens", "flops")
+NEEDED = ("variant", "seed", "model", "parameters", "evaluation", "curve", "steps", "tokens", "flops", "peak_bytes")
 
 
 @dataclass(frozen=True)

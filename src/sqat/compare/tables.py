@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqat.compare.card_figures import PUBLISHED, Claim
+from sqat.compare.card_figures import Claim, published
 from sqat.compare.results import Comparison
 from sqat.compare.statistics import CONFIDENCE, Values, differences, ordering
 from sqat.compare.tables_cost import complexity, operations, router, sizes
@@ -27,7 +27,7 @@ def all_tables(comparison: Comparison) -> list[TextTable]:
     makers: list[Callable[[Comparison], TextTable | None]] = [
         quality,
         against_reference,
-        published,
+        beside_published,
         orderings,
         speed,
         attention,
@@ -77,7 +77,7 @@ def against_reference(comparison: Comparison) -> TextTable | None:
     ]
     notes = [
         "for one seed all variants see the same data in the same order and begin equal in every tensor they share",
-        f"{len(rows)} differences in loss are tested at once: p is corrected after Holm, and below 0.05 counts; "
+        f"differences in loss tested at once: {len(rows)}; p is corrected after Holm, and below 0.05 counts; "
         "other figures have intervals (95 %, each by itself) and no test",
     ]
     columns = ["variant", "difference in loss", "p", "p, corrected", "verdict", *(f"in {name}" for name in others)]
@@ -90,9 +90,9 @@ def undecided(comparison: Comparison) -> list[str]:
     return [name for name, d in found.items() if d.summary.number < 2 or d.adjusted_p >= 1 - CONFIDENCE]
 
 
-def published(comparison: Comparison) -> TextTable | None:
+def beside_published(comparison: Comparison) -> TextTable | None:
     """Ours by the card's metrics, beside the card's, or the paper's."""
-    theirs = PUBLISHED.get(comparison.plan.family)
+    theirs = published(comparison.plan)
     if theirs is None or not comparison.runs:
         return None
     loss, accuracy = comparison.by_seed("evaluation", "card_loss"), comparison.by_seed("evaluation", "card_accuracy")
@@ -119,7 +119,7 @@ def published(comparison: Comparison) -> TextTable | None:
 
 def orderings(comparison: Comparison) -> TextTable | None:
     """Which of the card's or the paper's orderings hold."""
-    theirs = PUBLISHED.get(comparison.plan.family)
+    theirs = published(comparison.plan)
     if theirs is None:
         return None
     loss, seconds = comparison.by_seed("evaluation", "loss"), comparison.time_ratios("step_seconds")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from sqat.compare.budget import TRAINING
-from sqat.compare.card_figures import PUBLISHED
+from sqat.compare.card_figures import published
 from sqat.compare.results import Comparison
 from sqat.compare.text_table import TextTable
 from sqat.config import ModelConfig
@@ -17,7 +17,7 @@ STREAM = 32768  # tokens of the stream whose cache is told
 
 def sizes(comparison: Comparison) -> TextTable:
     """Parameters, cache, and where there are runs: memory, and what the budget bought."""
-    theirs = PUBLISHED.get(comparison.plan.family)
+    theirs = published(comparison.plan)
     told = {name: m for name, (*_, m) in theirs.figures.items() if m is not None} if theirs else {}
     columns = ["variant", "query heads", "key/value heads", "parameters", *([theirs.whose] if theirs and told else [])]
     columns += ["active", "cache bytes/token", f"cache of {STREAM:,} tokens, MB"]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from sqat.compare.card_figures import PUBLISHED, Figures
+from sqat.compare.card_figures import Figures, published
 from sqat.compare.results import Comparison
 from sqat.compare.text_table import TextTable
 
@@ -16,7 +16,7 @@ def speed(comparison: Comparison) -> TextTable | None:
     timing, reference = comparison.timing, comparison.plan.reference
     if timing is None:
         return None
-    theirs = PUBLISHED.get(comparison.plan.family)
+    theirs = published(comparison.plan)
     ratios, rows = comparison.time_ratios("step_seconds"), []
     for name, entry in timing["variants"].items():
         own = list(ratios.get(name, {}).values())
