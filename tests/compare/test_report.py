@@ -1,13 +1,19 @@
 """A report is made of raw data alone, says what is missing, and is one file."""
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 
 from sqat.compare.folder import Folder
+from sqat.compare.pictures import style
+from sqat.compare.plan import ComparePlan
 from sqat.compare.report import write_report
+from sqat.compare.results import read_comparison
 from sqat.errors import DataError
+from sqat.variants import VARIANTS
 
 
 def texts(out):
@@ -18,7 +24,13 @@ def texts(out):
 def test_tables_and_pictures(fabricated):
     out = fabricated()
     markdown, html = texts(out)
-    for heading in ("Quality on validation data", "Loss against gqa", "card's orderings", "Time", "Size and budget"):
+    for heading in (
+        "Quality on validation data",
+        "Against gqa, seed by seed",
+        "card's orderings",
+        "Time",
+        "Size and budget",
+    ):
         assert heading in markdown
         assert heading in html.replace("&#39;", "'")
     assert "| sqa | +0.1" in markdown
@@ -93,7 +105,7 @@ def test_damaged_timing(fabricated):
 
 
 def test_no_results(tmp_path):
-    with pytest.raises(DataError, match=r"results.jsonl is missing"):
+    with pytest.raises(DataError, match=r"has no finished run to report on and no timing pass"):
         write_report(tmp_path)
 
 
@@ -101,3 +113,112 @@ def test_ratios_are_taken_within_rounds(fabricated):
     markdown, _ = texts(fabricated())
     row = next(line for line in markdown.splitlines() if line.startswith("| xsqa | 1."))
     assert "0.900 [0.900 … 0.900]" in row  # although the rounds' own times differ by 30 %
+
+
+def test_figures_have_deviations_and_differences_intervals(fabricated):
+    out = fabricated(("gqa", "sqa"), (0, 1, 2))
+    losses = {"gqa": (1.0, 2.0, 3.0), "sqa": (1.5, 2.0, 3.1)}
+    lines = [json.loads(line) for line in (out / Folder.RESULTS).read_text().splitlines()]
+    for line in lines:
+        line["evaluation"]["loss"] = losses[line["variant"]][line["seed"]]
+        line["evaluation"]["accuracy"] = 0.3 + 0.1 * line["seed"] * (line["variant"] == "sqa")
+    (out / Folder.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    markdown, _ = texts(out)
+    assert "| gqa | 3 | 2.0000 ± 2.4841 (1.0000) |" in markdown  # t(0.975, 2) = 4.3027, over √3
+    assert "| sqa | +0.2000 ± 0.6572 | 0.321 | 0.321 | cannot be told apart (n = 3) | +10.00 ± 24.84 points" in markdown
+    assert "the loss of sqa cannot be told apart from that of gqa, which does not mean that they are equal" in markdown
+
+
+def test_every_run_is_listed_and_shared_machines_are_marked(fabricated):
+    out = fabricated(("gqa", "sqa"), (0, 7))
+    text = (out / Folder.RESULTS).read_text()
+    assert "0.2 |" in texts(out)[0]
+    (out / Folder.RESULTS).write_text(text.replace('"shared_machine": false', '"shared_machine": true'))
+    markdown, _ = texts(out)
+    rows = [line.split(" | ")[:2] for line in markdown.splitlines() if line.endswith(" 0.2* |")]
+    assert rows == [["| gqa", "0"], ["| gqa", "7"], ["| sqa", "0"], ["| sqa", "7"]]
+    assert "such times mean nothing" in markdown
+
+
+def test_the_cards_figures_stand_beside_ours(fabricated):
+    markdown, _ = texts(fabricated())
+    assert "| sqa | 4 | 2 | 8.57 M | 8.57 M | 2.63 M | 768 | 25.2 |" in markdown  # ours and the card's parameters
+    assert "| 387 (0.972) |" in markdown  # its minutes, against GQA's
+
+
+def test_the_cards_figures_are_not_for_other_sizes(fabricated):
+    out = fabricated(("gqa", "sqa"))
+    plan = (out / Folder.PLAN).read_text()
+    (out / Folder.PLAN).write_text(plan.replace("- sqa\n", "- sqa: {window: 64}\n"))
+    markdown, _ = texts(out)
+    assert "| 398 (1.000) |" in markdown
+    assert "387" not in markdown
+    (out / Folder.PLAN).write_text(plan.replace("model: {}", "model: {num_layers: 5}"))
+    assert "the card's loss" not in texts(out)[0]
+    assert "the card's minutes" not in texts(out)[0]
+
+
+def test_the_papers_figures_stand_beside_the_mini_family(fabricated):
+    out = fabricated(("mha", "sqa", "xsmqa"))
+    plan = (out / Folder.PLAN).read_text()
+    (out / Folder.PLAN).write_text(plan.replace("family: micro", "family: mini"))
+    markdown, _ = texts(out)
+    assert "| the paper's loss |" in markdown
+    assert "| 241 (0.896) |" in markdown
+    assert "one epoch of half of the English Wikipedia" in markdown
+
+
+class TestWithoutTraining:
+    @pytest.fixture
+    def out(self, fabricated):
+        out = fabricated(("mha", "gqa", "sqa", "xsqa"))
+        plan = (out / Folder.PLAN).read_text()
+        windowed = "\n- sw-sqa: {variant: sqa, window: 64, global_tokens: 4}\nreference"
+        plan = plan.replace("\nreference", windowed).replace("seeds:\n- 0\n- 1\n- 2", "seeds: []")
+        (out / Folder.PLAN).write_text(plan)
+        (out / Folder.RESULTS).unlink()
+        timing = json.loads((out / Folder.TIMING).read_text())
+        timing["variants"]["sw-sqa"] = timing["variants"]["sqa"]
+        (out / Folder.TIMING).write_text(json.dumps(timing))
+        return out
+
+    def test_the_report_says_so_and_has_what_needs_none(self, out):
+        markdown, html = texts(out)
+        assert "Nothing was trained" in markdown
+        assert "Nothing was trained" in html
+        headings = re.findall(r"^## (.*)$", markdown, re.MULTILINE)
+        assert headings == [
+            "The card's orderings",
+            "Time",
+            "Attention alone, forward and backward, ms",
+            "Size",
+            "Complexity",
+            "Operations",
+            "Attention alone, forward and backward",
+            "Parameters",
+        ]
+        assert "loss:" not in markdown
+        assert "| mha | 8 | 8 | 8.81 M | – |" in markdown
+
+    def test_formulas_are_filled_in(self, out):
+        markdown, _ = texts(out)
+        assert "| gqa | O(N·128 · N·32) | 1 |" in markdown
+        assert "| xsqa | O(N·32 · N·32) | 4 |" in markdown
+        assert "| sw-sqa | O(N·64 · min(N, 68)·32) | 2 |" in markdown
+
+    def test_operations_add_up(self, out):
+        markdown, _ = texts(out)
+        table = markdown[markdown.index("## Operations") :].splitlines()
+        for row in (line for line in table if line.startswith(("| mha", "| sqa", "| sw-sqa"))):
+            parts = [float(cell.replace(",", "")) for cell in row.split("|")[2:-1]]
+            assert sum(parts[:4]) == pytest.approx(parts[4], abs=0.006)
+            assert parts[6] == pytest.approx(3 * parts[4], abs=0.07)
+
+    def test_more_variants_than_colours_are_told_apart(self, out):
+        comparison = read_comparison(out)
+        names = [*VARIANTS, "sw-sqa"]
+        plan = ComparePlan.from_dict(
+            {**comparison.plan.to_dict(), "variants": [*VARIANTS, *comparison.plan.variants[4:]]}
+        )
+        looks = [style(replace(comparison, plan=plan), name) for name in names]
+        assert len({(look["color"], look["marker"], look.get("linestyle")) for look in looks}) == len(names)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from sqat.cli import main
+from sqat.compare import timing_pass
 from sqat.compare.folder import Folder
 from sqat.compare.runner import run_comparison
 from sqat.errors import ConfigError, DataError
@@ -72,14 +73,67 @@ def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch):
     assert whole[0]["tokens"] == whole[2]["tokens"]
     timing = json.loads((tmp_path / "whole" / Folder.TIMING).read_text())
     assert all(len(entry["step_seconds"]) == 2 for entry in timing["variants"].values())
-    report = tmp_path / "whole" / "report.md"
-    before = report.read_bytes()
-    report.unlink()
-    monkeypatch.setattr(sys, "argv", ["sqat", "compare", "--report-only", "--out", "whole"])
+    assert_report_only_makes_the_same(tmp_path / "whole", monkeypatch)
+
+
+def report_files(out):
+    return {path: path.read_bytes() for path in [*out.glob("report.*"), *out.glob("pictures/*")]}
+
+
+def assert_report_only_makes_the_same(out, monkeypatch):
+    """Byte for byte, in another process than the one before."""
+    before = report_files(out)
+    assert len(before) > 3
+    for path in before:
+        path.unlink()
+    monkeypatch.setattr(sys, "argv", ["sqat", "compare", "--report-only", "--out", str(out)])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
-    assert report.read_bytes() == before
+    assert report_files(out) == before
+
+
+def test_without_seeds_nothing_is_trained(tiny_plan, tmp_path, monkeypatch):
+    process = start(tiny_plan(seeds=[]), tmp_path / "timed")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert not (tmp_path / "timed" / "runs").exists()
+    assert not (tmp_path / "timed" / Folder.RESULTS).exists()
+    assert "Nothing was trained" in (tmp_path / "timed" / "report.md").read_text()
+    assert_report_only_makes_the_same(tmp_path / "timed", monkeypatch)
+    assert start(tiny_plan(seeds=[]), tmp_path / "timed").wait(timeout=300) == 0  # has nothing left to do
+
+
+def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(tiny_plan, tmp_path, monkeypatch):
+    plan = tiny_plan(seeds=[], timing={**tiny_plan().timing.to_dict(), "rounds": 3})
+    measured, calls = timing_pass._Timed.measure, []
+
+    def stopped(self, *, counts):  # in the second of the rounds that count, after its first variant
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append(counts)
+        measured(self, counts=counts)
+
+    monkeypatch.setattr(timing_pass._Timed, "measure", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        timing_pass.time_variants(plan, plan.models(), tmp_path)
+    assert timing_pass.read_timing(tmp_path) is None
+    first = json.loads((tmp_path / timing_pass.PART).read_text())
+    monkeypatch.setattr(timing_pass._Timed, "measure", measured)
+    whole = timing_pass.time_variants(plan, plan.models(), tmp_path)
+    for name, entry in whole["variants"].items():
+        assert len(entry["step_seconds"]) == len(entry["attention"]["11"][1]) == 3
+        assert entry["step_seconds"][:1] == first[name]["step_seconds"]
+    assert timing_pass.read_timing(tmp_path) == json.loads(json.dumps(whole))
+    assert not (tmp_path / timing_pass.PART).exists()
+
+
+@pytest.mark.parametrize("damaged", ["{", "[1]", '{"gqa": 3}', '{"mha": {"attention": {}}}'])
+def test_damaged_rounds_are_measured_again(damaged, tmp_path):
+    (tmp_path / timing_pass.PART).write_text(damaged)
+    variants = {"gqa": {"step_seconds": [], "attention": {"11": [[], []]}}}
+    assert timing_pass._go_on(tmp_path / timing_pass.PART, variants) == 0
+    assert variants["gqa"]["step_seconds"] == []
 
 
 def test_killed_at_any_moment_it_comes_to_the_same(tiny_plan, tmp_path):
@@ -99,11 +153,25 @@ def test_killed_at_any_moment_it_comes_to_the_same(tiny_plan, tmp_path):
         else:
             process.kill()
             process.wait()
-            for child in children_of(parts):
+            for child in children_of(parts) if number else []:  # at first they are left to end by themselves
                 os.kill(child, signal.SIGKILL)
     run_comparison(plan, parts)
     for ours, theirs in zip(results(parts), results(tmp_path / "whole"), strict=True):
         assert ours == theirs
+
+
+def test_runs_end_with_a_killed_comparison(tiny_plan, tmp_path):
+    long = {**tiny_plan().train.to_dict(), "max_steps": 100_000, "evaluate_every": None, "checkpoint_every": None}
+    plan, out = tiny_plan(seeds=[0], train=long, processes=1, timing={"rounds": 0}), tmp_path / "orphans"
+    process = start(plan, out)
+    log = out / "runs" / "gqa-seed0" / "metrics.jsonl"
+    while not (log.is_file() and log.stat().st_size) and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    with Folder(out).locked():  # waits for them
+        assert children_of(out) == []
+    assert list(log.parent.glob("checkpoints/step-*"))  # saved when it was asked to stop
 
 
 def test_a_failed_run_is_named_and_the_others_are_done(tiny_plan, tmp_path):

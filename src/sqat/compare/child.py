@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -36,8 +39,21 @@ def run(out: Path, name: str, seed: int) -> int:
     return 0
 
 
+def stop_with_parent() -> None:
+    """Ask this process to stop, as SIGTERM does, when the comparison that started it is gone: its end of our standard
+    input closes even if it was killed.
+    """
+
+    def wait() -> None:
+        os.read(0, 1)  # nothing ever comes, but the end; sys.stdin's own lock would be in the way of a clean exit
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> None:
     """For `python -m`."""
+    stop_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     out, name, seed = sys.argv[1:]
     sys.exit(run(Path(out), name, int(seed)))

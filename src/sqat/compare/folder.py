@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import yaml
 
@@ -17,6 +18,8 @@ from sqat.config import ModelConfig
 from sqat.durable import replace_file
 from sqat.errors import ConfigError, DataError
 from sqat.run_config import read_yaml
+
+logger = logging.getLogger(__name__)
 
 FREE = {"processes", "stories", "probes"}  # fields of a plan that may change while its runs are not done
 
@@ -52,21 +55,24 @@ class Folder:
         return self.out / "runs" / f"{name}-seed{seed}"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """For one process at a time.
+    def locked(self, say: Callable[[str], None] = logger.info) -> Iterator[int]:
+        """For one process at a time. Yields what its runs must inherit (a file's number): they hold a lock of their own
+        as long as they live, so that runs of a process that was killed are waited for, and no run is made twice at
+        once.
 
         Raises:
-            ConfigError: another one has it.
+            ConfigError: another process has it.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        with (self.out / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with (self.out / ".lock").open("w") as own, (self.out / ".lock-runs").open("w") as runs:
+            if not _try_lock(own):
                 raise ConfigError(
                     f"a comparison is running in {self.out}: wait for it, stop it, or choose another folder (--out)"
-                ) from None
-            yield
+                )
+            if not _try_lock(runs):
+                say("waiting for runs that an earlier start left behind; they save their checkpoints and end")
+                fcntl.flock(runs, fcntl.LOCK_EX)
+            yield runs.fileno()
 
     def begin(self, plan: ComparePlan) -> None:
         """Write the plan, or see that it is the one that is here.
@@ -129,3 +135,11 @@ class Folder:
 def _plain(value: Any) -> Any:
     """As YAML gives it back: tuples are lists."""
     return json.loads(json.dumps(value))
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -5,19 +5,21 @@ colour and marker (Okabe and Ito's palette, told apart by colour-blind readers t
 from __future__ import annotations
 
 import io
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any
 
 from sqat.compare.results import Comparison
 from sqat.config import ModelConfig
-from sqat.cost import visible_keys
+from sqat.cost import parameters, visible_keys
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00", "#7F7F7F")
 MARKERS = "osD^vPX*"
-ORDER = ("mha", "gqa", "mqa", "sqa", "ssqa", "xsqa", "xsmqa", "lsqa")
+ORDER = ("mha", "gqa", "mqa", "sqa", "ssqa", "xsqa", "xsmqa", "lsqa", "rsqa")
 GREY = "#808080"  # legible on white and on black
-SIZE = (7.0, 4.3)
+SIZE = (7.6, 4.3)
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # a legend that hides no line
 
 
 def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
@@ -32,7 +34,7 @@ def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
         "pareto": ("Loss and time of a training step", _pareto),
         "attention": ("Attention alone, forward and backward", _attention),
         "size": ("Parameters", _size),
-        "router": ("Experts' load, by layer", _router),
+        "router": ("Experts' load, mean over layers and seeds", _router),
     }
     found = {}
     for name, (title, draw) in makers.items():
@@ -77,8 +79,10 @@ def _draw(title: str, draw: Callable[[Any, Comparison], bool], comparison: Compa
 def style(comparison: Comparison, name: str) -> dict[str, Any]:
     """Colour and marker of a variant, the same in every picture."""
     names = [*ORDER, *(variant.name for variant in comparison.plan.models() if variant.name not in ORDER)]
-    place = names.index(name) % len(COLOURS)
-    return {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 5}
+    turn, place = divmod(names.index(name), len(COLOURS))
+    look = {"color": COLOURS[place], "marker": MARKERS[(place + 3 * turn) % len(MARKERS)], "markersize": 5}
+    # Further turns through the colours have other markers, hollow ones on broken lines.
+    return {**look, "linestyle": "--", "markerfacecolor": "none"} if turn else look
 
 
 def _loss_over(axis: str, label: str) -> Callable[[Any, Comparison], bool]:
@@ -102,10 +106,10 @@ def _loss_over_time(axes: Any, comparison: Comparison) -> bool:
 def _loss_lines(
     axes: Any, comparison: Comparison, label: str, place: Callable[[dict[str, Any], dict[str, Any]], float]
 ) -> bool:
-    drawn, last = False, []
+    drawn, last = False, [math.inf, -math.inf]
     for name in comparison.variants:
         runs = comparison.of(name)
-        points = min(len(run["curve"]) for run in runs)
+        points = min((len(run["curve"]) for run in runs), default=0)
         if points < 2:
             continue
         x = [place(runs[0], runs[0]["curve"][i]) for i in range(points)]
@@ -114,16 +118,17 @@ def _loss_lines(
         look = style(comparison, name)
         axes.plot(x, middle, label=f"{name} ({middle[-1]:.3f})", markevery=max(1, points // 8), linewidth=1.4, **look)
         axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=look["color"], alpha=0.15)
-        last += middle[points // 4 :]
+        last = [min(last[0], *map(min, losses[points // 4 :])), max(last[1], *map(max, losses[points // 4 :]))]
         drawn = True
     if drawn:
         from matplotlib.ticker import EngFormatter
 
-        low, high = min(last), max(last)
+        (low, high), high_x = last, axes.get_xlim()[1]
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
         axes.set(xlabel=label, ylabel="validation loss, nats per token")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        axes.legend(title="variant (last)", fontsize=9)
+        if high_x >= 1000:
+            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.legend(title="variant (last)", fontsize=9, **BESIDE)
     return drawn
 
 
@@ -132,7 +137,7 @@ def _pareto(axes: Any, comparison: Comparison) -> bool:
     ratios, losses = comparison.time_ratios("step_seconds"), comparison.by_seed("evaluation", "loss")
     points = []
     for name in comparison.variants:
-        if name not in ratios:
+        if name not in ratios or name not in losses:
             continue
         times, values = list(ratios[name].values()), list(losses[name].values())
         x, y = statistics.median(times), statistics.fmean(values)
@@ -147,6 +152,7 @@ def _pareto(axes: Any, comparison: Comparison) -> bool:
         return False
     front = [p for p in sorted(points) if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
     axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", linewidth=1, zorder=0, label="Pareto front")
+    axes.margins(x=0.12)
     axes.set(xlabel=f"time of a training step, relative to {comparison.plan.reference}", ylabel="validation loss, nats")
     axes.legend()
     return True
@@ -177,8 +183,8 @@ def _attention(axes: Any, comparison: Comparison) -> bool:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
-    axes.plot([], [], color=GREY, linestyle=":", label=f"ideal: {reference} × share of its operations")
-    axes.legend(fontsize=9)
+    axes.plot([], [], color=GREY, linestyle=":", label=f"ideal: {reference} × share\nof its operations")
+    axes.legend(fontsize=9, **BESIDE)
     return True
 
 
@@ -188,8 +194,8 @@ def _operations(model: ModelConfig, length: int) -> int:
 
 
 def _size(axes: Any, comparison: Comparison) -> bool:
-    names = comparison.variants
-    totals = [comparison.of(name)[0]["parameters"]["total"] / 1e6 for name in names]
+    names = list(comparison.models)
+    totals = [parameters(model).total / 1e6 for model in comparison.models.values()]
     bars = axes.barh(names, totals, color=[style(comparison, name)["color"] for name in names], height=0.6)
     axes.bar_label(bars, labels=[f" {total:.2f} M" for total in totals], color=GREY)
     axes.invert_yaxis()
@@ -200,7 +206,7 @@ def _size(axes: Any, comparison: Comparison) -> bool:
 
 
 def _router(axes: Any, comparison: Comparison) -> bool:
-    """Each layer's experts from the busiest to the least, mean over seeds, of the reference and every other variant."""
+    """Each layer's experts from the busiest to the least, mean over layers and seeds."""
     drawn = False
     for name in comparison.variants:
         loads = [run["evaluation"].get("router_load") for run in comparison.of(name)]
@@ -212,5 +218,6 @@ def _router(axes: Any, comparison: Comparison) -> bool:
         drawn = True
     axes.axhline(1, color=GREY, linestyle=":", linewidth=1, label="even")
     axes.set(xlabel="expert, from the busiest to the least busy", ylabel="load relative to an even share")
-    axes.legend(fontsize=9)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=9, **BESIDE)
     return drawn

@@ -63,7 +63,7 @@ class ComparePlan(Config):
     train: TrainConfig = field(default_factory=TrainConfig)
     match: str = "tokens"  # what all variants get the same of
     budget: float | None = None  # how much of it; null: what `train` gives the reference
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2)  # none: nothing is trained, only timed and counted
     processes: int = 1  # runs at a time, each with its share of the cores
     timing: TimingPlan = field(default_factory=TimingPlan)
     probes: int = 500  # recall probes at the end of each run; built-in stories only
@@ -77,7 +77,6 @@ class ComparePlan(Config):
         require(len(set(names)) == len(names), self, "variants", "a list of different names")
         require(self.reference in names, self, "reference", f"one of the variants: {', '.join(names)}")
         require(self.budget is None or self.budget > 0, self, "budget", "positive, or null for what train gives")
-        require(len(self.seeds) > 0, self, "seeds", "a list of at least one")
         require(len(set(self.seeds)) == len(self.seeds), self, "seeds", "a list of different numbers")
         require(all(seed >= 0 for seed in self.seeds), self, "seeds", "numbers of at least 0")
         require(self.processes >= 1, self, "processes", "at least 1")
@@ -85,6 +84,8 @@ class ComparePlan(Config):
             require(getattr(self, name) >= 0, self, name, "at least 0")
         right = "at least 1 where match is time, since the measured step time is the exchange rate"
         require(self.match != "time" or self.timing.rounds >= 1, self.timing, "rounds", right)
+        right = "at least 1 where there are no seeds: nothing would be done"
+        require(len(self.seeds) > 0 or self.timing.rounds >= 1, self.timing, "rounds", right)
 
     def models(self) -> list[Variant]:
         """Name and sizes of every variant, before any budget changes them."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqat.compare.pictures import draw_all
 from sqat.compare.results import Comparison, read_comparison
-from sqat.compare.tables import TextTable, all_tables
+from sqat.compare.tables import all_tables, undecided
+from sqat.compare.text_table import TextTable
 from sqat.durable import replace_file
 from sqat.errors import ConfigError
 
@@ -57,26 +58,39 @@ def _title(comparison: Comparison) -> str:
 
 def _summary(comparison: Comparison) -> list[str]:
     """What was done, in sentences."""
-    plan = comparison.plan
-    lines = [
-        f"{len(comparison.variants)} variants, family {plan.family}, {len(plan.seeds)} seed(s), "
-        f"matched by {plan.match}; data: {plan.data.source}; reference: {plan.reference}."
-    ]
+    plan, runs, timing = comparison.plan, comparison.runs, comparison.timing
+    lines = [f"{len(comparison.variants)} variants, family {plan.family}; reference: {plan.reference}."]
+    if runs:
+        seeds = len({run["seed"] for run in runs})
+        trained = f"Matched by {plan.match}, {seeds} seed{'s' if seeds > 1 else ''}; data: {plan.data.source}."
+        lines[0] += f" {trained}"
+    else:
+        lines.append("Nothing was trained: sizes and operations are computed, times measured on untrained models.")
     if missing := comparison.missing():
         lines.append(f"Not done yet, and not in this report: {'; '.join(missing)}.")
-    if comparison.timing is None:
+    if unclear := undecided(comparison):
+        lines.append(
+            f"With this number of seeds, the loss of {', '.join(unclear)} cannot be told apart from that of "
+            f"{plan.reference}, which does not mean that they are equal."
+        )
+    if timing is None:
         lines.append("There is no timing pass, so nothing is said of time.")
-    if any(run.get("shared_machine") for run in comparison.runs):
-        lines.append("Runs shared the machine; their wall clocks mean nothing and are not shown.")
-    revisions = sorted({str(run.get("environment", {}).get("revision")) for run in comparison.runs})
-    machines = sorted({str(run.get("environment", {}).get("cpu")) for run in comparison.runs})
-    lines.append(f"Revision {', '.join(revisions)}; {', '.join(machines)}.")
+    if any(run.get("shared_machine") for run in runs):
+        lines.append("Runs shared the machine; their wall clocks are marked (*), and not compared.")
+    places = [run.get("environment", {}) for run in runs] or [timing["environment"] if timing else {}]
+    revisions, machines = ({str(place.get(key)) for place in places} for key in ("revision", "cpu"))
+    lines.append(f"Revision {', '.join(sorted(revisions))}; {', '.join(sorted(machines))}.")
     return lines
 
 
 def _stories(comparison: Comparison) -> list[tuple[str, str]]:
     """The first run's of every variant."""
-    return [(name, story) for name in comparison.variants for story in comparison.of(name)[0].get("stories", [])[:2]]
+    return [
+        (name, story)
+        for name in comparison.variants
+        for run in comparison.of(name)[:1]
+        for story in run.get("stories", [])[:2]
+    ]
 
 
 def _markdown(comparison: Comparison, tables: list[TextTable], pictures: dict[str, str]) -> str:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqat.compare.budget import matched_sizes
 from sqat.compare.folder import Folder
 from sqat.compare.plan import ComparePlan
 from sqat.compare.timing_pass import read_timing
+from sqat.config import ModelConfig
 from sqat.errors import DataError
 
-NEEDED = ("variant", "seed", "model", "parameters", "evaluation", "curve", "tokens", "flops")
+NEEDED = ("variant", "seed", "model", "parameters", "evaluation", "curve", "steps", "tokens", "flops", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,16 @@ class Comparison:
 
     @property
     def variants(self) -> list[str]:
-        """Those with a finished run, in the plan's order."""
+        """Those with a finished run, in the plan's order; all where none has one, and only time is reported."""
         done = {run["variant"] for run in self.runs}
-        return [variant.name for variant in self.plan.models() if variant.name in done]
+        return [variant.name for variant in self.plan.models() if variant.name in done or not done]
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """Their sizes: as they were trained, or as they would be."""
+        found = {variant.name: variant.model for variant in matched_sizes(self.plan)}
+        found |= {run["variant"]: ModelConfig.from_dict(run["model"]) for run in self.runs}
+        return {name: found[name] for name in self.variants}
 
     def of(self, variant: str) -> list[dict[str, Any]]:
         return [run for run in self.runs if run["variant"] == variant]
@@ -77,11 +86,19 @@ def read_comparison(out: Path) -> Comparison:
     Raises:
         ConfigError, DataError: missing or damaged; the message names file and line.
     """
-    path = out / Folder.RESULTS
-    if not path.is_file():
-        raise DataError(f"{path} is missing: {out} is not a comparison's folder, or none of its runs is done")
+    runs, timing = _read_runs(out / Folder.RESULTS), read_timing(out)
+    if not runs and timing is None:
+        raise DataError(
+            f"{out} has no finished run to report on and no timing pass ({Folder.RESULTS}, {Folder.TIMING}): "
+            "it is not a comparison's folder, or nothing is done yet"
+        )
+    return Comparison(Folder(out).read_plan(), runs, timing)
+
+
+def _read_runs(path: Path) -> list[dict[str, Any]]:
     runs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
         try:
             run = json.loads(line)
             lacking = [key for key in NEEDED if key not in run]
@@ -90,4 +107,4 @@ def read_comparison(out: Path) -> Comparison:
         if lacking:
             raise DataError(f"{path}, line {number} lacks {', '.join(lacking)}")
         runs.append(run)
-    return Comparison(Folder(out).read_plan(), runs, read_timing(out))
+    return runs

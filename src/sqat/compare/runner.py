@@ -17,7 +17,6 @@ from sqat.compare.folder import Folder, Setup
 from sqat.compare.plan import ComparePlan
 from sqat.compare.timing_pass import read_timing, time_variants
 from sqat.data.batches import Batches
-from sqat.errors import TrainingError
 from sqat.train.prepare import prepare_data
 from sqat.train.signals import StopOnSignals
 
@@ -41,11 +40,12 @@ def run_comparison(plan: ComparePlan, out: Path, say: Say = logger.info) -> list
         Interrupted: SIGINT or SIGTERM; the runs have saved their checkpoints.
     """
     folder = Folder(out)
-    with folder.locked():
+    with folder.locked(say) as lock:
         folder.begin(plan)
         setup = _settle(plan, folder, say)
-        failures = _Processes(plan, folder, setup, say).run_all()
-        folder.write_results(plan)
+        failures = _Processes(plan, folder, setup, say, lock).run_all()
+        if plan.seeds:
+            folder.write_results(plan)
         if plan.timing.rounds and read_timing(out) is None:
             say("timing all variants in turn")
             time_variants(plan, list(setup.shares.values()), out)
@@ -82,8 +82,8 @@ def _settle(plan: ComparePlan, folder: Folder, say: Say) -> Setup:
 class _Processes:
     """The runs that are not done, some at a time."""
 
-    def __init__(self, plan: ComparePlan, folder: Folder, setup: Setup, say: Say) -> None:
-        self.plan, self.folder, self.setup, self.say = plan, folder, setup, say
+    def __init__(self, plan: ComparePlan, folder: Folder, setup: Setup, say: Say, lock: int) -> None:
+        self.plan, self.folder, self.setup, self.say, self.lock = plan, folder, setup, say, lock
         self.stopping: str | None = None
 
     def run_all(self) -> list[str]:
@@ -139,9 +139,10 @@ class _Processes:
             return subprocess.Popen(
                 [sys.executable, "-m", "sqat.compare.child", str(self.folder.out), name, str(seed)],
                 env={**child_environment(threads), "TOKENIZERS_PARALLELISM": "false"},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed when we end, however we do: see child.stop_with_parent
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                pass_fds=[self.lock],
                 start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on once
             )
 
@@ -155,10 +156,3 @@ class _Processes:
 def _last_error(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return f"{lines[-1] if lines else 'it said nothing'} (all it said: {log})"
-
-
-def require_results(out: Path) -> None:
-    """Raises TrainingError where no run is done, so that there is nothing to report."""
-    path = out / Folder.RESULTS
-    if not path.is_file() or not path.stat().st_size:
-        raise TrainingError(f"{out} has no finished run to report on")

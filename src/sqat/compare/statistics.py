@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 CONFIDENCE = 0.95
+Values = Mapping[str, Mapping[int, float]]  # a figure by variant, and by seed (or round)
 
 
 class Summary(NamedTuple):
@@ -49,7 +50,7 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(mean, deviation, _quantile(number - 1) * deviation / number**0.5, number)
 
 
-def differences(by_variant: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, Difference]:
+def differences(by_variant: Values, reference: str) -> dict[str, Difference]:
     """Of every other variant to the reference, over the seeds that both have.
 
     Args:
@@ -80,7 +81,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def ordering(by_variant: Mapping[str, Mapping[int, float]], lower: str, higher: str, *, equal: bool = False) -> str:
+def ordering(by_variant: Values, lower: str, higher: str, *, equal: bool = False) -> str:
     """Whether a claim "lower < higher" (or "about equal") holds: "holds", "does not hold", "cannot be told"."""
     if lower not in by_variant or higher not in by_variant:
         return "not measured"

@@ -1,28 +1,25 @@
-"""The report's tables, as rows of text."""
+"""The report's tables: all of them in order, and those that say how good the variants are."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from sqat.compare.card_figures import LOSS_ORDER, MICRO, TIME_ORDER
+from sqat.compare.card_figures import Claim, published
 from sqat.compare.results import Comparison
-from sqat.compare.statistics import Summary, differences, ordering, summarise
-from sqat.config import ModelConfig
-from sqat.cost import flops_per_token
+from sqat.compare.statistics import CONFIDENCE, Values, differences, ordering
+from sqat.compare.tables_cost import complexity, operations, router, sizes
+from sqat.compare.tables_time import attention, speed
+from sqat.compare.text_table import TextTable, interval, signed
 
-LENGTHS = (256, 1024, 4096, 32768, 131072)
-
-
-class TextTable(NamedTuple):
-    """A heading, columns, rows (the first cell names the row), and what a reader must know."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str]
+QUALITY = {
+    "loss": ("evaluation", "loss"),
+    "perplexity": ("evaluation", "perplexity"),
+    "accuracy": ("evaluation", "accuracy"),
+    "bits per byte": ("evaluation", "bits_per_byte"),
+    "recall probes": ("probes", "accuracy"),
+}
+PERCENT = ("accuracy", "recall probes")
 
 
 def all_tables(comparison: Comparison) -> list[TextTable]:
@@ -30,219 +27,154 @@ def all_tables(comparison: Comparison) -> list[TextTable]:
     makers: list[Callable[[Comparison], TextTable | None]] = [
         quality,
         against_reference,
-        card,
+        beside_published,
         orderings,
         speed,
         attention,
         sizes,
         complexity,
+        operations,
         router,
+        every_run,
     ]
     return [table for make in makers if (table := make(comparison)) is not None]
 
 
-def quality(comparison: Comparison) -> TextTable:
-    """Right metrics of the last evaluation, mean and interval over seeds."""
-    figures = {
-        "loss": ("evaluation", "loss"),
-        "perplexity": ("evaluation", "perplexity"),
-        "accuracy": ("evaluation", "accuracy"),
-        "bits per byte": ("evaluation", "bits_per_byte"),
-        "recall probes": ("probes", "accuracy"),
-    }
-    found = {name: comparison.by_seed(*path) for name, path in figures.items()}
-    found = {name: values for name, values in found.items() if values}
+def quality(comparison: Comparison) -> TextTable | None:
+    """Right metrics of the last evaluation, mean, interval and deviation over seeds."""
+    found = {name: values for name, path in QUALITY.items() if (values := comparison.by_seed(*path))}
+    if not found:
+        return None
     rows = [
         [name, str(len(comparison.of(name)))]
         + [
-            _interval(values.get(name), percent=figure in ("accuracy", "recall probes"))
+            interval(values.get(name), percent=figure in PERCENT, digits=2 if figure == "perplexity" else 4)
             for figure, values in found.items()
         ]
         for name in comparison.variants
     ]
-    notes = ["mean ± half of its 95 % interval over seeds (Student's t); real targets only, padding never counts"]
+    notes = [
+        "mean ± half of its 95 % interval over seeds (Student's t), in brackets the standard deviation over seeds; "
+        "real targets only, padding never counts"
+    ]
     if "recall probes" in found:
         notes.append("recall probes: share of stories whose told word is likelier than four others; chance is 20 %")
     return TextTable("Quality on validation data", ["variant", "seeds", *found], rows, notes)
 
 
 def against_reference(comparison: Comparison) -> TextTable | None:
-    """Differences in loss, seed by seed."""
+    """Differences, seed by seed."""
     reference = comparison.plan.reference
     found = differences(comparison.by_seed("evaluation", "loss"), reference)
     if not found:
         return None
+    others = {name: differences(comparison.by_seed(*QUALITY[name]), reference) for name in PERCENT}
+    others = {name: values for name, values in others.items() if values}
     rows = [
-        [name, _signed(d.summary), f"{d.p:.3g}", f"{d.adjusted_p:.3g}", _loss_verdict(d.verdict)]
+        [name, signed(d.summary), f"{d.p:.3g}", f"{d.adjusted_p:.3g}", _loss_verdict(d.verdict)]
+        + [signed(values[name].summary, percent=True) if name in values else "–" for values in others.values()]
         for name, d in found.items()
     ]
     notes = [
         "for one seed all variants see the same data in the same order and begin equal in every tensor they share",
-        f"{len(rows)} differences are tested at once: p is corrected after Holm, and below 0.05 counts",
+        f"differences in loss tested at once: {len(rows)}; p is corrected after Holm, and below 0.05 counts; "
+        "other figures have intervals (95 %, each by itself) and no test",
     ]
-    columns = ["variant", "difference in loss", "p", "p, corrected", "verdict"]
-    return TextTable(f"Loss against {reference}, seed by seed", columns, rows, notes)
+    columns = ["variant", "difference in loss", "p", "p, corrected", "verdict", *(f"in {name}" for name in others)]
+    return TextTable(f"Against {reference}, seed by seed", columns, rows, notes)
 
 
-def card(comparison: Comparison) -> TextTable | None:
-    """Ours by the card's metrics, beside the card's."""
-    if comparison.plan.family != "micro":
+def undecided(comparison: Comparison) -> list[str]:
+    """Variants whose loss cannot be told apart from the reference's."""
+    found = differences(comparison.by_seed("evaluation", "loss"), comparison.plan.reference)
+    return [name for name, d in found.items() if d.summary.number < 2 or d.adjusted_p >= 1 - CONFIDENCE]
+
+
+def beside_published(comparison: Comparison) -> TextTable | None:
+    """Ours by the card's metrics, beside the card's, or the paper's."""
+    theirs = published(comparison.plan)
+    if theirs is None or not comparison.runs:
         return None
     loss, accuracy = comparison.by_seed("evaluation", "card_loss"), comparison.by_seed("evaluation", "card_accuracy")
     rows = []
     for name in comparison.variants:
-        theirs = MICRO.get(name)
-        rows.append(
-            [
-                name,
-                _interval(loss.get(name)),
-                f"{theirs.loss:.3f}" if theirs else "–",
-                _interval(accuracy.get(name), percent=True),
-                f"{100 * theirs.accuracy:.2f} %" if theirs else "–",
-            ]
-        )
+        figures = theirs.figures.get(name)
+        ours = interval(loss.get(name)), interval(accuracy.get(name), percent=True)
+        other = (f"{figures.loss:g}", f"{100 * figures.accuracy:.2f} %") if figures else ("–", "–")
+        rows.append([name, ours[0], other[0], ours[1], other[1]])
     notes = [
-        "padding counted as targets, as the card does; where the plan packs rows, ours never learned to predict it",
-        "the card's figures are of five epochs of the whole TinyStories (2.3 B tokens), one run each",
+        "padding counted as targets, as the card does; "
+        + (
+            "ours learned to predict it too"
+            if comparison.plan.data.padding_as_target
+            else "ours never learned to predict it, and so looks worse by this measure than it is"
+        ),
+        f"{theirs.whose} figures: {theirs.how}; other data and other sizes of it: only the order can be compared",
     ]
-    columns = ["variant", "loss, padding counted", "card's loss", "accuracy, padding counted", "card's accuracy"]
-    return TextTable("The card's metrics beside the card's figures", columns, rows, notes)
-
-
-def orderings(comparison: Comparison) -> TextTable | None:
-    """Which of the card's orderings hold."""
-    if comparison.plan.family != "micro":
-        return None
-    loss, seconds = comparison.by_seed("evaluation", "loss"), comparison.time_ratios("step_seconds")
-    rows = [_claim("loss", loss, *claim) for claim in LOSS_ORDER] + [
-        _claim("time", seconds, *claim) for claim in TIME_ORDER
-    ]
-    notes = [
-        "loss: paired over seeds; time: a training step, paired over the timing pass's rounds; p < 0.05, each by itself"
-    ]
-    return TextTable("The card's orderings", ["claim", "here"], rows, notes)
-
-
-def _claim(what: str, values: Mapping[str, Mapping[int, float]], lower: str, higher: str, equal: bool) -> list[str]:
-    return [f"{what}: {lower} {'≈' if equal else '<'} {higher}", ordering(values, lower, higher, equal=equal)]
-
-
-def speed(comparison: Comparison) -> TextTable | None:
-    """The timing pass: medians, and ratios taken round by round."""
-    timing = comparison.timing
-    if timing is None:
-        return None
-    ratios = comparison.time_ratios("step_seconds")
-    reference, rows = comparison.plan.reference, []
-    for name, entry in timing["variants"].items():
-        own = list(ratios.get(name, {}).values())
-        prompt = entry["prompt_tokens"] / statistics.median(entry["prompt_seconds"])
-        rows.append(
-            [
-                name,
-                f"{statistics.median(entry['step_seconds']):.3f}",
-                f"{statistics.median(own):.3f} [{min(own):.3f} … {max(own):.3f}]" if own else "–",
-                f"{statistics.median(entry['evaluate_seconds']):.3f}",
-                f"{prompt:,.0f}",
-                f"{1 / statistics.median(entry['decode_seconds_per_token']):,.0f}",
-            ]
-        )
-    notes = [
-        f"{timing['rounds']} rounds, every variant in turn; batches of {timing['batch_size']} × {timing['context']}; "
-        f"{timing['environment'].get('cpu')}, {timing['environment'].get('threads')} threads",
-        "median; ratios within rounds, median and range. Wall clocks of training runs are not compared",
-    ]
-    columns = [
-        "variant",
-        "training step, s",
-        f"against {reference}",
-        "evaluation, s",
-        "prompt, tokens/s",
-        "decoding, tokens/s",
-    ]
-    return TextTable("Time", columns, rows, notes)
-
-
-def attention(comparison: Comparison) -> TextTable | None:
-    """Attention alone, forward and backward."""
-    timing = comparison.timing
-    if timing is None or not next(iter(timing["variants"].values()))["attention"]:
-        return None
-    lengths = list(next(iter(timing["variants"].values()))["attention"])
-    rows = [
-        [name, *(f"{1000 * statistics.median(entry['attention'][length][1]):.1f}" for length in lengths)]
-        for name, entry in timing["variants"].items()
-    ]
-    columns = ["variant", *(f"{int(length):,} tokens" for length in lengths)]
+    columns = ["variant", "loss, padding counted", f"{theirs.whose} loss", "accuracy, padding counted"]
     return TextTable(
-        "Attention alone, forward and backward, ms", columns, rows, ["the same number of tokens at all lengths"]
+        f"Beside {theirs.whose} figures, by its metrics", [*columns, f"{theirs.whose} accuracy"], rows, notes
     )
 
 
-def sizes(comparison: Comparison) -> TextTable:
-    """Parameters, cache, memory, and what the budget bought."""
-    rows = []
-    for name in comparison.variants:
-        run = comparison.of(name)[0]
-        peak = statistics.median(run["peak_bytes"] for run in comparison.of(name))
-        rows.append(
-            [
-                name,
-                f"{run['parameters']['total'] / 1e6:.2f} M",
-                f"{run['parameters']['active'] / 1e6:.2f} M",
-                f"{run['kv_bytes_per_token']:,}",
-                f"{peak / 1e6:,.0f}",
-                f"{run['steps']:,}",
-                f"{run['tokens'] / 1e6:.2f} M",
-                f"{run['flops']:.3g}",
-            ]
-        )
-    columns = ["variant", "parameters", "active", "cache bytes/token", "peak memory, MB", "steps", "tokens", "FLOPs"]
-    return TextTable("Size and budget", columns, rows, ["cache in 16-bit values; peak memory of the run's process"])
+def orderings(comparison: Comparison) -> TextTable | None:
+    """Which of the card's or the paper's orderings hold."""
+    theirs = published(comparison.plan)
+    if theirs is None:
+        return None
+    loss, seconds = comparison.by_seed("evaluation", "loss"), comparison.time_ratios("step_seconds")
+    rows = _claims("loss", loss, theirs.loss_order) if loss else []
+    rows += _claims("time", seconds, theirs.time_order) if seconds else []
+    notes = ["loss: over real targets, paired over seeds"] if loss else []
+    notes += ["time: a training step, paired over the timing pass's rounds"] if seconds else []
+    notes.append("p < 0.05, each by itself")
+    title = f"{theirs.whose[0].upper()}{theirs.whose[1:]} orderings"
+    return TextTable(title, ["claim", "here"], rows, notes) if rows else None
 
 
-def complexity(comparison: Comparison) -> TextTable:
-    """The card's formulas with the numbers filled in, and operations counted."""
-    rows = []
-    for name in comparison.variants:
-        model = ModelConfig.from_dict(comparison.of(name)[0]["model"])
-        width, kv = model.num_score_heads * model.head_dim, model.num_kv_heads * model.head_dim
-        counts = [f"{flops_per_token(model, length).total / 1e6:,.1f}" for length in LENGTHS]
-        rows.append([name, f"O(N·{width} · N·{kv})", f"{model.num_heads}/{model.num_score_heads}", *counts])
-    columns = ["variant", "the card's formula", "H/Hq", *(f"{length:,}" for length in LENGTHS)]
-    notes = [
-        "millions of operations of one token's forward pass, whole model, by context length",
-        "the card multiplies query and key/value widths; scores and sums cost query heads alone (arXiv 2510.01817)",
+def _claims(what: str, values: Values, claims: Iterable[Claim]) -> list[list[str]]:
+    return [
+        [f"{what}: {c.lower} {'≈' if c.equal else '<'} {c.higher}", ordering(values, c.lower, c.higher, equal=c.equal)]
+        for c in claims
+        if c.lower in values and c.higher in values
     ]
-    return TextTable("Complexity", columns, rows, notes)
 
 
-def router(comparison: Comparison) -> TextTable | None:
-    """How evenly experts were chosen."""
-    rows = []
-    for name in comparison.variants:
-        loads = [run["evaluation"].get("router_load") for run in comparison.of(name)]
-        if not all(loads):
-            return None
-        shares = [share * len(layer) for load in loads for layer in load for share in layer]
-        entropy = statistics.fmean(run["evaluation"]["router_entropy"] for run in comparison.of(name))
-        rows.append([name, f"{max(shares):.2f}", f"{min(shares):.2f}", f"{entropy:.3f}"])
-    notes = ["load relative to an even share, over all layers and seeds; entropy in nats per token"]
-    return TextTable("Experts", ["variant", "busiest", "least busy", "router entropy"], rows, notes)
+def every_run(comparison: Comparison) -> TextTable | None:
+    """What each run came to."""
+    rows = [_run_row(run) for name in comparison.variants for run in comparison.of(name)]
+    notes = [
+        "peak memory of the run's own process, on a GPU of its tensors; minutes of training steps by the wall clock"
+    ]
+    if any(run.get("shared_machine") for run in comparison.runs):
+        notes.append(
+            "*: beside other runs on the same machine; such times mean nothing, and the timing pass has others"
+        )
+    columns = ["variant", "seed", "steps", "tokens", "FLOPs", "loss", "accuracy", "bits per byte"]
+    columns += ["loss, padding counted", "accuracy, padding counted", "recall probes", "peak MB", "minutes"]
+    return TextTable("Every run", columns, rows, notes) if rows else None
 
 
-def _interval(values: Mapping[int, float] | None, *, percent: bool = False) -> str:
-    if not values:
-        return "–"
-    scale, digits, unit = (100, 2, " %") if percent else (1, 4, "")
-    summary = summarise([scale * value for value in values.values()])
-    half = "" if math.isinf(summary.half) else f" ± {summary.half:.{digits}f}"
-    return f"{summary.mean:.{digits}f}{half}{unit}"
+def _run_row(run: dict[str, Any]) -> list[str]:
+    def cell(value: float | None, form: str) -> str:
+        return "–" if value is None else f"{value:{form}}"
 
-
-def _signed(summary: Summary) -> str:
-    half = "" if math.isinf(summary.half) else f" ± {summary.half:.4f}"
-    return f"{summary.mean:+.4f}{half}"
+    evaluation, minutes = run["evaluation"], run.get("seconds")
+    return [
+        run["variant"],
+        str(run["seed"]),
+        f"{run['steps']:,}",
+        f"{run['tokens'] / 1e6:.3g} M",
+        f"{run['flops']:.3g}",
+        f"{evaluation['loss']:.4f}",
+        f"{evaluation['accuracy']:.2%}",
+        f"{evaluation['bits_per_byte']:.4f}",
+        cell(evaluation.get("card_loss"), ".4f"),
+        cell(evaluation.get("card_accuracy"), ".2%"),
+        cell((run.get("probes") or {}).get("accuracy"), ".1%"),
+        f"{run['peak_bytes'] / 1e6:,.0f}",
+        cell(minutes and minutes / 60, ".1f") + ("*" if run.get("shared_machine") else ""),
+    ]
 
 
 def _loss_verdict(verdict: str) -> str:

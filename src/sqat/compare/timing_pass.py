@@ -31,6 +31,7 @@ from sqat.train.device import make_accelerator, use_bf16
 from sqat.train.prepare import prepare_data
 
 ATTENTION_TOKENS = 16384  # of a batch, or one row where that is longer
+PART = ".timing.part.json"  # rounds that are done, until all are
 
 
 def time_variants(plan: ComparePlan, variants: Sequence[Variant | Share], out: Path) -> dict[str, Any]:
@@ -43,22 +44,42 @@ def time_variants(plan: ComparePlan, variants: Sequence[Variant | Share], out: P
         batch_size=plan.train.batch_size,
         context_length=chosen[0].model.context_length,
         mode=plan.data.mode,
+        padding_as_target=plan.data.padding_as_target,
     )
     batch = rows.batch(0, 0).to(device)
     timed = {variant.name: _Timed(plan, variant, batch, device) for variant in chosen}
-    for round_ in range(-1, plan.timing.rounds):  # the first prepares kernels and caches, and does not count
-        for entry in timed.values():
-            entry.measure(counts=round_ >= 0)
-            gc.collect()
-    result = {
+    result: dict[str, Any] = {
         "rounds": plan.timing.rounds,
         "batch_size": plan.train.batch_size,
         "context": chosen[0].model.context_length,
         "environment": environment(),
         "variants": {name: entry.figures for name, entry in timed.items()},
     }
+    done = _go_on(out / PART, result["variants"])
+    for round_ in range(done - 1, plan.timing.rounds):  # the first prepares kernels and caches, and does not count
+        for entry in timed.values():
+            entry.measure(counts=round_ >= done)
+            gc.collect()
+        replace_file(out / PART, json.dumps(result["variants"]))
     replace_file(out / Folder.TIMING, json.dumps(result, indent=1))
+    (out / PART).unlink(missing_ok=True)
     return result
+
+
+def _go_on(part: Path, variants: dict[str, Any]) -> int:
+    """Take over the rounds that were measured before a stop; returns how many. Ratios are taken within rounds, so they
+    may be of another hour. What is damaged, or of other variants, is measured again.
+    """
+    try:
+        before = json.loads(part.read_text(encoding="utf-8")) if part.is_file() else {}
+        same = {name: list(entry["attention"]) for name, entry in before.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0
+    if same != {name: list(entry["attention"]) for name, entry in variants.items()}:
+        return 0
+    for name, entry in variants.items():
+        entry.update(before[name])
+    return len(next(iter(variants.values()))["step_seconds"])
 
 
 def read_timing(out: Path) -> dict[str, Any] | None:
@@ -77,7 +98,8 @@ class _Timed:
 
     def __init__(self, plan: ComparePlan, variant: Variant, batch: Batch, device: str) -> None:
         self.plan, self.config, self.batch, self.device = plan, variant.model, batch, device
-        self.step = make_step("sqat", variant.model, batch, device)
+        precise = plan.train.precision == "float32"
+        self.step = make_step("sqat float32" if precise else "sqat", variant.model, batch, device)
         self.model = Decoder(variant.model).to(device).eval()
         self.prompt = torch.randint(4, variant.model.vocab_size, (plan.timing.prompt_tokens,)).tolist()
         self.calls = {length: self._attention(length) for length in plan.timing.lengths}
@@ -93,8 +115,9 @@ class _Timed:
     def measure(self, *, counts: bool) -> None:
         timing = self.plan.timing
         steps = timing.steps if counts else timing.warmup
+        parts = self.plan.train.gradient_accumulation  # each timed with an optimizer's step of its own
         found: dict[str, float] = {
-            "step_seconds": self._seconds(lambda: [self.step() for _ in range(steps)]) / max(steps, 1),
+            "step_seconds": self._seconds(lambda: [self.step() for _ in range(steps * parts)]) / max(steps, 1),
             "evaluate_seconds": self._seconds(self._evaluate),
         }
         found["prompt_seconds"], found["decode_seconds_per_token"] = self._generate()
