@@ -25,7 +25,7 @@ _num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 # Of a function that is not inlined, the process that compiled it would run another version than one that finds it in
 # the cache, rounded otherwise here and there.
-inline = njit(fastmath=FAST, error_model="numpy", forceinline=True)
+inline = njit(fastmath=FAST, error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @intrinsic
