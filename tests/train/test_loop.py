@@ -41,9 +41,17 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("mode", ["packed", "rows"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("shards", [1, 2])
 def test_resumed_run_is_uninterrupted_run_to_the_bit(
-    run_config: Callable[..., RunConfig], tmp_path: Path, mode: str, precision: str
+    run_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    precision: str,
+    shards: int,
 ) -> None:
+    monkeypatch.setattr("sqat.train.loop.suitable_shards", lambda model: shards)
+    monkeypatch.setattr("sqat.train.shards.SHARD_TOKENS", 1)
     config = run_config(
         max_steps=7, evaluate_every=3, precision=precision, gradient_accumulation=2, data={"mode": mode}
     )
