@@ -1,0 +1,25 @@
+"""`sqat export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of either layout, or a run's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    to: Annotated[
+        str,
+        typer.Option(help="native: with its modelling code; stock: Llama, Mistral or Mixtral, whichever it is."),
+    ] = "native",
+) -> None:
+    """Write a checkpoint in a form that runs without this package."""
+    from transformers.utils import logging
+
+    from sqat.hf.export import export as write
+
+    logging.disable_progress_bar()
+    typer.echo(f"{checkpoint} written to {out} as {write(checkpoint, out, to)}")
