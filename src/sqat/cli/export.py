@@ -13,7 +13,10 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
     to: Annotated[
         str,
-        typer.Option(help="native: with its modelling code; stock: Llama, Mistral or Mixtral, whichever it is."),
+        typer.Option(
+            help="native: with its modelling code; stock: Llama, Mistral or Mixtral, whichever it is; "
+            "gguf: for llama.cpp; onnx: for ONNX runtimes."
+        ),
     ] = "native",
 ) -> None:
     """Write a checkpoint in a form that runs without this package."""

@@ -17,6 +17,8 @@ Writer = Callable[[Decoder, Tokenizer | None, Path], str]
 FORMATS = {
     "native": "sqat.hf.native:write_native",
     "stock": "sqat.hf.stock:write_stock",
+    "gguf": "sqat.hf.llama_cpp:write_gguf",
+    "onnx": "sqat.hf.onnx_file:write_onnx",
 }
 
 
@@ -27,7 +29,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str = "native") -> str:
         checkpoint: of any layout that :func:`sqat.load_model` reads, or a run's folder.
         out: a folder that is not there yet, or empty.
         to: "native" for this architecture with its modelling code beside it, "stock" for the one of `transformers`
-            that it is.
+            that it is, "gguf" for llama.cpp, "onnx" for ONNX runtimes.
 
     Returns:
         What was written, in words.

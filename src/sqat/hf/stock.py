@@ -94,7 +94,7 @@ def to_stock(model: Decoder) -> PreTrainedModel:
     """
     architecture = choose(model.config)
     result = architecture.model_class(_config(model.config, architecture)).to(model.embedding.weight.dtype)
-    result.load_state_dict(_tensors(model, architecture))
+    result.load_state_dict(stock_tensors(model, architecture))
     return result.eval()
 
 
@@ -123,8 +123,7 @@ def _config(config: ModelConfig, architecture: Architecture) -> Any:
         "head_dim": config.head_dim,
         "hidden_act": config.activation,
         "max_position_embeddings": config.context_length,
-        # torch's default is the epsilon of the input's type; training computes norms in float32
-        "rms_norm_eps": torch.finfo(torch.float32).eps if config.norm_eps is None else config.norm_eps,
+        "rms_norm_eps": norm_eps(config),
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "attention_dropout": config.attention_dropout,
         "tie_word_embeddings": config.tie_embeddings,
@@ -139,6 +138,11 @@ def _config(config: ModelConfig, architecture: Architecture) -> Any:
     if config.is_moe:
         values |= {"num_local_experts": config.num_experts, "num_experts_per_tok": config.experts_per_token}
     return architecture.config_class(**values)
+
+
+def norm_eps(config: ModelConfig) -> float:
+    """RMSNorm's epsilon; torch's default is that of the input's type, and training computes norms in float32."""
+    return torch.finfo(torch.float32).eps if config.norm_eps is None else config.norm_eps
 
 
 def _attention_bias(config: ModelConfig) -> bool:
@@ -160,7 +164,7 @@ _NAMES = {
 }
 
 
-def _tensors(model: Decoder, architecture: Architecture) -> dict[str, Tensor]:
+def stock_tensors(model: Decoder, architecture: Architecture) -> dict[str, Tensor]:
     """The state of the stock model; where it has a bias and ours has none, zeros."""
     result: dict[str, Tensor] = {}
     for name, tensor in native_tensors(model).items():
