@@ -99,3 +99,28 @@ def test_lora_trains_adapters_alone_and_merges(
     loaded = peft.PeftModel.from_pretrained(from_decoder(core), tmp_path)
     torch.testing.assert_close(loaded(input_ids=tokens).logits, expected)
     torch.testing.assert_close(model.merge_and_unload()(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lm_eval_scores_as_we_do(tiny_model: Model, tokenizer: Tokenizer) -> None:
+    pytest.importorskip("lm_eval", reason="lm_eval is in the extra 'interop'")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    core = tiny_model(vocab_size=307, context_length=67)
+    there = to_transformers(tokenizer, with_end=False)
+    lm = HFLM(pretrained=from_decoder(core), tokenizer=there, batch_size=3, device="cpu")
+    pairs = [("Once upon a", " time"), ("A cat", " sat on the mat"), ("", "The dog")]
+    scores = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+    for (context, answer), (score, _) in zip(pairs, scores, strict=True):
+        before = [2, *tokenizer.encode(context)]
+        ids = before + tokenizer.encode(context + answer)[len(before) - 1 :]
+        with torch.no_grad():
+            log_probs = core(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        expected = log_probs[len(before) - 1 : -1].gather(1, torch.tensor(ids[len(before) :]).unsqueeze(1)).sum()
+        assert score == pytest.approx(expected.item(), abs=1e-4)
+    settings = {"until": ["\n"], "max_gen_toks": 9, "do_sample": False}
+    texts = lm.generate_until([Instance("generate_until", {}, ("A cat", settings), 0)], disable_tqdm=True)
+    assert (
+        texts[0]
+        == generate(core, tokenizer, "A cat", SamplingConfig(temperature=0, max_tokens=9, stop=("\n",)))[0].text
+    )
