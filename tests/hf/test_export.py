@@ -91,6 +91,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"moe": True, **QUIRKS}, {"window": 5, "global_tokens": 2}, {"num_query_heads": 3, "num_kv_heads": 6}],
@@ -175,6 +176,7 @@ def test_mixtral_of_odd_sizes_in_a_loop(checkpoint: Callable[..., tuple[Decoder,
         torch.testing.assert_close(model(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_stock_runs_without_sqat(checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path) -> None:
     core, folder = checkpoint(hidden_size=24)
     export(folder, tmp_path / "out", "stock")

@@ -136,3 +136,76 @@ def test_ends_at_the_end_token(tiny_model: Model) -> None:
     output = model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=9, do_sample=False, eos_token_id=end)
     assert output[0, 3:].tolist() == expected[: expected.index(end) + 1]
     assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (2, 3)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_everything_that_generate_can_return(kind: dict[str, Any], beams: int, tiny_model: Model) -> None:
+    core = tiny_model(**kind)
+    model = from_decoder(core)
+    model.set_attn_implementation("eager")
+    options = {"output_scores": True, "output_logits": True, "output_attentions": True, "output_hidden_states": True}
+    output = model.generate(
+        **padded(PROMPTS),
+        max_new_tokens=4,
+        do_sample=False,
+        num_beams=beams,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        **options,
+    )
+    rows, heads = 3 * beams, core.config.num_score_heads
+    assert len(output.scores) == len(output.logits) == len(output.attentions) == len(output.hidden_states) == 4
+    assert [tuple(logits.shape) for logits in output.logits] == [(rows, 41)] * 4
+    assert tuple(output.attentions[0][1].shape) == (rows, heads, 9, 9)
+    assert tuple(output.attentions[3][1].shape[:3]) == (rows, heads, 1)
+    assert tuple(output.hidden_states[2][0].shape) == (rows, 1, 23)
+    assert output.past_key_values.get_seq_length() == 12
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_generate_goes_on_from_its_own_cache(kind: dict[str, Any], tiny_model: Model) -> None:
+    model = from_decoder(tiny_model(**kind))
+    prompt = torch.tensor(PROMPTS[1:2])
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    whole = model.generate(prompt, max_new_tokens=9, **options).sequences
+    first = model.generate(prompt, max_new_tokens=4, **options)
+    rest = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=5, **options)
+    assert rest.sequences.tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_masks_of_ones_own(implementation: str, tiny_model: Model, tokens: torch.Tensor) -> None:
+    """A mask (B, 1, T, S) is taken as it is: here two documents in a row, as packing tells them apart."""
+    core = tiny_model()
+    model = from_decoder(core)
+    model.set_attn_implementation(implementation)
+    documents = (torch.arange(17) >= 6).long().expand(3, -1)
+    own = documents[:, None, :, None] == documents[:, None, None]
+    seen = own & torch.ones(17, 17, dtype=torch.bool).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    positions = torch.cat((torch.arange(6), torch.arange(11))).unsqueeze(0)
+    found = model(tokens, attention_mask=mask, position_ids=positions).logits
+    expected = core(tokens, positions=positions[0], documents=documents).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+WHOLE_GRAPHS = [  # experts in a loop are none; grouped products are
+    *(kind for kind in KINDS if "moe" not in kind),
+    {"moe": True, "hidden_size": 24, "intermediate_size": 16},
+]
+
+
+@pytest.mark.parametrize("kind", WHOLE_GRAPHS, ids=str)
+def test_a_decoding_step_is_one_graph(kind: dict[str, Any], tiny_model: Model) -> None:
+    from transformers import StaticCache
+
+    model = from_decoder(tiny_model(**kind))
+    tokens = torch.tensor(PROMPTS[1:2])
+    expected = model(tokens).logits
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    with torch.no_grad():
+        model(tokens[:, :-1], past_key_values=cache)
+        step = torch.compile(model, backend="eager", fullgraph=True)
+        found = step(tokens[:, -1:], past_key_values=cache, position_ids=torch.tensor([[len(PROMPTS[1]) - 1]])).logits
+    torch.testing.assert_close(found[:, -1], expected[:, -1], rtol=1e-5, atol=1e-5)

@@ -81,6 +81,18 @@ def test_expert_implementations(implementation: str, changes: dict[str, object],
     torch.testing.assert_close(model(tokens).logits, core(tokens).logits, **CLOSE)
 
 
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+def test_under_autocast(implementation: str, tiny_model: Model, tokens: torch.Tensor) -> None:
+    model = from_decoder(tiny_model(moe=True, hidden_size=24, intermediate_size=16))
+    model.set_experts_implementation(implementation)
+    plain = model(tokens, labels=tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(tokens, labels=tokens)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(plain.loss.item(), rel=0.02)
+    assert model.get_parameter("model.layers.0.feedforward.router.weight").grad.abs().sum() > 0
+
+
 def test_odd_sizes_take_the_loop(tiny_model: Model) -> None:
     assert from_decoder(tiny_model(moe=True)).config._experts_implementation == "eager"
 

@@ -21,6 +21,7 @@ from .conftest import QUIRKS
 Model = Callable[..., Decoder]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"num_query_heads": 3, "num_kv_heads": 6}, {"moe": True, **QUIRKS, "window": 5, "global_tokens": 2}],
