@@ -6,13 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 
+import sqat.config
 from sqat.config import ModelConfig
 from sqat.hf import SQATConfig, SQATForCausalLM, from_decoder, modeling_sqat, to_decoder
+from sqat.hf.configuration_sqat import CHOICES
 from sqat.hf.core import to_model_config, to_transformers_config
 from sqat.hf.modeling_sqat import load_balancing_loss
 from sqat.model import Decoder
@@ -231,12 +235,30 @@ def test_configuration_goes_there_and_back() -> None:
     [
         ({"num_query_heads": 6, "num_kv_heads": 4}, "num_kv_heads is 4, but must divide num_query_heads"),
         ({"head_dim": 7}, "head_dim is 7, but must be even"),
+        ({"norm": "batchnorm"}, "norm is 'batchnorm', but must be one of rmsnorm, layernorm"),
+        ({"final_norm": "no"}, "final_norm is 'no', but must be one of rmsnorm, layernorm, None"),
+        ({"hidden_act": "tanh"}, "activation is 'tanh', but must be one of silu"),
+        ({"init": "zeros"}, "init is 'zeros', but must be one of normal, torch"),
+        ({"num_query_heads": 0}, "num_query_heads and num_kv_heads are 0 and 2, but must be at least 1"),
+        (
+            {"num_experts": 3, "experts_per_token": 4},
+            r"experts_per_token is 4, but must be between 1 and num_experts \(3\)",
+        ),
         ({"global_tokens": 2}, "global_tokens is 2, but must be 0 where window is None"),
     ],
 )
-def test_unusable_configurations(changes: dict[str, int], message: str) -> None:
-    with pytest.raises(Exception, match=message):
+def test_unusable_configurations(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StrictDataclassError, match=message):
         SQATConfig(**changes)
+
+
+def test_choices_are_the_cores() -> None:
+    assert {
+        "activation": sqat.config.ACTIVATIONS,
+        "norm": sqat.config.NORMS,
+        "final_norm": (*sqat.config.NORMS, None),
+        "init": sqat.config.INITS,
+    } == CHOICES
 
 
 def test_the_model_is_one_file_that_imports_torch_and_transformers() -> None:

@@ -5,6 +5,13 @@ without sqat: it imports transformers alone.
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+CHOICES = {
+    "activation": ("silu", "swish", "gelu", "relu", "sigmoid", "linear"),
+    "norm": ("rmsnorm", "layernorm"),
+    "final_norm": ("rmsnorm", "layernorm", None),
+    "init": ("normal", "torch"),
+}
+
 
 @strict
 class SQATConfig(PreTrainedConfig):
@@ -15,7 +22,8 @@ class SQATConfig(PreTrainedConfig):
     (`num_attention_heads`, `num_hidden_layers`, …) work as well. What only transformers needs stands at the end.
 
     Raises:
-        ValueError: head counts that do not fit, an odd `head_dim`, global tokens without a window.
+        huggingface_hub.errors.StrictDataclassError: a field of the wrong type, or an unusable value; the message names
+            the field, its value and what would be right.
     """
 
     model_type = "sqat"
@@ -70,7 +78,18 @@ class SQATConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Called by transformers when a configuration is built."""
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                right = ", ".join(map(str, choices))
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {right}")
         query_heads, kv_heads = self.num_query_heads, self.num_kv_heads
+        if min(query_heads, kv_heads) < 1:
+            raise ValueError(
+                f"num_query_heads and num_kv_heads are {query_heads} and {kv_heads}, but must be at least 1"
+            )
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            right = f"between 1 and num_experts ({self.num_experts})"
+            raise ValueError(f"experts_per_token is {self.experts_per_token}, but must be {right}")
         if query_heads % kv_heads and kv_heads % query_heads:
             raise ValueError(
                 f"num_kv_heads is {kv_heads}, but must divide num_query_heads ({query_heads}) or be a multiple"
