@@ -79,7 +79,7 @@ model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)
 tokenizer.padding_side = "left"
 base = AutoModel.from_pretrained(".", trust_remote_code=True)
-inputs = tokenizer(["Once upon a time", "A cat"], return_tensors="pt", padding=True, return_token_type_ids=False)
+inputs = tokenizer(["Once upon a time", "A cat"], return_tensors="pt", padding=True)
 tokens = torch.arange(4, 21).unsqueeze(0)
 output = model.generate(**inputs, max_new_tokens=9, do_sample=False)
 print(json.dumps({
@@ -161,7 +161,7 @@ def test_stock_is_the_same_model(
     tokens = torch.randint(4, VOCABULARY, (3, 17))
     with torch.no_grad():
         torch.testing.assert_close(model(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
-    inputs = AutoTokenizer.from_pretrained(out)("A cat", return_tensors="pt", return_token_type_ids=False)
+    inputs = AutoTokenizer.from_pretrained(out)("A cat", return_tensors="pt")
     written = model.generate(**inputs, max_new_tokens=9, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     answer = generate(core, tokenizer, "A cat", SamplingConfig(temperature=0, max_tokens=9))[0]
     assert tuple(token for token in written.tolist() if token != 3) == answer.tokens

@@ -20,9 +20,12 @@ def export(
     ] = "native",
 ) -> None:
     """Write a checkpoint in a form that runs without this package."""
-    from transformers.utils import logging
+    import logging
+
+    from transformers.utils.logging import disable_progress_bar
 
     from sqat.hf.export import export as write
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
     typer.echo(f"{checkpoint} written to {out} as {write(checkpoint, out, to)}")

@@ -49,7 +49,7 @@ def loading_code(*, remote: bool, tokenizer: bool) -> str:
     if tokenizer:
         lines += [
             f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
-            'inputs = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)',
+            'inputs = tokenizer("Once upon a time", return_tensors="pt")',
             "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))",
         ]
     return "\n".join(lines)

@@ -25,4 +25,9 @@ def to_transformers(tokenizer: Tokenizer, *, with_end: bool = True) -> PreTraine
         bos = SPECIAL_TOKENS[BOS]
         backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, BOS)])
     names = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],  # without token types, which `generate` would refuse
+        **names,
+    )
