@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto
 
-.PHONY: demo test lint types setup bench-setup clean
+.PHONY: demo test lint types setup bench-setup interop-setup clean
 
 setup: .venv/.complete
 
@@ -26,6 +26,13 @@ test: setup
 bench-setup: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps rxlm==0.3.80
+
+# What the models are exported to and used through, and transformers' own tests, which its wheel lacks.
+interop-setup: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,interop]'
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary transformers -c constraints.txt \
+		--dest .venv/transformers transformers
+	cd .venv/transformers && for archive in transformers-*.tar.gz; do tar xzf $$archive; done
 
 lint: setup
 	$(BIN)/ruff check .

@@ -153,6 +153,8 @@ def test_tokenizer_train_and_encode(sqat: Sqat) -> None:
         (("info", "sqat-mm", "--context", "0"), "--context is 0, but must be at least 1"),
         (("tokenizer", "train", "stories:3", "--out", "t", "--vocab-size", "9"), "vocab_size is 9"),
         (("convert", "nowhere", "--out", "there"), "nowhere is neither a checkpoint"),
+        (("export", "nowhere", "--out", "there"), "nowhere is neither a checkpoint"),
+        (("export", "nowhere", "--out", "there", "--to", "tf"), "to is 'tf', but must be one of native, stock"),
     ],
 )
 def test_wrong_input_is_one_clear_line(sqat: Sqat, arguments: tuple[str, ...], message: str) -> None:
@@ -165,6 +167,16 @@ def test_wrong_input_is_one_clear_line(sqat: Sqat, arguments: tuple[str, ...], m
 def test_convert_does_not_overwrite(sqat: Sqat, run_folder: str) -> None:
     code, _, err = sqat("convert", run_folder, "--out", run_folder)
     assert (code, "choose a folder that does not" in err) == (1, True)
+
+
+def test_export(sqat: Sqat, run_folder: str) -> None:
+    code, out, _ = sqat("export", run_folder, "--to", "stock", "--out", "stock")
+    assert (code, out) == (0, "run written to stock as Llama\n")
+    assert Path("stock/tokenizer.json").is_file()
+    code, _, err = sqat("export", run_folder, "--to", "stock", "--out", "stock")
+    assert (code, "out is stock, which exists and is not empty" in err) == (1, True)
+    assert sqat("export", run_folder, "--out", "native")[0] == 0
+    assert sqat("generate", "native", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
 
 
 def test_model_that_the_originals_layout_cannot_hold(sqat: Sqat, run_folder: str) -> None:

@@ -1,5 +1,7 @@
 """Files from a Hub and folders to it, through the real client."""
 
+from collections.abc import Callable
+
 import pytest
 from huggingface_hub import constants
 
@@ -142,3 +144,23 @@ class TestUpload:
         assert set(commit.files) == {"tokenizer.json", "tokenizer_config.json"}
         tokenizer = load_tokenizer_from_hf_hub("somebody/tokenizer", token="hf_x")
         assert tokenizer.encode("Tom") == load_tokenizer_from_hf_hub(MODEL).encode("Tom")
+
+
+def test_transformers_classes_read_hub_ids(run: Callable[[str], str]) -> None:
+    out = run(
+        """
+import torch
+from rxnn.experimental.models import ExperimentalAttentionTransformer
+from sqat.hf import SQATForCausalLM
+
+ours = SQATForCausalLM.from_pretrained("ReactiveAI/SQAT-mm")
+card = ExperimentalAttentionTransformer.from_pretrained("ReactiveAI/SQAT-mm").eval()
+tokens = torch.randint(4, 300, (2, 9))
+print(torch.allclose(ours(tokens).logits, card(tokens), atol=1e-5), ours.config.num_query_heads)
+try:
+    SQATForCausalLM.from_pretrained("ReactiveAI/nothing")
+except OSError as error:
+    print("nothing" in str(error))
+"""
+    )
+    assert out.split() == ["True", "2", "True"]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
-from tokenizers import decoders
 from transformers import PreTrainedTokenizerFast
 
 from sqat.checkpoint.hub import download, upload
 from sqat.data.text import open_source
-from sqat.data.tokenizer import SPECIAL_TOKENS, TOKENIZER_FILE, Tokenizer, train_tokenizer
+from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, train_tokenizer
 from sqat.errors import ConfigError, DataError
+from sqat.hf.tokenizer import to_transformers
 
 MODEL_TYPE = "byte-level-bpe"
 
@@ -39,17 +39,6 @@ def load_tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerFast:
         DataError: it is missing, damaged or unfit.
     """
     return to_transformers(Tokenizer.load(path))
-
-
-def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer that `transformers` users can use; it decodes its own encodings exactly."""
-    backend = _copy(tokenizer.backend)
-    backend.decoder = decoders.ByteLevel()
-    puts_space_first = tokenizer.decode(tokenizer.encode("a"), continuation=True) == " a"
-    if puts_space_first:
-        backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])  # takes it off again
-    names = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **names)
 
 
 def to_sqat(tokenizer: PreTrainedTokenizerFast | Tokenizer) -> Tokenizer:

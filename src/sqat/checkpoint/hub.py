@@ -21,6 +21,9 @@ from sqat.variants import attention_name
 # threads, ValueError for ids and for answers that it cannot read.
 _FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
 
+TAGS = ("SparseQueryAttention", "SQA")
+MIXIN_TAGS = ("RxNN", "pytorch_model_hub_mixin", "model_hub_mixin")
+
 
 def require_repo_id(repo_id: str | None, field: str) -> str:
     """The id of a repository, unless it cannot be one: a ConfigError naming `field` then."""
@@ -99,8 +102,12 @@ def upload(
         raise CheckpointError(f"{folder} cannot be uploaded to {repo_id!r}: {error}") from error
 
 
-def model_card(config: ModelConfig, loading: str) -> str:
-    """README.md for a model's repository: what it is, and `loading`, the code that loads it. It claims no results."""
+def model_card(config: ModelConfig, loading: str, library: str = "sqat", tags: Sequence[str] = MIXIN_TAGS) -> str:
+    """README.md for a model's repository: what it is, and `loading`, the code that loads it. It claims no results.
+
+    Args:
+        library, tags: for the Hub's index.
+    """
     query_heads, kv_heads = config.num_query_heads, config.num_kv_heads
     experts = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
     gated = ", gated" if config.gated else ""
@@ -115,20 +122,17 @@ def model_card(config: ModelConfig, loading: str) -> str:
         "context length in training": config.context_length,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return _CARD.format(table=table, loading=loading.strip())
+    names = "\n".join(f"- {tag}" for tag in (*TAGS, *tags))
+    return _CARD.format(table=table, loading=loading.strip(), library=library, tags=names)
 
 
 _CARD = """\
 ---
 license: apache-2.0
-library_name: sqat
+library_name: {library}
 pipeline_tag: text-generation
 tags:
-- SparseQueryAttention
-- SQA
-- RxNN
-- pytorch_model_hub_mixin
-- model_hub_mixin
+{tags}
 ---
 
 # Sparse Query Attention transformer

@@ -22,11 +22,19 @@ from sqat.model import Decoder
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = WEIGHTS_FILE + ".index.json"
 MODEL_TYPE = "sqat"
 LAYOUTS = ("sqat", "rxnn")
 
+TRANSFORMERS_PREFIX = "model."  # which transformers puts before the names of all tensors but the head's
+
 # What transformers writes into a config.json beside the model's own fields.
-_NOT_OF_THE_MODEL = {"model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
+_NOT_OF_THE_MODEL = {
+    *("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "problem_type"),
+    *("id2label", "label2id", "chunk_size_feed_forward", "is_encoder_decoder", "return_dict"),
+    *("output_hidden_states", "output_attentions", "initializer_range", "use_cache"),
+    *("output_router_logits", "router_aux_loss_coef", "pad_token_id", "bos_token_id", "eos_token_id"),
+}
 
 
 def save_model(model: Decoder, folder: str | Path, *, layout: str = "sqat") -> Path:
@@ -87,13 +95,14 @@ def load_model(
     """
     folder = Path(folder)
     config, is_rxnn = read_config(folder)
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    tensors = _read_tensors(folder)
     expected = expected_shapes(config)
     if is_rxnn:
         tensors = rxnn.drop_buffers(tensors)
         check_tensors(tensors, rxnn.shapes_to_rxnn(expected, config), folder / WEIGHTS_FILE)
         tensors = rxnn.tensors_from_rxnn(tensors, config, expected)
     else:
+        tensors = {name.removeprefix(TRANSFORMERS_PREFIX): tensor for name, tensor in tensors.items()}
         check_tensors(tensors, expected, folder / WEIGHTS_FILE)
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
@@ -176,13 +185,25 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Si
         raise CheckpointError(f"{path} does not fit its {CONFIG_FILE}: {'; '.join(problems)}")
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} has no {path.name}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, from one file or, as transformers writes large ones, from those an index names."""
+    index = folder / INDEX_FILE
+    names = [WEIGHTS_FILE]
+    if index.is_file() and not (folder / WEIGHTS_FILE).is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} is damaged: {error!r}") from error
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no {name}")
+        try:
+            tensors |= load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
+    return tensors
 
 
 def _some(names: list[str], most: int = 4) -> str:

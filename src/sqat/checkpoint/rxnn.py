@@ -65,7 +65,7 @@ def tensors_to_rxnn(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[
     """Tensors under the original's names and in its order of rotary pairs, with its `inv_freq` buffer."""
     result: dict[str, Tensor] = {}
     for name, names in _expand(tensors, config).items():
-        tensor = _permute_rotary(name, tensors[name], config, _halves_to_pairs)
+        tensor = _permute_rotary(name, tensors[name], config, halves_to_pairs)
         tensor = _permute_reverse(name, tensor, config, to_rxnn=True)
         parts = tensor.unbind() if ".experts." in names[0] else (tensor,)
         result |= {renamed: part.clone().contiguous() for renamed, part in zip(names, parts, strict=True)}
@@ -119,5 +119,6 @@ def _pairs_to_halves(heads_HCD: Tensor) -> Tensor:
     return torch.cat((heads_HCD[:, 0::2], heads_HCD[:, 1::2]), dim=1)
 
 
-def _halves_to_pairs(heads_HCD: Tensor) -> Tensor:
+def halves_to_pairs(heads_HCD: Tensor) -> Tensor:
+    """Rows of each head in the order that rotates neighbours, from the order that rotates halves; (H, C) as well."""
     return torch.stack(heads_HCD.chunk(2, dim=1), dim=2).flatten(1, 2)

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sqat.cli import bench, compare, data_commands, demo, generate, info, train
+from sqat.cli import bench, compare, data_commands, demo, export, generate, info, train
 from sqat.errors import SqatError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("info")(info.info)
 app.command("convert")(data_commands.convert)
+app.command("export")(export.export)
 app.add_typer(data_commands.tokenizer, name="tokenizer")
 app.add_typer(bench.bench, name="bench")
 

@@ -1,0 +1,52 @@
+"""Between this package's own classes and those for transformers: the same fields, the same tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from sqat.checkpoint.model_files import TRANSFORMERS_PREFIX, build, native_tensors
+from sqat.config import ModelConfig
+from sqat.hf.configuration_sqat import SQATConfig
+from sqat.hf.modeling_sqat import SQATForCausalLM
+from sqat.model import Decoder
+
+
+def to_transformers_config(config: ModelConfig) -> SQATConfig:
+    """The same model's configuration for transformers."""
+    return SQATConfig(**config.to_dict())
+
+
+def to_model_config(config: SQATConfig) -> ModelConfig:
+    """The same model's configuration for this package.
+
+    Raises:
+        ConfigError: a field that `SQATConfig` lets pass has an unusable value.
+    """
+    return ModelConfig.from_dict({field.name: getattr(config, field.name) for field in dataclasses.fields(ModelConfig)})
+
+
+def prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Native tensors under the names of `SQATForCausalLM`: all but the head's are the base model's."""
+    return {name if name.startswith("head.") else TRANSFORMERS_PREFIX + name: t for name, t in tensors.items()}
+
+
+def from_decoder(model: Decoder) -> SQATForCausalLM:
+    """A decoder as a transformers model, in evaluation mode. Its weights are shared where they are on the CPU."""
+    with torch.device("meta"):
+        result = SQATForCausalLM(to_transformers_config(model.config))
+    tied = {"head.weight": model.embedding.weight} if model.config.tie_embeddings else {}
+    result.load_state_dict({**prefixed(native_tensors(model)), **tied}, assign=True)
+    result.tie_weights()
+    return result.to(model.embedding.weight.device).eval()
+
+
+def to_decoder(model: SQATForCausalLM) -> Decoder:
+    """A transformers model as a decoder of this package, sharing its weights, in evaluation mode."""
+    config = to_model_config(model.config)
+    tensors = {name.removeprefix(TRANSFORMERS_PREFIX): tensor for name, tensor in model.state_dict().items()}
+    if config.tie_embeddings:
+        del tensors["head.weight"]
+    return build(config, tensors).eval()

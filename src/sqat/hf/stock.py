@@ -1,0 +1,202 @@
+"""Export to stock architectures of `transformers`: an SQA model without the card's quirks is one of them.
+
+| the model has | it is |
+|---|---|
+| a dense feed-forward | Llama (its biases are all or none: missing ones are zeros) |
+| the same, and a window, or a width that its query heads do not divide | Mistral |
+| experts, with or without a window | Mixtral |
+
+Qwen3 and Qwen3-MoE normalise every query and key head, which no model of this package does, so they are never exact.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
+
+from sqat.checkpoint.hub import model_card
+from sqat.checkpoint.model_files import native_tensors
+from sqat.config import ModelConfig
+from sqat.data.tokenizer import BOS, EOS, PAD, Tokenizer
+from sqat.errors import ConfigError
+from sqat.hf.native import loading_code
+from sqat.hf.tokenizer import to_transformers
+from sqat.model import Decoder
+
+
+class Architecture(NamedTuple):
+    name: str
+    config_class: Any
+    model_class: Any
+    biases: bool  # whether it knows biases of attention and feed-forward
+    window: bool
+
+
+LLAMA = Architecture("Llama", LlamaConfig, LlamaForCausalLM, biases=True, window=False)
+MISTRAL = Architecture("Mistral", MistralConfig, MistralForCausalLM, biases=False, window=True)
+MIXTRAL = Architecture("Mixtral", MixtralConfig, MixtralForCausalLM, biases=False, window=True)
+
+
+def choose(config: ModelConfig) -> Architecture:
+    """The stock architecture that a configuration is.
+
+    Raises:
+        ConfigError: none is exact; the message names the field, and what it would have to be.
+    """
+    for field, right, why in (
+        ("head_bias", False, "heads have no bias"),
+        ("norm", "rmsnorm", "norms are RMSNorm"),
+        ("final_norm", "rmsnorm", "there is an RMSNorm before the head"),
+        ("gated", True, "feed-forwards are gated"),
+        ("global_tokens", 0, "windows have no global tokens"),
+    ):
+        _require(getattr(config, field) == right, config, field, f"{right!r}: in stock architectures {why}")
+    right = (
+        f"a divisor of num_query_heads ({config.num_query_heads}): in stock architectures no query head serves several"
+    )
+    _require(config.num_query_heads % config.num_kv_heads == 0, config, "num_kv_heads", right)
+    if config.is_moe:
+        architecture = MIXTRAL
+    elif config.window is not None or config.hidden_size % config.num_query_heads:
+        architecture = MISTRAL
+    else:
+        architecture = LLAMA
+    if not architecture.biases:
+        for field in ("qkv_bias", "attention_out_bias", "feedforward_bias"):
+            _require(
+                not getattr(config, field), config, field, f"False: {architecture.name}, which it else is, has none"
+            )
+    return architecture
+
+
+def _require(condition: bool, config: ModelConfig, field: str, right: str) -> None:
+    if not condition:
+        raise ConfigError(f"no stock architecture is exact: {field} is {getattr(config, field)!r}, but must be {right}")
+
+
+def to_stock(model: Decoder) -> PreTrainedModel:
+    """The same model as one of the stock classes, in evaluation mode and on the CPU; logits are equal to 1e-5.
+
+    Raises:
+        ConfigError: as :func:`choose`.
+    """
+    architecture = choose(model.config)
+    result = architecture.model_class(_config(model.config, architecture)).to(model.embedding.weight.dtype)
+    result.load_state_dict(stock_tensors(model, architecture))
+    return result.eval()
+
+
+def write_stock(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
+    """Write a stock checkpoint, with tokenizer and model card, into an existing folder; returns the architecture's
+    name.
+    """
+    to_stock(model).save_pretrained(folder)
+    if tokenizer is not None:
+        to_transformers(tokenizer, with_end=False).save_pretrained(folder)
+    card = model_card(
+        model.config, loading_code(remote=False, tokenizer=tokenizer is not None), library="transformers", tags=()
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return choose(model.config).name
+
+
+def _config(config: ModelConfig, architecture: Architecture) -> Any:
+    values: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_query_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.activation,
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": norm_eps(config),
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attention_dropout": config.attention_dropout,
+        "tie_word_embeddings": config.tie_embeddings,
+        "pad_token_id": PAD,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    }
+    if architecture.window:
+        values["sliding_window"] = config.window
+    if architecture.biases:
+        values |= {"attention_bias": _attention_bias(config), "mlp_bias": config.feedforward_bias}
+    if config.is_moe:
+        values |= {"num_local_experts": config.num_experts, "num_experts_per_tok": config.experts_per_token}
+    return architecture.config_class(**values)
+
+
+def norm_eps(config: ModelConfig) -> float:
+    """RMSNorm's epsilon; torch's default is that of the input's type, and training computes norms in float32."""
+    return torch.finfo(torch.float32).eps if config.norm_eps is None else config.norm_eps
+
+
+def _attention_bias(config: ModelConfig) -> bool:
+    return config.qkv_bias or config.attention_out_bias
+
+
+# Native name -> transformers', in the order they are tried
+_NAMES = {
+    "embedding.": "model.embed_tokens.",
+    "head.": "lm_head.",
+    "final_norm.": "model.norm.",
+    ".norm1.": ".input_layernorm.",
+    ".norm2.": ".post_attention_layernorm.",
+    ".attention.out_proj.": ".self_attn.o_proj.",
+    ".attention.": ".self_attn.",
+    ".feedforward.router.": ".mlp.gate.",
+    ".feedforward.fc2_weight": ".mlp.experts.down_proj",
+    ".feedforward.fc2.": ".mlp.down_proj.",
+}
+
+
+def stock_tensors(model: Decoder, architecture: Architecture) -> dict[str, Tensor]:
+    """The state of the stock model; where it has a bias and ours has none, zeros."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in native_tensors(model).items():
+        if ".feedforward.fc1" in name:
+            result |= _first_layer(name, tensor)
+        else:
+            result[_stock_name(name)] = tensor
+    config = model.config
+    if config.tie_embeddings:
+        result["lm_head.weight"] = result["model.embed_tokens.weight"]
+    if architecture.biases and _attention_bias(config):
+        for i in range(config.num_layers):
+            for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                name = f"model.layers.{i}.self_attn.{projection}"
+                weight = result[f"{name}.weight"]
+                result.setdefault(f"{name}.bias", weight.new_zeros(len(weight)))
+    return result
+
+
+def _first_layer(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The feed-forward's first layer: ours gives (linear, gate), stacked for all experts or not."""
+    before, _, last = name.partition(".feedforward.fc1")
+    if last == "_weight":  # (E, 2F, D)
+        linear, gate = tensor.chunk(2, dim=1)
+        return {f"model.{before}.mlp.experts.gate_up_proj": torch.cat((gate, linear), dim=1)}
+    linear, gate = tensor.chunk(2)
+    return {f"model.{before}.mlp.up_proj{last}": linear, f"model.{before}.mlp.gate_proj{last}": gate}
+
+
+def _stock_name(name: str) -> str:
+    for ours, theirs in _NAMES.items():
+        if ours in name:
+            renamed = name.replace(ours, theirs)
+            return f"model.{renamed}" if renamed.startswith("layers.") else renamed
+    raise AssertionError(f"tensor {name!r} has no place in stock architectures")  # choose() lets no such model pass

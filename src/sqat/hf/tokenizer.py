@@ -1,0 +1,33 @@
+"""This package's tokenizers as those of `transformers`."""
+
+from __future__ import annotations
+
+import tokenizers
+from tokenizers import decoders, processors
+from transformers import PreTrainedTokenizerFast
+
+from sqat.data.tokenizer import BOS, SPECIAL_TOKENS, Tokenizer
+
+
+def to_transformers(tokenizer: Tokenizer, *, with_end: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer that `transformers` users can use; it decodes its own encodings exactly.
+
+    Args:
+        with_end: whether an encoded text gets [EOS] after it, as rows for training do. Without, only [BOS] before it:
+            what a text to be continued needs.
+    """
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    backend.decoder = decoders.ByteLevel()
+    puts_space_first = tokenizer.decode(tokenizer.encode("a"), continuation=True) == " a"
+    if puts_space_first:
+        backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])  # takes it off again
+    if not with_end:
+        bos = SPECIAL_TOKENS[BOS]
+        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, BOS)])
+    names = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],  # without token types, which `generate` would refuse
+        **names,
+    )

@@ -1,0 +1,121 @@
+"""transformers' own tests for models, from its source distribution, on our classes.
+
+`make interop-setup` fetches them into .venv; TRANSFORMERS_TESTS may name the folder `tests` of another copy. Only what
+is in that folder is run: a source distribution lacks the mixin for generation, a clone of the repository has it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import types
+import unittest
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.auto import modeling_auto
+
+from sqat.hf import SQATConfig, SQATForCausalLM, SQATModel
+
+from .conftest import QUIRKS
+
+PACKAGE = "transformers_tests"
+ROOT = Path(__file__).resolve().parents[2]
+ABSENT = {  # what their module imports, and a source distribution has not
+    "exporters.test_export": "ExportTesterMixin",
+    "generation.test_utils": "GenerationTesterMixin",
+}
+
+
+def find_folder() -> Path | None:
+    named = os.environ.get("TRANSFORMERS_TESTS")
+    found = [Path(named)] if named else sorted((ROOT / ".venv" / "transformers").glob("transformers-*/tests"))
+    return found[-1] if found else None
+
+
+def load(folder: Path) -> types.ModuleType:
+    """Their module of common tests, with empty mixins for those that are not there."""
+    package = types.ModuleType(PACKAGE)
+    package.__path__ = [str(folder)]
+    sys.modules[PACKAGE] = package
+    for name, mixin in ABSENT.items():
+        if not folder.joinpath(*name.split(".")).with_suffix(".py").exists():
+            stand_in = types.ModuleType(f"{PACKAGE}.{name}")
+            setattr(stand_in, mixin, type(mixin, (), {}))
+            outer = types.ModuleType(f"{PACKAGE}.{name.split('.')[0]}")
+            outer.__path__ = []
+            sys.modules[outer.__name__], sys.modules[stand_in.__name__] = outer, stand_in
+    return importlib.import_module(f"{PACKAGE}.test_modeling_common")
+
+
+_folder = find_folder()
+if _folder is None:
+    pytest.skip("transformers' tests are not here: make interop-setup", allow_module_level=True)
+pytest.importorskip("parameterized", reason="parameterized is in the extra 'interop'")
+common = load(_folder)
+modeling_auto.MODEL_MAPPING_NAMES["sqat"] = "SQATModel"  # by which they know what kind of model a class is
+modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["sqat"] = "SQATForCausalLM"
+
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_query_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 40,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "Dense": {},
+    "Experts": {"num_experts": 8},
+    "Card": {"num_experts": 8, **QUIRKS, "init": "normal"},
+    "Window": {"window": 5},
+    "GlobalTokens": {"window": 5, "global_tokens": 2},
+}
+OF_EXPERTS = (
+    *(f"test_eager_matches_batched_and_grouped_inference_{dtype}" for dtype in ("0_fp16", "1_fp32", "2_bf16")),
+    "test_output_router_logits_from_config",
+)
+
+
+class Tester:
+    """What their tests ask for models and inputs."""
+
+    __test__ = False  # not one itself
+
+    batch_size, seq_length, is_training = 3, 7, True
+    hidden_size, num_hidden_layers, num_attention_heads, vocab_size = 32, 2, 4, 99
+
+    def __init__(self, changes: dict[str, Any]) -> None:
+        self.changes = changes
+
+    def get_config(self) -> SQATConfig:
+        return SQATConfig(**{**SIZES, **self.changes})
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[SQATConfig, dict[str, torch.Tensor]]:
+        ids = common.ids_tensor([self.batch_size, self.seq_length], self.vocab_size)
+        return self.get_config(), {"input_ids": ids, "attention_mask": torch.tril(torch.ones_like(ids))}
+
+
+def make_tests(name: str, changes: dict[str, Any]) -> type:
+    def set_up(self: Any) -> None:
+        self.model_tester = Tester(changes)
+
+    contents: dict[str, Any] = {
+        "all_model_classes": (SQATModel, SQATForCausalLM),
+        "all_generative_model_classes": (SQATForCausalLM,),
+        "pipeline_model_mapping": None,
+        "setUp": set_up,
+        "pytestmark": [pytest.mark.slow],
+    }
+    if "num_experts" not in changes:  # they take every model of a file with experts for one that has some
+        contents |= dict.fromkeys(OF_EXPERTS)
+    return type(f"Test{name}", (common.ModelTesterMixin, common.GenerationTesterMixin, unittest.TestCase), contents)
+
+
+globals().update({f"Test{name}": make_tests(name, changes) for name, changes in KINDS.items()})

@@ -1,0 +1,288 @@
+"""`sqat export`: what is written loads where sqat is not, and is the same model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sqat.checkpoint import save_model
+from sqat.data.stories import story
+from sqat.data.tokenizer import Tokenizer, train_tokenizer
+from sqat.errors import CheckpointError, ConfigError
+from sqat.generate import SamplingConfig, generate
+from sqat.hf.export import export
+from sqat.hf.stock import choose, to_stock
+from sqat.model import Decoder
+from sqat.variants import PRESETS, preset, small
+
+from .conftest import QUIRKS
+
+Model = Callable[..., Decoder]
+VOCABULARY = 307
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), VOCABULARY - 4)
+
+
+@pytest.fixture
+def checkpoint(tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., tuple[Decoder, Path]]:
+    """`checkpoint(moe=True, …)`: a small model, and the folder that it is saved in with a tokenizer."""
+
+    def build(moe: bool = False, **changes: object) -> tuple[Decoder, Path]:
+        core = tiny_model(moe, vocab_size=VOCABULARY, **changes)
+        folder = save_model(core, tmp_path / "checkpoint")
+        tokenizer.save(folder)
+        return core, folder
+
+    return build
+
+
+def without_sqat(code: str, folder: Path) -> dict[str, object]:
+    """What code prints as JSON, run in a folder by a Python that cannot import sqat."""
+    blocked = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('sqat', 'rxnn'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(folder.parent / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + code],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+LOAD = """
+import json, torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)
+tokenizer.padding_side = "left"
+base = AutoModel.from_pretrained(".", trust_remote_code=True)
+inputs = tokenizer(["Once upon a time", "A cat"], return_tensors="pt", padding=True)
+tokens = torch.arange(4, 21).unsqueeze(0)
+output = model.generate(**inputs, max_new_tokens=9, do_sample=False)
+print(json.dumps({
+    "class": type(model).__name__, "base": type(base).__name__, "module": type(model).__module__,
+    "logits": model(tokens).logits[0].tolist(),
+    "texts": tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True),
+    "ids": tokenizer("A cat").input_ids,
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"moe": True, **QUIRKS}, {"window": 5, "global_tokens": 2}, {"num_query_heads": 3, "num_kv_heads": 6}],
+)
+def test_native_runs_without_sqat(
+    changes: dict[str, object], checkpoint: Callable[..., tuple[Decoder, Path]], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    core, folder = checkpoint(**changes)
+    export(folder, tmp_path / "out", "native")
+    found = without_sqat(LOAD, tmp_path / "out")
+    assert (found["class"], found["base"]) == ("SQATForCausalLM", "SQATModel")
+    assert str(found["module"]).startswith("transformers_modules.")
+    with torch.no_grad():
+        expected = core(torch.arange(4, 21).unsqueeze(0)).logits[0]
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, rtol=1e-5, atol=1e-5)
+    answers = generate(core, tokenizer, ["Once upon a time", "A cat"], SamplingConfig(temperature=0, max_tokens=9))
+    assert found["texts"] == [answer.text for answer in answers]
+    assert found["ids"] == [2, *tokenizer.encode("A cat")]
+
+
+def test_native_is_read_by_sqat_and_its_card_is_true(
+    checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sqat.checkpoint import load_model
+
+    core, folder = checkpoint()
+    out = tmp_path / "out"
+    export(folder, out)
+    assert torch.equal(load_model(out).embedding.weight, core.embedding.weight)
+    assert Tokenizer.load(out).encode("a cat") == Tokenizer.load(folder).encode("a cat")
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 3
+    card = (out / "README.md").read_text()
+    assert "library_name: transformers\npipeline_tag: text-generation" in card
+    assert "6 query heads, 3 key/value heads" in card
+    assert "More Information" not in card
+    monkeypatch.chdir(out)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    exec(card.split("```python\n")[1].split("```")[0], {})
+
+
+WHOLE = {"hidden_size": 24, "intermediate_size": 16}  # rows of whole 16-byte pieces, which Mixtral needs by default
+STOCK = [
+    ({}, "Mistral"),  # 6 heads do not divide a width of 23
+    ({"hidden_size": 24}, "Llama"),
+    ({"hidden_size": 24, "tie_embeddings": False, "norm_eps": None, "activation": "gelu"}, "Llama"),
+    ({"hidden_size": 24, "qkv_bias": True}, "Llama"),
+    ({"hidden_size": 24, "attention_out_bias": True, "feedforward_bias": True}, "Llama"),
+    ({"hidden_size": 24, "window": 5, "rope_theta": 500.0}, "Mistral"),
+    ({"moe": True, **WHOLE}, "Mixtral"),
+    ({"moe": True, **WHOLE, "window": 5, "experts_per_token": 3}, "Mixtral"),
+]
+
+
+@pytest.mark.parametrize(("changes", "name"), STOCK, ids=str)
+def test_stock_is_the_same_model(
+    changes: dict[str, object],
+    name: str,
+    checkpoint: Callable[..., tuple[Decoder, Path]],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+) -> None:
+    core, folder = checkpoint(**changes)
+    out = tmp_path / "out"
+    assert export(folder, out, "stock") == name
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert type(model).__name__ == f"{name}ForCausalLM"
+    tokens = torch.randint(4, VOCABULARY, (3, 17))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
+    inputs = AutoTokenizer.from_pretrained(out)("A cat", return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=9, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    answer = generate(core, tokenizer, "A cat", SamplingConfig(temperature=0, max_tokens=9))[0]
+    assert tuple(token for token in written.tolist() if token != 3) == answer.tokens
+
+
+def test_mixtral_of_odd_sizes_in_a_loop(checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path) -> None:
+    core, folder = checkpoint(moe=True)
+    export(folder, tmp_path / "out", "stock")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", experts_implementation="eager")
+    tokens = torch.randint(4, VOCABULARY, (3, 17))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_stock_runs_without_sqat(checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path) -> None:
+    core, folder = checkpoint(hidden_size=24)
+    export(folder, tmp_path / "out", "stock")
+    found = without_sqat(LOAD.replace(", trust_remote_code=True", ""), tmp_path / "out")
+    with torch.no_grad():
+        expected = core(torch.arange(4, 21).unsqueeze(0)).logits[0]
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mixtral_files_have_the_names_that_other_engines_know(
+    checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    core, folder = checkpoint(moe=True)
+    export(folder, tmp_path / "out", "stock")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    experts = "model.layers.1.block_sparse_moe.experts.6"
+    linear, gate = core.layers[1].feedforward.fc1_weight[6].chunk(2)
+    torch.testing.assert_close(tensors[f"{experts}.w1.weight"], gate)
+    torch.testing.assert_close(tensors[f"{experts}.w3.weight"], linear)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith(("-s", "-xs"))])
+def test_modern_presets_are_stock(name: str) -> None:
+    core = Decoder(preset(name).replace(num_layers=2, vocab_size=67, intermediate_size=31)).eval()
+    tokens = torch.randint(67, (2, 13))
+    with torch.no_grad():
+        torch.testing.assert_close(to_stock(core)(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
+    assert choose(preset(name)).name == "Llama"
+
+
+def test_light_sqa_is_a_mistral() -> None:
+    assert choose(small("lsqa")).name == "Mistral"  # 6 heads do not divide 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_bias": True}, "head_bias is True, but must be False"),
+        ({"final_norm": None}, "final_norm is None, but must be 'rmsnorm'"),
+        ({"norm": "layernorm"}, "norm is 'layernorm', but must be 'rmsnorm'"),
+        ({"gated": False}, "gated is False, but must be True"),
+        ({"window": 5, "global_tokens": 2}, "global_tokens is 2, but must be 0"),
+        (
+            {"num_query_heads": 3, "num_kv_heads": 6},
+            r"num_kv_heads is 6, but must be a divisor of num_query_heads \(3\)",
+        ),
+        ({"moe": True, "feedforward_bias": True}, "feedforward_bias is True, but must be False: Mixtral"),
+        ({"window": 5, "qkv_bias": True}, "qkv_bias is True, but must be False: Mistral"),
+        ({"attention_out_bias": True}, "attention_out_bias is True, but must be False: Mistral"),  # of width 23
+    ],
+)
+def test_stock_names_what_is_not_exact(
+    changes: dict[str, object], message: str, checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path
+) -> None:
+    _, folder = checkpoint(**changes)
+    with pytest.raises(ConfigError, match=f"no stock architecture is exact: {message}"):
+        export(folder, tmp_path / "out", "stock")
+    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if not name.endswith(("-s", "-xs"))])
+def test_the_cards_models_are_not_stock(name: str) -> None:
+    with pytest.raises(ConfigError, match="head_bias is True"):
+        choose(preset(name))
+
+
+def test_bad_arguments(checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path) -> None:
+    _, folder = checkpoint()
+    with pytest.raises(ConfigError, match="to is 'tensorflow', but must be one of native, stock"):
+        export(folder, tmp_path / "out", "tensorflow")
+    with pytest.raises(ConfigError, match="which exists and is not empty"):
+        export(folder, folder)
+    with pytest.raises(CheckpointError, match="neither a checkpoint"):
+        export(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    export(folder, tmp_path / "out")  # an empty one may be there
+    assert (tmp_path / "out" / "modeling_sqat.py").is_file()
+
+
+def test_nothing_is_half_written(
+    checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = checkpoint()
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("sqat.hf.native.model_card", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export(folder, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_without_a_tokenizer(tiny_model: Model, tmp_path: Path) -> None:
+    folder = save_model(tiny_model(), tmp_path / "checkpoint")
+    for to in ("native", "stock"):
+        export(folder, tmp_path / to, to)
+        assert not (tmp_path / to / "tokenizer.json").exists()
+        assert "AutoTokenizer" not in (tmp_path / to / "README.md").read_text()
+
+
+def test_a_tokenizer_that_is_too_large(tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = save_model(tiny_model(), tmp_path / "checkpoint")
+    tokenizer.save(folder)
+    with pytest.raises(ConfigError, match="has 303 entries, but the model's vocab_size is 41"):
+        export(folder, tmp_path / "out")

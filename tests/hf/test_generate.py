@@ -1,0 +1,211 @@
+"""`generate` gives what this package's own generation gives, with every cache, and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sqat.generate import SamplingConfig, decode_tokens
+from sqat.hf import SQATForCausalLM, from_decoder
+from sqat.model import Decoder
+
+from .conftest import QUIRKS
+
+Model = Callable[..., Decoder]
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"moe": True, **QUIRKS},
+    {"window": 5},
+    {"window": 5, "global_tokens": 2},
+    {"num_query_heads": 3, "num_kv_heads": 6},
+]
+PROMPTS = [[7, 11, 13], [5, 17, 29, 31, 37, 8, 9, 10, 12], [23]]
+
+
+def ours(core: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:
+    config = SamplingConfig(temperature=0, max_tokens=count)
+    return torch.stack(list(decode_tokens(core, prompts, config)), dim=1).tolist()
+
+
+def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+    longest = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[0] * (longest - len(p)) + p for p in prompts]),
+        "attention_mask": torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]),
+    }
+
+
+def theirs(model: SQATForCausalLM, prompts: list[list[int]], count: int, **options: Any) -> list[list[int]]:
+    inputs = padded(prompts)
+    output = model.generate(**inputs, max_new_tokens=count, eos_token_id=None, **{"do_sample": False, **options})
+    return output[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_greedy_batched_with_left_padding(kind: dict[str, Any], implementation: str, tiny_model: Model) -> None:
+    core = tiny_model(**kind)
+    model = from_decoder(core)
+    model.set_attn_implementation(implementation)
+    assert theirs(model, PROMPTS, 11) == ours(core, PROMPTS, 11)
+
+
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_other_caches(kind: dict[str, Any], options: dict[str, Any], tiny_model: Model) -> None:
+    core = tiny_model(**kind)
+    assert theirs(from_decoder(core), PROMPTS, 11, disable_compile=True, **options) == ours(core, PROMPTS, 11)
+
+
+def test_sampling_follows_its_seed_and_the_distribution(tiny_model: Model) -> None:
+    core = tiny_model()
+    model = from_decoder(core)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(theirs(model, PROMPTS, 7, do_sample=True, temperature=0.9, top_p=0.9, top_k=0))
+    assert draws[0] == draws[1] != ours(core, PROMPTS, 7)
+    many = theirs(model, [PROMPTS[0]] * 2000, 1, do_sample=True, top_k=0)
+    share = torch.bincount(torch.tensor(many).flatten(), minlength=41) / 2000
+    expected = core(torch.tensor(PROMPTS[:1])).logits[0, -1].softmax(dim=-1)
+    assert (share - expected).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_beams_of_a_batch_are_those_of_each_row(kind: dict[str, Any], tiny_model: Model) -> None:
+    model = from_decoder(tiny_model(**kind))
+    batched = theirs(model, PROMPTS, 5, num_beams=4)
+    assert batched == [theirs(model, [prompt], 5, num_beams=4)[0] for prompt in PROMPTS]
+    uncached = theirs(model, PROMPTS, 5, num_beams=4, use_cache=False)
+    assert batched == uncached
+
+
+def test_beam_search_finds_the_likeliest(tiny_model: Model) -> None:
+    """As many beams as there are tokens find, over two steps, what trying all of them finds."""
+    core = tiny_model()
+    prompt = torch.tensor([PROMPTS[0]])
+    first = core(prompt).logits[0, -1].log_softmax(dim=-1)
+    rows = torch.cat((prompt.expand(41, -1), torch.arange(41).unsqueeze(1)), dim=1)
+    both = first.unsqueeze(1) + core(rows).logits[:, -1].log_softmax(dim=-1)
+    best = divmod(int(both.argmax()), 41)
+    assert theirs(from_decoder(core), PROMPTS[:1], 2, num_beams=41) == [list(best)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_going_on_from_a_cache(kind: dict[str, Any], tiny_model: Model, tokens: torch.Tensor) -> None:
+    model = from_decoder(tiny_model(**kind))
+    whole = model(tokens).logits
+    output = model(tokens[:, :6], use_cache=True)
+    parts = [output.logits]
+    for chunk in (tokens[:, 6:7], tokens[:, 7:14], tokens[:, 14:]):  # one token, and several at once
+        output = model(chunk, past_key_values=output.past_key_values)
+        parts.append(output.logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_windows_cache_stays_small(tiny_model: Model, tokens: torch.Tensor) -> None:
+    cache = from_decoder(tiny_model(window=5))(tokens, use_cache=True).past_key_values
+    assert cache.layers[0].keys.shape == (3, 3, 4, 10)  # the window less the token to come
+
+
+def test_a_draft_model_changes_nothing(tiny_model: Model) -> None:
+    core = tiny_model()
+    draft = from_decoder(tiny_model(num_layers=1))
+    assert theirs(from_decoder(core), PROMPTS[:1], 9, assistant_model=draft) == ours(core, PROMPTS[:1], 9)
+    assert theirs(from_decoder(core), PROMPTS[:1], 9, prompt_lookup_num_tokens=3) == ours(core, PROMPTS[:1], 9)
+
+
+def test_embeddings_in_place_of_tokens(tiny_model: Model) -> None:
+    core = tiny_model()
+    model = from_decoder(core)
+    embeds = model.get_input_embeddings()(torch.tensor(PROMPTS[1:2]))
+    output = model.generate(inputs_embeds=embeds, max_new_tokens=7, do_sample=False, eos_token_id=None)
+    assert output.tolist() == ours(core, PROMPTS[1:2], 7)
+    with pytest.raises(ValueError, match="give either input_ids or inputs_embeds"):
+        model(torch.tensor(PROMPTS[:1]), inputs_embeds=embeds)
+
+
+def test_ends_at_the_end_token(tiny_model: Model) -> None:
+    core = tiny_model()
+    expected = ours(core, PROMPTS[:1], 9)[0]
+    end = expected[4]
+    model = from_decoder(core)
+    output = model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=9, do_sample=False, eos_token_id=end)
+    assert output[0, 3:].tolist() == expected[: expected.index(end) + 1]
+    assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (2, 3)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_everything_that_generate_can_return(kind: dict[str, Any], beams: int, tiny_model: Model) -> None:
+    core = tiny_model(**kind)
+    model = from_decoder(core)
+    model.set_attn_implementation("eager")
+    options = {"output_scores": True, "output_logits": True, "output_attentions": True, "output_hidden_states": True}
+    output = model.generate(
+        **padded(PROMPTS),
+        max_new_tokens=4,
+        do_sample=False,
+        num_beams=beams,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        **options,
+    )
+    rows, heads = 3 * beams, core.config.num_score_heads
+    assert len(output.scores) == len(output.logits) == len(output.attentions) == len(output.hidden_states) == 4
+    assert [tuple(logits.shape) for logits in output.logits] == [(rows, 41)] * 4
+    assert tuple(output.attentions[0][1].shape) == (rows, heads, 9, 9)
+    assert tuple(output.attentions[3][1].shape[:3]) == (rows, heads, 1)
+    assert tuple(output.hidden_states[2][0].shape) == (rows, 1, 23)
+    assert output.past_key_values.get_seq_length() == 12
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_generate_goes_on_from_its_own_cache(kind: dict[str, Any], tiny_model: Model) -> None:
+    model = from_decoder(tiny_model(**kind))
+    prompt = torch.tensor(PROMPTS[1:2])
+    options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
+    whole = model.generate(prompt, max_new_tokens=9, **options).sequences
+    first = model.generate(prompt, max_new_tokens=4, **options)
+    rest = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=5, **options)
+    assert rest.sequences.tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_masks_of_ones_own(implementation: str, tiny_model: Model, tokens: torch.Tensor) -> None:
+    """A mask (B, 1, T, S) is taken as it is: here two documents in a row, as packing tells them apart."""
+    core = tiny_model()
+    model = from_decoder(core)
+    model.set_attn_implementation(implementation)
+    documents = (torch.arange(17) >= 6).long().expand(3, -1)
+    own = documents[:, None, :, None] == documents[:, None, None]
+    seen = own & torch.ones(17, 17, dtype=torch.bool).tril()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    positions = torch.cat((torch.arange(6), torch.arange(11))).unsqueeze(0)
+    found = model(tokens, attention_mask=mask, position_ids=positions).logits
+    expected = core(tokens, positions=positions[0], documents=documents).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+WHOLE_GRAPHS = [  # experts in a loop are none; grouped products are
+    *(kind for kind in KINDS if "moe" not in kind),
+    {"moe": True, "hidden_size": 24, "intermediate_size": 16},
+]
+
+
+@pytest.mark.parametrize("kind", WHOLE_GRAPHS, ids=str)
+def test_a_decoding_step_is_one_graph(kind: dict[str, Any], tiny_model: Model) -> None:
+    from transformers import StaticCache
+
+    model = from_decoder(tiny_model(**kind))
+    tokens = torch.tensor(PROMPTS[1:2])
+    expected = model(tokens).logits
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    with torch.no_grad():
+        model(tokens[:, :-1], past_key_values=cache)
+        step = torch.compile(model, backend="eager", fullgraph=True)
+        found = step(tokens[:, -1:], past_key_values=cache, position_ids=torch.tensor([[len(PROMPTS[1]) - 1]])).logits
+    torch.testing.assert_close(found[:, -1], expected[:, -1], rtol=1e-5, atol=1e-5)

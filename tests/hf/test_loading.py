@@ -1,0 +1,119 @@
+"""What `from_pretrained` reads, and what is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+import sqat
+from sqat.checkpoint import load_model, save_model
+from sqat.errors import CheckpointError
+from sqat.hf import SQATForCausalLM, SQATModel, from_decoder
+from sqat.model import Decoder
+
+from .conftest import QUIRKS
+
+Model = Callable[..., Decoder]
+
+
+@pytest.mark.parametrize("changes", [{}, {"moe": True, **QUIRKS}, {"window": 5, "global_tokens": 2}])
+def test_native_folders(changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
+    core = tiny_model(**changes)
+    folder = save_model(core, tmp_path / "native")
+    auto = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(auto) is SQATForCausalLM
+    assert not auto.training
+    expected = core(tokens).logits
+    torch.testing.assert_close(auto(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+    assert AutoConfig.from_pretrained(folder).num_query_heads == 6
+    base = AutoModel.from_pretrained(folder)
+    assert type(base) is SQATModel
+    torch.testing.assert_close(auto.head(base(tokens).last_hidden_state), auto(tokens).logits)
+
+
+@pytest.mark.parametrize("changes", [{}, QUIRKS])
+@pytest.mark.parametrize("shard", ["1GB", "5KB"])
+def test_saved_folders_are_read_by_both(
+    shard: str, changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    model = from_decoder(tiny_model(moe=True, **changes))
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "5KB")
+    expected = model(tokens).logits
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, expected)
+    torch.testing.assert_close(sqat.load_model(tmp_path)(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_originals_layout(tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
+    core = tiny_model(moe=True, hidden_size=60, **QUIRKS)  # the original's head_dim divides its width
+    folder = save_model(core, tmp_path / "original", layout="rxnn")
+    model = SQATForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
+    assert SQATForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert isinstance(SQATModel.from_pretrained(folder), SQATModel)
+
+
+def test_the_originals_layout_damaged(tiny_model: Model, tmp_path: Path) -> None:
+    folder = save_model(tiny_model(hidden_size=60, **QUIRKS), tmp_path / "original", layout="rxnn")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        SQATForCausalLM.from_pretrained(folder)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        SQATForCausalLM.from_pretrained(tmp_path / "nowhere")
+
+
+def test_damaged_index(tiny_model: Model, tmp_path: Path) -> None:
+    from_decoder(tiny_model()).save_pretrained(tmp_path, max_shard_size="5KB")
+    first = next(tmp_path.glob("*.safetensors"))
+    shutil.move(first, tmp_path / "away")
+    with pytest.raises(CheckpointError, match=f"has no {first.name}"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json is damaged"):
+        load_model(tmp_path)
+
+
+def test_dtype_and_device_map(saved: Callable[..., Path], tokens: torch.Tensor) -> None:
+    folder = saved(moe=True)
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    placed = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cpu"})
+    torch.testing.assert_close(placed(tokens).logits, plain(tokens).logits)
+    low = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16", attn_implementation="eager")
+    assert low.config._attn_implementation == "eager"
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    assert (low(tokens).logits.float() - plain(tokens).logits).abs().mean() < 0.05 * plain(tokens).logits.abs().mean()
+
+
+def test_a_missing_tensor_is_told_and_drawn(saved: Callable[..., Path]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = saved()
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["layers.1.attention.out_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model, info = SQATForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert set(info["missing_keys"]) == {"model.layers.1.attention.out_proj.weight"}
+    assert 0.005 < model.model.layers[1].attention.out_proj.weight.std() < 0.02  # 0.02 / sqrt(2 · 2 layers)
+
+
+def test_auto_classes_know_sqat_after_one_import(saved: Callable[..., Path]) -> None:
+    code = f"import sqat.hf, transformers; transformers.AutoModelForCausalLM.from_pretrained({str(saved())!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_written_configurations_have_one_name_for_one_thing(saved: Callable[..., Path], tmp_path: Path) -> None:
+    SQATForCausalLM.from_pretrained(saved()).save_pretrained(tmp_path / "again")
+    values = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert values["num_query_heads"] == 6
+    assert "num_attention_heads" not in values

@@ -1,0 +1,56 @@
+"""ONNX files: onnxruntime computes what we compute, for any batch, length and padding."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sqat.checkpoint import save_model
+from sqat.errors import ConfigError
+from sqat.hf import from_decoder
+from sqat.hf.export import export
+from sqat.model import Decoder
+
+from .conftest import QUIRKS
+
+Model = Callable[..., Decoder]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_query_heads": 3, "num_kv_heads": 6}, {"moe": True, **QUIRKS, "window": 5, "global_tokens": 2}],
+    ids=str,
+)
+def test_logits(changes: dict[str, Any], tiny_model: Model, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is an optional extra: pip install 'sqat[onnx]'")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra 'interop'")
+    core = tiny_model(**changes)
+    export(save_model(core, tmp_path / "checkpoint"), tmp_path / "out", "onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    for rows, length in ((3, 17), (1, 2), (1, 1)):
+        tokens = torch.randint(4, 41, (rows, length))
+        mask = torch.ones_like(tokens)
+        mask[0, : length // 3] = 0
+        (found,) = session.run(None, {"input_ids": tokens.numpy(), "attention_mask": mask.numpy()})
+        with torch.no_grad():
+            expected = from_decoder(core)(tokens, attention_mask=mask).logits
+            torch.testing.assert_close(
+                torch.from_numpy(found)[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5
+            )
+            torch.testing.assert_close(torch.from_numpy(found)[1:], core(tokens[1:]).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_missing_packages_are_named(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tiny_model(), tmp_path / "checkpoint")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="ONNX files need the package onnx"):
+        export(folder, tmp_path / "onnx", "onnx")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match="GGUF files need the package gguf"):
+        export(folder, tmp_path / "gguf", "gguf")
