@@ -1,4 +1,4 @@
-"""From probabilities and a draw to the token.
+"""From probabilities, of whatever sum, and a draw to the token.
 
 Shape letters: B rows, V vocabulary, N tokens that may be chosen.
 """

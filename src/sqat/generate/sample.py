@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,8 +80,7 @@ class RowSampler:
         if self.config.temperature == 0:
             tokens_B = _likeliest(logits_BV)
         else:
-            below_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)  # so that a tiny temperature cannot overflow
-            probs_BV = below_BV.div_(self.config.temperature).softmax(dim=-1)
+            probs_BV = _weights(logits_BV, self.config.temperature)
             uniform_B = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in self.generators])
             tokens_B = draw(probs_BV, uniform_B, self.config)
         if self.seen_BV is not None:
@@ -93,6 +93,18 @@ def _likeliest(logits_BV: Tensor) -> Tensor:
     if logits_BV.device.type != "cpu":
         return logits_BV.argmax(dim=-1)
     return torch.from_numpy(logits_BV.detach().numpy().argmax(axis=1))
+
+
+def _weights(logits_BV: Tensor, temperature: float) -> Tensor:
+    """exp(logits / temperature), (B, V), relative to each row's largest, so that a tiny temperature cannot overflow; in
+    numpy on a CPU, for its shorter calls.
+    """
+    if logits_BV.device.type != "cpu":
+        return ((logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / temperature).exp()
+    logits = logits_BV.detach().numpy()
+    below = logits - logits.max(axis=1, keepdims=True)
+    below /= np.float32(max(temperature, 1e-35))  # below, quotients would be infinite
+    return torch.from_numpy(np.exp(below, out=below))
 
 
 def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:

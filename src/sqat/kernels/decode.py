@@ -12,90 +12,146 @@ hidden, I = F (or 2F, gated), M rows that chose an expert.
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import Any
 
 import numpy as np
 
-from sqat.kernels.arguments import exp, inline
-from sqat.kernels.threads import compiled
+from sqat.kernels.arguments import exp, float32s, inline, int64s, number
+from sqat.kernels.threads import Call, compiled
 
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "relu": 2, "sigmoid": 3, "linear": 4}
 
 
-@compiled
-def attend_to_cache(
-    x_BD,
-    centred,
-    eps,
-    project_PD,
-    bias_P,
-    turns_BC,
-    keys_BKCS,
-    values_BKSC,
-    first_B,
-    position,
-    out_DI,
-    out_bias_D,
-    update_BD,
-):
-    """`attention(norm(x))` into `update_BD`; the new keys and values go to `position` of the cache, where a row's first
+class AttendToCache(Call):
+    """`attention(norm(x))` into `update_BD`; the new keys and values go to a position of the cache, where a row's first
     ones are those at `first_B`.
 
     `project_PD` gives queries (scaled by 1/sqrt(C)), keys and values; pairs that rotary embedding turns are neighbours,
     and so are cosines and sines in `turns_BC`, whose only row may serve all.
     """
-    rows, kv_heads, head_dim, _ = keys_BKCS.shape
-    heads = len(bias_P) // head_dim - 2 * kv_heads
-    projected_BP, read_BI = np.empty((rows, len(bias_P)), np.float32), np.empty((rows, heads * head_dim), np.float32)
-    _multiply(project_PD, _normed(x_BD, centred, eps), bias_P, projected_BP)
-    probs_S, groups = np.empty(position + 1, np.float32), heads // kv_heads
-    for b in range(rows):
-        _rotate(projected_BP[b], turns_BC[min(b, len(turns_BC) - 1)], (heads + kv_heads) * head_dim)
-        for k in range(kv_heads):
-            for c in range(head_dim):
-                keys_BKCS[b, k, c, position] = projected_BP[b, (heads + k) * head_dim + c]
-                values_BKSC[b, k, position, c] = projected_BP[b, (heads + kv_heads + k) * head_dim + c]
-        for h in range(heads):
-            keys_CS, values_SC = keys_BKCS[b, h // groups], values_BKSC[b, h // groups]
-            _attend_head(projected_BP[b], h * head_dim, keys_CS, values_SC, first_B[b], probs_S, read_BI[b])
-    _multiply(out_DI, read_BI, out_bias_D, update_BD)
+
+    def __init__(
+        self,
+        x_BD,
+        centred,
+        eps,
+        project_PD,
+        bias_P,
+        turns_BC,
+        keys_BKCS,
+        values_BKSC,
+        first_B,
+        out_DI,
+        out_bias_D,
+        update_BD,
+    ):
+        rows, kv_heads, head_dim, capacity = keys_BKCS.shape
+        sizes = (rows, x_BD.shape[1], len(bias_P), kv_heads, head_dim, capacity, len(turns_BC))
+        places = (project_PD, bias_P, turns_BC, keys_BKCS, values_BKSC, first_B, out_DI, out_bias_D, update_BD)
+        super().__init__(_attention(), 0, x_BD, int(centred), float(eps), *places, *sizes)
+
+    def __call__(self, position: int) -> None:
+        self.data[0] = position
+        super().__call__()
 
 
-@compiled
-def run_chosen_experts(
-    x_BD, centred, eps, gain_D, shift_D, router_ED, k, fc1_EID, fc1_bias_EI, fc2_EDF, fc2_bias_ED, activation, update_BD
-):
+class RunChosenExperts(Call):
     """The weighted sum of the k experts that the router prefers for `norm(x) · gain + shift`, into `update_BD`.
 
     The weights are the softmax over the k largest router outputs: what is left of the softmax over all of them once its
     k largest values are made to sum to one. `activation` is one of `ACTIVATIONS`.
     """
-    rows, width = x_BD.shape
-    normed_BD = _normed(x_BD, centred, eps)
-    for b in range(rows):
-        for d in range(width):
-            normed_BD[b, d] = normed_BD[b, d] * gain_D[d] + shift_D[d]
-            update_BD[b, d] = 0
-    weights_EB = _route(router_ED, normed_BD, k)
-    chosen_M = np.empty(rows, np.int64)
-    activated_MF = np.empty((rows, fc2_EDF.shape[2]), np.float32)
-    hidden_MI = np.empty((rows, fc1_EID.shape[1]), np.float32)
-    for e in range(len(weights_EB)):
-        count = 0
+
+    def __init__(
+        self,
+        x_BD,
+        centred,
+        eps,
+        gain_D,
+        shift_D,
+        router_ED,
+        k,
+        fc1_EID,
+        fc1_bias_EI,
+        fc2_EDF,
+        fc2_bias_ED,
+        activation,
+        update_BD,
+    ):
+        experts, inner, width = fc1_EID.shape
+        sizes = (len(x_BD), width, experts, inner, fc2_EDF.shape[2])
+        places = (gain_D, shift_D, router_ED, fc1_EID, fc1_bias_EI, fc2_EDF, fc2_bias_ED, update_BD)
+        super().__init__(_experts(), x_BD, int(centred), float(eps), k, activation, *places, *sizes)
+
+
+@cache
+def _attention() -> Any:
+    def body(call):
+        position, rows, width, projected, kv_heads, head_dim = call[0], call[13], call[14], call[15], call[16], call[17]
+        project_PD, bias_P = float32s(call[4], projected, width), float32s(call[5], 1, projected)[0]
+        turns_BC, first_B = float32s(call[6], call[19], head_dim), int64s(call[9], rows)
+        heads = projected // head_dim - 2 * kv_heads
+        projected_BP, read_BI = np.empty((rows, projected), np.float32), np.empty((rows, heads * head_dim), np.float32)
+        normed_BD = _normed(float32s(call[1], rows, width), call[2], number(call[3]))
+        _multiply(project_PD, normed_BD, bias_P, projected_BP)
+        probs_S, groups = np.empty(position + 1, np.float32), heads // kv_heads
+        capacity = call[18]
+        keys = float32s(call[7], rows * kv_heads * head_dim, capacity)  # all heads' elements, each at all positions
+        values = float32s(call[8], rows * kv_heads * capacity, head_dim)  # all heads' positions
         for b in range(rows):
-            if weights_EB[e, b] > 0:
-                chosen_M[count] = b
-                count += 1
-        if count == 0:
-            continue
-        for i in range(fc1_EID.shape[1]):  # a row of weights at a time: it is read once, however many chose it
+            _rotate(projected_BP[b], turns_BC[min(b, len(turns_BC) - 1)], (heads + kv_heads) * head_dim)
+            for k in range(kv_heads):
+                for c in range(head_dim):
+                    own = b * kv_heads + k
+                    keys[own * head_dim + c, position] = projected_BP[b, (heads + k) * head_dim + c]
+                    values[own * capacity + position, c] = projected_BP[b, (heads + kv_heads + k) * head_dim + c]
+            for h in range(heads):
+                own = b * kv_heads + h // groups
+                _attend_head(projected_BP[b], h * head_dim, keys, values, own, first_B[b], probs_S, read_BI[b])
+        out_DI, out_bias_D = float32s(call[10], width, heads * head_dim), float32s(call[11], 1, width)[0]
+        _multiply(out_DI, read_BI, out_bias_D, float32s(call[12], rows, width))
+
+    return compiled(body)
+
+
+@cache
+def _experts() -> Any:
+    def body(call):
+        rows, width, experts, inner, hidden = call[13], call[14], call[15], call[16], call[17]
+        gain_D, shift_D = float32s(call[5], 1, width)[0], float32s(call[6], 1, width)[0]
+        fc1, fc1_bias_EI = float32s(call[8], experts * inner, width), float32s(call[9], experts, inner)
+        fc2, fc2_bias_ED = float32s(call[10], experts * width, hidden), float32s(call[11], experts, width)
+        update_BD = float32s(call[12], rows, width)
+        normed_BD = _normed(float32s(call[0], rows, width), call[1], number(call[2]))
+        for b in range(rows):
+            for d in range(width):
+                normed_BD[b, d] = normed_BD[b, d] * gain_D[d] + shift_D[d]
+                update_BD[b, d] = 0
+        weights_EB = _route(float32s(call[7], experts, width), normed_BD, call[3])
+        chosen_M, hidden_MI = np.empty(rows, np.int64), np.empty((rows, inner), np.float32)
+        activated_MF = np.empty((rows, hidden), np.float32)
+        for e in range(experts):
+            count = 0
+            for b in range(rows):
+                if weights_EB[e, b] > 0:
+                    chosen_M[count] = b
+                    count += 1
+            if count == 0:
+                continue
+            for i in range(inner):  # a row of weights at a time: it is read once, however many chose it
+                for m in range(count):
+                    hidden_MI[m, i] = _dot(fc1[e * inner + i], normed_BD[chosen_M[m]]) + fc1_bias_EI[e, i]
             for m in range(count):
-                hidden_MI[m, i] = _dot(fc1_EID[e, i], normed_BD[chosen_M[m]]) + fc1_bias_EI[e, i]
-        for m in range(count):
-            _activate(hidden_MI[m], activation, activated_MF[m])
-        for d in range(width):
-            for m in range(count):
-                b = chosen_M[m]
-                update_BD[b, d] += weights_EB[e, b] * (_dot(fc2_EDF[e, d], activated_MF[m]) + fc2_bias_ED[e, d])
+                _activate(hidden_MI[m], call[4], activated_MF[m])
+            for d in range(width):
+                for m in range(count):
+                    b = chosen_M[m]
+                    update_BD[b, d] += weights_EB[e, b] * (
+                        _dot(fc2[e * width + d], activated_MF[m]) + fc2_bias_ED[e, d]
+                    )
+
+    return compiled(body)
 
 
 @inline
@@ -141,25 +197,26 @@ def _rotate(pairs, turns_C, size):
 
 
 @inline
-def _attend_head(queries, start, keys_CS, values_SC, first, probs_S, out):
+def _attend_head(queries, start, keys, values, head, first, probs_S, out):
     count, largest, total = len(probs_S), np.float32(-np.inf), np.float32(0)
+    head_dim, capacity = values.shape[1], keys.shape[1]
     for s in range(count):
         probs_S[s] = 0 if s >= first else -np.inf
-    for c in range(len(keys_CS)):
+    for c in range(head_dim):
         element = queries[start + c]
         for s in range(count):
-            probs_S[s] += element * keys_CS[c, s]
+            probs_S[s] += element * keys[head * head_dim + c, s]
     for s in range(count):
         largest = max(largest, probs_S[s])
     for s in range(count):
         probs_S[s] = exp(probs_S[s] - largest)
         total += probs_S[s]
-    for c in range(values_SC.shape[1]):
+    for c in range(head_dim):
         out[start + c] = 0
     for s in range(first, count):
-        for c in range(values_SC.shape[1]):
-            out[start + c] += probs_S[s] * values_SC[s, c]
-    for c in range(values_SC.shape[1]):
+        for c in range(head_dim):
+            out[start + c] += probs_S[s] * values[head * capacity + s, c]
+    for c in range(head_dim):
         out[start + c] /= total
 
 

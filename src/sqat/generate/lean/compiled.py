@@ -1,4 +1,4 @@
-"""The two halves of a layer in a lean step, as compiled loops.
+"""The two halves of a layer in a lean step, as compiled loops. They read the step's `x_BD`, always the same memory.
 
 Shape letters: B rows, D width, E experts, F expert hidden, I = F (or 2F, gated).
 """
@@ -10,7 +10,7 @@ import numpy as np
 from sqat.generate.lean.attention import LeanAttention, Place
 from sqat.generate.lean.linear import Array, array, optional_array
 from sqat.generate.lean.norm import LeanNorm
-from sqat.kernels.decode import ACTIVATIONS, attend_to_cache, run_chosen_experts
+from sqat.kernels.decode import ACTIVATIONS, AttendToCache, RunChosenExperts
 from sqat.model.block import Block
 from sqat.model.cache import LayerCache
 from sqat.model.feedforward import FeedForward
@@ -20,42 +20,52 @@ from sqat.model.moe import MoE
 class CompiledAttention(LeanAttention):
     """As :class:`LeanAttention`, in one call; for caches that do not roll."""
 
-    def __init__(self, block: Block, cache: LayerCache, place: Place) -> None:
+    def __init__(self, block: Block, cache: LayerCache, place: Place, x_BD: Array) -> None:
         super().__init__(block, cache, place)
         project, out = self.project, self.out_project
         width, rows = len(out.weight_OI), len(self.out_BI)
-        self.weights = project.weight_OI, _or_zeros(project.bias_O, len(project.weight_OI))
-        self.memory = place.turns.view(np.float32)[:, 0], self.keys_BKCS, self.values_BKSC
-        self.first_B = np.zeros(rows, np.int64) if place.padding_B1 is None else place.padding_B1[:, 0].copy()
-        self.out_weights = out.weight_OI, _or_zeros(out.bias_O, width)
-        self.norm_kind = _norm_kind(self.norm)
+        turns_BC = place.turns.view(np.float32)[:, 0]
+        first_B = np.zeros(rows, np.int64) if place.padding_B1 is None else place.padding_B1[:, 0].copy()
         self.update_BD = np.empty((rows, width), np.float32)
+        self.call = AttendToCache(
+            x_BD,
+            *_norm_kind(self.norm),
+            project.weight_OI,
+            _or_zeros(project.bias_O, len(project.weight_OI)),
+            *(turns_BC, self.keys_BKCS, self.values_BKSC, first_B),
+            out.weight_OI,
+            _or_zeros(out.bias_O, width),
+            self.update_BD,
+        )
 
     def __call__(self, x_BD: Array) -> Array:
         """What to add to the residual stream, (B, D); overwritten by the next call."""
-        where = *self.memory, self.first_B, self.place.length - 1
-        attend_to_cache(x_BD, *self.norm_kind, *self.weights, *where, *self.out_weights, self.update_BD)
+        self.call(self.place.length - 1)
         return self.update_BD
 
 
 class CompiledFeedForward:
     """`feedforward(norm2(x))`; a dense layer is a single expert."""
 
-    def __init__(self, block: Block, rows: int, activation: str) -> None:
-        layer = block.feedforward
+    def __init__(self, block: Block, x_BD: Array, activation: str) -> None:
+        layer, rows = block.feedforward, len(x_BD)
         assert isinstance(layer, MoE | FeedForward)
         fc1, fc1_bias, fc2, fc2_bias, router, k = _moe(layer) if isinstance(layer, MoE) else _dense(layer)
         experts, width, _ = fc2.shape
         norm = LeanNorm(block.norm2, rows, width)
         gain = np.ones(width, np.float32) if norm.gain is None else norm.gain
         biases = _or_zeros(fc1_bias, experts, fc1.shape[1]), _or_zeros(fc2_bias, experts, width)
-        self.norm = *_norm_kind(norm), gain, _or_zeros(norm.shift, width)
-        self.weights = router, k, fc1, biases[0], fc2, biases[1], ACTIVATIONS[activation]
         self.update_BD = np.empty((rows, width), np.float32)
+        self.call = RunChosenExperts(
+            x_BD,
+            *(*_norm_kind(norm), gain, _or_zeros(norm.shift, width)),
+            *(router, k, fc1, biases[0], fc2, biases[1], ACTIVATIONS[activation]),
+            self.update_BD,
+        )
 
     def __call__(self, x_BD: Array) -> Array:
         """What to add to the residual stream, (B, D); overwritten by the next call."""
-        run_chosen_experts(x_BD, *self.norm, *self.weights, self.update_BD)
+        self.call()
         return self.update_BD
 
 

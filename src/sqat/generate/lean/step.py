@@ -55,7 +55,7 @@ class LeanStep:
         self.parts: list[Callable[[Array], Array]] = []
         for block, layer_cache in zip(model.layers, cache.layers, strict=True):
             assert isinstance(block, Block)
-            self.parts += _halves(block, layer_cache, self.place, config.activation, compiled)
+            self.parts += _halves(block, layer_cache, self.place, self.x_BD, config.activation, compiled)
         self.final_norm = LeanNorm(model.final_norm, rows, config.hidden_size)
         self.head = LeanLinear(array(model.head.weight), optional_array(model.head.bias), rows)
         self.logits_BV = torch.from_numpy(self.head.out_BO)
@@ -76,7 +76,7 @@ class LeanStep:
 
 
 def _halves(
-    block: Block, cache: LayerCache, place: Place, activation: str, compiled: bool
+    block: Block, cache: LayerCache, place: Place, x_BD: Array, activation: str, compiled: bool
 ) -> list[Callable[[Array], Array]]:
     """A layer's attention and feed-forward."""
     rows, feedforward = len(cache.keys), block.feedforward
@@ -84,8 +84,8 @@ def _halves(
         from sqat.generate.lean.compiled import CompiledAttention, CompiledFeedForward
 
         fits = rows <= COMPILED_ATTENTION_ROWS and place.rolling is None
-        attention = CompiledAttention if fits else LeanAttention
-        return [attention(block, cache, place), CompiledFeedForward(block, rows, activation)]
+        attention = CompiledAttention(block, cache, place, x_BD) if fits else LeanAttention(block, cache, place)
+        return [attention, CompiledFeedForward(block, x_BD, activation)]
     if isinstance(feedforward, MoE):
         return [LeanAttention(block, cache, place), LeanMoE(feedforward, block.norm2, rows)]
     assert isinstance(feedforward, FeedForward)
