@@ -51,9 +51,10 @@ class AttendToCache(Call):
         places = (project_PD, bias_P, turns_BC, keys_BKCS, values_BKSC, first_B, out_DI, out_bias_D, update_BD)
         super().__init__(_attention(), 0, x_BD, int(centred), float(eps), *places, *sizes)
 
-    def __call__(self, position: int) -> None:
+    def at(self, position: int) -> None:
+        """Run for the token at `position`."""
         self.data[0] = position
-        super().__call__()
+        self()
 
 
 class RunChosenExperts(Call):

@@ -40,7 +40,7 @@ class CompiledAttention(LeanAttention):
 
     def __call__(self, x_BD: Array) -> Array:
         """What to add to the residual stream, (B, D); overwritten by the next call."""
-        self.call(self.place.length - 1)
+        self.call.at(self.place.length - 1)
         return self.update_BD
 
 
