@@ -1,4 +1,4 @@
-"""`sqat convert` for pretrained models, as a user meets it."""
+"""`sqat convert` for pretrained models, and `sqat uptrain`, as a user meets them."""
 
 from __future__ import annotations
 
@@ -84,6 +84,19 @@ def test_convert_verifies(sqat):
     assert record["merged_heads"] == [[[0, 1, 2], [3, 4, 5]]] * 2
 
 
+def test_uptrain_goes_on_where_it_was_stopped(sqat):
+    assert sqat("convert", "pretrained", "--query-heads", "3", "--out", "half")[0] == 0
+    command = ("uptrain", "half", "--teacher", "pretrained", "--tokens", "700", "--data", "text.txt", "--out", "run")
+    options = ("--batch-size", "3", "--context", "29", "--set", "train.tensorboard=false", "--device", "cpu")
+    code, out, _ = sqat(*command, *options)
+    assert code == 0
+    assert "Best checkpoint: run/checkpoints/step-" in out
+    code, out, err = sqat(*command, *options)
+    assert (code, "holds a run already: resume it (--resume)" in err) == (1, True)
+    assert sqat(*command, *options, "--resume")[0] == 0
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])["kl"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,6 +130,9 @@ def test_convert_verifies(sqat):
             ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--context", "1"),
             "--context is 1, but must be at",
         ),
+        (("uptrain", "pretrained"), "--tokens is missing, but must be the number of tokens"),
+        (("uptrain", "./nowhere", "--tokens", "5"), "'./nowhere' is no local folder"),
+        (("uptrain", "pretrained", "--tokens", "5", "--set", "train.epoch=1"), "did you mean 'epochs'?"),
     ],
 )
 def test_wrong_input_is_one_clear_line(arguments, message, sqat):

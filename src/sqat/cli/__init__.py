@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sqat.cli import bench, compare, convert, data_commands, demo, generate, info, train
+from sqat.cli import bench, compare, convert, data_commands, demo, generate, info, train, uptrain
 from sqat.errors import SqatError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("info")(info.info)
 app.command("convert")(convert.convert)
+app.command("uptrain")(uptrain.uptrain)
 app.add_typer(data_commands.tokenizer, name="tokenizer")
 app.add_typer(bench.bench, name="bench")
 
