@@ -95,6 +95,12 @@ def test_other_architectures_are_refused():
         plan_conversion(GPT2Config(), query_heads=6)
 
 
+def test_quantised_weights_are_refused(stock_config):
+    config = stock_config("llama", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(ConfigError, match=r"quantization_config is set, but weights must be plain"):
+        plan_conversion(config, query_heads=4)
+
+
 def test_plan_of_another_model_is_refused(stock_model, stock_config):
     plan = plan_conversion(stock_config("llama", num_attention_heads=8), query_heads=4)
     with pytest.raises(ConfigError, match=r"the plan is for llama with Heads.query=8.*plan for its own configuration"):

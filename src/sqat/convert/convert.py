@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,7 @@ def convert(
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         tensors |= {prefix + name: tensor for name, tensor in merge_attention(own, merged, old, new).items()}
     result = type(model).from_pretrained(None, config=plan.new_config, state_dict=tensors, dtype=model.dtype)
-    result.generation_config = model.generation_config
+    result.generation_config = copy.deepcopy(model.generation_config)
     return result.to(model.device).eval()
 
 

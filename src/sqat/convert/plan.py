@@ -109,6 +109,10 @@ def plan_conversion(
         ConfigError: an unknown architecture, method or score, or heads that do not fit.
     """
     require_known(config.model_type)
+    if getattr(config, "quantization_config", None):
+        raise ConfigError(
+            "quantization_config is set, but weights must be plain: take a checkpoint that is not quantised"
+        )
     for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
         if value not in choices:
             raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
