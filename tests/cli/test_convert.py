@@ -130,6 +130,10 @@ def test_uptrain_goes_on_where_it_was_stopped(sqat):
             ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--context", "1"),
             "--context is 1, but must be at",
         ),
+        (
+            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--calibrate", "text.txt"),
+            "--calibrate is 'text.txt', but goes with --method select or cluster, by --score activation",
+        ),
         (("uptrain", "pretrained"), "--tokens is missing, but must be the number of tokens"),
         (("uptrain", "./nowhere", "--tokens", "5"), "'./nowhere' is no local folder"),
         (("uptrain", "pretrained", "--tokens", "5", "--set", "train.epoch=1"), "did you mean 'epochs'?"),

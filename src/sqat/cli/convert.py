@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from sqat.convert.plan import ConversionPlan
 
 
 def convert(
@@ -28,7 +31,9 @@ def convert(
         str | None, typer.Option(metavar="DATA[:n]", help="Compare both on this text; report in OUT/verification.html.")
     ] = None,
     layers: Annotated[str | None, typer.Option(metavar="a-b", help="Layers to convert, from 0; default: all.")] = None,
-    context: Annotated[int, typer.Option(help="Tokens per row of calibration and verification.")] = 512,
+    context: Annotated[
+        int, typer.Option(help="Tokens per row of calibration and verification, at most the model's own.")
+    ] = 512,
     layout: Annotated[
         str | None, typer.Option(help="Without --query-heads: sqat, or rxnn for the original's (the default).")
     ] = None,
@@ -89,22 +94,20 @@ def convert_heads(
     from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, require_free, write_conversion
     from sqat.convert.report import require_packages, write_report
     from sqat.convert.tokenizer import StockTokenizer, token_rows
-    from sqat.errors import ConfigError
 
     require_free(out)
     folder = locate(name)
-    plan = plan_conversion(read_config(folder), **changes)
+    config = read_config(folder)
+    plan = plan_conversion(config, **changes)
     plan.require_stock()
-    if plan.needs_calibration and calibrate is None:
-        raise ConfigError(
-            f'--calibrate is missing, but must name text for method "{plan.method}" by score "activation"; '
-            "--score norm does without"
-        )
+    _check_calibration(plan, calibrate)
     if verify_on is not None:
         require_packages()
-    tokenizer = StockTokenizer(folder) if plan.needs_calibration or verify_on else None
-    rows = token_rows(calibrate, tokenizer, context) if plan.needs_calibration and calibrate and tokenizer else None
-    texts = token_rows(verify_on, tokenizer, context, split="validation") if verify_on and tokenizer else None
+    context = min(context, getattr(config, "max_position_embeddings", context))
+    rows, texts = (
+        None if spec is None else token_rows(spec, StockTokenizer(folder), context, split=split)
+        for spec, split in ((calibrate, "train"), (verify_on, "validation"))
+    )
     typer.echo(plan.summary())
     model = read_model(folder)
     groups = choose_heads(model, plan, rows)
@@ -118,3 +121,17 @@ def convert_heads(
             write_report(figures, temporary / "verification.html", title=title, plan=plan)
             typer.echo(figures.summary())
     typer.echo(f"{name} written to {out} with {plan.after.query_heads} query heads ({plan.method})")
+
+
+def _check_calibration(plan: ConversionPlan, calibrate: str | None) -> None:
+    from sqat.errors import ConfigError
+
+    if plan.needs_calibration and calibrate is None:
+        raise ConfigError(
+            f'--calibrate is missing, but must name text for method "{plan.method}" by score "activation"; '
+            "--score norm does without"
+        )
+    if calibrate is not None and not plan.needs_calibration:
+        raise ConfigError(
+            f"--calibrate is {calibrate!r}, but goes with --method select or cluster, by --score activation"
+        )
