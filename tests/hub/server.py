@@ -87,6 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)": self.resolve,
                 r"/api/models/(?P<repo>[^/]+/[^/]+)": self.info,
+                r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/]+)": self.info,
+                r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)": self.tree,
             },
         )
 
@@ -139,9 +141,16 @@ class _Handler(BaseHTTPRequestHandler):
             data = commit.files[name]
             self.reply(200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit.oid})
 
-    def info(self, repo: str) -> None:
+    def info(self, repo: str, revision: str = "main") -> None:
         if (repository := self.repository(repo)) is not None:
-            self.reply(200, {"id": repo, "private": repository.private, "siblings": [], "tags": [], "sha": None})
+            commit = repository.at(revision)
+            sha = commit and commit.oid
+            self.reply(200, {"id": repo, "private": repository.private, "siblings": [], "tags": [], "sha": sha})
+
+    def tree(self, repo: str, revision: str) -> None:
+        if (repository := self.repository(repo)) is not None and (commit := repository.at(revision)) is not None:
+            files = [{"type": "file", "path": name, "size": len(data)} for name, data in commit.files.items()]
+            self.reply(200, [{**file, "oid": hashlib.sha1(str(file).encode()).hexdigest()} for file in files])
 
     def create(self) -> None:
         wanted = json.loads(self.body)

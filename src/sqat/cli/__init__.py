@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sqat.cli import bench, compare, data_commands, demo, export, generate, info, train
+from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, info, train, uptrain
 from sqat.errors import SqatError
 
 app = typer.Typer(
@@ -24,7 +24,8 @@ app.command("evaluate")(train.evaluate)
 app.command("compare")(compare.compare)
 app.command("generate")(generate.generate)
 app.command("info")(info.info)
-app.command("convert")(data_commands.convert)
+app.command("convert")(convert.convert)
+app.command("uptrain")(uptrain.uptrain)
 app.command("export")(export.export)
 app.add_typer(data_commands.tokenizer, name="tokenizer")
 app.add_typer(bench.bench, name="bench")

@@ -1,4 +1,4 @@
-"""`sqat tokenizer train` and `sqat convert`: files in, files out."""
+"""`sqat tokenizer`."""
 
 from __future__ import annotations
 
@@ -38,25 +38,3 @@ def encode(
     loaded = Tokenizer.load(path)
     for token in loaded.encode(text):
         typer.echo(f"{token:6d}  {loaded.token_bytes(token).decode('utf-8', errors='backslashreplace')!r}")
-
-
-def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of either layout, or a run's folder.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    layout: Annotated[str, typer.Option(help="sqat, or rxnn for the original's.")] = "rxnn",
-) -> None:
-    """Write a checkpoint in the other layout, bit for bit the same model; its tokenizer goes along."""
-    from sqat.checkpoint import load_model, write_folder, write_model
-    from sqat.data.tokenizer import Tokenizer
-    from sqat.errors import ConfigError
-    from sqat.train.checkpoints import find_model
-
-    if out.exists():
-        raise ConfigError(f"--out is {out}, which exists: choose a folder that does not")
-    folder = find_model(checkpoint)
-    model = load_model(folder, dtype=None)
-    with write_folder(out) as temporary:
-        write_model(model, temporary, layout=layout)
-        if (folder / "tokenizer.json").is_file():
-            Tokenizer.load(folder).save(temporary)
-    typer.echo(f"{folder} written to {out} in {layout} layout")

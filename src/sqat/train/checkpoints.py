@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from sqat.checkpoint import write_folder, write_model
+from sqat.checkpoint import write_folder
 from sqat.checkpoint.store import recover
 from sqat.errors import CheckpointError
-from sqat.model import Decoder
 from sqat.train.state import TrainState, read_state, write_state
 
 if TYPE_CHECKING:
@@ -27,17 +27,19 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 def save_checkpoint(
     run: Path,
-    model: Decoder,
+    write_model: Callable[[Path], None],
     state: TrainState,
     optimizer: torch.optim.Optimizer,
     tokenizer: Tokenizer | None,
     *,
     keep: int,
 ) -> Path:
-    """Write `checkpoints/step-…` of a run; then drop all but the `keep` newest and the best (lowest loss)."""
+    """Write `checkpoints/step-…` of a run, the model's files by `write_model`; then drop all but the `keep` newest and
+    the best (lowest loss).
+    """
     folder = run / FOLDER / f"step-{state.step:08d}"
     with write_folder(folder) as temporary:
-        write_model(model, temporary)
+        write_model(temporary)
         write_state(temporary, state, optimizer)
         if tokenizer is not None:
             tokenizer.save(temporary)

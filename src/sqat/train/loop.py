@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model
+from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 class Trainer:
     """Trains a decoder on batches.
+
+    A subclass that trains another kind of model overrides `make_task`, `measure`, `write_model` and `load_weights`.
 
     Args:
         model: the decoder; it is trained in place.
@@ -76,15 +79,38 @@ class Trainer:
             keep_freed_memory()
         model.gradient_checkpointing = config.gradient_checkpointing
         model.to(self.accelerator.device)
-        shards = 1 if config.compile else suitable_shards(model)
-        task = TrainingLoss(model, config.router_loss, config.router_loss_weight, shards=shards)
-        self.task, self.optimizer = self.accelerator.prepare(task, make_optimizer(model, config))
+        self.task, self.optimizer = self.accelerator.prepare(self.make_task(), make_optimizer(model, config))
         if config.compile:
             self.task = torch.compile(
                 self.task, dynamic=False
             )  # a shape is a graph: an epoch has two, with its last batch
         per_epoch = math.ceil(len(batches) / config.gradient_accumulation)
         self.total_steps = config.max_steps or per_epoch * (config.epochs or 1)
+
+    def make_task(self) -> nn.Module:
+        """Model and loss as the one module that steps run; the model is on its device."""
+        config = self.config
+        shards = 1 if config.compile else suitable_shards(self.model)
+        return TrainingLoss(self.model, config.router_loss, config.router_loss_weight, shards=shards)
+
+    def measure(self, validation: TokenFile) -> Evaluation:
+        """The figures of the model as it is."""
+        return evaluate(self.model, validation, batch_size=self.config.batch_size, autocast=self._autocast())
+
+    def write_model(self, folder: Path) -> None:
+        """Write the model's files into an existing folder."""
+        write_model(self.model, folder)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Put the weights of a checkpoint into the model.
+
+        Raises:
+            CheckpointError: damaged, or of another model.
+        """
+        saved = load_model(checkpoint, dtype=None)
+        if saved.config != self.model.config:
+            raise CheckpointError(f"{checkpoint / WEIGHTS_FILE} is of another model than this run's: {saved.config}")
+        self.model.load_state_dict(saved.state_dict())
 
     def train(self) -> Evaluation | None:
         """Run to the end, a stop request or a signal; a checkpoint is left either way. Returns the last evaluation, if
@@ -126,7 +152,7 @@ class Trainer:
         """Evaluate now, tell the callbacks, and remember the result; `None` without validation documents."""
         if self.validation is None:
             return None
-        result = evaluate(self.model, self.validation, batch_size=self.config.batch_size, autocast=self._autocast())
+        result = self.measure(self.validation)
         self.state.evaluation = {"step": self.state.step, **result.to_dict()}
         best = self.state.best_loss
         self.state.best_loss = result.loss if best is None else min(result.loss, best)
@@ -147,7 +173,7 @@ class Trainer:
                 f"the weights are not finite after step {self.state.step}; earlier checkpoints are kept"
             )
         keep = self.config.keep_checkpoints
-        return save_checkpoint(self.out, self.model, self.state, self.optimizer, self.tokenizer, keep=keep)
+        return save_checkpoint(self.out, self.write_model, self.state, self.optimizer, self.tokenizer, keep=keep)
 
     def resume(self) -> bool:
         """Go on from the run's newest checkpoint, to the same bits as if it had not stopped; false if there is none.
@@ -158,10 +184,7 @@ class Trainer:
         checkpoint = None if self.out is None else latest_checkpoint(self.out)
         if checkpoint is None:
             return False
-        saved = load_model(checkpoint, dtype=None)
-        if saved.config != self.model.config:
-            raise CheckpointError(f"{checkpoint / WEIGHTS_FILE} is of another model than this run's: {saved.config}")
-        self.model.load_state_dict(saved.state_dict())
+        self.load_weights(checkpoint)
         self.state = restore(checkpoint, self.optimizer)
         logger.info("resumed %s at step %d", checkpoint, self.state.step)
         return True

@@ -63,6 +63,19 @@ def prepare_data(config: DataConfig, vocab_size: int, *, progress: Progress | No
     tokenizer = (
         Tokenizer.load(config.tokenizer) if config.tokenizer else cached_tokenizer(train, vocab_size, config.cache_dir)
     )
+    return build_token_files(train, validation, tokenizer, config, vocab_size, progress=progress)
+
+
+def build_token_files(
+    train: Source,
+    validation: Source,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    vocab_size: int,
+    *,
+    progress: Progress | None = None,
+) -> PreparedData:
+    """The token files of both sources, built where the cache has none. Arguments and errors as :func:`prepare_data`."""
     if tokenizer.vocab_size > vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} entries, but the model's vocab_size is {vocab_size}"

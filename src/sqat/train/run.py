@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 import yaml
 
+from sqat.config_fields import Config
 from sqat.data.batches import Batches
 from sqat.durable import replace_file
 from sqat.errors import ConfigError
 from sqat.model import Decoder
-from sqat.run_config import RunConfig, read_yaml
+from sqat.run_config import RunConfig, TrainConfig, read_yaml
 from sqat.train.callbacks import Callback, JsonlLog, TensorBoard, tensorboard_available
 from sqat.train.checkpoints import list_checkpoints
 from sqat.train.loop import Trainer
@@ -50,7 +51,7 @@ def start_run(
         DataError, CheckpointError: data or checkpoint cannot be read.
     """
     out = Path(out)
-    _check_folder(config, out, resume)
+    check_folder(config, out, resume)
     data = prepare_data(config.data, config.model.vocab_size, progress=progress)
     trainer = make_trainer(config, data, out, callbacks)
     out.mkdir(parents=True, exist_ok=True)
@@ -74,12 +75,6 @@ def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: It
         end_truncated=config.data.padding_as_target,
         seed=config.train.seed,
     )
-    logs: list[Callback] = [JsonlLog(out / METRICS_FILE)]
-    if config.train.tensorboard:
-        if tensorboard_available():
-            logs.append(TensorBoard(out / "tensorboard"))
-        else:
-            logger.info('no TensorBoard log: pip install "sqat[tensorboard]"')
     trainer = Trainer(
         model,
         batches,
@@ -87,13 +82,25 @@ def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: It
         validation=data.validation,
         out=out,
         tokenizer=data.tokenizer,
-        callbacks=[*logs, *callbacks],
+        callbacks=[*make_logs(config.train, out), *callbacks],
     )
     batches.place(trainer.accelerator.device)
     return trainer
 
 
-def _check_folder(config: RunConfig, out: Path, resume: bool) -> None:
+def make_logs(config: TrainConfig, out: Path) -> list[Callback]:
+    """The logs that every run has."""
+    logs: list[Callback] = [JsonlLog(out / METRICS_FILE)]
+    if config.tensorboard:
+        if tensorboard_available():
+            logs.append(TensorBoard(out / "tensorboard"))
+        else:
+            logger.info('no TensorBoard log: pip install "sqat[tensorboard]"')
+    return logs
+
+
+def check_folder(config: Config, out: Path, resume: bool) -> None:
+    """Raise a ConfigError unless a run of this configuration (sections of fields) can begin or go on in `out`."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out is {str(out)!r}, but must be a folder, or not exist yet")
     if not resume:
@@ -101,7 +108,7 @@ def _check_folder(config: RunConfig, out: Path, resume: bool) -> None:
             raise ConfigError(f"{out} holds a run already: resume it (--resume), or choose another folder (--out)")
         return
     if (out / CONFIG_FILE).is_file():
-        saved = RunConfig.from_dict(read_yaml(out / CONFIG_FILE)).to_dict()
+        saved = type(config).from_dict(read_yaml(out / CONFIG_FILE)).to_dict()
         for section, fields in config.to_dict().items():
             for name, value in fields.items():
                 if name not in _FREE_ON_RESUME and saved[section][name] != value:

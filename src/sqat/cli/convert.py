@@ -1,0 +1,137 @@
+"""`sqat convert`: a checkpoint in the other layout, or a pretrained model with fewer query heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sqat.convert.plan import ConversionPlan
+
+
+def convert(
+    model: Annotated[
+        str, typer.Argument(help="With --query-heads: a stock checkpoint's folder or Hub id. Else one of this package.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    query_heads: Annotated[int | None, typer.Option(help="Query heads to keep, of a pretrained model.")] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Key/value heads; default: the most that divide both numbers.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="mean: merge neighbours; select: keep the best; cluster: merge what is alike.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="activation: by what heads do on --calibrate; norm: by weights.")
+    ] = None,
+    calibrate: Annotated[str | None, typer.Option(metavar="DATA[:n]", help="Text for --score activation.")] = None,
+    verify: Annotated[
+        str | None, typer.Option(metavar="DATA[:n]", help="Compare both on this text; report in OUT/verification.html.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(metavar="a-b", help="Layers to convert, from 0; default: all.")] = None,
+    context: Annotated[
+        int, typer.Option(help="Tokens per row of calibration and verification, at most the model's own.")
+    ] = 512,
+    layout: Annotated[
+        str | None, typer.Option(help="Without --query-heads: sqat, or rxnn for the original's (the default).")
+    ] = None,
+) -> None:
+    """Give a pretrained model fewer query heads, in its own stock architecture (--query-heads); or write a checkpoint
+    of this package in the other layout, bit for bit the same model (--layout).
+    """
+    from sqat.errors import ConfigError
+
+    options = {
+        "--kv-heads": kv_heads,
+        "--method": method,
+        "--score": score,
+        "--calibrate": calibrate,
+        "--verify": verify,
+        "--layers": layers,
+    }
+    if query_heads is None:
+        for name, value in options.items():
+            if value is not None:
+                raise ConfigError(f"{name} is {value!r}, but goes with --query-heads, which is missing")
+        convert_layout(Path(model), out, layout or "rxnn")
+        return
+    if layout is not None:
+        raise ConfigError(f"--layout is {layout!r}, but goes without --query-heads: the architecture stays the model's")
+    if context < 2:
+        raise ConfigError(f"--context is {context}, but must be at least 2")
+    changes = {"query_heads": query_heads, "kv_heads": kv_heads, "layers": layers}
+    changes |= {name: value for name, value in (("method", method), ("score", score)) if value is not None}
+    convert_heads(model, out, changes, calibrate=calibrate, verify_on=verify, context=context)
+
+
+def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
+    """Write a checkpoint in the other layout; its tokenizer goes along."""
+    from sqat.checkpoint import load_model, write_folder, write_model
+    from sqat.data.tokenizer import Tokenizer
+    from sqat.errors import ConfigError
+    from sqat.train.checkpoints import find_model
+
+    if out.exists():
+        raise ConfigError(f"--out is {out}, which exists: choose a folder that does not")
+    folder = find_model(checkpoint)
+    model = load_model(folder, dtype=None)
+    with write_folder(out) as temporary:
+        write_model(model, temporary, layout=layout)
+        if (folder / "tokenizer.json").is_file():
+            Tokenizer.load(folder).save(temporary)
+    typer.echo(f"{folder} written to {out} in {layout} layout")
+
+
+def convert_heads(
+    name: str, out: Path, changes: dict[str, Any], *, calibrate: str | None, verify_on: str | None, context: int
+) -> None:
+    """Write a pretrained model with fewer heads as a stock checkpoint; what can be refused is, before weights are
+    read.
+    """
+    from sqat.convert import choose_heads, convert, plan_conversion, verify
+    from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, require_free, write_conversion
+    from sqat.convert.report import require_packages, write_report
+    from sqat.convert.tokenizer import StockTokenizer, token_rows
+
+    require_free(out)
+    folder = locate(name)
+    config = read_config(folder)
+    plan = plan_conversion(config, **changes)
+    plan.require_stock()
+    _check_calibration(plan, calibrate)
+    if verify_on is not None:
+        require_packages()
+    context = min(context, getattr(config, "max_position_embeddings", context))
+    rows, texts = (
+        None if spec is None else token_rows(spec, StockTokenizer(folder), context, split=split)
+        for spec, split in ((calibrate, "train"), (verify_on, "validation"))
+    )
+    typer.echo(plan.summary())
+    model = read_model(folder)
+    groups = choose_heads(model, plan, rows)
+    with quiet():
+        result = convert(model, plan, groups=groups)
+    with new_folder(out) as temporary:
+        write_conversion(result, plan, groups, folder, name, temporary)
+        if texts is not None:
+            figures = verify(model, result, texts)
+            title = f"{name} with {plan.after.query_heads} of {plan.before.query_heads} query heads"
+            write_report(figures, temporary / "verification.html", title=title, plan=plan)
+            typer.echo(figures.summary())
+    typer.echo(f"{name} written to {out} with {plan.after.query_heads} query heads ({plan.method})")
+
+
+def _check_calibration(plan: ConversionPlan, calibrate: str | None) -> None:
+    from sqat.errors import ConfigError
+
+    if plan.needs_calibration and calibrate is None:
+        raise ConfigError(
+            f'--calibrate is missing, but must name text for method "{plan.method}" by score "activation"; '
+            "--score norm does without"
+        )
+    if calibrate is not None and not plan.needs_calibration:
+        raise ConfigError(
+            f"--calibrate is {calibrate!r}, but goes with --method select or cluster, by --score activation"
+        )

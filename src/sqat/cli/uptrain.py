@@ -1,0 +1,85 @@
+"""`sqat uptrain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sqat.convert.uptrain_config import UptrainConfig
+
+
+def uptrain(
+    model: Annotated[str, typer.Argument(help="A stock checkpoint, such as `sqat convert` writes: folder or Hub id.")],
+    tokens: Annotated[int | None, typer.Option(help="Training targets, to the nearest step.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The model it was made of; without it, cross-entropy alone.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Hub data set, folder, file, or `stories[:N]` (built in).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/uptrain-NAME.")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="Validation data, where --data has no validation split.")
+    ] = None,
+    kl_weight: Annotated[float | None, typer.Option(help="Of KL to the teacher beside cross-entropy.")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of a row; default: the model's, at most 1,024.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of data order and dropout.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any other field, as train.warmup_steps=100.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+) -> None:
+    """Train a stock model further, towards a teacher's logits; checkpoints are stock checkpoints.
+
+    Ctrl-C saves a checkpoint; the same command with --resume goes on to the same bits as an uninterrupted run.
+    """
+    from sqat.convert.uptrain_config import UptrainConfig
+    from sqat.errors import ConfigError
+    from sqat.run_config import with_overrides
+
+    if tokens is None:
+        raise ConfigError("--tokens is missing, but must be the number of tokens to train on, such as 1_000_000")
+    options = {
+        "model.path": model,
+        "model.tokens": tokens,
+        "model.teacher": teacher,
+        "model.kl_weight": kl_weight,
+        "model.context_length": context,
+        "data.source": data,
+        "data.validation": validation,
+        "train.batch_size": batch_size,
+        "train.learning_rate": lr,
+        "train.seed": seed,
+        "train.device": device,
+    }
+    overrides = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    config = UptrainConfig.from_dict(with_overrides({}, [*overrides, *(set_ or [])]))
+    run_uptraining(config, out or Path("runs") / f"uptrain-{Path(model).name}", resume=resume)
+
+
+def run_uptraining(config: UptrainConfig, out: Path, *, resume: bool) -> None:
+    """Train with progress in the terminal, and say where the result is."""
+    from sqat.cli.console import console, tokenising
+    from sqat.convert.uptrain import start_uptraining
+    from sqat.train.callbacks import ProgressBar
+    from sqat.train.checkpoints import best_checkpoint
+
+    with tokenising() as progress:
+        trainer = start_uptraining(config, out, resume=resume, callbacks=[ProgressBar()], progress=progress)
+    console.print(
+        f"{len(trainer.batches.tokens):,} documents, {trainer.batches.tokens.num_tokens:,} tokens · "
+        f"{trainer.total_steps:,} steps",
+        highlight=False,
+    )
+    trainer.train()
+    if trainer.interrupted:
+        console.print(
+            f"Stopped at step {trainer.state.step:,} of {trainer.total_steps:,}. "
+            "Go on with the same command and --resume."
+        )
+    console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)

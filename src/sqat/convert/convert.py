@@ -1,0 +1,88 @@
+"""A model with fewer heads out of a model with more."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sqat.convert.architectures import Heads, attention_layers, attention_prefix, heads_of
+from sqat.convert.heads import ActivationObserver, Groups, Observed, group_heads, observe_weights
+from sqat.convert.merge import merge_attention
+from sqat.convert.plan import ConversionPlan
+from sqat.errors import ConfigError
+
+BATCH_TOKENS = 4096  # of calibration text at a time
+
+
+def convert(
+    model: PreTrainedModel,
+    plan: ConversionPlan,
+    calibration: Tensor | None = None,
+    *,
+    groups: Sequence[Groups] | None = None,
+) -> PreTrainedModel:
+    """A new model of the same class with the plan's heads; `model` stays as it is.
+
+    Args:
+        model: a causal language model whose configuration the plan was made for.
+        plan: of :func:`plan_conversion`.
+        calibration: (rows, tokens) int64 token ids, where `plan.needs_calibration`.
+        groups: of :func:`choose_heads`, if already known.
+
+    Raises:
+        ConfigError: the plan is of another model, leaves layers alone, or needs calibration text that is not given.
+    """
+    old, new = heads_of(plan.config), heads_of(plan.new_config)
+    groups = choose_heads(model, plan, calibration) if groups is None else groups
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for layer, merged in enumerate(groups):
+        prefix = attention_prefix(layer)
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        tensors |= {prefix + name: tensor for name, tensor in merge_attention(own, merged, old, new).items()}
+    result = type(model).from_pretrained(None, config=plan.new_config, state_dict=tensors, dtype=model.dtype)
+    result.generation_config = copy.deepcopy(model.generation_config)
+    return result.to(model.device).eval()
+
+
+def choose_heads(model: PreTrainedModel, plan: ConversionPlan, calibration: Tensor | None = None) -> list[Groups]:
+    """For every layer, for each head of the result, the heads that it is made of. Arguments and errors as
+    :func:`convert`.
+    """
+    plan.require_stock()
+    old, new = heads_of(plan.config), heads_of(plan.new_config)
+    if (type(model.config), heads_of(model.config)) != (type(plan.config), old):
+        raise ConfigError(
+            f"the plan is for {plan.config.model_type} with {old}, but the model is {model.config.model_type} with "
+            f"{heads_of(model.config)}: plan for its own configuration"
+        )
+    if plan.needs_calibration:
+        if calibration is None:
+            raise ConfigError(
+                f'calibration is None, but method "{plan.method}" by score "activation" needs text (--calibrate '
+                'DATA[:n]); score "norm" does without'
+            )
+        observed: list[Observed | None] = [*_observe(model, old, calibration)]
+    elif plan.method == "mean":
+        observed = [None] * plan.config.num_hidden_layers
+    else:
+        observed = [observe_weights(attention, old) for attention in attention_layers(model)]
+    return [group_heads(plan.method, old, new, layer) for layer in observed]
+
+
+@torch.no_grad()
+def _observe(model: PreTrainedModel, heads: Heads, calibration: Tensor) -> list[Observed]:
+    was_training = model.training
+    model.eval()
+    observers = [ActivationObserver(attention, heads) for attention in attention_layers(model)]
+    try:
+        for rows in calibration.split(max(1, BATCH_TOKENS // calibration.shape[1])):
+            model.get_decoder()(input_ids=rows.to(model.device), use_cache=False)
+    finally:
+        for observer in observers:
+            observer.hook.remove()
+        model.train(was_training)
+    return [observer.observed() for observer in observers]

@@ -1,0 +1,205 @@
+"""What a conversion will change, from the configuration alone: shapes, parameters, operations, cache.
+
+Shape letters: D hidden size, C head_dim, T tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from sqat.convert.architectures import Heads, heads_of, require_known, window_of, with_heads
+from sqat.cost import visible_keys
+from sqat.errors import ConfigError
+
+METHODS = ("mean", "select", "cluster")
+SCORES = ("activation", "norm")
+DEFAULT_CONTEXT = 1024  # tokens, where costs depend on the length; at most the model's own
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs. A multiply-add is two operations."""
+
+    query_heads: int
+    kv_heads: int
+    parameters: int
+    attention_parameters: int
+    flops_per_token: int  # of a forward pass, averaged over a causal sequence of `context_length` tokens
+    attention_flops_per_token: int  # of these, the scores and the weighted sum
+    kv_bytes_per_token: int  # 16-bit values, before a window is full
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """See :func:`plan_conversion`."""
+
+    config: PreTrainedConfig  # the model's
+    new_config: PreTrainedConfig  # the converted model's; same architecture, explicit head_dim
+    method: str
+    score: str
+    layers: tuple[int, int]  # first and last layer that lose heads, from 0
+    context_length: int
+    before: Costs
+    after: Costs
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # before and after, of the tensors that change
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether heads are chosen by what they do on text, which :func:`sqat.convert.convert` then needs."""
+        return self.method != "mean" and self.score == "activation"
+
+    def require_stock(self) -> None:
+        """Raise a ConfigError where some layers keep their heads, which no stock checkpoint can hold."""
+        count = self.config.num_hidden_layers
+        if self.layers != (0, count - 1):
+            raise ConfigError(
+                f"layers is {self.layers[0]}-{self.layers[1]}, but must be 0-{count - 1}: a {self.config.model_type} "
+                "checkpoint holds one number of heads for all layers (as this package's own layout does), so no layer "
+                "can keep its heads; the plan's figures can be had from Python (sqat.convert.plan_conversion)"
+            )
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        rows = (
+            ("query heads", "query_heads"),
+            ("key/value heads", "kv_heads"),
+            ("parameters", "parameters"),
+            ("of these in attention", "attention_parameters"),
+            (f"operations a token at {self.context_length:,} tokens", "flops_per_token"),
+            ("of these scores and sums", "attention_flops_per_token"),
+            ("cache bytes a token (16-bit)", "kv_bytes_per_token"),
+        )
+        pairs = [(name, getattr(self.before, field), getattr(self.after, field)) for name, field in rows]
+        return "\n".join(f"{name:<36} {old:>16,} -> {new:>16,}  ({new / old:.0%})" for name, old, new in pairs)
+
+
+def plan_conversion(
+    config: PreTrainedConfig,
+    *,
+    query_heads: int,
+    kv_heads: int | None = None,
+    method: str = "mean",
+    score: str = "activation",
+    layers: str | tuple[int, int] | None = None,
+    context_length: int | None = None,
+) -> ConversionPlan:
+    """Plan a conversion without loading weights.
+
+    Args:
+        config: of a Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE or SmolLM3 model.
+        query_heads: how many the model shall have.
+        kv_heads: how many key/value heads; by default the most of the present ones that also divide `query_heads`.
+        method: "mean" merges neighbours, "select" keeps the best by `score`, "cluster" merges heads that are alike;
+            all stay inside the query heads that share a key/value head in the result.
+        score: "activation" (what heads do on calibration text) or "norm" (their weights alone); "mean" needs neither.
+        layers: "a-b" or (a, b), first and last layer to lose heads, from 0; default: all. Anything less can be planned,
+            but not converted: see `ConversionPlan.require_stock`.
+        context_length: tokens of a sequence, for the operations; default: the model's own, at most 1,024.
+
+    Raises:
+        ConfigError: an unknown architecture, method or score, or heads that do not fit.
+    """
+    require_known(config.model_type)
+    if getattr(config, "quantization_config", None):
+        raise ConfigError(
+            "quantization_config is set, but weights must be plain: take a checkpoint that is not quantised"
+        )
+    for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
+        if value not in choices:
+            raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
+    old = heads_of(config)
+    new = _new_heads(old, query_heads, kv_heads)
+    new_config = with_heads(config, new)
+    first, last = _layers(layers, config.num_hidden_layers)
+    length = context_length or min(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    shapes, target = _shapes(config), _shapes(new_config)
+    mixed = {name: target[name] if _inside(name, first, last) else shape for name, shape in shapes.items()}
+    by_layer = [new if first <= layer <= last else old for layer in range(config.num_hidden_layers)]
+    return ConversionPlan(
+        config=config,
+        new_config=new_config,
+        method=method,
+        score=score,
+        layers=(first, last),
+        context_length=length,
+        before=_costs(config, shapes, [old] * len(by_layer), old, length),
+        after=_costs(config, mixed, by_layer, new, length),
+        shapes={name: (shape, mixed[name]) for name, shape in shapes.items() if mixed[name] != shape},
+    )
+
+
+def _new_heads(old: Heads, query: int, kv: int | None) -> Heads:
+    if not 1 <= query <= old.query:
+        raise ConfigError(f"query_heads is {query}, but must be 1 to {old.query}, the model's own number")
+    kv = math.gcd(old.kv, query) if kv is None else kv
+    if kv < 1 or old.kv % kv:
+        divisors = ", ".join(str(n) for n in range(1, old.kv + 1) if old.kv % n == 0)
+        raise ConfigError(f"kv_heads is {kv}, but must divide the model's {old.kv} key/value heads: one of {divisors}")
+    if query % kv:
+        raise ConfigError(f"query_heads is {query}, but must be a multiple of kv_heads ({kv})")
+    return Heads(query, kv, old.head_dim)
+
+
+def _layers(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]:
+    right = f"must be a-b with 0 <= a <= b <= {count - 1}, as 0-{count - 1} for all"
+    if layers is None:
+        return 0, count - 1
+    if isinstance(layers, str):
+        match = re.fullmatch(r"(\d+)-(\d+)", layers.strip())
+        if match is None:
+            raise ConfigError(f"layers is {layers!r}, but {right}")
+        layers = int(match[1]), int(match[2])
+    first, last = layers
+    if not 0 <= first <= last < count:
+        raise ConfigError(f"layers is {first}-{last}, but {right}")
+    return first, last
+
+
+def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Of every parameter, tied ones once."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _layer_of(name: str) -> int | None:
+    match = re.search(r"\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else None
+
+
+def _inside(name: str, first: int, last: int) -> bool:
+    layer = _layer_of(name)
+    return layer is not None and first <= layer <= last
+
+
+def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: list[Heads], heads: Heads, length: int) -> Costs:
+    keys = [visible_keys(length, window_of(config, layer)) / length for layer in range(len(by_layer))]
+    scores = round(sum(4 * h.query * h.head_dim * seen for h, seen in zip(by_layer, keys, strict=True)))
+    products = sum(_visited(name, shape, config) for name, shape in shapes.items())
+    return Costs(
+        query_heads=heads.query,
+        kv_heads=heads.kv,
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        attention_parameters=sum(math.prod(shape) for name, shape in shapes.items() if ".self_attn." in name),
+        flops_per_token=2 * (products + config.vocab_size * config.hidden_size) + scores,
+        attention_flops_per_token=scores,
+        kv_bytes_per_token=sum(2 * 2 * h.kv * h.head_dim for h in by_layer),
+    )
+
+
+def _visited(name: str, shape: tuple[int, ...], config: PreTrainedConfig) -> int:
+    """Weights of a layer's matrix that one token is multiplied by; the head, tied or not, is counted apart."""
+    if _layer_of(name) is None or len(shape) < 2:
+        return 0
+    if ".experts." in name:  # stacked
+        return math.prod(shape[1:]) * config.num_experts_per_tok
+    return math.prod(shape)

@@ -1,0 +1,83 @@
+"""A checkpoint's own tokenizer, as token files and calibration take one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from sqat.data.text import open_source
+from sqat.errors import CheckpointError, ConfigError, DataError
+
+# The tokenizer's files under all their names, and what belongs to them.
+TOKENIZER_FILES = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "tekken.json")
+
+
+class StockTokenizer:
+    """Encodes documents for :func:`sqat.data.tokens.cached_tokens`, whatever tokenizer a checkpoint has.
+
+    A document begins with the beginning-of-sequence token where the tokenizer puts one, and always ends with the
+    end-of-sequence token, if there is one.
+
+    Raises:
+        CheckpointError: the folder has none that can be read.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        if not any(path for pattern in TOKENIZER_FILES for path in Path(folder).glob(pattern)):
+            raise CheckpointError(f"{folder} has no tokenizer: no tokenizer.json, nor another file of one")
+        try:
+            self.backend: Any = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder} has a tokenizer that transformers cannot read: {error}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries, added ones included."""
+        return len(self.backend)
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included."""
+        end = self.backend.eos_token_id
+        encoded = self.backend(texts, add_special_tokens=True, verbose=False)["input_ids"]
+        return [ids if end is None or (ids and ids[-1] == end) else [*ids, end] for ids in encoded]
+
+    def fingerprint(self) -> str:
+        """Hex digits that differ between tokenizers that may encode differently."""
+        probe = self.encode_documents(["a b"])
+        fast = getattr(self.backend, "backend_tokenizer", None)
+        state = fast.to_str() if fast is not None else json.dumps(self.backend.get_vocab(), sort_keys=True)
+        return hashlib.sha256(f"stock/{probe}/{state}".encode()).hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer's files."""
+        self.backend.save_pretrained(folder)
+
+
+def token_rows(spec: str, tokenizer: StockTokenizer, length: int, *, split: str = "train") -> Tensor:
+    """Documents end to end, cut into rows of `length` tokens: (rows, length) int64. What is left over is dropped; text
+    too short for a row gives a shorter one.
+
+    Args:
+        spec: DATA or DATA:n, the first n documents; DATA as :func:`sqat.data.text.open_source` takes it.
+
+    Raises:
+        DataError: a source that cannot be read, or without text.
+        ConfigError: n is 0.
+    """
+    name, _, count = spec.rpartition(":")
+    limit = int(count) if name and count.isdecimal() else None
+    if limit == 0:
+        raise ConfigError(f"{spec!r} asks for 0 documents, but must ask for 1 or more")
+    plain = spec if limit is None or name == "stories" else name
+    source = open_source(plain, "train" if Path(plain).is_file() else split, limit=limit)
+    ids = [token for text in source.documents() for token in tokenizer.encode_documents([text])[0]]
+    if len(ids) < 2:
+        raise DataError(f"{source.name} has {len(ids)} tokens, but must have at least 2")
+    rows = max(1, len(ids) // length)
+    return torch.tensor(ids[: rows * length]).view(rows, -1)

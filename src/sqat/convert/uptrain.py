@@ -1,0 +1,167 @@
+"""Training a converted model back to what it was, with the engine, checkpoints and resume of all training here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from sqat.convert.architectures import heads_of
+from sqat.convert.distill import DistillationLoss, KlMetric
+from sqat.convert.files import locate, quiet, read_model
+from sqat.convert.plan import DEFAULT_CONTEXT
+from sqat.convert.stock_decoder import StockDecoder
+from sqat.convert.tokenizer import StockTokenizer
+from sqat.convert.uptrain_config import UptrainConfig
+from sqat.data.batches import Batches
+from sqat.data.tokens import TokenFile
+from sqat.durable import replace_file
+from sqat.errors import CheckpointError, ConfigError
+from sqat.run_config import TrainConfig
+from sqat.train.callbacks import Callback
+from sqat.train.evaluate import Evaluation, evaluate
+from sqat.train.loop import Trainer
+from sqat.train.prepare import Progress, build_token_files, open_sources
+from sqat.train.run import CONFIG_FILE, check_folder, make_logs
+
+logger = logging.getLogger(__name__)
+
+
+class Uptraining(Trainer):
+    """Trains a stock model; its checkpoints are stock checkpoints beside the run's state.
+
+    Args:
+        model: the student; trained in place.
+        teacher: what it shall be like; `None` for cross-entropy alone.
+        kl_weight: of KL(teacher ‖ student).
+        metric: told of the loss's KL.
+
+    Others, and errors, as :class:`Trainer`.
+    """
+
+    def __init__(
+        self,
+        model: StockDecoder,
+        batches: Batches,
+        config: TrainConfig,
+        *,
+        teacher: StockDecoder | None = None,
+        kl_weight: float = 1.0,
+        callbacks: Iterable[Callback] = (),
+        **others: Any,
+    ) -> None:
+        self.teacher = teacher
+        self.kl_weight = kl_weight
+        self.metric = KlMetric()
+        self.student = model
+        as_decoder: Any = model  # it has what the loop asks of one
+        super().__init__(as_decoder, batches, config, callbacks=[self.metric, *callbacks], **others)
+
+    def make_task(self) -> nn.Module:
+        if self.teacher is not None:
+            self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
+        config = self.config
+        task = DistillationLoss(
+            self.student, self.teacher, self.kl_weight, config.router_loss, config.router_loss_weight
+        )
+        self.metric.task = task
+        return task
+
+    def measure(self, validation: TokenFile) -> Evaluation:
+        return evaluate(
+            self.model,
+            validation,
+            batch_size=self.config.batch_size,
+            card_metrics=False,  # these count the padding token of this package's tokenizers
+            autocast=self._autocast(),
+        )
+
+    def write_model(self, folder: Path) -> None:
+        with quiet():
+            self.student.model.save_pretrained(folder)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        saved, own = read_model(checkpoint, dtype=None), self.student.model
+        found, expected = ({n: p.shape for n, p in model.named_parameters()} for model in (saved, own))
+        if found != expected:
+            raise CheckpointError(
+                f"{checkpoint} is of another model than this run's: {saved.config.model_type} with "
+                f"{heads_of(saved.config)}, but must be {own.config.model_type} with {heads_of(own.config)}"
+            )
+        own.load_state_dict(saved.state_dict())
+
+
+def start_uptraining(
+    config: UptrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    callbacks: Iterable[Callback] = (),
+    progress: Progress | None = None,
+) -> Uptraining:
+    """Prepare a run in folder `out`; call `.train()` on the result. Arguments as :func:`sqat.train.start_run`.
+
+    Weights are trained in float32 (with bfloat16 autocast by `train.precision`), whatever type the checkpoint has.
+
+    Raises:
+        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration; student and teacher
+            have different vocabularies.
+        DataError, CheckpointError: data or checkpoints cannot be read.
+    """
+    out = Path(out)
+    check_folder(config, out, resume)
+    folder = locate(config.model.path)
+    student = _decoder(folder, config)
+    teacher = None if config.model.teacher is None else _decoder(locate(config.model.teacher), config)
+    if teacher is not None and teacher.config.vocab_size != student.config.vocab_size:
+        raise ConfigError(
+            f"model.teacher is {config.model.teacher!r} with a vocab_size of {teacher.config.vocab_size}, but must "
+            f"have the student's: {student.config.vocab_size}"
+        )
+    tokenizer: Any = StockTokenizer(folder)
+    sources = open_sources(config.data)
+    data = build_token_files(*sources, tokenizer, config.data, student.config.vocab_size, progress=progress)
+    batches = Batches(
+        data.train,
+        batch_size=config.train.batch_size,
+        context_length=student.config.context_length,
+        mode=config.data.mode,
+        seed=config.train.seed,
+    )
+    torch.manual_seed(config.train.seed)
+    trainer = Uptraining(
+        student,
+        batches,
+        replace(config.train, max_steps=steps_for(config.model.tokens, batches, config.train)),
+        teacher=teacher,
+        kl_weight=config.model.kl_weight,
+        validation=data.validation,
+        out=out,
+        tokenizer=tokenizer,
+        callbacks=[*make_logs(config.train, out), *callbacks],
+    )
+    batches.place(trainer.accelerator.device)
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    if resume and not trainer.resume():
+        logger.warning("%s has no checkpoint yet: starting at the beginning", out)
+    return trainer
+
+
+def steps_for(tokens: int, batches: Batches, config: TrainConfig) -> int:
+    """Steps with that many training targets, to the nearest, at least one."""
+    epoch = batches.tokens.num_tokens - len(batches.tokens)  # the first token of a document is no target
+    per_step = epoch / len(batches) * config.gradient_accumulation
+    return max(1, round(tokens / per_step))
+
+
+def _decoder(folder: Path, config: UptrainConfig) -> StockDecoder:
+    model = read_model(folder, dtype=torch.float32)
+    own = getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+    return StockDecoder(model, config.model.context_length or min(own, DEFAULT_CONTEXT))

@@ -1,0 +1,147 @@
+"""`sqat convert` for pretrained models, and `sqat uptrain`, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+from transformers import AutoModelForCausalLM
+
+from sqat.cli import main
+from sqat.convert.files import quiet
+from sqat.data.tokenizer import train_tokenizer
+
+TEXT = "\n\n".join(f"The cat number {n} sat on mat {n * 7}. It was happy, and so it purred." for n in range(210))
+
+
+@pytest.fixture(autouse=True)
+def _pretrained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    Path("text.txt").write_text(TEXT)
+    config = transformers.Qwen3Config(
+        vocab_size=307,
+        hidden_size=23,
+        intermediate_size=13,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=10,
+        max_position_embeddings=61,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
+    with quiet():
+        AutoModelForCausalLM.from_config(config).save_pretrained("pretrained")
+    train_tokenizer(TEXT.split("\n\n"), 307).save("pretrained")
+
+
+@pytest.fixture
+def sqat(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sqat", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--method", "mean"),
+        ("--method", "select", "--score", "norm"),
+        ("--method", "cluster", "--score", "activation", "--calibrate", "text.txt:31"),
+    ],
+)
+def test_convert_writes_a_stock_checkpoint(options, sqat):
+    code, out, err = sqat("convert", "pretrained", "--query-heads", "3", *options, "--layers", "0-1", "--out", "half")
+    assert code == 0, err
+    assert "query heads 6 -> 3 (50%)" in " ".join(out.split())
+    assert f"pretrained written to half with 3 query heads ({options[1]})" in out
+    model = AutoModelForCausalLM.from_pretrained("half")
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim) == (3, 3, 10)
+    assert Path("half/tokenizer.json").read_bytes() == Path("pretrained/tokenizer.json").read_bytes()
+
+
+def test_convert_verifies(sqat):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    command = ("convert", "pretrained", "--query-heads", "2", "--verify", "stories:5", "--context", "19")
+    code, out, _ = sqat(*command, "--out", "third")
+    assert code == 0
+    assert "perplexity" in out
+    assert "<svg" in Path("third/verification.html").read_text()
+    record = json.loads(Path("third/conversion.json").read_text())
+    assert record["after"]["kv_heads"] == 1
+    assert record["merged_heads"] == [[[0, 1, 2], [3, 4, 5]]] * 2
+
+
+def test_uptrain_goes_on_where_it_was_stopped(sqat):
+    assert sqat("convert", "pretrained", "--query-heads", "3", "--out", "half")[0] == 0
+    command = ("uptrain", "half", "--teacher", "pretrained", "--tokens", "700", "--data", "text.txt", "--out", "run")
+    options = ("--batch-size", "3", "--context", "29", "--set", "train.tensorboard=false", "--device", "cpu")
+    code, out, _ = sqat(*command, *options)
+    assert code == 0
+    assert "Best checkpoint: run/checkpoints/step-" in out
+    code, out, err = sqat(*command, *options)
+    assert (code, "holds a run already: resume it (--resume)" in err) == (1, True)
+    assert sqat(*command, *options, "--resume")[0] == 0
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])["kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("convert", "pretrained", "--out", "x", "--method", "mean"),
+            "--method is 'mean', but goes with --query-heads",
+        ),
+        (("convert", "pretrained", "--out", "x", "--kv-heads", "2"), "--kv-heads is 2, but goes with --query-heads"),
+        (
+            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--layout", "sqat"),
+            "--layout is 'sqat', but goes without --query-heads",
+        ),
+        (
+            ("convert", "pretrained", "--out", "text.txt", "--query-heads", "3"),
+            "--out is text.txt, which holds something",
+        ),
+        (
+            ("convert", "pretrained", "--out", "pretrained", "--query-heads", "3"),
+            "choose a folder that is new or empty",
+        ),
+        (("convert", "pretrained", "--out", "x", "--query-heads", "7"), "query_heads is 7, but must be 1 to 6"),
+        (
+            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--layers", "0-0"),
+            "layers is 0-0, but must be 0-1: a qwen3 checkpoint holds one number of heads for all layers",
+        ),
+        (
+            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--method", "select"),
+            '--calibrate is missing, but must name text for method "select"',
+        ),
+        (
+            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--context", "1"),
+            "--context is 1, but must be at",
+        ),
+        (
+            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--calibrate", "text.txt"),
+            "--calibrate is 'text.txt', but goes with --method select or cluster, by --score activation",
+        ),
+        (("uptrain", "pretrained"), "--tokens is missing, but must be the number of tokens"),
+        (("uptrain", "./nowhere", "--tokens", "5"), "'./nowhere' is no local folder"),
+        (("uptrain", "pretrained", "--tokens", "5", "--set", "train.epoch=1"), "did you mean 'epochs'?"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(arguments, message, sqat):
+    code, _, err = sqat(*arguments)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert not Path("x").exists()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sqat.convert import distill
+from sqat.convert.distill import DistillationLoss, linear_kl
+from sqat.convert.stock_decoder import StockDecoder
+from sqat.data.batches import IGNORE, Batch
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_kl_in_chunks_is_the_definition(bias, monkeypatch):
+    monkeypatch.setattr(distill, "CHUNK_ROWS", 7)
+    head, their_head = nn.Linear(11, 41, bias=bias), nn.Linear(13, 41)
+    hidden, theirs, wanted = torch.randn(31, 11, requires_grad=True), torch.randn(31, 13), torch.rand(31) < 0.6
+    student, teacher = head(hidden)[wanted].log_softmax(-1), their_head(theirs)[wanted].log_softmax(-1)
+    naive = (teacher.exp() * (teacher - student)).sum()
+    fast = linear_kl(hidden, head, theirs, their_head, wanted)
+    torch.testing.assert_close(fast, naive)
+    inputs = [hidden, *head.parameters()]
+    for got, expected in zip(torch.autograd.grad(fast, inputs), torch.autograd.grad(naive, inputs), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def batch(rows):
+    targets = rows.roll(-1, dims=1)
+    targets[:, -1] = IGNORE
+    targets[2, 5:] = IGNORE
+    return Batch(rows, targets, None, None)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mixtral"])
+def test_loss_is_cross_entropy_plus_weighted_kl(name, stock_model, batch):
+    student, teacher = stock_model(name), stock_model("llama")
+    task = DistillationLoss(StockDecoder(student, 17), StockDecoder(teacher, 17), 0.3, router_loss="none")
+    targets = batch.targets.flatten()
+    loss, sums, _, router = task(batch, batch.num_targets, 1.0)
+    logits, theirs = (model(batch.inputs).logits.flatten(0, 1) for model in (student, teacher))
+    cross_entropy = F.cross_entropy(logits, targets, ignore_index=IGNORE)
+    real = targets != IGNORE
+    kl = F.kl_div(logits[real].log_softmax(-1), theirs[real].log_softmax(-1), reduction="batchmean", log_target=True)
+    torch.testing.assert_close(loss, cross_entropy + 0.3 * kl, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sums.loss / sums.targets, cross_entropy, atol=1e-5, rtol=1e-4)
+    assert len(router) == (3 if name == "mixtral" else 0)
+
+
+def test_the_teacher_is_not_trained(stock_model, batch):
+    student, teacher = stock_model("qwen3"), stock_model("qwen3")
+    task = DistillationLoss(StockDecoder(student, 17), StockDecoder(teacher, 17), 1.0)
+    assert len(list(task.parameters())) == len(list(student.parameters()))
+    task(batch, 5, 1.0)[0].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_without_a_teacher_it_is_cross_entropy(stock_model, batch):
+    student = StockDecoder(stock_model("llama"), 17)
+    task = DistillationLoss(student, None, 1.0)
+    loss, sums, _, _ = task(batch, batch.num_targets, 1.0)
+    torch.testing.assert_close(loss, sums.loss / batch.num_targets)
+    assert not task.seen

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sqat.convert.architectures import MODEL_TYPES
+from sqat.convert.files import locate, read_config, read_model
+from sqat.convert.tokenizer import StockTokenizer, token_rows
+from sqat.errors import CheckpointError, ConfigError, DataError
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint: it has no config.json"):
+        locate(tmp_path)
+    with pytest.raises(CheckpointError, match=r"'./nowhere' is no local folder, and cannot be had from the Hub"):
+        locate("./nowhere")
+
+
+def test_damaged_checkpoints_are_named(stock_folder):
+    folder = stock_folder()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-40])
+    with pytest.raises(CheckpointError, match=r"cannot be read"):
+        read_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
+        read_config(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ConfigError, match=r"model_type is 'gpt2', but must be one of"):
+        read_config(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    with pytest.raises(ConfigError, match=r"config.json: model_type is 'nonsense', but must be one of llama, mistral"):
+        read_config(folder)
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "hidden_size": 10, "num_attention_heads": 3})
+    )
+    with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
+        read_config(folder)
+
+
+def test_documents_begin_and_end_as_the_tokenizer_says(stock_folder):
+    tokenizer = StockTokenizer(stock_folder())
+    ids = tokenizer.encode_documents(["The cat", "sat"])
+    assert [(document[0], document[-1]) for document in ids] == [(2, 3), (2, 3)]
+    assert tokenizer.vocab_size <= 307
+    assert tokenizer.fingerprint() == StockTokenizer(tokenizer.backend.name_or_path).fingerprint()
+
+
+def test_rows_of_text(stock_folder, tmp_path):
+    tokenizer = StockTokenizer(stock_folder())
+    path = tmp_path / "text.txt"
+    path.write_text("The cat sat.\n\nIt purred.\n\nIt slept.")
+    ids = [token for document in tokenizer.encode_documents(["The cat sat.", "It purred."]) for token in document]
+    whole = token_rows(f"{path}:2", tokenizer, 10_000)
+    assert whole.tolist() == [ids]
+    rows = token_rows(f"{path}:2", tokenizer, 5)
+    assert rows.flatten().tolist() == ids[: rows.numel()]
+    assert rows.shape == (len(ids) // 5, 5)
+    assert rows.dtype == torch.int64
+    assert len(token_rows("stories:3", tokenizer, 7)) > 5
+    with pytest.raises(ConfigError, match=r"asks for 0 documents, but must ask for 1 or more"):
+        token_rows(f"{path}:0", tokenizer, 5)
+    with pytest.raises(DataError, match=r"no such file or folder"):
+        token_rows("./missing.txt:3", tokenizer, 5)
+
+
+def test_no_tokenizer_is_named(stock_folder):
+    folder = stock_folder()
+    for path in Path(folder).glob("token*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: no tokenizer.json"):
+        StockTokenizer(folder)
+
+
+@pytest.mark.parametrize("name", MODEL_TYPES)
+def test_written_checkpoints_are_stock(name, stock_folder, rows, tmp_path):
+    from sqat.convert import choose_heads, convert, plan_conversion
+    from sqat.convert.files import write_conversion
+
+    folder = stock_folder(name)
+    model = read_model(folder)
+    plan = plan_conversion(model.config, query_heads=6, method="cluster", score="norm")
+    groups = choose_heads(model, plan)
+    result = convert(model, plan, groups=groups)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_conversion(result, plan, groups, folder, "a model", out)
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert type(loaded) is type(model)
+    values = json.loads((out / "config.json").read_text())
+    assert (values["num_attention_heads"], values["num_key_value_heads"], values["head_dim"]) == (6, 2, 10)
+    torch.testing.assert_close(loaded(rows).logits, result(rows).logits)
+    assert (
+        AutoTokenizer.from_pretrained(out)("The cat").input_ids
+        == AutoTokenizer.from_pretrained(folder)("The cat").input_ids
+    )
+    record = json.loads((out / "conversion.json").read_text())
+    assert sorted(h for group in record["merged_heads"][2] for h in group) == list(range(12))

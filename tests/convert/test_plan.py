@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from sqat.convert import convert, plan_conversion
+from sqat.convert.architectures import MODEL_TYPES
+from sqat.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", MODEL_TYPES)
+def test_plan_is_what_conversion_gives(name, stock_model):
+    model = stock_model(name)
+    plan = plan_conversion(model.config, query_heads=6, kv_heads=2)
+    result = convert(model, plan)
+    for costs, which in ((plan.before, model), (plan.after, result)):
+        assert costs.parameters == sum(p.numel() for p in which.parameters())
+        attention = [p for n, p in which.named_parameters() if ".self_attn." in n]
+        assert costs.attention_parameters == sum(p.numel() for p in attention)
+    after = dict(result.named_parameters())
+    assert plan.shapes == {
+        n: (tuple(p.shape), tuple(after[n].shape)) for n, p in model.named_parameters() if p.shape != after[n].shape
+    }
+    assert {n.split(".")[-2] for n in plan.shapes} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert plan.before.kv_bytes_per_token == 3 * 2 * 4 * 10 * 2
+    assert plan.after.kv_bytes_per_token == 3 * 2 * 2 * 10 * 2
+
+
+def test_operations_of_a_dense_model(stock_config):
+    plan = plan_conversion(stock_config("qwen3"), query_heads=6, kv_heads=2, context_length=11)
+    for costs, query, kv in ((plan.before, 12, 4), (plan.after, 6, 2)):
+        scores = 3 * 4 * query * 10 * 66 / 11
+        layer = 24 * (query + 2 * kv) * 10 + query * 10 * 24 + 3 * 24 * 13
+        assert costs.attention_flops_per_token == scores
+        assert costs.flops_per_token == 2 * (3 * layer + 307 * 24) + scores
+
+
+def test_operations_of_experts_and_windows(stock_config):
+    mixtral = plan_conversion(stock_config("mixtral"), query_heads=12, kv_heads=4, context_length=11).before
+    layer = 24 * 20 * 10 + 120 * 24 + 5 * 24 + 2 * 3 * 24 * 12  # two of five experts
+    assert mixtral.flops_per_token - mixtral.attention_flops_per_token == 2 * (3 * layer + 307 * 24)
+    mistral = plan_conversion(stock_config("mistral"), query_heads=12, context_length=11).before
+    keys = sum(min(t, 7) for t in range(1, 12))
+    assert mistral.attention_flops_per_token == round(3 * 4 * 12 * 10 * keys / 11)
+
+
+def test_key_value_heads_by_default(stock_config):
+    config = stock_config("qwen3")
+    assert plan_conversion(config, query_heads=8).after.kv_heads == 4
+    assert plan_conversion(config, query_heads=6).after.kv_heads == 2
+    assert plan_conversion(config, query_heads=3).after.kv_heads == 1
+
+
+def test_no_weights_are_made(stock_config):
+    config = stock_config("llama", hidden_size=2**16, num_attention_heads=2**9, intermediate_size=2**17)
+    plan = plan_conversion(config, query_heads=256)
+    assert plan.before.parameters > 7 * 10**10  # 280 GB
+
+
+def test_some_layers_can_be_planned_but_not_converted(stock_model):
+    model = stock_model("llama")
+    plan = plan_conversion(model.config, query_heads=4, layers="1-2")
+    whole = plan_conversion(model.config, query_heads=4)
+    saved = plan.before.parameters - plan.after.parameters
+    assert 3 * saved == 2 * (whole.before.parameters - whole.after.parameters)
+    assert {name.split(".")[2] for name in plan.shapes} == {"1", "2"}
+    with pytest.raises(
+        ConfigError, match=r"layers is 1-2, but must be 0-2: a llama checkpoint holds one number of heads"
+    ):
+        convert(model, plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query_heads": 13}, "query_heads is 13, but must be 1 to 12, the model's own number"),
+        ({"query_heads": 0}, "query_heads is 0, but must be 1 to 12"),
+        ({"query_heads": 6, "kv_heads": 3}, "kv_heads is 3, but must divide the model's 4 .* one of 1, 2, 4"),
+        ({"query_heads": 6, "kv_heads": 4}, r"query_heads is 6, but must be a multiple of kv_heads \(4\)"),
+        ({"query_heads": 5}, "query_heads is 5, which llama does not allow: The hidden size .24. is not a multiple"),
+        ({"query_heads": 6, "method": "median"}, "method is 'median', but must be one of mean, select, cluster"),
+        ({"query_heads": 6, "score": "loss"}, "score is 'loss', but must be one of activation, norm"),
+        ({"query_heads": 6, "layers": "0-3"}, "layers is 0-3, but must be a-b with 0 <= a <= b <= 2"),
+        ({"query_heads": 6, "layers": "all"}, "layers is 'all', but must be a-b"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message, stock_config):
+    with pytest.raises(ConfigError, match=message):
+        plan_conversion(stock_config("llama"), **changes)
+
+
+def test_other_architectures_are_refused():
+    with pytest.raises(ConfigError, match=r"model_type is 'gpt2', but must be one of llama, mistral"):
+        plan_conversion(GPT2Config(), query_heads=6)
+
+
+def test_quantised_weights_are_refused(stock_config):
+    config = stock_config("llama", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(ConfigError, match=r"quantization_config is set, but weights must be plain"):
+        plan_conversion(config, query_heads=4)
+
+
+def test_plan_of_another_model_is_refused(stock_model, stock_config):
+    plan = plan_conversion(stock_config("llama", num_attention_heads=8), query_heads=4)
+    with pytest.raises(ConfigError, match=r"the plan is for llama with Heads.query=8.*plan for its own configuration"):
+        convert(stock_model("llama"), plan)
+
+
+def test_missing_calibration_is_named(stock_model):
+    model = stock_model("llama")
+    plan = plan_conversion(model.config, query_heads=4, method="select")
+    with pytest.raises(ConfigError, match='calibration is None, but method "select" by score "activation" needs text'):
+        convert(model, plan)
+
+
+def test_the_model_stays_as_it_is(stock_model, rows):
+    model = stock_model("qwen2")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = convert(model, plan_conversion(model.config, query_heads=4))
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter += 1
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert model.config.num_attention_heads == 12
+    assert isinstance(AutoModelForCausalLM.from_config(model.config), type(result))

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sqat.convert import convert, plan_conversion
+from sqat.convert.files import read_model
+from sqat.convert.uptrain import start_uptraining
+from sqat.convert.uptrain_config import UptrainConfig
+from sqat.errors import CheckpointError, ConfigError
+from sqat.train.callbacks import Callback
+from sqat.train.checkpoints import find_model, latest_checkpoint
+
+
+class InterruptAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, trainer):
+        if trainer.state.step == self.step:
+            trainer.interrupt("a test")
+
+
+@pytest.fixture
+def folders(stock_folder, tmp_path, monkeypatch):
+    """A pretrained model, a converted one, and text."""
+
+    def make(name="qwen3", **changes):
+        monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
+        teacher = stock_folder(name, **changes)
+        model = read_model(teacher)
+        student = tmp_path / "converted"
+        convert(model, plan_conversion(model.config, query_heads=4)).save_pretrained(student)
+        for path in teacher.glob("token*"):
+            (student / path.name).write_bytes(path.read_bytes())
+        texts = [f"The cat number {n} sat on mat {n * 7}. It was happy, and so it purred." for n in range(210)]
+        (tmp_path / "text.txt").write_text("\n\n".join(texts))
+        return student, teacher, tmp_path / "text.txt"
+
+    return make
+
+
+def config(student, teacher, text, **changes):
+    values = {
+        "model": {"path": str(student), "teacher": teacher and str(teacher), "tokens": 1500, "context_length": 23},
+        "data": {"source": str(text)},
+        "train": {
+            "batch_size": 5,
+            "precision": "float32",
+            "tensorboard": False,
+            "log_every": 3,
+            "device": "cpu",
+            "learning_rate": 3e-3,
+        },
+    }
+    for name, value in changes.items():
+        section, _, field = name.partition("__")
+        values[section][field] = value
+    return UptrainConfig.from_dict(values)
+
+
+def log(run: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mixtral"])
+def test_resumed_is_uninterrupted_to_the_bit(name, folders, tmp_path):
+    settings = config(*folders(name, attention_dropout=0.1))
+    start_uptraining(settings, tmp_path / "whole").train()
+    stopped = start_uptraining(settings, tmp_path / "parts", callbacks=[InterruptAt(4)])
+    stopped.train()
+    assert latest_checkpoint(tmp_path / "parts").name == "step-00000004"
+    resumed = start_uptraining(settings, tmp_path / "parts", resume=True)
+    assert (resumed.state.step, resumed.total_steps) == (4, stopped.total_steps)
+    resumed.train()
+    ends = [latest_checkpoint(tmp_path / run) for run in ("whole", "parts")]
+    assert ends[0].name == ends[1].name
+    for file in ("model.safetensors", "training.safetensors", "training.json"):
+        assert (ends[0] / file).read_bytes() == (ends[1] / file).read_bytes(), file
+    for key in ("loss", "kl", "grad_norm"):
+        assert [line[key] for line in log(tmp_path / "whole", "train")][-1] == pytest.approx(
+            log(tmp_path / "parts", "train")[-1][key]
+        )
+
+
+def test_the_student_comes_closer_to_its_teacher(folders, tmp_path):
+    """The teacher is random: what is learnt from text leads away from it, so KL has to weigh much more."""
+    settings = config(*folders(), model__tokens=6000, model__kl_weight=50.0)
+    start_uptraining(settings, tmp_path / "run").train()
+    kl = [line["kl"] for line in log(tmp_path / "run", "train")]
+    assert kl[-1] < 0.7 * kl[0]
+
+
+def test_the_student_learns_from_text(folders, tmp_path):
+    settings = config(*folders(), model__tokens=6000, train__evaluate_first=True)
+    trainer = start_uptraining(settings, tmp_path / "run")
+    trainer.train()
+    losses = [line["loss"] for line in log(tmp_path / "run", "validation")]
+    assert losses[-1] < losses[0]
+    assert abs(trainer.state.tokens - 6000) < 2 * 6000 / trainer.total_steps  # to the nearest step
+
+
+def test_checkpoints_are_stock_checkpoints(folders, tmp_path, rows):
+    student, teacher, text = folders()
+    trainer = start_uptraining(config(student, teacher, text), tmp_path / "run")
+    trainer.train()
+    folder = find_model(tmp_path / "run")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert (model.config.num_attention_heads, model.config.head_dim) == (4, 10)
+    trainer.student.model.eval()
+    torch.testing.assert_close(model(rows).logits, trainer.student.model(rows).logits)
+    assert (
+        AutoTokenizer.from_pretrained(folder)("cat").input_ids
+        == AutoTokenizer.from_pretrained(teacher)("cat").input_ids
+    )
+
+
+def test_without_a_teacher_it_is_training(folders, tmp_path):
+    student, _, text = folders()
+    start_uptraining(config(student, None, text), tmp_path / "run").train()
+    assert all("kl" not in line for line in log(tmp_path / "run", "train"))
+
+
+def test_runs_are_not_mixed_up(folders, tmp_path, stock_folder):
+    student, teacher, text = folders()
+    run = tmp_path / "run"
+    start_uptraining(config(student, teacher, text), run).train()
+    with pytest.raises(ConfigError, match=r"holds a run already: resume it"):
+        start_uptraining(config(student, teacher, text), run)
+    with pytest.raises(ConfigError, match=r"model.kl_weight is 0.5, but the run in .* has 1.0"):
+        start_uptraining(config(student, teacher, text, model__kl_weight=0.5), run, resume=True)
+    trainer = start_uptraining(config(teacher, None, text), tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"is of another model than this run's: qwen3 with Heads.query=4"):
+        trainer.load_weights(latest_checkpoint(run))
+
+
+def test_vocabularies_have_to_be_one(folders, tmp_path, stock_folder):
+    student, _, text = folders()
+    other = stock_folder("llama", "other", vocab_size=311)
+    with pytest.raises(ConfigError, match=r"with a vocab_size of 311, but must have the student's: 307"):
+        start_uptraining(config(student, other, text), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__tokens": 0}, "StudentConfig.tokens is 0, but must be at least 1"),
+        ({"model__kl_weight": -1.0}, "StudentConfig.kl_weight is -1.0, but must be at least 0"),
+        ({"model__context_length": 1}, "StudentConfig.context_length is 1, but must be at least 2"),
+        ({"data__tokenizer": "x"}, "DataConfig.tokenizer is 'x', but must be null: the checkpoint's own is used"),
+        ({"data__mode": "rows"}, "DataConfig.mode is 'rows', but must be \"packed\""),
+        ({"train__max_steps": 5}, "TrainConfig.max_steps is 5, but must be null: model.tokens decides"),
+        ({"train__max_tokens": 5}, "TrainConfig.max_tokens is 5, but must be null: model.tokens decides"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config("student", "teacher", "text", **changes)
+
+
+def test_defaults_are_gentler_than_from_scratch():
+    assert UptrainConfig.from_dict({"model": {"path": "x", "tokens": 5}}).train.learning_rate == 3e-4

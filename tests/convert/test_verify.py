@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sqat.convert import convert, plan_conversion, verify
+from sqat.convert.report import write_report
+from sqat.errors import ConfigError, DataError
+
+
+def test_a_model_is_close_to_itself(stock_model, rows):
+    model = stock_model("qwen3")
+    figures = verify(model, model, rows)
+    assert figures.kl < 1e-6
+    assert figures.agreement == 1
+    assert figures.perplexity_before == figures.perplexity_after
+    assert figures.similarity == pytest.approx([1, 1, 1], abs=1e-5)
+    assert figures.tokens == 85
+
+
+def test_figures_are_those_of_the_definition(stock_model, rows):
+    model = stock_model("llama")
+    result = convert(model, plan_conversion(model.config, query_heads=4))
+    figures = verify(model.train(), result, rows)
+    assert (model.training, result.training) == (True, False)
+    with torch.no_grad():
+        old, new = (m.eval()(rows, output_hidden_states=True) for m in (model, result))
+    p = old.logits.softmax(-1)
+    kl = (p * (p.log() - new.logits.log_softmax(-1))).sum(-1).mean()
+    assert figures.kl == pytest.approx(float(kl), rel=1e-4)
+    loss = F.cross_entropy(new.logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
+    assert figures.perplexity_after == pytest.approx(math.exp(float(loss)), rel=1e-4)
+    cosine = F.cosine_similarity(old.hidden_states[2], new.hidden_states[2], dim=-1)
+    assert figures.similarity[1] == pytest.approx(float(cosine.mean()), rel=1e-4)
+    assert figures.heat_map[1][0] == pytest.approx(float(cosine[:, :2].mean()), rel=1e-4)  # 17 positions in 16 parts
+    assert [len(row) for row in figures.heat_map] == [16, 16, 16]
+
+
+def test_report_is_one_file_with_a_heat_map(stock_model, rows, tmp_path):
+    pytest.importorskip("jinja2", reason="the extra `report` is not installed")
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    model = stock_model("qwen2")
+    plan = plan_conversion(model.config, query_heads=4)
+    figures = verify(model, convert(model, plan), rows)
+    page = write_report(figures, tmp_path / "report.html", title="a <b> model", plan=plan).read_text()
+    assert "a &lt;b&gt; model" in page
+    assert page.count("<svg") == 1
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    assert f"{figures.perplexity_after:.3f}" in page
+    assert f"{plan.after.parameters:,}" in page
+
+
+def test_what_cannot_be_compared_is_refused(stock_model, rows):
+    model = stock_model("llama")
+    with pytest.raises(DataError, match=r"data has the shape \(5, 1\), but must be \(rows, tokens\)"):
+        verify(model, model, rows[:, :1])
+    with pytest.raises(ConfigError, match="num_hidden_layers is 2 after and 3 before, but must be the same"):
+        verify(model, stock_model("llama", num_hidden_layers=2), rows)
