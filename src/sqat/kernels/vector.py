@@ -15,7 +15,6 @@ from numba.np.arrayobj import make_array
 
 LANES = 16
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_INDEX = ir.IntType(64)
 
 
 class _Float32x16(types.Type):
