@@ -60,6 +60,16 @@ def test_long(context: Make) -> None:
     assert len(result.tables) == 4
 
 
+def test_lengths_that_are_asked_for(context: Make) -> None:
+    chosen = context(rounds=1, lengths=(19,))
+    assert [table.title for table in measure_long(chosen).tables] == [
+        "whole model, forward, 19 × 3",
+        "whole model, forward+backward, 19 × 3",
+    ]
+    titles = [table.title for table in measure_attention(chosen).tables]
+    assert titles[:2] == ["attention, forward, 19 tokens", "attention, forward+backward, 19 tokens"]
+
+
 def test_the_papers_figures() -> None:
     """SQA's speed-up over MHA at 200,000 tokens, as the paper's text has it: about 2."""
     xsqa, sqa, *_, mha = PAPER[200_000, 1]

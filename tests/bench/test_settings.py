@@ -25,6 +25,7 @@ from sqat.errors import ConfigError
             "BenchSettings.model is 'swsqat-mm', but must be a preset without a window and without",
         ),
         ({"model": "rsqat-m"}, "BenchSettings.model is 'rsqat-m', but must be a preset without a window and"),
+        ({"lengths": (4096, 0)}, r"BenchSettings.lengths is \(4096, 0\), but must be positive numbers of tokens"),
         ({"minutes": 0.0}, "BenchSettings.minutes is 0.0, but must be positive"),
     ],
 )

@@ -43,6 +43,12 @@ def test_one_benchmark_with_files(sqat: Sqat) -> None:
     assert Path("results/summary.md").is_file()
 
 
+def test_lengths_that_are_no_numbers(sqat: Sqat) -> None:
+    code, out, err = sqat("attention", "--quick", "--lengths", "4k")
+    assert (code, out) == (1, "")
+    assert err.strip() == "error: --lengths is '4k', but must be numbers like 4096,32768"
+
+
 def test_json_is_all_that_is_printed(sqat: Sqat) -> None:
     code, out, _ = sqat("peers", "--json")
     found = json.loads(out)

@@ -33,7 +33,7 @@ TINY_PLAN: dict[str, Any] = {
     "processes": 2,  # of one thread each on two cores, and so quick on a busy machine too
     "probes": 5,
     "stories": 1,
-    "timing": {"rounds": 2, "steps": 1, "warmup": 1, "prompt_tokens": 7, "new_tokens": 3, "lengths": [5, 11]},
+    "timing": {"rounds": 2, "steps": 2, "warmup": 1, "prompt_tokens": 7, "new_tokens": 3, "lengths": [5, 11]},
 }
 
 

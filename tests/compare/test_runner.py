@@ -40,14 +40,16 @@ def start(plan, out):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def children_of(out):
-    """Runs that outlived their parent."""
+def children_of(out, parent=None):
+    """Runs of a comparison: of the process `parent`, or all, also those that outlived theirs."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
                 with open(f"/proc/{entry}/cmdline") as file:
-                    if "sqat.compare.child" in (line := file.read()) and out.name in line:
+                    is_run = "sqat.compare.child" in (line := file.read()) and out.name in line
+                with open(f"/proc/{entry}/status") as file:
+                    if is_run and (parent is None or f"\nPPid:\t{parent}\n" in file.read()):
                         found.append(int(entry))
             except OSError:
                 continue
@@ -55,7 +57,8 @@ def children_of(out):
 
 
 def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch):
-    process = start(tiny_plan(), tmp_path / "whole")
+    plan = tiny_plan()
+    process = start(plan, tmp_path / "whole")
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "gqa, seed 0: done (" in said
@@ -72,7 +75,7 @@ def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch):
         assert run["flops"] == run["tokens"] * run["flops_per_token"]
     assert whole[0]["tokens"] == whole[2]["tokens"]
     timing = json.loads((tmp_path / "whole" / Folder.TIMING).read_text())
-    assert all(len(entry["step_seconds"]) == 2 for entry in timing["variants"].values())
+    assert all(len(entry["step_seconds"]) == 2 * plan.timing.steps for entry in timing["variants"].values())
     assert_report_only_makes_the_same(tmp_path / "whole", monkeypatch)
 
 
@@ -122,8 +125,9 @@ def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(tiny_plan, tmp_pat
     monkeypatch.setattr(timing_pass._Timed, "measure", measured)
     whole = timing_pass.time_variants(plan, plan.models(), tmp_path)
     for name, entry in whole["variants"].items():
-        assert len(entry["step_seconds"]) == len(entry["attention"]["11"][1]) == 3
-        assert entry["step_seconds"][:1] == first[name]["step_seconds"]
+        assert len(entry["step_seconds"]) == 3 * plan.timing.steps
+        assert len(entry["evaluate_seconds"]) == len(entry["attention"]["11"][1]) == 3
+        assert entry["step_seconds"][: plan.timing.steps] == first[name]["step_seconds"]
     assert timing_pass.read_timing(tmp_path) == json.loads(json.dumps(whole))
     assert not (tmp_path / timing_pass.PART).exists()
 
@@ -131,7 +135,7 @@ def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(tiny_plan, tmp_pat
 @pytest.mark.parametrize("damaged", ["{", "[1]", '{"gqa": 3}', '{"mha": {"attention": {}}}'])
 def test_damaged_rounds_are_measured_again(damaged, tmp_path):
     (tmp_path / timing_pass.PART).write_text(damaged)
-    variants = {"gqa": {"step_seconds": [], "attention": {"11": [[], []]}}}
+    variants = {"gqa": {"step_seconds": [], "evaluate_seconds": [], "attention": {"11": [[], []]}}}
     assert timing_pass._go_on(tmp_path / timing_pass.PART, variants) == 0
     assert variants["gqa"]["step_seconds"] == []
 
@@ -143,7 +147,7 @@ def test_killed_at_any_moment_it_comes_to_the_same(tiny_plan, tmp_path):
     parts, draw = tmp_path / "parts", random.Random(5)
     for number in range(3):
         process = start(plan, parts)
-        while not children_of(parts) and process.poll() is None:
+        while not children_of(parts, process.pid) and process.poll() is None:
             time.sleep(0.05)
         time.sleep(draw.uniform(0, 6))
         if number == 1:  # asked to stop: the run saves a checkpoint and says how to go on
@@ -207,10 +211,16 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_plan, tmp_path):
     folder = Folder(tmp_path)
     folder.begin(tiny_plan())
     folder.begin(tiny_plan(processes=1))  # may change
+    other = {**tiny_plan().timing.to_dict(), "rounds": 3}
+    folder.begin(tiny_plan(timing=other))  # while nothing is timed
+    (tmp_path / Folder.TIMING).write_text("{}")
+    with pytest.raises(ConfigError, match=r"timing is .* but the comparison in"):
+        folder.begin(tiny_plan())
+    folder.begin(tiny_plan(timing=other))
     with pytest.raises(
         ConfigError, match=r"seeds is \[0, 7\], but the comparison in .* has \[0, 1\]: go on with its own"
     ):
-        folder.begin(tiny_plan(seeds=[0, 7]))
+        folder.begin(tiny_plan(seeds=[0, 7], timing=other))
 
 
 def test_one_at_a_time(tiny_plan, tmp_path):

@@ -8,6 +8,7 @@ import functools
 import pytest
 import torch
 
+from sqat.model import attend as attend_module
 from sqat.model.attend import attend, attend_naive
 from sqat.model.mask import AttentionMask
 from sqat.variants import VARIANTS, head_counts
@@ -78,6 +79,27 @@ def test_equals_the_definition(variant, case):
     found = with_gradients(lambda *qkv: attend(*qkv, causal=causal, mask=mask), q, k, v)
     expected = with_gradients(lambda *qkv: attend_naive(*qkv, visible(case)), q, k, v)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("threads", "rows", "expected"), [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 6), (99, 1, 6), (5, 3, 2)]
+)
+def test_backward_has_a_head_for_each_thread(monkeypatch, threads, rows, expected):
+    """However many key/value heads the kernel is given, the result is the definition's."""
+    given = []
+    kernel = attend_module._kernel
+    monkeypatch.setattr(
+        attend_module, "_kernel", lambda q, k, v, *a, **kw: given.append(len(k[0])) or kernel(q, k, v, *a, **kw)
+    )
+    monkeypatch.setattr(attend_module, "block_length", lambda num_queries, masked: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    q, k, v = (torch.randn(rows, n, T, C, dtype=torch.float64, requires_grad=True) for n in (6, 1, 1))
+    found = with_gradients(attend, q, k, v)
+    seen = torch.ones(T, T, dtype=torch.bool).tril()
+    torch.testing.assert_close(
+        found, with_gradients(lambda *qkv: attend_naive(*qkv, seen), q, k, v), rtol=1e-9, atol=1e-9
+    )
+    assert given == [expected]
 
 
 def test_query_heads_read_the_kv_head_of_their_group():

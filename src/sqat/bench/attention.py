@@ -43,7 +43,7 @@ def title(direction: str, length: int, *, module: bool = False) -> str:
 def measure_attention(context: Context) -> Result:
     """Scores and weighted sum alone (`attend`) at every length; the whole module, projections included, at some."""
     settings = context.settings
-    lengths = QUICK_LENGTHS if settings.quick else LENGTHS[settings.device]
+    lengths = settings.lengths or (QUICK_LENGTHS if settings.quick else LENGTHS[settings.device])
     modules = QUICK_LENGTHS[:1] if settings.quick else MODULE_LENGTHS[settings.device]
     if settings.device == "cpu":
         _as_in_training()

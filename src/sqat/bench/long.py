@@ -34,8 +34,9 @@ PAPER: dict[tuple[int, int], tuple[float, ...]] = {
 # Its "window 128" at the same sizes; the number of its heads is not in the table.
 PAPER_WINDOW = {1_024: 0.0759, 4_096: 0.0794, 32_768: 0.1871, 131_072: 0.7531, 200_000: 1.1871}
 QUICK_WINDOW = {"window": 7}
-SIZES = {"cpu": ((1_024, 4), (4_096, 1)), "cuda": tuple(PAPER)}
-QUICK_SIZES = ((23, 3), (37, 1))
+LENGTHS = {"cpu": (1_024, 4_096), "cuda": tuple(length for length, _ in PAPER)}
+TOKENS = {"cpu": 4_096, "cuda": 131_072}  # of a batch, or one row where that is longer; on a GPU the paper's
+QUICK_LENGTHS, QUICK_TOKENS = (23, 37), 69
 FORWARD, BOTH = "forward", "forward+backward"
 
 
@@ -45,8 +46,11 @@ def title(direction: str, length: int, rows: int) -> str:
 
 
 def measure_long(context: Context) -> Result:
-    """Forward, and forward with backward, at every size that fits the device."""
-    sizes = QUICK_SIZES if context.settings.quick else SIZES[context.settings.device]
+    """Forward, and forward with backward, at the lengths asked for, or those that suit the device."""
+    settings = context.settings
+    lengths = settings.lengths or (QUICK_LENGTHS if settings.quick else LENGTHS[settings.device])
+    tokens = QUICK_TOKENS if settings.quick else TOKENS[settings.device]
+    sizes = [(length, max(1, tokens // length)) for length in lengths]
     tables = [_table(context, direction, *size) for size in sizes for direction in (FORWARD, BOTH)]
     return Result("long", tables)
 

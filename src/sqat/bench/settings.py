@@ -39,11 +39,13 @@ class BenchSettings(Config):
     quick: bool = False  # small sizes, for tests
     compiled: bool = False  # also measure the compiled training step, which takes a minute to compile
     minutes: float | None = None  # nothing is begun after as many
+    lengths: tuple[int, ...] = ()  # of `attention` and `long`, in tokens; none: those that suit the device
 
     def __post_init__(self) -> None:
         require_choice(self, "device", ("cpu", "cuda"))
         require_positive(self, "rounds")
         require(self.minutes is None or self.minutes > 0, self, "minutes", "positive, or left out for no limit")
+        require(all(length > 0 for length in self.lengths), self, "lengths", "positive numbers of tokens")
         config = preset(self.model)
         like_peers = config.window is None and config.num_query_heads >= config.num_kv_heads
         right = "a preset without a window and without more key/value heads than query heads: peers have neither"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sqat.cli.numbers import whole_numbers
+
 if TYPE_CHECKING:
     from sqat.bench.settings import BenchSettings
 
@@ -45,6 +47,10 @@ def _command(name: str) -> Callable[..., None]:
         minutes: Annotated[
             float | None, typer.Option(help="Begin nothing after as many; default: 7 for `all` on a GPU, else no end.")
         ] = None,
+        lengths: Annotated[
+            str | None,
+            typer.Option(help="Of `attention` and `long`, in tokens, as 4096,32768; default: what suits the device."),
+        ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     ) -> None:
         from sqat.bench.settings import BenchSettings
@@ -57,6 +63,7 @@ def _command(name: str) -> Callable[..., None]:
             rounds=rounds,
             quick=quick,
             compiled=gpu if compiled is None else compiled,
+            lengths=tuple(whole_numbers("--lengths", lengths, "4096,32768")) if lengths else (),
             minutes=GPU_MINUTES if minutes is None and gpu and name == "all" else minutes,
         )
         _measure(name, settings, out, as_json)

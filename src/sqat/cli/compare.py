@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sqat.cli.numbers import whole_numbers
+
 
 def compare(
     plan: Annotated[
@@ -34,21 +36,11 @@ def compare(
             raise ConfigError("--out is missing, but must name the comparison's folder where there is --report-only")
         folder = out
     else:
-        folder = _run(
-            plan, out, {"match": match, "seeds": seeds and _numbers(seeds), "processes": processes}, set_ or []
-        )
+        chosen = whole_numbers("--seeds", seeds, "0,1,2") if seeds else None
+        folder = _run(plan, out, {"match": match, "seeds": chosen, "processes": processes}, set_ or [])
     from sqat.compare.report import write_report
 
     console.print(f"report: {write_report(folder)}", highlight=False)
-
-
-def _numbers(text: str) -> list[int]:
-    from sqat.errors import ConfigError
-
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--seeds is {text!r}, but must be numbers like 0,1,2") from None
 
 
 def _run(plan: Path | None, out: Path | None, options: dict[str, Any], set_: list[str]) -> Path:

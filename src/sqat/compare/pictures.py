@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sqat.compare.results import Comparison
+from sqat.compare.statistics import median_interval
 from sqat.config import ModelConfig
 from sqat.cost import parameters, visible_keys
 
@@ -133,7 +134,7 @@ def _loss_lines(
 
 
 def _pareto(axes: Any, comparison: Comparison) -> bool:
-    """Mean loss with its range over seeds, against the time of a step relative to the reference."""
+    """Mean loss with its range over seeds, against the time of a step relative to the reference, with its interval."""
     ratios, losses = comparison.time_ratios("step_seconds"), comparison.by_seed("evaluation", "loss")
     points = []
     for name in comparison.variants:
@@ -142,7 +143,8 @@ def _pareto(axes: Any, comparison: Comparison) -> bool:
         times, values = list(ratios[name].values()), list(losses[name].values())
         x, y = statistics.median(times), statistics.fmean(values)
         points.append((x, y))
-        spread = [[x - min(times)], [max(times) - x]], [[y - min(values)], [max(values) - y]]
+        low, high = median_interval(times)
+        spread = [[x - low], [high - x]], [[y - min(values)], [max(values) - y]]
         look = style(comparison, name)
         axes.errorbar(
             x, y, xerr=spread[0], yerr=spread[1], fmt=look["marker"], color=look["color"], capsize=2, alpha=0.8

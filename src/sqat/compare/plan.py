@@ -25,7 +25,7 @@ class TimingPlan(Config):
     """
 
     rounds: int = 5  # how often every variant is measured; 0 leaves the pass out
-    steps: int = 3  # training steps in each measurement
+    steps: int = 3  # training steps of each variant in a round, one in turn
     warmup: int = 6  # training steps before the first, which do not count: kernels are made for new shapes
     prompt_tokens: int = 1024  # of the prompt whose reading is timed
     new_tokens: int = 128  # decoded after it

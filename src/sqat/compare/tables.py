@@ -124,17 +124,20 @@ def orderings(comparison: Comparison) -> TextTable | None:
         return None
     loss, seconds = comparison.by_seed("evaluation", "loss"), comparison.time_ratios("step_seconds")
     rows = _claims("loss", loss, theirs.loss_order) if loss else []
-    rows += _claims("time", seconds, theirs.time_order) if seconds else []
+    rows += _claims("time", seconds, theirs.time_order, by_ranks=True) if seconds else []
     notes = ["loss: over real targets, paired over seeds"] if loss else []
-    notes += ["time: a training step, paired over the timing pass's rounds"] if seconds else []
+    notes += ["time: training steps taken in turn, paired (Wilcoxon's signed ranks)"] if seconds else []
     notes.append("p < 0.05, each by itself")
     title = f"{theirs.whose[0].upper()}{theirs.whose[1:]} orderings"
     return TextTable(title, ["claim", "here"], rows, notes) if rows else None
 
 
-def _claims(what: str, values: Values, claims: Iterable[Claim]) -> list[list[str]]:
+def _claims(what: str, values: Values, claims: Iterable[Claim], *, by_ranks: bool = False) -> list[list[str]]:
     return [
-        [f"{what}: {c.lower} {'≈' if c.equal else '<'} {c.higher}", ordering(values, c.lower, c.higher, equal=c.equal)]
+        [
+            f"{what}: {c.lower} {'≈' if c.equal else '<'} {c.higher}",
+            ordering(values, c.lower, c.higher, equal=c.equal, by_ranks=by_ranks),
+        ]
         for c in claims
         if c.lower in values and c.higher in values
     ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqat.compare.card_figures import Figures, published
 from sqat.compare.results import Comparison
+from sqat.compare.statistics import median_interval
 from sqat.compare.text_table import TextTable
 
 
@@ -24,7 +25,7 @@ def speed(comparison: Comparison) -> TextTable | None:
         row = [
             name,
             f"{statistics.median(entry['step_seconds']):.3f}",
-            f"{statistics.median(own):.3f} [{min(own):.3f} … {max(own):.3f}]" if own else "–",
+            "{:.3f} [{:.3f} … {:.3f}]".format(statistics.median(own), *median_interval(own)) if own else "–",
             f"{statistics.median(entry['evaluate_seconds']):.3f}",
             f"{prompt:,.0f}",
             f"{1 / statistics.median(entry['decode_seconds_per_token']):,.0f}",
@@ -34,7 +35,8 @@ def speed(comparison: Comparison) -> TextTable | None:
     notes = [
         f"{_count(timing['rounds'], 'round')}, every variant in turn; batches of {timing['batch_size']} × "
         f"{timing['context']}; {place.get('gpu') or place.get('cpu')}, {_count(place.get('threads'), 'thread')}",
-        "median; ratios within rounds, median and range. Wall clocks of training runs are not compared",
+        "medians; steps are taken in turn, and the ratio has the 95 % interval of its median (of fewer than six: their "
+        "range). Wall clocks of training runs are not compared",
     ]
     columns = ["variant", "training step, s", f"against {reference}", "evaluation, s"]
     columns += ["prompt, tokens/s", "decoding, tokens/s"]

@@ -57,8 +57,12 @@ def time_variants(plan: ComparePlan, variants: Sequence[Variant | Share], out: P
     }
     done = _go_on(out / PART, result["variants"])
     for round_ in range(done - 1, plan.timing.rounds):  # the first prepares kernels and caches, and does not count
+        counts = round_ >= done
+        for _ in range(plan.timing.steps if counts else plan.timing.warmup):
+            for entry in timed.values():
+                entry.measure_step(counts=counts)
         for entry in timed.values():
-            entry.measure(counts=round_ >= done)
+            entry.measure(counts=counts)
             gc.collect()
         replace_file(out / PART, json.dumps(result["variants"]))
     replace_file(out / Folder.TIMING, json.dumps(result, indent=1))
@@ -79,7 +83,7 @@ def _go_on(part: Path, variants: dict[str, Any]) -> int:
         return 0
     for name, entry in variants.items():
         entry.update(before[name])
-    return len(next(iter(variants.values()))["step_seconds"])
+    return len(next(iter(variants.values()))["evaluate_seconds"])
 
 
 def read_timing(out: Path) -> dict[str, Any] | None:
@@ -112,14 +116,16 @@ class _Timed:
             "attention": {str(length): [[], []] for length in plan.timing.lengths},
         }
 
-    def measure(self, *, counts: bool) -> None:
-        timing = self.plan.timing
-        steps = timing.steps if counts else timing.warmup
+    def measure_step(self, *, counts: bool) -> None:
+        """One training step: what varies from second to second then falls on all variants alike."""
         parts = self.plan.train.gradient_accumulation  # each timed with an optimizer's step of its own
-        found: dict[str, float] = {
-            "step_seconds": self._seconds(lambda: [self.step() for _ in range(steps * parts)]) / max(steps, 1),
-            "evaluate_seconds": self._seconds(self._evaluate),
-        }
+        seconds = self._seconds(lambda: [self.step() for _ in range(parts)])
+        if counts:
+            self.figures["step_seconds"].append(seconds)
+
+    def measure(self, *, counts: bool) -> None:
+        """All else."""
+        found: dict[str, float] = {"evaluate_seconds": self._seconds(self._evaluate)}
         found["prompt_seconds"], found["decode_seconds_per_token"] = self._generate()
         attention = {length: [self._seconds(call) for call in calls] for length, calls in self.calls.items()}
         if counts:

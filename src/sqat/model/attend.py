@@ -7,6 +7,7 @@ K heads of results.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,7 +43,10 @@ def attend(
     if causal and not dropout and tiled.fits(q_BHTC, k_BKSC, mask):
         out_BHTC: Tensor = tiled.TiledAttention.apply(q_BHTC, k_BKSC.float(), v_BKSC.float(), mask)
         return out_BHTC
-    blocked = q_BHTC.device.type == "cpu" and causal and not dropout and not torch.compiler.is_compiling()
+    eager_cpu = q_BHTC.device.type == "cpu" and not torch.compiler.is_compiling()
+    if eager_cpu and k_BKSC.requires_grad:
+        k_BKSC, v_BKSC = _a_head_for_each_thread(q_BHTC, k_BKSC, v_BKSC)
+    blocked = eager_cpu and causal and not dropout
     if blocked and (block := block_length(num_queries, masked=mask is not None)):
         mask = mask or AttentionMask(num_queries, num_keys, q_BHTC.device)
         q, k, v = (x.to(kernel_dtype(x)) for x in (q_BHTC, k_BKSC, v_BKSC))
@@ -88,6 +92,18 @@ def _kernel(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, dropout: float, **ki
         q, k, v = (x.to(dtype) for x in (q_BHTC, k_BKSC, v_BKSC))
         out_BHTC = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, enable_gqa=grouped, **kind)
     return out_BHTC.to(q_BHTC.dtype)
+
+
+def _a_head_for_each_thread(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> tuple[Tensor, Tensor]:
+    """Key/value heads repeated until there is one for each thread, or for each query head: torch's backward on CPUs
+    gives a thread whole rows and key/value heads, and with fewer of them cores would wait (MQA, one long row).
+    """
+    groups = q_BHTC.shape[1] // k_BKSC.shape[1]
+    wanted = math.ceil(torch.get_num_threads() / (k_BKSC.shape[0] * k_BKSC.shape[1]))
+    times = next(n for n in range(1, groups + 1) if groups % n == 0 and (n >= wanted or n == groups))
+    if times == 1:
+        return k_BKSC, v_BKSC
+    return k_BKSC.repeat_interleave(times, dim=1), v_BKSC.repeat_interleave(times, dim=1)
 
 
 def attend_naive(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen_BHTS: Tensor) -> Tensor:
