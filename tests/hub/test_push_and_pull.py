@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
@@ -230,6 +231,22 @@ class TestPush:
         assert REPO not in hub.repositories
         assert not hub.requests
 
+    def test_weights_that_are_no_safetensors(self, hub, command, run_folder):
+        export(run_folder, "exported", "stock")
+        torch.save(load_file("exported/model.safetensors"), "exported/pytorch_model.bin")
+        Path("exported/model.safetensors").unlink()
+        assert "exported has no safetensors" in command("push", "exported", REPO)[2]
+        assert not hub.requests
+
+    @pytest.mark.parametrize("name", ["model.gguf", "model.onnx"])
+    def test_other_engines_files(self, name, command):
+        Path("exported").mkdir()
+        Path("exported", name).write_bytes(b"")
+        assert (
+            f"exported holds {name}, which can only be uploaded as it is: `hf upload"
+            in command("push", "exported", REPO)[2]
+        )
+
     def test_modelling_code_that_is_missing(self, hub, command, run_folder):
         export(run_folder, "exported")
         Path("exported/modeling_sqat.py").unlink()
@@ -349,6 +366,23 @@ class TestPull:
         assert (code, f"'{REPO}' holds no model that can be used: " in err, message in err) == (1, True, True), err
         assert ".tmp" not in err
         assert sorted(Path().iterdir()) == before
+
+    @pytest.mark.parametrize("form", ["native", "stock"])
+    def test_code_in_a_repository_is_not_run(self, form, hub, command, run_folder):
+        export(run_folder, "exported", form)
+        code = f"open({str(Path.cwd() / 'ran')!r}, 'w')\n".encode()
+        files = {**files_of(Path("exported")), "modeling_sqat.py": code, "configuration_sqat.py": code}
+        for name in ("config.json", "tokenizer_config.json"):
+            classes = {"AutoConfig", "AutoModelForCausalLM"} if name == "config.json" else {"AutoTokenizer"}
+            own = {
+                one: ["modeling_sqat.Own", None] if one == "AutoTokenizer" else "modeling_sqat.Own" for one in classes
+            }
+            values = {**json.loads(files[name]), "auto_map": own, "tokenizer_class": "Own"}
+            files[name] = json.dumps(values).encode()
+        hub.add(REPO, files)
+        code, _, err = command("pull", REPO)
+        assert code == 0 or "holds no model that can be used" in err
+        assert not Path("ran").exists()
 
     def test_a_folder_that_holds_something(self, command, pushed):
         Path("here").mkdir()

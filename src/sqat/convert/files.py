@@ -75,7 +75,9 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
     read_config(folder)
     with quiet():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
         except Exception as error:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
     if missing := sorted(report["missing_keys"]):
@@ -115,7 +117,7 @@ def write_conversion(
         "before": asdict(plan.before),
         "after": asdict(plan.after),
         "context_length": plan.context_length,
-        "verification": None if figures is None else {"text": text, **scalars(figures)},
+        "verification": None if figures is None else {"text": shown(str(text)), **scalars(figures)},
         "merged_heads": groups,  # per layer, for each query head
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")

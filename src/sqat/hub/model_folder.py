@@ -82,7 +82,9 @@ def check_model(folder: Path) -> ModelFolder:
     """
     form = form_of(folder)
     if form == "stock":
-        read_model(folder, dtype="auto")
+        if not any(folder.glob("*.safetensors")):
+            raise CheckpointError(f"{folder} has no safetensors: weights in other files are neither read nor moved")
+        read_model(folder)
         has_tokenizer = any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
         if has_tokenizer:
             StockTokenizer(folder)

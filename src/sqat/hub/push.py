@@ -56,6 +56,11 @@ def push(
         raise ConfigError(f"repository is {repo_id!r}, but must be owner/name")
     if message is not None and not message.strip():
         raise ConfigError("message is empty, but must say something")
+    for name in ("model.gguf", "model.onnx"):
+        if (Path(folder) / name).is_file():
+            raise ConfigError(
+                f"{folder} holds {name}, which can only be uploaded as it is: `hf upload {repo_id} {folder}`"
+            )
     require_token(token)
     found = find_model(folder)
     with tempfile.TemporaryDirectory(prefix="sqat-push-") as temporary:
