@@ -26,6 +26,8 @@ _HOMES = {
     "RunConfig": "sqat.run_config",
     "DataConfig": "sqat.run_config",
     "TrainConfig": "sqat.run_config",
+    "push": "sqat.hub.push",
+    "pull": "sqat.hub.pull",
 }
 
 __all__ = [*_HOMES, "__version__"]
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from sqat.config import ModelConfig as ModelConfig
     from sqat.data.tokenizer import Tokenizer as Tokenizer
     from sqat.generate import SamplingConfig as SamplingConfig
+    from sqat.hub.pull import pull as pull
+    from sqat.hub.push import push as push
     from sqat.model import Attention as Attention
     from sqat.model import Decoder as Decoder
     from sqat.model import KVCache as KVCache

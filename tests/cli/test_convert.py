@@ -69,6 +69,9 @@ def test_convert_writes_a_stock_checkpoint(options, sqat):
     assert f"pretrained written to half with 3 query heads ({options[1]})" in out
     model = AutoModelForCausalLM.from_pretrained("half")
     assert (model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim) == (3, 3, 10)
+    assert (
+        "Made by `sqat convert` from `pretrained`, whose 6 query heads became 3" in Path("half/README.md").read_text()
+    )
     assert Path("half/tokenizer.json").read_bytes() == Path("pretrained/tokenizer.json").read_bytes()
 
 
@@ -80,6 +83,11 @@ def test_convert_verifies(sqat):
     assert "perplexity" in out
     assert "<svg" in Path("third/verification.html").read_text()
     record = json.loads(Path("third/conversion.json").read_text())
+    assert record["verification"]["text"] == "stories:5"
+    assert record["base_model"] is None  # a folder has no name on the Hub
+    card = Path("third/README.md").read_text()
+    assert f"| perplexity after | {record['verification']['perplexity_after']:.2f} |" in card
+    assert f"| the model it was made of | 6 | 3 | {record['before']['parameters']:,} |" in card
     assert record["after"]["kv_heads"] == 1
     assert record["merged_heads"] == [[[0, 1, 2], [3, 4, 5]]] * 2
 
@@ -95,6 +103,8 @@ def test_uptrain_goes_on_where_it_was_stopped(sqat):
     assert (code, "holds a run already: resume it (--resume)" in err) == (1, True)
     assert sqat(*command, *options, "--resume")[0] == 0
     assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])["kl"] > 0
+    for checkpoint in Path("run/checkpoints").iterdir():  # they tell where they come from
+        assert (checkpoint / "conversion.json").read_bytes() == Path("half/conversion.json").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_native_is_read_by_sqat_and_its_card_is_true(
     card = (out / "README.md").read_text()
     assert "library_name: transformers\npipeline_tag: text-generation" in card
     assert "6 query heads, 3 key/value heads" in card
-    assert "More Information" not in card
+    assert "## Training" not in card  # nothing is on record
     monkeypatch.chdir(out)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     exec(card.split("```python\n")[1].split("```")[0], {})
@@ -267,7 +267,7 @@ def test_nothing_is_half_written(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("sqat.hf.native.model_card", fail)
+    monkeypatch.setattr("sqat.hf.native.to_transformers", fail)
     with pytest.raises(OSError, match="disk full"):
         export(folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]

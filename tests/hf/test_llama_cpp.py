@@ -79,6 +79,7 @@ def test_llama_cpp_writes_what_we_write(
 
 def test_what_the_file_says(exported: Callable[..., tuple[Decoder, Path]], tokenizer: Tokenizer) -> None:
     core, path = exported(moe=True)
+    assert "llama-cli -m model.gguf" in path.with_name("README.md").read_text()
     reader = gguf.GGUFReader(path)
     said = {name: field.contents() for name, field in reader.fields.items()}
     assert said["general.architecture"] == "llama"

@@ -33,19 +33,24 @@ class Commit:
 @dataclass
 class Repository:
     private: bool = False
-    commits: list[Commit] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)  # of the main branch
+    branches: dict[str, list[Commit]] = field(default_factory=dict)  # the others
+
+    def branch(self, name: str) -> list[Commit] | None:
+        return self.commits if name == "main" else self.branches.get(name)
 
     def at(self, revision: str) -> Commit | None:
-        if revision == "main":
-            return self.commits[-1] if self.commits else None
-        return next((commit for commit in self.commits if commit.oid == revision), None)
+        if (branch := self.branch(revision)) is not None:
+            return branch[-1] if branch else Commit("", [], {}, None)  # a new one is empty
+        every = [*self.commits, *(commit for branch in self.branches.values() for commit in branch)]
+        return next((commit for commit in every if commit.oid == revision), None)
 
 
 class Hub:
     """The server, running in a thread while it is open as a context.
 
     `repositories` by id; `requests`, (method, path, token) of all that came; `fail_commits`, how many of the next
-    commits to refuse with status 500.
+    commits to refuse with status 500; `read_only` and `unknown`, tokens that may not write, and that nobody has.
     """
 
     def __init__(self) -> None:
@@ -53,6 +58,8 @@ class Hub:
         self.objects: dict[str, bytes] = {}  # LFS, by sha256
         self.requests: list[tuple[str, str, str | None]] = []
         self.fail_commits = 0
+        self.read_only: set[str] = set()
+        self.unknown: set[str] = set()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -98,9 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 r"/api/repos/create": self.create,
                 r"/api/validate-yaml": self.validate_yaml,
-                r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/main": self.preupload,
+                r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<name>[^/]+)": self.create_branch,
+                r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)": self.preupload,
                 r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch": self.lfs_batch,
-                r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/main": self.commit,
+                r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)": self.commit,
             },
         )
 
@@ -111,6 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path.partition("?")[0])
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((method, path, self.token()))
+        if self.token() in self.hub.unknown:
+            message = "Invalid credentials in Authorization header"
+            self.reply(401, {"error": message}, {"X-Error-Message": message})
+            return
         for pattern, handle in routes.items():
             if match := re.fullmatch(pattern, path):
                 handle(**match.groupdict())
@@ -128,13 +140,20 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return found
 
+    def may_write(self) -> bool:
+        """Whether the request's token may; if not, it is answered."""
+        if self.token() is None:
+            self.reply(401, {"error": "a token is needed"})
+            return False
+        if self.token() in self.hub.read_only:
+            self.reply(403, {"error": "this token may only read"})
+            return False
+        return True
+
     def resolve(self, repo: str, revision: str, name: str) -> None:
-        if (repository := self.repository(repo)) is None:
+        if (commit := self.commit_at(repo, revision)) is None:
             return
-        commit = repository.at(revision)
-        if commit is None:
-            self.reply(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
-        elif name not in commit.files:
+        if name not in commit.files:
             headers = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit.oid}
             self.reply(404, {"error": "Entry not found"}, headers)
         else:
@@ -142,33 +161,49 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit.oid})
 
     def info(self, repo: str, revision: str = "main") -> None:
-        if (repository := self.repository(repo)) is not None:
-            commit = repository.at(revision)
-            sha = commit and commit.oid
-            self.reply(200, {"id": repo, "private": repository.private, "siblings": [], "tags": [], "sha": sha})
+        if (commit := self.commit_at(repo, revision)) is not None:
+            private = self.hub.repositories[repo].private
+            self.reply(200, {"id": repo, "private": private, "siblings": [], "tags": [], "sha": commit.oid})
 
     def tree(self, repo: str, revision: str) -> None:
-        if (repository := self.repository(repo)) is not None and (commit := repository.at(revision)) is not None:
+        if (commit := self.commit_at(repo, revision)) is not None:
             files = [{"type": "file", "path": name, "size": len(data)} for name, data in commit.files.items()]
             self.reply(200, [{**file, "oid": hashlib.sha1(str(file).encode()).hexdigest()} for file in files])
+
+    def commit_at(self, repo: str, revision: str) -> Commit | None:
+        """The commit, unless there is none to be seen, which is then answered."""
+        if (repository := self.repository(repo)) is None:
+            return None
+        if (commit := repository.at(revision)) is None:
+            self.reply(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
+        return commit
 
     def create(self) -> None:
         wanted = json.loads(self.body)
         repo = f"{wanted['organization'] or 'somebody'}/{wanted['name']}"
-        if self.token() is None:
-            self.reply(401, {"error": "a token is needed"})
-        elif repo in self.hub.repositories:
+        if not self.may_write():
+            return
+        if repo in self.hub.repositories:
             self.reply(409, {"error": "exists", "url": f"{self.hub.url}/{repo}"})
         else:
             private = bool(wanted.get("private")) or wanted.get("visibility") == "private"
             self.hub.repositories[repo] = Repository(private)
             self.reply(200, {"url": f"{self.hub.url}/{repo}", "id": repo})
 
+    def create_branch(self, repo: str, name: str) -> None:
+        if (repository := self.repository(repo)) is None or not self.may_write():
+            return
+        if name in repository.branches:
+            self.reply(409, {"error": "exists"})
+            return
+        repository.branches[name] = list(repository.commits)
+        self.reply(201, {})
+
     def validate_yaml(self) -> None:
         self.reply(200, {"errors": [], "warnings": []})
 
-    def preupload(self, repo: str) -> None:
-        if self.repository(repo) is None:
+    def preupload(self, repo: str, revision: str) -> None:
+        if self.repository(repo) is None or not self.may_write():
             return
         paths = [file["path"] for file in json.loads(self.body)["files"]]
         modes = {path: "lfs" if path.endswith(LARGE_FILES) else "regular" for path in paths}
@@ -188,15 +223,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.objects[oid] = self.body
         self.reply(200, {})
 
-    def commit(self, repo: str) -> None:
-        if (repository := self.repository(repo)) is None:
+    def commit(self, repo: str, revision: str) -> None:
+        if (repository := self.repository(repo)) is None or not self.may_write():
+            return
+        if (branch := repository.branch(revision)) is None:
+            self.reply(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
             return
         if self.hub.fail_commits > 0:
             self.hub.fail_commits -= 1
             self.reply(500, {"error": "out of order"})
             return
         lines = [json.loads(line) for line in self.body.splitlines()]
-        files = dict(repository.commits[-1].files) if repository.commits else {}
+        files = dict(branch[-1].files) if branch else {}
         changed = []
         message = ""
         for line in lines:
@@ -204,14 +242,17 @@ class _Handler(BaseHTTPRequestHandler):
             if line["key"] == "header":
                 message = value["summary"]
                 continue
+            changed.append(value["path"])
+            if line["key"] == "deletedFile":
+                del files[value["path"]]
+                continue
             is_large = line["key"] == "lfsFile"
             files[value["path"]] = self.hub.objects[value["oid"]] if is_large else base64.b64decode(value["content"])
-            changed.append(value["path"])
-        repository.commits.append(Commit(message, sorted(changed), files, self.token()))
-        oid = repository.commits[-1].oid
+        branch.append(Commit(message, sorted(changed), files, self.token()))
+        oid = branch[-1].oid
         self.reply(200, {"commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "commitOid": oid})
 
-    def reply(self, status: int, content: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> None:
+    def reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():

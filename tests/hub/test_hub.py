@@ -4,23 +4,18 @@ from collections.abc import Callable
 
 import pytest
 from huggingface_hub import constants
+from server import Hub
 
-import sqat.checkpoint.hub
+import sqat.hub.transfer
 from rxnn.experimental.models import ExperimentalAttentionTransformer
 from rxnn.training.tokenizer import TokenizerTrainer, load_tokenizer_from_hf_hub
-from sqat.checkpoint.hub import download, require_repo_id, upload
 from sqat.errors import CheckpointError, ConfigError
+from sqat.hub.transfer import download, require_repo_id, upload
 
 MODEL = "ReactiveAI/SQAT-mm"
 
 
-@pytest.fixture(autouse=True)
-def client(hub, tmp_path, monkeypatch):
-    """The client of this process, pointed at the Hub."""
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+pytestmark = pytest.mark.usefixtures("client")
 
 
 @pytest.fixture
@@ -36,14 +31,14 @@ class TestDownload:
     def test_all_files_are_of_one_commit(self, hub, monkeypatch):
         """Also where another commit comes between them."""
         commits = hub.repositories[MODEL].commits
-        fetch = sqat.checkpoint.hub.hf_hub_download
+        fetch = sqat.hub.transfer.hf_hub_download
 
         def and_commit(*args, **options):
             path = fetch(*args, **options)
             commits.append(type(commits[0])("newer", [], {"config.json": b"{}"}, None))
             return path
 
-        monkeypatch.setattr(sqat.checkpoint.hub, "hf_hub_download", and_commit)
+        monkeypatch.setattr(sqat.hub.transfer, "hf_hub_download", and_commit)
         folder = download(MODEL, ["config.json", "model.safetensors"])
         assert len(commits) == 3
         assert folder.name == commits[0].oid
@@ -146,7 +141,11 @@ class TestUpload:
         assert tokenizer.encode("Tom") == load_tokenizer_from_hf_hub(MODEL).encode("Tom")
 
 
-def test_transformers_classes_read_hub_ids(run: Callable[[str], str]) -> None:
+def test_transformers_classes(hub: Hub, run: Callable[[str], str]) -> None:
+    """They read Hub ids, and upload with a card, in place of the one full of blanks that transformers makes; one that
+    somebody has filled in stays.
+    """
+    hub.add("somebody/filled", {"README.md": b"# Filled in\n"})
     out = run(
         """
 import torch
@@ -161,6 +160,18 @@ try:
     SQATForCausalLM.from_pretrained("ReactiveAI/nothing")
 except OSError as error:
     print("nothing" in str(error))
+
+ours.push_to_hub("somebody/pushed", token="hf_x", private=True)
+ours.save_pretrained("saved", push_to_hub=True, repo_id="somebody/saved", token="hf_x")
+ours.push_to_hub("somebody/filled", token="hf_x")
 """
     )
     assert out.split() == ["True", "2", "True"]
+    for name in ("pushed", "saved"):
+        [commit] = hub.repositories[f"somebody/{name}"].commits
+        card = commit.files["README.md"].decode()
+        assert card.startswith("---\nlibrary_name: sqat\n")
+        assert "| this model | 2 | 1 |" in card
+        assert "More Information" not in card
+        assert "model.safetensors" in commit.files
+    assert hub.repositories["somebody/filled"].commits[-1].files["README.md"].endswith(b"# Filled in\n")

@@ -167,9 +167,18 @@ class TestFiles:
     def test_card(self, small_model, tmp_path):
         small_model(moe=True).save_pretrained(tmp_path / "model")
         card = (tmp_path / "model" / "README.md").read_text()
-        assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: sqat\n")
+        assert card.startswith("---\nlibrary_name: sqat\npipeline_tag: text-generation\n")  # nobody named a license
         assert "sqa: 2 query heads, 1 key/value heads (full attention would have 4)" in card
         assert "5 experts, 2 per token" in card
+
+    def test_what_is_known_goes_into_the_card(self, small_model, tmp_path):
+        kwargs = {"license": "mit", "datasets": "roneneldan/TinyStories"}
+        small_model().save_pretrained(tmp_path / "model", model_card_kwargs=kwargs)
+        card = (tmp_path / "model" / "README.md").read_text()
+        assert card.startswith("---\ndatasets:\n- roneneldan/TinyStories\nlibrary_name: sqat\nlicense: mit\n")
+        with pytest.raises(ConfigError, match=r"model_card_kwargs has results, but may only have license, datasets"):
+            small_model().save_pretrained(tmp_path / "other", model_card_kwargs={"results": "good"})
+        assert not (tmp_path / "other").exists()
 
     def test_other_files_stay(self, small_model, tmp_path):
         for name in ("README.md", "tokenizer.json", "model.safetensors"):

@@ -14,7 +14,6 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from rxnn.experimental.routed_decoder import RoutedDecoder
-from sqat.checkpoint.hub import download, model_card
 from sqat.checkpoint.model_files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -28,6 +27,7 @@ from sqat.checkpoint.model_files import (
 from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
 from sqat.checkpoint.store import write_files, write_folder
 from sqat.errors import ConfigError
+from sqat.hub.transfer import download
 
 CARD_FILE = "README.md"
 
@@ -38,12 +38,6 @@ _LATER_ARGUMENTS = {
     "att_window_size": 128,
     "init_identity_norm": False,
 }
-
-_LOADING = """
-from rxnn.experimental.models import ExperimentalAttentionTransformer
-
-model = ExperimentalAttentionTransformer.from_pretrained("folder or Hub id")
-"""
 
 
 class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
@@ -124,7 +118,7 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         """Load `config.json` and `model.safetensors` from a folder or the Hub, in evaluation mode, never from a pickle.
 
         Args:
-            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.checkpoint.hub.download`.
+            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.hub.transfer.download`.
             map_location: device to put the model on.
             model_kwargs: constructor arguments that replace the file's, such as `ff_dropout`.
 
@@ -169,13 +163,14 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         Args:
             config: a dictionary to write in place of the model's own arguments.
             repo_id, push_to_hub, push_to_hub_kwargs: also upload; `repo_id` is the folder's name by default.
-            model_card_kwargs: taken for `huggingface_hub`'s sake, without effect.
+            model_card_kwargs: what the card's metadata shall say: `license`, `datasets` (Hub ids) and `base_model`, as
+                :class:`sqat.model_card.Known` takes them.
 
         Returns:
             the address of the commit, if it was uploaded.
 
         Raises:
-            ConfigError: `save_directory` is a file.
+            ConfigError: `save_directory` is a file; `model_card_kwargs` that a card has no place for.
         """
         folder = Path(save_directory)
         if folder.exists() and not folder.is_dir():
@@ -186,14 +181,24 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
             text = json.dumps(self.arguments if config is None else config, indent=2, sort_keys=True)
             (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
             if not (folder / CARD_FILE).exists():
-                self.generate_model_card().save(temporary / CARD_FILE)
+                self.generate_model_card(**(model_card_kwargs or {})).save(temporary / CARD_FILE)
         if push_to_hub:
-            return self.push_to_hub(repo_id or folder.name, config=config, **push_to_hub_kwargs)
+            return self.push_to_hub(
+                repo_id or folder.name, config=config, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
+            )
         return None
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The README.md of :meth:`save_pretrained` and :meth:`push_to_hub`."""
-        return ModelCard(model_card(self.model.config, _LOADING))
+        """The README.md of :meth:`save_pretrained` and :meth:`push_to_hub`, whose `model_card_kwargs` come here."""
+        from sqat.model_card import Known, model_card  # late: it takes a second, and few need it
+
+        if unknown := sorted(kwargs.keys() - {"license", "datasets", "base_model"}):
+            raise ConfigError(
+                f"model_card_kwargs has {', '.join(unknown)}, but may only have license, datasets and base_model"
+            )
+        datasets = kwargs.pop("datasets", None) or ()
+        known = Known(datasets=(datasets,) if isinstance(datasets, str) else tuple(datasets), **kwargs)
+        return ModelCard(model_card(self.model.config, "rxnn", known=known, tokenizer=False))
 
 
 def require_model(model: object) -> None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from rxnn.training.trainer_callback import TrainerCallback
-from sqat.checkpoint.hub import require_repo_id, upload
 from sqat.checkpoint.store import write_folder
 from sqat.config_fields import require, require_positive
 from sqat.errors import CheckpointError
+from sqat.hub.transfer import require_repo_id, upload
 
 if TYPE_CHECKING:
     from rxnn.experimental.models import ExperimentalAttentionTransformer as Model

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sqat.bench.peers import package_version
+from sqat.revision import revision
 
 PACKAGES = ("sqat", "torch", "transformers", "rxlm", "accelerate", "tokenizers", "datasets", "numpy", "triton")
 VARIABLES = ("MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "PYTORCH_", "TOKENIZERS_")
@@ -37,25 +37,6 @@ def environment() -> dict[str, Any]:
         "revision": revision(),
         "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
     }
-
-
-def revision() -> str | None:
-    """This package's git revision, with "+" where files differ from it; `None` outside a repository."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "--short=12", "HEAD")
-    if head is None or git("ls-files", "--error-unmatch", str(Path(__file__).parent.parent / "__init__.py")) is None:
-        return None  # installed within somebody else's repository
-    return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def available_bytes() -> int | None:

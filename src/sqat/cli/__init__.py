@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, info, train, uptrain
+from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, hub, info, train, uptrain
 from sqat.errors import SqatError
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command("info")(info.info)
 app.command("convert")(convert.convert)
 app.command("uptrain")(uptrain.uptrain)
 app.command("export")(export.export)
+app.command("push")(hub.push)
+app.command("pull")(hub.pull)
 app.add_typer(data_commands.tokenizer, name="tokenizer")
 app.add_typer(bench.bench, name="bench")
 

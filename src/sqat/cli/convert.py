@@ -71,6 +71,7 @@ def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
     from sqat.checkpoint import load_model, write_folder, write_model
     from sqat.data.tokenizer import Tokenizer
     from sqat.errors import ConfigError
+    from sqat.model_card import CARD_FILE, model_card, read_origin
     from sqat.train.checkpoints import find_model
 
     if out.exists():
@@ -79,8 +80,10 @@ def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
     model = load_model(folder, dtype=None)
     with write_folder(out) as temporary:
         write_model(model, temporary, layout=layout)
-        if (folder / "tokenizer.json").is_file():
+        if tokenizer := (folder / "tokenizer.json").is_file():
             Tokenizer.load(folder).save(temporary)
+        card = model_card(model.config, layout, origin=read_origin(folder), tokenizer=tokenizer)
+        (temporary / CARD_FILE).write_text(card, encoding="utf-8")
     typer.echo(f"{folder} written to {out} in {layout} layout")
 
 
@@ -113,10 +116,10 @@ def convert_heads(
     groups = choose_heads(model, plan, rows)
     with quiet():
         result = convert(model, plan, groups=groups)
+    figures = None if texts is None else verify(model, result, texts)
     with new_folder(out) as temporary:
-        write_conversion(result, plan, groups, folder, name, temporary)
-        if texts is not None:
-            figures = verify(model, result, texts)
+        write_conversion(result, plan, groups, folder, name, temporary, figures=figures, text=verify_on)
+        if figures is not None:
             title = f"{name} with {plan.after.query_heads} of {plan.before.query_heads} query heads"
             write_report(figures, temporary / "verification.html", title=title, plan=plan)
             typer.echo(figures.summary())

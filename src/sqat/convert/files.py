@@ -20,10 +20,13 @@ from sqat.convert.architectures import require_known
 from sqat.convert.heads import Groups
 from sqat.convert.plan import ConversionPlan
 from sqat.convert.tokenizer import TOKENIZER_FILES
+from sqat.convert.verify import Verification
 from sqat.errors import CheckpointError, ConfigError
+from sqat.model_card import CARD_FILE, read_origin, stock_card
+from sqat.model_card.origin import RECORD_FILE
+from sqat.model_card.text import shown
 
 CONFIG_FILE = "config.json"
-RECORD_FILE = "conversion.json"
 _HUB_FILES = (*TOKENIZER_FILES, "*.json", "*.safetensors")
 
 
@@ -72,7 +75,9 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
     read_config(folder)
     with quiet():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            )
         except Exception as error:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
     if missing := sorted(report["missing_keys"]):
@@ -81,13 +86,23 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
 
 
 def write_conversion(
-    model: PreTrainedModel, plan: ConversionPlan, groups: Sequence[Groups], source: Path, name: str, out: Path
+    model: PreTrainedModel,
+    plan: ConversionPlan,
+    groups: Sequence[Groups],
+    source: Path,
+    name: str,
+    out: Path,
+    *,
+    figures: Verification | None = None,
+    text: str | None = None,
 ) -> None:
-    """Write a converted model into an existing folder, with the source's tokenizer and a record of what was done.
+    """Write a converted model into an existing folder, with the source's tokenizer, a record of what was done and a
+    model card.
 
     Args:
         source: the folder that the model came from.
         name: what the user called it.
+        figures, text: of the verification, if there was one, and what it read.
     """
     with quiet():
         model.save_pretrained(out)
@@ -95,14 +110,25 @@ def write_conversion(
         for path in source.glob(pattern):
             shutil.copyfile(path, out / path.name)
     record = {
-        "source": name,
+        "source": shown(name),
+        "base_model": name if source != Path(name).expanduser() else None,  # the Hub's, or only a folder here
         "method": plan.method,
         "score": plan.score if plan.method != "mean" else None,
         "before": asdict(plan.before),
         "after": asdict(plan.after),
+        "context_length": plan.context_length,
+        "verification": None if figures is None else {"text": shown(str(text)), **scalars(figures)},
         "merged_heads": groups,  # per layer, for each query head
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
+    tokenizer = any(path for pattern in TOKENIZER_FILES for path in out.glob(pattern))
+    card = stock_card(plan.new_config, origin=read_origin(out), tokenizer=tokenizer)
+    (out / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def scalars(figures: Verification) -> dict[str, float]:
+    """The figures of a verification that are one number."""
+    return {name: value for name, value in figures.to_dict().items() if isinstance(value, int | float)}
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class Costs:
     query_heads: int
     kv_heads: int
     parameters: int
+    active_parameters: int  # without the experts that a token does not visit
     attention_parameters: int
     flops_per_token: int  # of a forward pass, averaged over a causal sequence of `context_length` tokens
     attention_flops_per_token: int  # of these, the scores and the weighted sum
@@ -120,7 +121,7 @@ def plan_conversion(
     new = _new_heads(old, query_heads, kv_heads)
     new_config = with_heads(config, new)
     first, last = _layers(layers, config.num_hidden_layers)
-    length = context_length or min(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    length = context_length or context_of(config)
     shapes, target = _shapes(config), _shapes(new_config)
     mixed = {name: target[name] if _inside(name, first, last) else shape for name, shape in shapes.items()}
     by_layer = [new if first <= layer <= last else old for layer in range(config.num_hidden_layers)]
@@ -135,6 +136,23 @@ def plan_conversion(
         after=_costs(config, mixed, by_layer, new, length),
         shapes={name: (shape, mixed[name]) for name, shape in shapes.items() if mixed[name] != shape},
     )
+
+
+def costs_of(config: PreTrainedConfig, context_length: int | None = None) -> Costs:
+    """What a model costs as it is, without loading weights; `context_length` as :func:`plan_conversion` takes it.
+
+    Raises:
+        ConfigError: an unknown architecture.
+    """
+    require_known(config.model_type)
+    heads = heads_of(config)
+    by_layer = [heads] * config.num_hidden_layers
+    return _costs(config, _shapes(config), by_layer, heads, context_length or context_of(config))
+
+
+def context_of(config: PreTrainedConfig) -> int:
+    """Tokens of the sequence that costs are averaged over, by default: the model's own, at most 1,024."""
+    return min(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 def _new_heads(old: Heads, query: int, kv: int | None) -> Heads:
@@ -189,6 +207,7 @@ def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: list[Heads], head
         query_heads=heads.query,
         kv_heads=heads.kv,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
+        active_parameters=sum(_active(name, shape, config) for name, shape in shapes.items()),
         attention_parameters=sum(math.prod(shape) for name, shape in shapes.items() if ".self_attn." in name),
         flops_per_token=2 * (products + config.vocab_size * config.hidden_size) + scores,
         attention_flops_per_token=scores,
@@ -196,10 +215,14 @@ def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: list[Heads], head
     )
 
 
+def _active(name: str, shape: tuple[int, ...], config: PreTrainedConfig) -> int:
+    if ".experts." in name:  # stacked
+        return math.prod(shape[1:]) * config.num_experts_per_tok
+    return math.prod(shape)
+
+
 def _visited(name: str, shape: tuple[int, ...], config: PreTrainedConfig) -> int:
     """Weights of a layer's matrix that one token is multiplied by; the head, tied or not, is counted apart."""
     if _layer_of(name) is None or len(shape) < 2:
         return 0
-    if ".experts." in name:  # stacked
-        return math.prod(shape[1:]) * config.num_experts_per_tok
-    return math.prod(shape)
+    return _active(name, shape, config)

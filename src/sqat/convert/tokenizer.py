@@ -32,7 +32,7 @@ class StockTokenizer:
         if not any(path for pattern in TOKENIZER_FILES for path in Path(folder).glob(pattern)):
             raise CheckpointError(f"{folder} has no tokenizer: no tokenizer.json, nor another file of one")
         try:
-            self.backend: Any = AutoTokenizer.from_pretrained(folder)
+            self.backend: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder} has a tokenizer that transformers cannot read: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from sqat.data.batches import Batches
 from sqat.data.tokens import TokenFile
 from sqat.durable import replace_file
 from sqat.errors import CheckpointError, ConfigError
+from sqat.model_card.origin import RECORD_FILE
 from sqat.run_config import TrainConfig
 from sqat.train.callbacks import Callback
 from sqat.train.evaluate import Evaluation, evaluate
@@ -40,7 +42,7 @@ class Uptraining(Trainer):
         model: the student; trained in place.
         teacher: what it shall be like; `None` for cross-entropy alone.
         kl_weight: of KL(teacher ‖ student).
-        metric: told of the loss's KL.
+        record: the file that says how the student was converted, for every checkpoint.
 
     Others, and errors, as :class:`Trainer`.
     """
@@ -53,11 +55,13 @@ class Uptraining(Trainer):
         *,
         teacher: StockDecoder | None = None,
         kl_weight: float = 1.0,
+        record: Path | None = None,
         callbacks: Iterable[Callback] = (),
         **others: Any,
     ) -> None:
         self.teacher = teacher
         self.kl_weight = kl_weight
+        self.record = record
         self.metric = KlMetric()
         self.student = model
         as_decoder: Any = model  # it has what the loop asks of one
@@ -85,6 +89,8 @@ class Uptraining(Trainer):
     def write_model(self, folder: Path) -> None:
         with quiet():
             self.student.model.save_pretrained(folder)
+        if self.record is not None:
+            shutil.copyfile(self.record, folder / RECORD_FILE)
 
     def load_weights(self, checkpoint: Path) -> None:
         saved, own = read_model(checkpoint, dtype=None), self.student.model
@@ -141,6 +147,7 @@ def start_uptraining(
         replace(config.train, max_steps=steps_for(config.model.tokens, batches, config.train)),
         teacher=teacher,
         kl_weight=config.model.kl_weight,
+        record=folder / RECORD_FILE if (folder / RECORD_FILE).is_file() else None,
         validation=data.validation,
         out=out,
         tokenizer=tokenizer,

@@ -10,6 +10,7 @@ from sqat.checkpoint import load_model, write_folder
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.errors import ConfigError
 from sqat.model import Decoder
+from sqat.model_card import CARD_FILE, model_card, read_origin
 from sqat.train.checkpoints import find_model
 
 Writer = Callable[[Decoder, Tokenizer | None, Path], str]
@@ -23,7 +24,7 @@ FORMATS = {
 
 
 def export(checkpoint: str | Path, out: str | Path, to: str = "native") -> str:
-    """Write a checkpoint, or a run's best one, in another form; its tokenizer goes along.
+    """Write a checkpoint, or a run's best one, in another form; its tokenizer goes along, and a model card.
 
     Args:
         checkpoint: of any layout that :func:`sqat.load_model` reads, or a run's folder.
@@ -54,5 +55,8 @@ def export(checkpoint: str | Path, out: str | Path, to: str = "native") -> str:
         )
     module, _, name = FORMATS[to].partition(":")
     write: Writer = getattr(importlib.import_module(module), name)
+    card = model_card(model.config, to, origin=read_origin(folder), tokenizer=tokenizer is not None)
     with write_folder(out) as temporary:
-        return write(model, tokenizer, temporary)
+        written = write(model, tokenizer, temporary)
+        (temporary / CARD_FILE).write_text(card, encoding="utf-8")
+    return written

@@ -272,7 +272,9 @@ class SQATPreTrainedModel(PreTrainedModel):
         "attentions": SQATAttention,
     }
 
-    _read_original: Callable | None = None  # set where sqat is: reads checkpoints of the original system
+    # Set where sqat is:
+    _read_original: Callable | None = None  # reads checkpoints of the original system
+    _write_card: Callable | None = None  # writes a model card into a folder that has none
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> PreTrainedModel:
@@ -283,6 +285,18 @@ class SQATPreTrainedModel(PreTrainedModel):
                 kwargs["config"], kwargs["state_dict"] = original
                 pretrained_model_name_or_path = None
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: object, *args: object, **kwargs: object) -> None:
+        """As transformers' own; where sqat is installed, with a model card."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self._write_card is not None and kwargs.get("is_main_process", True):
+            self._write_card(self, save_directory)
+
+    def _upload_modified_files(self, working_dir: object, *args: object, **kwargs: object) -> object:
+        """What transformers calls before it uploads a folder, to which it has added a card full of blanks."""
+        if self._write_card is not None:
+            self._write_card(self, working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

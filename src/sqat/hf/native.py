@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sqat.checkpoint.hub import model_card
 from sqat.data.tokenizer import Tokenizer
 from sqat.hf import configuration_sqat, modeling_sqat
 from sqat.hf.core import from_decoder
@@ -20,8 +19,8 @@ AUTO_MAP = {
 
 
 def write_native(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
-    """Write weights, configuration, the two modelling files, generation settings, tokenizer and model card into an
-    existing folder; returns the architecture's name.
+    """Write weights, configuration, the two modelling files, generation settings and tokenizer into an existing
+    folder; returns the architecture's name.
     """
     converted = from_decoder(model)
     converted.config.auto_map = AUTO_MAP
@@ -30,26 +29,4 @@ def write_native(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> s
         shutil.copy(str(module.__file__), folder)
     if tokenizer is not None:
         to_transformers(tokenizer, with_end=False).save_pretrained(folder)
-    card = model_card(
-        model.config, loading_code(remote=True, tokenizer=tokenizer is not None), library="transformers", tags=()
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
     return "SQAT, with its modelling code"
-
-
-def loading_code(*, remote: bool, tokenizer: bool) -> str:
-    """How to load and use a checkpoint, for its card; it runs in the checkpoint's folder."""
-    trust = ", trust_remote_code=True" if remote else ""
-    lines = [
-        "from transformers import AutoModelForCausalLM" + (", AutoTokenizer" if tokenizer else ""),
-        "",
-        'folder = "."  # or the repository\'s id',
-        f"model = AutoModelForCausalLM.from_pretrained(folder{trust})",
-    ]
-    if tokenizer:
-        lines += [
-            f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})",
-            'inputs = tokenizer("Once upon a time", return_tensors="pt")',
-            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))",
-        ]
-    return "\n".join(lines)

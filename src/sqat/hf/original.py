@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from sqat.checkpoint import load_model
-from sqat.checkpoint.hub import download
 from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, native_tensors
 from sqat.checkpoint.rxnn_config import is_rxnn_config
 from sqat.hf.configuration_sqat import SQATConfig
 from sqat.hf.core import prefixed, to_transformers_config
+from sqat.hub.transfer import download
 
 _FOR_THE_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 

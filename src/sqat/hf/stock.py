@@ -26,12 +26,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sqat.checkpoint.hub import model_card
 from sqat.checkpoint.model_files import native_tensors
 from sqat.config import ModelConfig
 from sqat.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from sqat.errors import ConfigError
-from sqat.hf.native import loading_code
 from sqat.hf.tokenizer import to_transformers
 from sqat.model import Decoder
 
@@ -99,16 +97,10 @@ def to_stock(model: Decoder) -> PreTrainedModel:
 
 
 def write_stock(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
-    """Write a stock checkpoint, with tokenizer and model card, into an existing folder; returns the architecture's
-    name.
-    """
+    """Write a stock checkpoint, with tokenizer, into an existing folder; returns the architecture's name."""
     to_stock(model).save_pretrained(folder)
     if tokenizer is not None:
         to_transformers(tokenizer, with_end=False).save_pretrained(folder)
-    card = model_card(
-        model.config, loading_code(remote=False, tokenizer=tokenizer is not None), library="transformers", tags=()
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
     return choose(model.config).name
 
 

@@ -26,7 +26,7 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 
 # Fields that do not change what a run computes, and so may differ when it is resumed.
-_FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir"}
+FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir"}
 
 
 def start_run(
@@ -111,7 +111,7 @@ def check_folder(config: Config, out: Path, resume: bool) -> None:
         saved = type(config).from_dict(read_yaml(out / CONFIG_FILE)).to_dict()
         for section, fields in config.to_dict().items():
             for name, value in fields.items():
-                if name not in _FREE_ON_RESUME and saved[section][name] != value:
+                if name not in FREE_ON_RESUME and saved[section][name] != value:
                     raise ConfigError(
                         f"{section}.{name} is {value!r}, but the run in {out} has {saved[section][name]!r}: "
                         "resume it with its own configuration, or choose another folder"

@@ -1,0 +1,76 @@
+"""`sqat push` and `sqat pull`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A run (its best checkpoint), a checkpoint, or an exported model.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made if need be.")],
+    to: Annotated[
+        str | None, typer.Option(help="native or stock: exported first; original: RxNN's layout. Default: as it is.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="If the repository is new: for its owner alone.")] = False,
+    branch: Annotated[
+        str | None, typer.Option("--branch", "--revision", help="Made if need be; default: main.")
+    ] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="For the card: the Hub's identifier, such as apache-2.0.")
+    ] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="For the card: Hub id of training data; may be given several times.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="For the card: Hub id of the model that this one was made of.")
+    ] = None,
+) -> None:
+    """Upload a model with a model card to the Hugging Face Hub, after loading it once as a check.
+
+    The token comes from HF_TOKEN or `hf auth login`. A README.md beside the model is used as its card.
+    """
+    from sqat.hub.push import push as upload
+    from sqat.model_card import Known
+
+    _quiet_unless_watched()
+    known = Known(license=license_, datasets=tuple(dataset or ()), base_model=base_model)
+    options = {"to": to, "branch": branch, "message": message, "private": private or None, "known": known}
+    typer.echo(f"{folder} uploaded: {upload(folder, repo, **options)}")  # type: ignore[arg-type]
+    for option, value, meaning in (("--license", license_, "licence"), ("--dataset", dataset, "training data")):
+        if not value:
+            typer.echo(f"note: {option} was not given, so this upload set no {meaning} in the card", err=True)
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="New or empty; default: NAME.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The same as DIR.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model that DIR holds, whole.")] = False,
+) -> None:
+    """Fetch a model from the Hugging Face Hub: only its own files, checked, all or none of them."""
+    from sqat.errors import ConfigError
+    from sqat.hub.pull import pull as fetch
+
+    if folder is not None and out is not None and folder != out:
+        raise ConfigError(f"--out is {out}, but DIR is {folder}: give one of them")
+    _quiet_unless_watched()
+    result = fetch(repo, folder or out, revision=revision, force=force)
+    typer.echo(f"{repo} written to {result}")
+
+
+def _quiet_unless_watched() -> None:
+    """Progress bars are for terminals alone."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if not sys.stderr.isatty():
+        disable_progress_bars()

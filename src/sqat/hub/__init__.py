@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: `transfer` moves files, `push` and `pull` move models."""

@@ -1,0 +1,53 @@
+"""The card that `save_pretrained` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sqat.hf import SQATForCausalLM, SQATModel, from_decoder
+from sqat.hf.core import to_transformers_config
+from sqat.model import Decoder
+
+Model = Callable[..., Decoder]
+
+
+def test_where_a_language_model_is_saved(tiny_model: Model, tmp_path: Path) -> None:
+    model = from_decoder(tiny_model())
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: sqat\npipeline_tag: text-generation\n")
+    assert "| this model | 6 | 3 |" in card
+    assert "AutoTokenizer" not in card
+    SQATForCausalLM.from_pretrained(tmp_path)
+
+
+def test_only_one_with_blanks_is_replaced(tiny_model: Model, tmp_path: Path) -> None:
+    model, path = from_decoder(tiny_model()), tmp_path / "README.md"
+    for text, stays in (("mine", True), ("# Model\n\n[More Information Needed]\n", False)):
+        path.write_text(text)
+        model.save_pretrained(tmp_path)
+        assert (path.read_text() == text) == stays
+
+
+def test_a_model_without_its_head_is_no_language_model(tiny_config: Callable[..., object], tmp_path: Path) -> None:
+    SQATModel(to_transformers_config(tiny_config())).save_pretrained(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_other_processes_write_none(tiny_model: Model, tmp_path: Path) -> None:
+    from_decoder(tiny_model()).save_pretrained(tmp_path, is_main_process=False)
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_a_model_that_the_core_does_not_take_is_saved_without(
+    tiny_model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = from_decoder(tiny_model())
+    model.config.context_length = 1
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    assert "no model card: ModelConfig.context_length is 1" in caplog.text
+    assert not (tmp_path / "README.md").exists()

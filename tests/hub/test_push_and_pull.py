@@ -1,0 +1,454 @@
+"""`sqat push` and `sqat pull`, as a user meets them, through the real client to a Hub of our own."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file, save_file
+
+import sqat
+from sqat.checkpoint import load_model, save_model
+from sqat.cli import main
+from sqat.data.tokenizer import Tokenizer
+from sqat.errors import CheckpointError, ConfigError
+from sqat.hf.export import export
+from sqat.train.checkpoints import best_checkpoint
+
+REPO = "somebody/mine"
+SECRET = "hf_averysecrettoken"
+SIZES = {
+    "vocab_size": 307,
+    "hidden_size": 20,
+    "head_dim": 10,
+    "num_query_heads": 2,
+    "num_kv_heads": 1,
+    "num_layers": 1,
+    "intermediate_size": 11,
+    "context_length": 31,
+}
+MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of three steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    values = {
+        "model": {"preset": "sqat-xs", **SIZES},
+        "data": {"source": "stories:61", "validation_limit": 11, "cache_dir": str(folder / "cache")},
+        "train": {"batch_size": 5, "max_steps": 3, "precision": "float32", "tensorboard": False, "device": "cpu"},
+    }
+    sqat.start_run(sqat.RunConfig.from_dict(values), folder / "run").train()
+    return folder / "run"
+
+
+@pytest.fixture
+def run_folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def place(client, tmp_path, monkeypatch):
+    """A working folder, and somebody logged in."""
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "place").mkdir()
+    monkeypatch.chdir(tmp_path / "place")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, caplog, tmp_path):
+    """`command("push", …)` gives (exit code, standard output, standard error), and the token is in none of them, nor in
+    a log, nor on the disk.
+    """
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sqat", *map(str, arguments)])
+        with caplog.at_level("DEBUG"), pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        for text in (out, err, caplog.text):
+            assert SECRET not in text
+        for path in tmp_path.rglob("*"):
+            assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+        assert "Traceback" not in err
+        return int(end.value.code or 0), out, err
+
+    return run
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestRoundTrip:
+    def test_of_a_run(self, hub, command, run_folder):
+        code, out, err = command("push", run_folder, REPO, "--license", "mit", "--private", "--message", "First")
+        assert code == 0, err
+        [commit] = hub.repositories[REPO].commits
+        assert out == f"{run_folder} uploaded: {hub.url}/{REPO}/commit/{commit.oid}\n"
+        assert "note: --dataset was not given" in err
+        assert (commit.message, commit.token, set(commit.files)) == ("First", SECRET, MODEL_FILES)
+        assert hub.repositories[REPO].private
+        best = files_of(best_checkpoint(run_folder))
+        assert {name: commit.files[name] for name in MODEL_FILES - {"README.md"}} == {
+            name: best[name] for name in MODEL_FILES - {"README.md"}
+        }
+
+        code, out, err = command("pull", REPO)
+        assert (code, out) == (0, f"{REPO} written to mine\n"), err
+        assert files_of(Path("mine")) == commit.files
+        prompt = ("Once upon", "--max-tokens", "5", "--seed", "3")
+        assert command("generate", "mine", *prompt) == command("generate", run_folder, *prompt)
+
+    def test_its_card(self, hub, command, run_folder):
+        command("push", run_folder, REPO, "--license", "mit", "--dataset", "a/b", "--dataset", "c/d")
+        text = hub.repositories[REPO].commits[0].files["README.md"].decode()
+        evaluation = json.loads((best_checkpoint(run_folder) / "training.json").read_text())["evaluation"]
+        assert f"| loss | {evaluation['loss']:.4f} |" in text
+        assert f"| loss, padding counted | {evaluation['card_loss']:.4f} |" in text
+        assert re.search(r"sqat train \S+-s --set model.vocab_size=307", text)
+        assert "--data stories:61 --set data.validation_limit=11 --batch-size 5 --steps 3" in text
+        assert f"sqat pull {REPO} model" in text
+        assert ModelCard(text).data.to_dict() == {
+            "license": "mit",
+            "datasets": ["a/b", "c/d"],
+            "library_name": "sqat",
+            "metrics": ["perplexity", "accuracy"],
+            "pipeline_tag": "text-generation",
+            "tags": ["MultiQueryAttention", "MQA"],  # 2 of 2 query heads
+        }
+
+    @pytest.mark.parametrize("form", ["native", "stock"])
+    def test_of_an_export(self, form, hub, command, run_folder):
+        export(run_folder, "exported", form)
+        code, _, err = command("push", "exported", REPO)
+        assert code == 0, err
+        assert command("pull", REPO, "--out", "back")[0] == 0
+        assert files_of(Path("back")) == files_of(Path("exported"))
+        assert ("modeling_sqat.py" in files_of(Path("back"))) == (form == "native")
+
+    @pytest.mark.parametrize("form", ["native", "stock"])
+    def test_exported_on_the_way(self, form, hub, command, run_folder):
+        assert command("push", run_folder, REPO, "--to", form)[0] == 0
+        assert command("pull", REPO)[0] == 0
+        export(run_folder, "exported", form)
+        found, exported = files_of(Path("mine")), files_of(Path("exported"))
+        card = found.pop("README.md").decode()
+        assert exported.pop("README.md") != card
+        assert found == exported
+        assert f'folder = "{REPO}"' in card
+        assert "(MHA)" in card  # what is known of the model is known of its export
+        assert "## Training" in card
+
+    def test_in_the_originals_layout(self, hub, command, tiny_model, tmp_path):
+        quirks = {"tie_embeddings": False, "attention_out_bias": True, "feedforward_bias": True, "head_bias": True}
+        model = tiny_model(hidden_size=60, final_norm=None, norm_eps=None, init="torch", **quirks)
+        folder = save_model(model, tmp_path / "native")
+        assert command("push", folder, REPO, "--to", "original")[0] == 0
+        assert command("pull", REPO)[0] == 0
+        assert json.loads(Path("mine/config.json").read_text())["att_type"] == "gqa"
+        tensors = load_model("mine").state_dict()
+        assert all((tensors[name] == tensor).all() for name, tensor in model.state_dict().items())
+
+    def test_in_several_files(self, hub, command, run_folder):
+        folder = best_checkpoint(run_folder)
+        export(folder, "sharded", "stock")
+        tensors = load_file("sharded/model.safetensors")
+        Path("sharded/model.safetensors").unlink()
+        names = sorted(tensors)
+        parts = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}
+        for name, part in parts.items():
+            save_file({key: tensors[key] for key in part}, f"sharded/{name}", metadata={"format": "pt"})
+        weight_map = {key: name for name, part in parts.items() for key in part}
+        Path("sharded/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        assert command("push", folder, REPO)[0] == 0
+        assert command("push", "sharded", REPO)[0] == 0  # after which the one file must not be there to be preferred
+        assert command("pull", REPO)[0] == 0
+        assert files_of(Path("mine")) == files_of(Path("sharded"))
+
+    def test_from_python(self, hub, run_folder):
+        assert sqat.push(run_folder, REPO, token="hf_other").startswith(f"{hub.url}/{REPO}/commit/")
+        assert hub.repositories[REPO].commits[0].token == "hf_other"
+        folder = sqat.pull(REPO, "back", token="hf_other")
+        assert Tokenizer.load(folder).encode("a cat") == Tokenizer.load(best_checkpoint(run_folder)).encode("a cat")
+
+
+class TestPush:
+    def test_what_belongs_to_others_stays(self, hub, command, run_folder):
+        hub.add(REPO, {"notes.txt": b"mine", "model-00001-of-00002.safetensors": b"old", "old/model.safetensors": b"x"})
+        assert command("push", run_folder, REPO)[0] == 0
+        assert set(hub.repositories[REPO].commits[-1].files) == {*MODEL_FILES, "notes.txt", "old/model.safetensors"}
+
+    def test_a_branch(self, hub, command, run_folder):
+        hub.add(REPO, {"notes.txt": b"mine"})
+        assert command("push", run_folder, REPO, "--branch", "better")[0] == 0
+        assert command("push", run_folder, REPO, "--revision", "better", "--license", "mit")[0] == 0
+        repository = hub.repositories[REPO]
+        assert [set(commit.files) for commit in repository.commits] == [{"notes.txt"}]
+        assert set(repository.branches["better"][-1].files) == {*MODEL_FILES, "notes.txt"}
+        assert command("pull", REPO, "--revision", "better")[0] == 0
+        assert "license: mit" in Path("mine/README.md").read_text()
+
+    def test_a_card_of_ones_own(self, hub, command, run_folder):
+        folder = best_checkpoint(run_folder)
+        own = "---\nlicense: mit\n---\n\n# Mine\n"
+        (folder / "README.md").write_text(own)
+        assert command("push", folder, REPO)[0] == 0
+        assert command("push", folder, REPO, "--dataset", "a/b")[0] == 0
+        cards = [commit.files["README.md"].decode() for commit in hub.repositories[REPO].commits]
+        assert cards == [own, "---\nlicense: mit\ndatasets:\n- a/b\n---\n\n# Mine\n"]
+        assert (folder / "README.md").read_text() == own
+
+    def test_nothing_is_written_beside_the_model(self, command, run_folder):
+        before = files_of(run_folder)
+        assert command("push", run_folder, REPO, "--to", "native")[0] == 0
+        assert files_of(run_folder) == before
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda folder: shutil.rmtree(folder), "is neither a checkpoint (a folder with config.json) nor a run"),
+            (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+            (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "model_type is 'bert'"),
+            (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+            (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "is damaged or truncated"),
+            (lambda folder: (folder / "tokenizer.json").write_text("{"), "damaged, or not a tokenizer"),
+            (lambda folder: save_file({}, folder / "model.safetensors"), "does not fit its config.json: missing"),
+        ],
+    )
+    def test_what_cannot_be_loaded_is_not_uploaded(self, damage, message, hub, command, run_folder):
+        folder = shutil.copytree(best_checkpoint(run_folder), "checkpoint")
+        damage(Path(folder))
+        code, _, err = command("push", folder, REPO)
+        assert code == 1
+        assert message in err
+        assert REPO not in hub.repositories
+        assert not hub.requests
+
+    def test_weights_that_are_no_safetensors(self, hub, command, run_folder):
+        export(run_folder, "exported", "stock")
+        torch.save(load_file("exported/model.safetensors"), "exported/pytorch_model.bin")
+        Path("exported/model.safetensors").unlink()
+        assert "exported has no safetensors" in command("push", "exported", REPO)[2]
+        assert not hub.requests
+
+    @pytest.mark.parametrize("name", ["model.gguf", "model.onnx"])
+    def test_other_engines_files(self, name, command):
+        Path("exported").mkdir()
+        Path("exported", name).write_bytes(b"")
+        assert (
+            f"exported holds {name}, which can only be uploaded as it is: `hf upload"
+            in command("push", "exported", REPO)[2]
+        )
+
+    def test_modelling_code_that_is_missing(self, hub, command, run_folder):
+        export(run_folder, "exported")
+        Path("exported/modeling_sqat.py").unlink()
+        assert "has an auto_map, but modeling_sqat.py is not there" in command("push", "exported", REPO)[2]
+        assert not hub.requests
+
+    def test_nobody_is_logged_in(self, hub, command, run_folder, monkeypatch):
+        monkeypatch.delenv("HF_TOKEN")
+        code, _, err = command("push", run_folder, REPO)
+        assert (code, "nobody is logged in to the Hub" in err, "`hf auth login`" in err) == (1, True, True)
+        assert not hub.requests
+
+    def test_the_token_of_a_login(self, hub, command, run_folder, tmp_path, monkeypatch):
+        monkeypatch.delenv("HF_TOKEN")
+        (tmp_path / "no_token").write_text("hf_of_a_login")
+        assert command("push", run_folder, REPO)[0] == 0
+        assert hub.repositories[REPO].commits[0].token == "hf_of_a_login"
+
+    def test_a_token_that_nobody_has(self, hub, command, run_folder):
+        hub.unknown.add(SECRET)
+        code, _, err = command("push", run_folder, REPO)
+        assert (code, "the Hub does not accept the token (401)" in err) == (1, True)
+        assert REPO not in hub.repositories
+
+    @pytest.mark.parametrize("already", [False, True])
+    def test_a_token_that_may_only_read(self, already, hub, command, run_folder):
+        hub.read_only.add(SECRET)
+        if already:
+            hub.add(REPO, {"notes.txt": b"mine"})
+        code, _, err = command("push", run_folder, REPO)
+        assert (code, "the token has no permission (403): it needs write access" in err) == (1, True)
+        assert not already or len(hub.repositories[REPO].commits) == 1
+
+    @pytest.mark.parametrize("token", [f"{SECRET}\x01", f"{SECRET} ", f"{SECRET}é"])
+    def test_a_token_that_cannot_be_is_not_shown(self, token, run_folder, monkeypatch):
+        monkeypatch.setattr("sqat.hub.failures.get_token", lambda: token)
+        with pytest.raises(ConfigError, match="characters that no token has") as error:
+            sqat.push(run_folder, REPO)
+        assert SECRET not in repr(error.value.__cause__) + str(error.value)
+
+    def test_an_answer_that_shows_the_token(self, hub, command, run_folder, monkeypatch):
+        """Whoever wrote it: the command does not show it."""
+
+        def refuse(*args, **kwargs):
+            raise ValueError(f"bad header Bearer {SECRET}")
+
+        monkeypatch.setattr("sqat.hub.transfer.HfApi.create_commit", refuse)
+        assert "bad header Bearer <token>" in command("push", run_folder, REPO)[2]
+
+    def test_no_network(self, command, run_folder, monkeypatch):
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+        code, _, err = command("push", run_folder, REPO)
+        assert (code, "the Hub at http://127.0.0.1:1 cannot be reached: check the network" in err) == (1, True)
+
+    def test_a_failure_halfway_leaves_the_repository_as_it_was(self, hub, command, run_folder):
+        hub.add(REPO, {"config.json": b"old"})
+        hub.fail_commits = 1
+        code, _, err = command("push", run_folder, REPO)
+        assert (code, "500" in err) == (1, True)
+        assert len(hub.repositories[REPO].commits) == 1
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("mine",), "repository is 'mine', but must be owner/name"),
+            (("a/b/c",), "repository is 'a/b/c'"),
+            ((REPO, "--to", "gguf"), "to is 'gguf', but must be one of native, stock, original"),
+            ((REPO, "--to", "original"), "RxNN's layout holds models with"),
+            ((REPO, "--message", " "), "message is empty"),
+            ((REPO, "--license", "The License"), "license is 'The License'"),
+            ((REPO, "--dataset", "a b"), "dataset is 'a b'"),
+        ],
+    )
+    def test_wrong_options(self, options, message, hub, command, run_folder):
+        code, _, err = command("push", run_folder, *options)
+        assert (code, message in err) == (1, True), err
+        assert not hub.requests
+
+
+@pytest.fixture
+def pushed(hub, run_folder):
+    """A repository with a model, and with what is none of its own."""
+    sqat.push(run_folder, REPO)
+    files = hub.repositories[REPO].commits[0].files
+    others = {
+        "pytorch_model.bin": b"a pickle",
+        "training.safetensors": b"x",
+        "old/model.safetensors": b"y",
+        "a.py": b"z",
+    }
+    hub.add(REPO, {**files, **others})
+    hub.requests.clear()
+    return files
+
+
+class TestPull:
+    def test_only_what_a_model_needs(self, hub, command, pushed):
+        assert command("pull", REPO, "here")[0] == 0
+        assert files_of(Path("here")) == pushed
+        fetched = {path.rpartition("/main/")[2] for method, path, _ in hub.requests if method == "GET"}
+        assert not any(re.search(r"\.bin|training|old/|a\.py", name) for name in fetched)
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            ({}, "it has no config.json"),
+            ({"config.json": b'{"model_type": "bert"}'}, "model_type is 'bert', but must be one of sqat, llama"),
+            ({"model.safetensors": None, "pytorch_model.bin": b"a pickle"}, "has no model.safetensors"),
+            ({"model.safetensors": b"truncated"}, "is damaged or truncated"),
+        ],
+    )
+    def test_what_cannot_be_loaded_is_not_left(self, files, message, hub, command, pushed):
+        changed = {name: data for name, data in {**pushed, **files}.items() if data is not None} if files else {}
+        hub.add(REPO, {"notes.txt": b"", **changed})
+        before = sorted(Path().iterdir())
+        code, _, err = command("pull", REPO, "here")
+        assert (code, f"'{REPO}' holds no model that can be used: " in err, message in err) == (1, True, True), err
+        assert ".tmp" not in err
+        assert sorted(Path().iterdir()) == before
+
+    @pytest.mark.parametrize("form", ["native", "stock"])
+    def test_code_in_a_repository_is_not_run(self, form, hub, command, run_folder):
+        export(run_folder, "exported", form)
+        code = f"open({str(Path.cwd() / 'ran')!r}, 'w')\n".encode()
+        files = {**files_of(Path("exported")), "modeling_sqat.py": code, "configuration_sqat.py": code}
+        for name in ("config.json", "tokenizer_config.json"):
+            classes = {"AutoConfig", "AutoModelForCausalLM"} if name == "config.json" else {"AutoTokenizer"}
+            own = {
+                one: ["modeling_sqat.Own", None] if one == "AutoTokenizer" else "modeling_sqat.Own" for one in classes
+            }
+            values = {**json.loads(files[name]), "auto_map": own, "tokenizer_class": "Own"}
+            files[name] = json.dumps(values).encode()
+        hub.add(REPO, files)
+        code, _, err = command("pull", REPO)
+        assert code == 0 or "holds no model that can be used" in err
+        assert not Path("ran").exists()
+
+    def test_a_folder_that_holds_something(self, command, pushed):
+        Path("here").mkdir()
+        assert command("pull", REPO, "here")[0] == 0  # an empty one may be there
+        code, _, err = command("pull", REPO, "here")
+        assert (code, "out is here, which is not empty" in err) == (1, True)
+        Path("here/config.json").write_text('{"model_type": "sqat"}')
+        assert command("pull", REPO, "here", "--force")[0] == 0
+        assert files_of(Path("here")) == pushed
+
+    def test_force_replaces_models_alone(self, command, pushed):
+        Path("here").mkdir()
+        Path("here/thesis.txt").write_text("mine")
+        code, _, err = command("pull", REPO, "here", "--force")
+        assert (code, "out is here, which --force does not replace, since it holds no model" in err) == (1, True)
+        assert files_of(Path("here")) == {"thesis.txt": b"mine"}
+        code, _, err = command("pull", REPO, "here/thesis.txt", "--force")
+        assert (code, "out is here/thesis.txt, a file" in err) == (1, True)
+
+    def test_a_failed_pull_leaves_the_model_that_was_there(self, hub, command, pushed):
+        assert command("pull", REPO, "here")[0] == 0
+        hub.add(REPO, {**pushed, "model.safetensors": b"truncated"})
+        assert command("pull", REPO, "here", "--force")[0] == 1
+        assert files_of(Path("here")) == pushed
+
+    def test_a_connection_that_breaks(self, hub, command, pushed, monkeypatch):
+        def break_off(*args, **kwargs):
+            raise OSError("connection reset by peer")
+
+        monkeypatch.setattr("huggingface_hub._snapshot_download.hf_hub_download", break_off)
+        before = sorted(Path().iterdir())
+        code, _, err = command("pull", REPO, "here")
+        assert (code, "connection reset by peer" in err) == (1, True)
+        assert sorted(Path().iterdir()) == before
+
+    @pytest.mark.parametrize("missing", ["repository", "private", "revision", "network", "token"])
+    def test_what_cannot_be_had(self, missing, hub, command, pushed, monkeypatch):
+        arguments, message = ("pull", REPO, "here"), "there is no such repository, or it is private (401)"
+        if missing == "repository":
+            arguments = ("pull", "no/such", "here")
+        elif missing == "private":
+            hub.repositories[REPO].private = True
+            monkeypatch.delenv("HF_TOKEN")
+        elif missing == "revision":
+            arguments, message = (
+                (*arguments, "--revision", "v9"),
+                f"'{REPO}' at 'v9' cannot be had from the Hub: it has no",
+            )
+        elif missing == "token":
+            hub.unknown.add(SECRET)
+            message = "the Hub does not accept the token (401)"
+        else:
+            monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+            message = "the Hub at http://127.0.0.1:1 cannot be reached"
+        code, _, err = command(*arguments)
+        assert (code, message in err) == (1, True), err
+        assert not Path("here").exists()
+
+    def test_two_places(self, command):
+        code, _, err = command("pull", REPO, "here", "--out", "there")
+        assert (code, "--out is there, but DIR is here: give one of them" in err) == (1, True)
+
+    def test_an_id_that_cannot_be(self):
+        with pytest.raises(ConfigError, match="repository is 'a/b/c'"):
+            sqat.pull("a/b/c")
+
+    def test_errors_are_of_one_kind(self):
+        with pytest.raises(CheckpointError, match="'no/such' cannot be had from the Hub"):
+            sqat.pull("no/such", "here")
