@@ -12,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from sqat.checksums import MANIFEST
 from sqat.config import ModelConfig
 from sqat.cost import parameters
 from sqat.errors import CheckpointError, ConfigError
@@ -87,12 +88,14 @@ def upload(
 ) -> str:
     """Put the files of a folder into a model repository, made first if need be, in one commit; returns its address.
 
+    The list of checksums stays here: the Hub keeps its own, and files are edited there.
+
     Raises:
         CheckpointError: the Hub refused, or could not be reached.
     """
     folder = Path(folder)
     api = HfApi(token=token)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in paths]
     try:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
