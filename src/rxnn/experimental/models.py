@@ -27,6 +27,7 @@ from sqat.checkpoint.model_files import (
 )
 from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
 from sqat.checkpoint.store import write_files, write_folder
+from sqat.checksums import MANIFEST
 from sqat.errors import ConfigError
 
 CARD_FILE = "README.md"
@@ -190,6 +191,10 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         if push_to_hub:
             return self.push_to_hub(repo_id or folder.name, config=config, **push_to_hub_kwargs)
         return None
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
+        """As `huggingface_hub` does it, without the list of checksums: the Hub keeps its own."""
+        return str(super().push_to_hub(*args, **{"ignore_patterns": MANIFEST, **kwargs}))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README.md of :meth:`save_pretrained` and :meth:`push_to_hub`."""
