@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,8 @@ SIZES = {
     "context_length": 19,
 }
 MOE = {"num_experts": 7, "experts_per_token": 2}
+
+FLIPS = int(os.environ.get("SQAT_FLIPS", "30"))  # bytes of each file, chosen at random, that are flipped one by one
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +59,28 @@ def tiny_model(tiny_config: Callable[..., ModelConfig]) -> Callable[..., Decoder
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def flip_bytes() -> Callable[[Path], Iterator[int]]:
+    """`for offset in flip_bytes(path)`: within the loop one byte of the file is another; afterwards all is as before.
+    Both ends and the middle are among them, and in small files every byte.
+    """
+
+    def flip(path: Path, offset: int, change: int) -> None:
+        with path.open("r+b") as file:
+            file.seek(offset)
+            byte = file.read(1)[0]
+            file.seek(offset)
+            file.write(bytes([byte ^ change]))
+
+    def flips(path: Path) -> Iterator[int]:
+        size, draw = path.stat().st_size, random.Random(path.name)
+        some = {0, 1, size // 2, size - 2, size - 1, *(draw.randrange(size) for _ in range(FLIPS))}
+        for offset in range(size) if size <= FLIPS else sorted(some):
+            change = draw.randrange(1, 256)
+            flip(path, offset, change)
+            yield offset
+            flip(path, offset, change)
+
+    return flips

@@ -63,6 +63,7 @@ class TrainConfig(Config):
     beta1: float = 0.9
     beta2: float = 0.999
     clip_norm: float | None = 1.0  # gradient norm; null: no clipping
+    max_skipped_steps: int = 10  # in a row, for a loss or gradient that is no number; with so many the run ends
     precision: str = "auto"  # "bf16" (autocast), "float32"; auto: bf16 where the hardware multiplies it
     router_loss: str = "balanced"  # Switch/Mixtral; "card": the original's form, which does not balance; "none"
     router_loss_weight: float = 0.01
@@ -78,7 +79,7 @@ class TrainConfig(Config):
     tensorboard: bool = True  # where the package is installed
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation", "log_every", "keep_checkpoints"):
+        for name in ("batch_size", "gradient_accumulation", "log_every", "keep_checkpoints", "max_skipped_steps"):
             require_positive(self, name)
         for name in ("epochs", "max_steps", "max_tokens", "evaluate_every", "checkpoint_every"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1, or null")

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sqat.checkpoint import load_model, read_config, save_model
+from sqat.checkpoint import load_model, read_config, save_model, write_folder, write_model
+from sqat.checksums import MANIFEST
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder
 from sqat.variants import preset
@@ -32,7 +33,10 @@ def model(tiny_model) -> Decoder:
 
 @pytest.fixture
 def folder(model, tmp_path) -> Path:
-    return save_model(model, tmp_path / "model")
+    """As from elsewhere: without checksums, so that what is in the files is looked at."""
+    folder = save_model(model, tmp_path / "model")
+    (folder / MANIFEST).unlink()
+    return folder
 
 
 def change_config(folder: Path, **changes) -> None:
@@ -67,8 +71,9 @@ class TestRoundTrip:
         model = Decoder(preset(name).replace(vocab_size=41, num_layers=1))
         assert_same(load_model(save_model(model, tmp_path / "model")), model)
 
-    def test_two_files_and_no_more(self, folder, model):
-        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    def test_two_files_their_checksums_and_no_more(self, model, tmp_path):
+        folder = save_model(model, tmp_path / "model")
+        assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "config.json", "model.safetensors"]
         assert json.loads((folder / "config.json").read_text()) == {"model_type": "sqat", **model.config.to_dict()}
         assert set(load_file(folder / "model.safetensors")) == set(model.state_dict()) - {"head.weight"}
 
@@ -141,6 +146,47 @@ class TestSaving:
         with pytest.raises(ConfigError, match="layout is 'gguf', but must be one of sqat, rxnn"):
             save_model(model, tmp_path / "model", layout="gguf")
         assert not any(tmp_path.iterdir())
+
+
+class TestChecksums:
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_a_changed_file_is_refused_and_can_be_accepted(self, model, tmp_path, name):
+        folder = save_model(model, tmp_path / "model")
+        if name == "config.json":
+            change_config(folder, context_length=23)
+        else:
+            change_tensors(folder, lambda tensors: tensors["embedding.weight"].add_(1.0))
+        with refused(folder, f"{name} is damaged or truncated: its SHA-256 is not the one in {MANIFEST}. Restore it"):
+            load_model(folder)
+        with refused(folder, f"or, if it was changed on purpose, delete {folder / MANIFEST}"):
+            load_model(folder)
+        (folder / MANIFEST).unlink()
+        load_model(folder)
+
+    def test_what_is_not_read_is_not_checked(self, model, tmp_path):
+        folder = save_model(model, tmp_path / "model")
+        (folder / "README.md").write_text("added")
+        with write_folder(folder) as temporary:
+            write_model(model, temporary)
+            (temporary / "README.md").write_text("mine")
+        (folder / "README.md").write_text("changed")
+        assert_same(load_model(folder), model)
+
+    def test_shards_and_their_index(self, model, tmp_path):
+        from sqat.hf.core import from_decoder
+
+        with write_folder(tmp_path / "model") as temporary:
+            from_decoder(model).save_pretrained(temporary, max_shard_size="9KB")
+        assert_same(load_model(tmp_path / "model"), model)
+        shards = sorted(path.name for path in (tmp_path / "model").glob("*.safetensors"))
+        assert len(shards) > 2
+        for name in ("model.safetensors.index.json", shards[1], shards[-1]):
+            path = tmp_path / "model" / name
+            content = path.read_bytes()
+            path.write_bytes(content[:-3] + b" " + content[-2:])
+            with refused(tmp_path, f"{name} is damaged"):
+                load_model(tmp_path / "model")
+            path.write_bytes(content)
 
 
 class TestConfigFile:

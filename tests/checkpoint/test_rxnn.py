@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from sqat.checkpoint import load_model, save_model
 from sqat.checkpoint.rxnn_config import ATT_TYPES, config_from_rxnn, config_to_rxnn
+from sqat.checksums import MANIFEST
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder
 from sqat.variants import PRESETS, VARIANTS, micro, mini, preset
@@ -133,6 +134,7 @@ class TestTensors:
             "model.layers.0.attention.rope.cache": torch.zeros(3, 7),
         }
         save_file(tensors, path)
+        (tmp_path / "model" / MANIFEST).unlink()
         torch.testing.assert_close(load_model(tmp_path / "model").state_dict(), model.state_dict(), rtol=0, atol=0)
 
     def test_the_random_generator_is_left_alone(self, card_model, tmp_path):
@@ -166,6 +168,7 @@ class TestTensors:
         tensors = load_file(path)
         change(tensors)
         save_file(tensors, path)
+        (path.parent / MANIFEST).unlink()
         with pytest.raises(
             CheckpointError, match=re.escape(f"model.safetensors does not fit its config.json: {message}")
         ):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sqat.checkpoint.store import recover, write_folder
+from sqat.checkpoint.store import recover, write_files, write_folder
+from sqat.checksums import MANIFEST, check_files
+from sqat.errors import CheckpointError
 
 
 def write(folder: Path, version: str) -> None:
@@ -18,7 +20,7 @@ def write(folder: Path, version: str) -> None:
 
 
 def content(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
+    return {path.name: path.read_text() for path in folder.iterdir() if path.name != MANIFEST}
 
 
 def of(version: str) -> dict[str, str]:
@@ -106,6 +108,35 @@ def test_a_failing_rename_changes_nothing(folder, monkeypatch, failing):
         write(folder, "new")
     assert content(folder) == of("old")
     assert names(folder.parent) == {"model"}
+
+
+class TestChecksums:
+    def test_every_folder_lists_its_files(self, folder):
+        with write_folder(folder) as temporary:
+            (temporary / "below").mkdir()
+            (temporary / "below" / "c").write_text("new")
+            (temporary / "a").write_text("new")
+        listed = [line.split("  ")[1] for line in (folder / MANIFEST).read_text().splitlines()[1:]]
+        assert listed == ["a", "below/c"]
+        (folder / "below" / "c").write_text("nex")
+        with pytest.raises(CheckpointError, match=r"model/below/c is damaged"):
+            check_files(folder)
+
+    def test_files_that_are_replaced_are_listed_anew(self, folder):
+        write(folder, "old")
+        with write_files(folder) as temporary:
+            (temporary / "b").write_text("new")
+        assert content(folder) == {"a": "old", "b": "new"}
+        check_files(folder)
+        (folder / "b").write_text("old")
+        with pytest.raises(CheckpointError, match=r"model/b is damaged"):
+            check_files(folder)
+
+    def test_a_folder_of_others_gets_no_list(self, folder):
+        folder.mkdir()
+        with write_files(folder) as temporary:
+            (temporary / "b").write_text("new")
+        assert names(folder) == {"b"}
 
 
 class TestKilled:

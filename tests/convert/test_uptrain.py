@@ -7,13 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sqat.checksums import check_files
 from sqat.convert import convert, plan_conversion
 from sqat.convert.files import read_model
+from sqat.convert.tokenizer import StockTokenizer
 from sqat.convert.uptrain import start_uptraining
 from sqat.convert.uptrain_config import UptrainConfig
 from sqat.errors import CheckpointError, ConfigError
 from sqat.train.callbacks import Callback
-from sqat.train.checkpoints import find_model, latest_checkpoint
+from sqat.train.checkpoints import find_model, latest_checkpoint, list_checkpoints
 
 
 class InterruptAt(Callback):
@@ -124,6 +126,71 @@ def test_without_a_teacher_it_is_training(folders, tmp_path):
     student, _, text = folders()
     start_uptraining(config(student, None, text), tmp_path / "run").train()
     assert all("kl" not in line for line in log(tmp_path / "run", "train"))
+
+
+def test_a_step_without_numbers_is_skipped_and_its_text_kept(folders, tmp_path):
+    trainer = start_uptraining(config(*folders(), train__log_every=1), tmp_path / "run")
+    weight, before = trainer.student.model.lm_head.weight, []
+
+    def spoil(grad):
+        if trainer.state.step == 2:
+            before.append(weight.detach().clone())
+            return grad * float("nan")
+        if trainer.state.step == 3:
+            assert torch.equal(weight, before[0])
+        return grad
+
+    weight.register_hook(spoil)
+    trainer.train()
+    assert (len(before), trainer.state.skipped_steps, trainer.state.skipped_in_a_row) == (1, 1, 0)
+    train = log(tmp_path / "run", "train")
+    assert [line["skipped_steps"] for line in train[:4]] == [0, 0, 1, 1]
+    assert all(line["kl"] > 0 for line in train)
+    about = json.loads((tmp_path / "run" / "skipped" / "step-00000003-rank-0" / "batch.json").read_text())
+    assert about["gradient_norm"] == "nan"
+    assert any("The cat number" in row for row in about["text"][0])
+
+
+def test_a_kl_that_is_no_number_is_left_out_of_the_log(folders, tmp_path):
+    trainer = start_uptraining(config(*folders(), train__log_every=2), tmp_path / "run")
+    forward = trainer.task.forward
+
+    def spoiled(*arguments):
+        loss, *others = forward(*arguments)
+        if trainer.state.step == 2:
+            kl, targets = trainer.task.seen[-1]
+            trainer.task.seen[-1] = (kl * float("inf"), targets)
+            loss = loss * float("inf")
+        return loss, *others
+
+    trainer.task.forward = spoiled
+    trainer.train()
+    assert trainer.state.skipped_steps == 1
+    assert all(0 < line["kl"] < 10 for line in log(tmp_path / "run", "train"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(folders, tmp_path, flip_bytes, caplog):
+    settings = config(*folders(), train__checkpoint_every=3)
+    start_uptraining(settings, tmp_path / "run").train()
+    *_, older, newest = list_checkpoints(tmp_path / "run")
+    files = {path.name for path in newest.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "training.json", "training.safetensors"} <= files
+    for path in sorted(newest.iterdir()):
+        for _ in flip_bytes(path):
+            with pytest.raises(CheckpointError, match=f"{path} is damaged"):
+                check_files(newest)
+    for name in ("config.json", "model.safetensors"):
+        for _ in flip_bytes(newest / name):
+            with pytest.raises(CheckpointError, match=f"{newest / name} is damaged"):
+                read_model(newest)
+    next(flip_bytes(newest / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
+        StockTokenizer(newest)
+    resumed = start_uptraining(settings, tmp_path / "run", resume=True)
+    assert f"{newest}.damaged; going on from {older}" in caplog.text
+    assert resumed.state.step == int(older.name[5:])
+    resumed.train()
+    assert list_checkpoints(tmp_path / "run")[-1] == newest
 
 
 def test_runs_are_not_mixed_up(folders, tmp_path, stock_folder):

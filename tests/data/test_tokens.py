@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sqat.checksums import MANIFEST
 from sqat.data import tokens as tokens_module
 from sqat.data.text import open_source
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
@@ -137,7 +138,10 @@ class TestBuilding:
 class TestDamage:
     @pytest.fixture
     def folder(self, tokenizer, tmp_path, list_source) -> Path:
-        return build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file").folder
+        """As before there were checksums, so that what is in the files is looked at."""
+        folder = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file").folder
+        (folder / MANIFEST).unlink()
+        return folder
 
     @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin"])
     def test_truncated(self, folder, name):
@@ -174,6 +178,14 @@ class TestDamage:
         with pytest.raises(DataError, match=r"offsets\.bin: damaged"):
             open_tokens(folder)
 
+    @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json", MANIFEST])
+    def test_any_flipped_byte(self, tokenizer, tmp_path, list_source, flip_bytes, name):
+        folder = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file").folder
+        for _ in flip_bytes(folder / name):
+            with pytest.raises(DataError, match=rf"file/{name} is damaged"):
+                open_tokens(folder)
+        assert len(open_tokens(folder)) == 5
+
 
 class TestCache:
     def test_reuse(self, tokenizer, tmp_path, list_source):
@@ -199,7 +211,8 @@ class TestCache:
         assert again.folder == folder
         assert len(again) == 5
         assert "building the token file of a list again" in caplog.text
-        assert "tokens.bin: 7 bytes" in caplog.text
+        assert "tokens.bin is damaged or truncated" in caplog.text
+        assert open_tokens(folder).tokens.tolist() == again.tokens.tolist()
 
     def test_place(self, monkeypatch, tokenizer, tmp_path, list_source):
         for name in ("SQAT_CACHE", "XDG_CACHE_HOME"):

@@ -110,6 +110,28 @@ def test_a_step_waits_for_nothing(tokens: TokenFile, moe: bool, dropout: float, 
     assert all(s.loss.isfinite() for s in sums)
 
 
+@pytest.mark.usefixtures("_no_waiting")
+def test_a_step_without_numbers_changes_nothing_and_is_not_waited_for(tokens: TokenFile) -> None:
+    engine = Engine(MODEL, "cuda", bf16=True)
+    batches = Batches(tokens, batch_size=ROWS, context_length=T, device="cuda").forever()
+    for batch, _ in islice(batches, 3):
+        assert engine.step(batch).skipped == 0
+    state = engine.optimizer.state
+    before = [t.clone() for p in engine.model.parameters() for t in (p, *state[p].values())]
+    spoil = engine.model.embedding.weight.register_hook(lambda grad: grad * float("nan"))
+    batch, _ = next(batches)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    sums = engine.step(batch)
+    torch.cuda.set_sync_debug_mode("default")
+    spoil.remove()
+    assert sums.skipped == 1
+    after = [t for p in engine.model.parameters() for t in (p, *state[p].values())]
+    assert all(torch.equal(*pair) for pair in zip(after, before, strict=True))
+    assert engine.step(next(batches)[0]).skipped == 0
+    assert not torch.equal(engine.model.embedding.weight, before[0])
+
+
 @pytest.mark.parametrize("room", [True, False], ids=["tokens on the GPU", "tokens on the host"])
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_batches_are_those_of_the_cpu(

@@ -144,15 +144,23 @@ def test_a_finished_run_stays_as_it_is(run_config: Callable[..., RunConfig], tmp
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values(), strict=True))
 
 
-def test_nonfinite_loss_is_an_error_and_saves_nothing(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("checkpoint_every", "message"),
+    [(2, "the weights are not finite after step 4"), (None, "the last 2 steps, up to step 5, had no finite loss")],
+)
+def test_weights_gone_bad_end_the_run_and_are_not_saved(
+    run_config: Callable[..., RunConfig], tmp_path: Path, checkpoint_every: int | None, message: str
+) -> None:
     def poison(trainer: Trainer) -> None:
         with torch.no_grad():
             trainer.model.embedding.weight.fill_(float("nan"))
 
-    trainer = start_run(run_config(checkpoint_every=2), tmp_path / "run", callbacks=[At(3, poison)])
-    with pytest.raises(TrainingError, match="the loss is nan at step 4"):
+    config = run_config(checkpoint_every=checkpoint_every, max_skipped_steps=2)
+    trainer = start_run(config, tmp_path / "run", callbacks=[At(3, poison)])
+    with pytest.raises(TrainingError, match=message):
         trainer.train()
-    assert latest_checkpoint(tmp_path / "run").name == "step-00000002"
+    kept = latest_checkpoint(tmp_path / "run")
+    assert kept is None or kept.name == "step-00000002"
 
 
 def test_gradient_checkpointing_changes_nothing(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -182,6 +190,9 @@ def test_damaged_state_names_the_file(run_config: Callable[..., RunConfig], tmp_
     start_run(config, tmp_path / "run").train()
     tensors = latest_checkpoint(tmp_path / "run") / "training.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=r"training\.safetensors is damaged or truncated"):
+        start_run(config, tmp_path / "run", resume=True)
+    (tensors.parent / "checksums.sha256").unlink()
     with pytest.raises(CheckpointError, match=r"training\.safetensors is missing, damaged or truncated"):
         start_run(config, tmp_path / "run", resume=True)
 

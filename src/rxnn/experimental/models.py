@@ -26,6 +26,7 @@ from sqat.checkpoint.model_files import (
 )
 from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
 from sqat.checkpoint.store import write_files, write_folder
+from sqat.checksums import MANIFEST
 from sqat.errors import ConfigError
 from sqat.hub.transfer import download
 
@@ -187,6 +188,10 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
                 repo_id or folder.name, config=config, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
             )
         return None
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
+        """As `huggingface_hub` does it, without the list of checksums: the Hub keeps its own."""
+        return str(super().push_to_hub(*args, **{"ignore_patterns": MANIFEST, **kwargs}))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README.md of :meth:`save_pretrained` and :meth:`push_to_hub`, whose `model_card_kwargs` come here."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sqat.checkpoint import rxnn, rxnn_config
 from sqat.checkpoint.store import recover, write_folder
+from sqat.checksums import check_files
 from sqat.config import ModelConfig
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder
@@ -90,8 +91,8 @@ def load_model(
         device: where to put it.
 
     Raises:
-        CheckpointError: missing or damaged files, missing, extra or mis-shaped tensors, unknown architecture; the
-            message names them.
+        CheckpointError: missing or damaged files (by the folder's checksums, if it has any), missing, extra or
+            mis-shaped tensors, unknown architecture; the message names them.
     """
     folder = Path(folder)
     config, is_rxnn = read_config(folder)
@@ -144,6 +145,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
             if folder.is_dir()
             else f"no checkpoint at {folder}"
         )
+    check_files(folder, [CONFIG_FILE])
     try:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -190,6 +192,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     index = folder / INDEX_FILE
     names = [WEIGHTS_FILE]
     if index.is_file() and not (folder / WEIGHTS_FILE).is_file():
+        check_files(folder, [INDEX_FILE])
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -199,6 +202,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder} has no {name}")
+        check_files(folder, [name])
         try:
             tensors |= load_file(path)
         except SafetensorError as error:

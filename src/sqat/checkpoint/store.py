@@ -2,6 +2,7 @@
 
 A folder is written beside its destination, flushed to disk, and renamed into place. Where the destination exists, it is
 moved aside first, to `.NAME.previous`; a crash between the two renames leaves that, and :func:`recover` puts it back.
+Every folder gets a list of its files' checksums (:mod:`sqat.checksums`), by which damage is found later.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sqat.checksums import MANIFEST, write_checksums
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,7 @@ def write_folder(destination: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent))
     try:
         yield temporary
+        write_checksums(temporary)
         temporary.chmod(0o777 & ~_umask())
         for path in temporary.rglob("*"):
             _flush(path)
@@ -44,7 +48,7 @@ def write_folder(destination: str | Path) -> Iterator[Path]:
 @contextmanager
 def write_files(folder: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder; on success its files move into `folder`, which exists: each replaces its
-    namesake whole, and others stay.
+    namesake whole, and others stay. Where the folder has a list of checksums, it lists these files from then on.
 
     For folders that are not this package's alone; a new one is better written by :func:`write_folder`.
     """
@@ -55,8 +59,12 @@ def write_files(folder: str | Path) -> Iterator[Path]:
         paths = sorted(temporary.iterdir())
         for path in paths:
             _flush(path)
+        listed = (folder / MANIFEST).exists()
+        (folder / MANIFEST).unlink(missing_ok=True)  # first: what it says of these files ends here
         for path in paths:
             os.replace(path, folder / path.name)
+        if listed:
+            write_checksums(folder, [path.name for path in paths])
         _flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -104,6 +104,7 @@ def evaluate(
     from sqat.data.tokens import cached_tokens
     from sqat.errors import ConfigError
     from sqat.train.evaluate import evaluate as evaluate_model
+    from sqat.train.memory import explain_out_of_memory
 
     for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2)):
         if value is not None and value < least:
@@ -112,5 +113,6 @@ def evaluate(
     source = open_source(data, "train" if Path(data).is_file() else split, field=field, limit=limit)
     with tokenising() as progress:
         tokens = cached_tokens(source, text_tokenizer, progress=progress)
-    result = evaluate_model(model, tokens, batch_size=batch_size, context_length=context)
+    with explain_out_of_memory("evaluation", batch_size):
+        result = evaluate_model(model, tokens, batch_size=batch_size, context_length=context)
     typer.echo(json.dumps(result.to_dict()) if as_json else result.summary())

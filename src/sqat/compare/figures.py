@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _point(line: dict[str, Any], cost: float, *more: str) -> dict[str, Any]:
-    point = {"step": line["step"], "tokens": line["tokens"], "flops": cost * line["tokens"], "loss": line["loss"]}
+    loss = math.nan if line["loss"] is None else line["loss"]  # which the log writes for what is no number
+    point = {"step": line["step"], "tokens": line["tokens"], "flops": cost * line["tokens"], "loss": loss}
     return {**point, **{name: line[name] for name in more if name in line}}
 
 

@@ -102,6 +102,7 @@ class KlMetric(Callback):
 
     def on_log(self, trainer: Any, metrics: dict[str, Any]) -> None:
         if self.task is not None and self.task.seen:
-            kl, targets = (torch.stack(part).sum().item() for part in zip(*self.task.seen, strict=True))
-            metrics["kl"] = kl / max(targets, 1)
+            kl, targets = (torch.stack(part) for part in zip(*self.task.seen, strict=True))
+            counted = kl.isfinite()  # others are of skipped steps
+            metrics["kl"] = (kl[counted].sum() / targets[counted].sum()).item()
             self.task.seen.clear()

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging
 
 from sqat.checkpoint.store import write_folder
+from sqat.checksums import check_files
 from sqat.convert.architectures import require_known
 from sqat.convert.heads import Groups
 from sqat.convert.plan import ConversionPlan
@@ -55,6 +56,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         ConfigError: another architecture.
     """
     path = folder / CONFIG_FILE
+    check_files(folder, [CONFIG_FILE])
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         require_known(str(values.get("model_type")))
@@ -73,6 +75,7 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
         ConfigError: an architecture that is not known here.
     """
     read_config(folder)
+    check_files(folder, [path.name for path in folder.glob("model*.safetensors*")])
     with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(

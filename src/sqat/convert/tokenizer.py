@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from sqat.checksums import check_files
 from sqat.data.text import open_source
 from sqat.errors import CheckpointError, ConfigError, DataError
 
@@ -29,8 +30,11 @@ class StockTokenizer:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        if not any(path for pattern in TOKENIZER_FILES for path in Path(folder).glob(pattern)):
+        folder = Path(folder)
+        files = [path.name for pattern in TOKENIZER_FILES for path in folder.glob(pattern)]
+        if not files:
             raise CheckpointError(f"{folder} has no tokenizer: no tokenizer.json, nor another file of one")
+        check_files(folder, files)
         try:
             self.backend: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -46,6 +50,10 @@ class StockTokenizer:
         end = self.backend.eos_token_id
         encoded = self.backend(texts, add_special_tokens=True, verbose=False)["input_ids"]
         return [ids if end is None or (ids and ids[-1] == end) else [*ids, end] for ids in encoded]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens written out."""
+        return str(self.backend.decode(ids))
 
     def fingerprint(self) -> str:
         """Hex digits that differ between tokenizers that may encode differently."""

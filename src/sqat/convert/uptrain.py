@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +165,7 @@ def start_uptraining(
 def steps_for(tokens: int, batches: Batches, config: TrainConfig) -> int:
     """Steps with that many training targets, to the nearest, at least one."""
     epoch = batches.tokens.num_tokens - len(batches.tokens)  # the first token of a document is no target
-    per_step = epoch / len(batches) * config.gradient_accumulation
+    per_step = epoch / math.ceil(len(batches) / config.gradient_accumulation)
     return max(1, round(tokens / per_step))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from sqat.checksums import check_files
 from sqat.durable import replace_file
 from sqat.errors import ConfigError, DataError
 
@@ -111,6 +112,7 @@ class Tokenizer:
         path = Path(path)
         if path.is_dir():
             path = path / TOKENIZER_FILE
+        check_files(path.parent, [path.name], error=DataError)
         try:
             serialized = path.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -2,7 +2,8 @@
 
 A token file is a folder: `tokens.bin` holds the ids of all documents one after the other, each [BOS] … [EOS];
 `offsets.bin` where each document begins and the last one ends; `byte_lengths.bin` how many bytes of UTF-8 each
-document's text has; `meta.json`, the sizes that these must have and what they were made from.
+document's text has; `meta.json`, the sizes that these must have and what they were made from; `checksums.sha256` the
+checksums of all, which are compared whenever the file is opened.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sqat.checksums import MANIFEST, check_files, write_checksums
 from sqat.data.text import Source
 from sqat.data.tokenizer import Tokenizer
 from sqat.durable import hidden_sibling, write_durably
@@ -91,6 +93,7 @@ def build_tokens(
     try:
         meta = _write_arrays(source, tokenizer, temporary, progress, batch_documents)
         write_durably(temporary / META, json.dumps(meta | made_from, indent=2))
+        write_checksums(temporary)
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -100,6 +103,7 @@ def build_tokens(
 def open_tokens(folder: str | Path) -> TokenFile:
     """Open a token file. Raises DataError, naming the file, where one is missing, damaged or of the wrong size."""
     folder = Path(folder)
+    check_files(folder, error=DataError)
     meta = _read_meta(folder)
     dtype = _dtype(meta["vocab_size"])
     tokens = _map(folder / TOKENS, dtype, meta["tokens"])
@@ -130,7 +134,7 @@ def cached_tokens(
 
 
 def _file_names() -> set[str]:
-    return {TOKENS, OFFSETS, BYTE_LENGTHS, META}
+    return {TOKENS, OFFSETS, BYTE_LENGTHS, META, MANIFEST}
 
 
 def _dtype(vocab_size: int) -> np.dtype:

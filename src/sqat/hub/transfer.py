@@ -9,6 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from sqat.checksums import MANIFEST
 from sqat.errors import CheckpointError, ConfigError
 from sqat.hub.failures import FAILURES, explain, usable_token
 
@@ -109,11 +110,13 @@ def upload(
 ) -> str:
     """Put the files of a folder into a model repository, made first if need be, in one commit; returns its address.
 
+    The list of checksums stays here: the Hub keeps its own, and files are edited there.
+
     Raises:
         CheckpointError: the Hub refused, or could not be reached.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
     return commit(files, repo_id, message, what=str(folder), private=private, token=token)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ class JsonlLog(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= trainer.state.step] if trainer.state.step else []
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
@@ -112,6 +113,8 @@ class JsonlLog(Callback):
         )
 
     def _append(self, record: dict[str, Any]) -> None:
+        # JSON has no numbers that are none.
+        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

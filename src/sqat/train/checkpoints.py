@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -66,7 +67,11 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss, or the newest where none was evaluated, or `None`."""
+    """The checkpoint with the lowest validation loss, or the newest where none was evaluated, or `None`.
+
+    One whose `training.json` is damaged is passed over, with a warning. Weights are not looked at: loading them says
+    whether they are whole, so that no worse model ever stands in for the best one unasked.
+    """
     checkpoints = list_checkpoints(run)
     scored = [(loss, path) for path in checkpoints if (loss := _validation_loss(path)) is not None]
     return min(scored)[1] if scored else (checkpoints[-1] if checkpoints else None)
@@ -90,14 +95,16 @@ def find_model(path: str | Path) -> Path:
 
 
 def _validation_loss(folder: Path) -> float | None:
-    """The validation loss of these very weights, or `None`: not evaluated at this step."""
+    """The validation loss of these very weights, or `None`: not evaluated at this step, or no number."""
     try:
         state = read_state(folder)
     except CheckpointError as error:
         logger.warning("passing over %s", error)
         return None
     evaluation = state.evaluation
-    return evaluation["loss"] if evaluation and evaluation.get("step") == state.step else None
+    if evaluation is None or evaluation.get("step") != state.step or not math.isfinite(evaluation["loss"]):
+        return None
+    return evaluation["loss"]
 
 
 def _rotate(run: Path, keep: int) -> None:

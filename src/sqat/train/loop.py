@@ -17,14 +17,17 @@ from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
-from sqat.errors import CheckpointError, TrainingError
+from sqat.errors import CheckpointError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
 from sqat.train.allocator import keep_freed_memory
 from sqat.train.callbacks import Callback, TokenLimit
-from sqat.train.checkpoints import latest_checkpoint, save_checkpoint
+from sqat.train.checkpoints import save_checkpoint
+from sqat.train.damage import newest_whole_checkpoint
 from sqat.train.device import make_accelerator, use_bf16
 from sqat.train.evaluate import Evaluation, evaluate
+from sqat.train.finite import SkippedSteps, require_finite_weights
+from sqat.train.memory import explain_out_of_memory
 from sqat.train.optim import cosine_with_warmup, make_optimizer, set_learning_rate
 from sqat.train.shards import suitable_shards
 from sqat.train.signals import StopOnSignals
@@ -72,6 +75,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.callbacks = [*callbacks, *([TokenLimit(config.max_tokens)] if config.max_tokens else [])]
         self.state = TrainState()
+        self.skipped = SkippedSteps(self)
         self.stop_reason: str | None = None
         self.interrupted = False
         self.accelerator = make_accelerator(config.device)
@@ -80,10 +84,8 @@ class Trainer:
         model.gradient_checkpointing = config.gradient_checkpointing
         model.to(self.accelerator.device)
         self.task, self.optimizer = self.accelerator.prepare(self.make_task(), make_optimizer(model, config))
-        if config.compile:
-            self.task = torch.compile(
-                self.task, dynamic=False
-            )  # a shape is a graph: an epoch has two, with its last batch
+        if config.compile:  # a shape is a graph: an epoch has two, with its last batch
+            self.task = torch.compile(self.task, dynamic=False)
         per_epoch = math.ceil(len(batches) / config.gradient_accumulation)
         self.total_steps = config.max_steps or per_epoch * (config.epochs or 1)
 
@@ -125,7 +127,8 @@ class Trainer:
                 if self.config.evaluate_first and self.state.step == 0:
                     self.evaluate()
                     window.restart()
-                for step_batches, after in islice(self._steps(), self.total_steps - self.state.step):
+                steps = self.micro_batches(self.state.data)
+                for step_batches, after in islice(steps, self.total_steps - self.state.step):
                     window.waited()
                     window.add(self._step(step_batches, after))
                     evaluation = self._after_step(window)
@@ -152,10 +155,9 @@ class Trainer:
         """Evaluate now, tell the callbacks, and remember the result; `None` without validation documents."""
         if self.validation is None:
             return None
-        result = self.measure(self.validation)
-        self.state.evaluation = {"step": self.state.step, **result.to_dict()}
-        best = self.state.best_loss
-        self.state.best_loss = result.loss if best is None else min(result.loss, best)
+        with explain_out_of_memory("validation", self.config.batch_size, self.config.gradient_accumulation):
+            result = self.measure(self.validation)
+        self.state.record(result.to_dict())
         for callback in self.callbacks:
             callback.on_evaluate(self, result)
         return result
@@ -164,24 +166,22 @@ class Trainer:
         """Write a checkpoint of this very step; `None` without a run folder.
 
         Raises:
-            TrainingError: weights that are no longer numbers, which are not worth keeping.
+            TrainingError: weights that are no longer numbers, or too many skipped steps in a row.
         """
+        self.skipped.settle()
         if self.out is None:
             return None
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise TrainingError(
-                f"the weights are not finite after step {self.state.step}; earlier checkpoints are kept"
-            )
+        require_finite_weights(self.model, self.state.step)
         keep = self.config.keep_checkpoints
         return save_checkpoint(self.out, self.write_model, self.state, self.optimizer, self.tokenizer, keep=keep)
 
     def resume(self) -> bool:
-        """Go on from the run's newest checkpoint, to the same bits as if it had not stopped; false if there is none.
+        """Go on from the newest whole checkpoint, to the same bits as if the run had not stopped; false without any.
 
         Raises:
-            CheckpointError: the checkpoint is damaged or of another model.
+            CheckpointError: all checkpoints are damaged, or the newest is of another model.
         """
-        checkpoint = None if self.out is None else latest_checkpoint(self.out)
+        checkpoint = None if self.out is None else newest_whole_checkpoint(self.out)
         if checkpoint is None:
             return False
         self.load_weights(checkpoint)
@@ -189,11 +189,10 @@ class Trainer:
         logger.info("resumed %s at step %d", checkpoint, self.state.step)
         return True
 
-    def _steps(self) -> Iterator[tuple[list[Batch], BatchState]]:
-        """The micro-batches of each step, without end, and the data state after it. The last step of an epoch may have
-        fewer.
+    def micro_batches(self, data: BatchState) -> Iterator[tuple[list[Batch], BatchState]]:
+        """The micro-batches of each step from a data state on, without end, and the state after it. The last step of an
+        epoch may have fewer.
         """
-        data = self.state.data
         while True:
             rows = self.batches.epoch(data)
             while group := list(islice(rows, self.config.gradient_accumulation)):
@@ -212,7 +211,8 @@ class Trainer:
         )
         set_learning_rate(self.optimizer.param_groups, rate)
         targets = sum(batch.num_targets for batch in micro_batches)
-        with self._autocast():
+        memory = explain_out_of_memory(f"step {self.state.step + 1}", config.batch_size, config.gradient_accumulation)
+        with self._autocast(), memory:
             sums = train_step(
                 self.task,
                 micro_batches,
@@ -223,7 +223,8 @@ class Trainer:
             )
         self.state.step += 1
         self.state.tokens += targets
-        self.state.data = after
+        before, self.state.data = self.state.data, after
+        self.skipped.add(before, sums)
         return sums
 
     def _after_step(self, window: MetricsWindow) -> Evaluation | None:
@@ -232,17 +233,14 @@ class Trainer:
             callback.on_step(self)
         last = step == self.total_steps
         if step % config.log_every == 0 or last:
+            self.skipped.settle()
             metrics = {
                 "step": step,
                 "tokens": self.state.tokens,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "skipped_steps": self.state.skipped_steps,
                 **window.read(),
             }
-            if not math.isfinite(metrics["loss"]):
-                raise TrainingError(
-                    f"the loss is {metrics['loss']} at step {step}; earlier checkpoints are kept. "
-                    "A lower learning_rate or some warmup_steps may help"
-                )
             for callback in self.callbacks:
                 callback.on_log(self, metrics)
         if last or self.stop_reason:  # the end has its own evaluation and checkpoint

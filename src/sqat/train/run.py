@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -26,7 +27,10 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 
 # Fields that do not change what a run computes, and so may differ when it is resumed.
-FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir"}
+FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir", "max_skipped_steps"}
+
+# Fields that change how a step is computed, and with it the last bits, but not what: a way out where memory is short.
+_FREE_FOR_MEMORY = {"batch_size", "gradient_accumulation", "gradient_checkpointing"}
 
 
 def start_run(
@@ -108,11 +112,21 @@ def check_folder(config: Config, out: Path, resume: bool) -> None:
             raise ConfigError(f"{out} holds a run already: resume it (--resume), or choose another folder (--out)")
         return
     if (out / CONFIG_FILE).is_file():
-        saved = type(config).from_dict(read_yaml(out / CONFIG_FILE)).to_dict()
+        try:
+            saved = type(config).from_dict(read_yaml(out / CONFIG_FILE)).to_dict()
+        except ConfigError as error:
+            raise ConfigError(f"{out / CONFIG_FILE} is damaged, or of another version: {error}") from error
+        free = FREE_ON_RESUME | (_FREE_FOR_MEMORY if _rows(saved) == _rows(config.to_dict()) else set())
         for section, fields in config.to_dict().items():
             for name, value in fields.items():
-                if name not in FREE_ON_RESUME and saved[section][name] != value:
+                if name not in free and saved[section][name] != value:
                     raise ConfigError(
                         f"{section}.{name} is {value!r}, but the run in {out} has {saved[section][name]!r}: "
                         "resume it with its own configuration, or choose another folder"
                     )
+
+
+def _rows(config: Mapping[str, Any]) -> int:
+    """Of a step."""
+    train = config["train"]
+    return int(train["batch_size"] * train["gradient_accumulation"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sqat.checksums import check_files
 from sqat.data.batches import BatchState
 from sqat.errors import CheckpointError
 
@@ -29,6 +31,14 @@ class TrainState:
     best_loss: float | None = None  # lowest validation loss so far
     evaluation: dict[str, Any] | None = None  # the latest one
     finished: bool = False
+    skipped_steps: int = 0  # of all steps, those whose loss or gradient was no number
+    skipped_in_a_row: int = 0  # up to now
+
+    def record(self, evaluation: dict[str, Any]) -> None:
+        """Remember an evaluation of this very step. A loss that is no number is no best one."""
+        self.evaluation = {"step": self.step, **evaluation}
+        losses = [loss for loss in (self.best_loss, evaluation["loss"]) if loss is not None and math.isfinite(loss)]
+        self.best_loss = min(losses, default=None)
 
 
 def write_state(folder: Path, state: TrainState, optimizer: torch.optim.Optimizer) -> None:
@@ -47,6 +57,7 @@ def read_state(folder: Path) -> TrainState:
     path = folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {STATE_FILE}: it holds a model, but no run to resume")
+    check_files(folder, [STATE_FILE])
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return TrainState(**{**values, "data": BatchState(**values["data"])})
@@ -62,6 +73,7 @@ def restore(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
     """
     state = read_state(folder)
     path = folder / TENSORS_FILE
+    check_files(folder, [TENSORS_FILE])
     try:
         tensors = load_file(path)
     except (FileNotFoundError, SafetensorError) as error:

@@ -13,6 +13,7 @@ from sqat.data.batches import Batch
 from sqat.data.tokenizer import PAD
 from sqat.model import Decoder
 from sqat.model.moe import RouterStats
+from sqat.train.finite import not_finite, step_unless
 from sqat.train.loss import LossSums, linear_cross_entropy, router_loss
 from sqat.train.shards import Shards
 
@@ -28,6 +29,7 @@ class StepSums(NamedTuple):
     router_loss: Tensor  # mean over micro-batches, unweighted
     router: tuple[RouterStats, ...]
     grad_norm: Tensor  # before clipping
+    skipped: Tensor  # 1.0 where loss or gradient is no finite number, and so nothing was updated; else 0.0
 
 
 class TrainingLoss(nn.Module):
@@ -92,7 +94,8 @@ def train_step(
 ) -> StepSums:
     """Run one step. The micro-batches count as one batch: their cross-entropy is divided by all their targets together.
 
-    The router loss is taken per micro-batch and averaged (it is not additive over tokens).
+    The router loss is taken per micro-batch and averaged (it is not additive over tokens). A loss or gradient that is
+    no finite number changes neither weights nor the optimizer's state; no GPU is waited for to see it.
 
     Args:
         task: a :class:`TrainingLoss`, wrapped or not.
@@ -108,10 +111,12 @@ def train_step(
         auxiliaries.append(auxiliary)
         routers.append(router)
     grad_norm = clip()
-    optimizer.step()
-    optimizer.zero_grad()
     loss_sum, correct, targets = (torch.stack(part).sum() for part in zip(*losses, strict=True))
-    return StepSums(loss_sum, correct, targets, torch.stack(auxiliaries).mean(), add_router_stats(routers), grad_norm)
+    skipped = not_finite(loss_sum, grad_norm)
+    step_unless(skipped, optimizer)
+    optimizer.zero_grad()
+    auxiliary, router = torch.stack(auxiliaries).mean(), add_router_stats(routers)
+    return StepSums(loss_sum, correct, targets, auxiliary, router, grad_norm, skipped)
 
 
 def _groups(values: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -33,20 +34,25 @@ class MetricsWindow:
         self.mark = now
 
     def read(self) -> dict[str, float]:
-        """The means since the last call; empties the window."""
-        targets = torch.stack([s.targets for s in self.steps]).sum().item()
-        metrics = {
-            "loss": torch.stack([s.loss for s in self.steps]).sum().item() / max(targets, 1),
-            "accuracy": torch.stack([s.correct for s in self.steps]).sum().item() / max(targets, 1),
-            "grad_norm": torch.stack([s.grad_norm for s in self.steps]).mean().item(),
-        }
-        if router := self.steps[-1].router:
-            metrics["router_loss"] = torch.stack([s.router_loss for s in self.steps]).mean().item()
+        """The means since the last call, of steps that were not skipped (NaN where all were); empties the window."""
+        skipped = torch.stack([s.skipped for s in self.steps]).tolist()
+        steps = [s for s, was_skipped in zip(self.steps, skipped, strict=True) if not was_skipped]
+        metrics = dict.fromkeys(("loss", "accuracy", "grad_norm"), math.nan)
+        if steps:
+            targets = torch.stack([s.targets for s in steps]).sum().item()
+            metrics = {
+                "loss": torch.stack([s.loss for s in steps]).sum().item() / max(targets, 1),
+                "accuracy": torch.stack([s.correct for s in steps]).sum().item() / max(targets, 1),
+                "grad_norm": torch.stack([s.grad_norm for s in steps]).mean().item(),
+            }
+        if steps and (router := steps[-1].router):
+            metrics["router_loss"] = torch.stack([s.router_loss for s in steps]).mean().item()
             load = torch.stack([layer.load_E / layer.load_E.sum() for layer in router])
             metrics["router_max_load"] = load.max().item() * load.shape[1]  # 1 when balanced
             metrics["router_entropy"] = torch.stack([layer.entropy / layer.tokens for layer in router]).mean().item()
         self.seconds += time.perf_counter() - self.mark  # reading waited for the device
-        metrics["tokens_per_second"] = targets / max(self.seconds, 1e-9)
+        seen = torch.stack([s.targets for s in self.steps]).sum().item()
+        metrics["tokens_per_second"] = seen / max(self.seconds, 1e-9)
         metrics["data_wait"] = self.data_seconds / max(self.seconds, 1e-9)
         self.steps, self.seconds, self.data_seconds = [], 0.0, 0.0
         self.restart()

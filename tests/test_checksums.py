@@ -1,0 +1,124 @@
+"""Lists of checksums: whatever changes in a folder that has one is seen, and what others made is left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sqat.checksums import MANIFEST, check_files, write_checksums
+from sqat.errors import CheckpointError, DataError
+
+CONTENT = {"a.json": b"{}", "below/b.bin": bytes(range(251)), "empty": b"", "naïve name.txt": b"text\n"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, content in CONTENT.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    write_checksums(tmp_path)
+    return tmp_path
+
+
+def rewrite(folder: Path, lines: str) -> None:
+    """A list that is whole, but says something else."""
+    head = f"# SHA-256 of the lines below: {hashlib.sha256(lines.encode()).hexdigest()}\n"
+    (folder / MANIFEST).write_text(head + lines)
+
+
+def test_an_untouched_folder(folder):
+    check_files(folder)
+    check_files(folder, ["a.json", "not listed"])
+    write_checksums(folder)  # does not list itself
+    assert MANIFEST not in (folder / MANIFEST).read_text()
+    check_files(folder)
+
+
+@pytest.mark.parametrize("name", [name for name, content in CONTENT.items() if content])
+def test_any_flipped_byte_names_its_file(folder, flip_bytes, name):
+    for _ in flip_bytes(folder / name):
+        with pytest.raises(CheckpointError, match=re.escape(f"{folder / name} is damaged or truncated: its SHA-256")):
+            check_files(folder)
+        check_files(folder, [other for other in CONTENT if other != name])
+    check_files(folder)
+
+
+def test_any_flipped_byte_of_the_list_names_the_list(folder, flip_bytes):
+    for _ in flip_bytes(folder / MANIFEST):
+        with pytest.raises(CheckpointError, match=re.escape(f"{folder / MANIFEST} is damaged")):
+            check_files(folder, ["a.json"])
+
+
+@pytest.mark.parametrize("kept", [0, 1, 31, 95, 96, 97, 180, -1])
+def test_a_truncated_list(folder, kept):
+    path = folder / MANIFEST
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=re.escape(f"{path} is damaged: its first line is not the checksum")):
+        check_files(folder)
+
+
+def test_a_missing_file(folder):
+    (folder / "below" / "b.bin").unlink()
+    with pytest.raises(DataError, match=rf"below/b\.bin is missing, although {MANIFEST} lists it"):
+        check_files(folder, error=DataError)
+    check_files(folder, ["a.json"])
+
+
+def test_a_lengthened_file(folder):
+    (folder / "empty").write_bytes(b"\0")
+    with pytest.raises(CheckpointError, match="empty is damaged"):
+        check_files(folder)
+
+
+def test_a_folder_without_a_list_is_not_checked(folder):
+    (folder / MANIFEST).unlink()
+    (folder / "a.json").unlink()
+    check_files(folder)
+    check_files(folder, ["a.json"])
+
+
+def test_a_folder_without_files(tmp_path):
+    write_checksums(tmp_path)
+    check_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside", "below/../../outside"])
+def test_files_elsewhere_are_not_touched(folder, name):
+    rewrite(folder, f"{'0' * 64}  {name}\n")
+    with pytest.raises(CheckpointError, match=rf"lists '{name}', but must list files in its own folder"):
+        check_files(folder)
+
+
+@pytest.mark.parametrize("line", ["nonsense", "", "0  a.json", f"{'0' * 64} a.json", f"{'0' * 64}  "])
+def test_a_line_that_is_none_is_quoted(folder, line):
+    rewrite(folder, line + "\n")
+    with pytest.raises(CheckpointError, match=re.escape(f"{MANIFEST} has the line {line!r}, but must have a SHA-256")):
+        check_files(folder)
+
+
+def test_a_name_that_no_file_can_have(folder):
+    rewrite(folder, f"{'0' * 64}  \0\n")
+    with pytest.raises(CheckpointError, match="is missing, although"):
+        check_files(folder)
+
+
+def test_a_huge_list_is_not_read(folder, monkeypatch):
+    monkeypatch.setattr("sqat.checksums._LARGEST", 100)
+    with pytest.raises(CheckpointError, match=rf"{MANIFEST} is damaged: it has \d+ bytes, but must have at most 100"):
+        check_files(folder)
+
+
+def test_sha256sum_reads_it(folder):
+    if shutil.which("sha256sum") is None:
+        pytest.skip("sha256sum is not here")
+    command = ["sha256sum", "--check", "--strict", MANIFEST]
+    assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
+    (folder / "a.json").write_bytes(b"[]")
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "a.json: FAILED" in result.stdout
