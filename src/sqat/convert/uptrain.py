@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import math
+import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
