@@ -12,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from sqat.checkpoint.tokens import cause, without_tokens
 from sqat.config import ModelConfig
 from sqat.cost import parameters
 from sqat.errors import CheckpointError, ConfigError
@@ -19,7 +20,7 @@ from sqat.variants import attention_name
 
 # What the client raises: its HTTP library's errors, OSError for connections and files, RuntimeError from its upload
 # threads, ValueError for ids and for answers that it cannot read.
-_FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
+FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
 
 TAGS = ("SparseQueryAttention", "SQA")
 MIXIN_TAGS = ("RxNN", "pytorch_model_hub_mixin", "model_hub_mixin")
@@ -69,9 +70,9 @@ def download(
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
-        except _FAILURES as error:
+        except FAILURES as error:
             problem = f"{repo_id!r} is no local folder, and its {name} cannot be had from the Hub"
-            raise CheckpointError(f"{problem}: {error}") from error
+            raise CheckpointError(f"{problem}: {without_tokens(error, token)}") from cause(error, token)
         folder = Path(path).parent
         revision = folder.name  # the commit, so that the next file is of the same
     return folder
@@ -98,8 +99,9 @@ def upload(
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         # Not upload_folder, which may spread what belongs together over several commits.
         return str(api.create_commit(repo.repo_id, files, commit_message=message).commit_url)
-    except _FAILURES as error:
-        raise CheckpointError(f"{folder} cannot be uploaded to {repo_id!r}: {error}") from error
+    except FAILURES as error:
+        problem = f"{folder} cannot be uploaded to {repo_id!r}"
+        raise CheckpointError(f"{problem}: {without_tokens(error, token)}") from cause(error, token)
 
 
 def model_card(config: ModelConfig, loading: str, library: str = "sqat", tags: Sequence[str] = MIXIN_TAGS) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqat.errors import ConfigError
 from sqat.train.evaluate import Evaluation
+from sqat.untrusted import parse_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -99,7 +100,7 @@ class JsonlLog(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= trainer.state.step] if trainer.state.step else []
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
@@ -117,11 +118,12 @@ class JsonlLog(Callback):
 
 
 def _step_of(line: str) -> float:
-    """The step of a log line; infinite where a crash cut it short."""
+    """The step of a log line; infinite where a crash cut it short, or something else wrote it."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        step = parse_json(line, finite=False)["step"]
+    except (ValueError, KeyError, TypeError):
         return float("inf")
+    return step if type(step) is int else float("inf")
 
 
 class TensorBoard(Callback):
