@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -36,11 +37,17 @@ class Config:
             no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if no_default and name not in values:
                 raise ConfigError(f"{cls.__name__}: field {name!r} is missing")
-        types_of = typing.get_type_hints(cls)
+        types_of = _types_of(cls)
         return cls(**{name: convert(value, types_of[name], f"{cls.__name__}.{name}") for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+@functools.cache
+def _types_of(cls: type) -> dict[str, Any]:
+    """The fields' types; kept, since Python compiles every annotation anew."""
+    return typing.get_type_hints(cls)
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:

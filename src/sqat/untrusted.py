@@ -18,6 +18,7 @@ MAX_JSON_BYTES = 1 << 26
 MAX_YAML_BYTES = 1 << 18
 MAX_DEPTH = 64  # of lists and mappings in one another
 MAX_YAML_NODES = 100_000  # with every alias written out
+MAX_SHOWN = 600  # characters of a value in a message
 MAX_NAMES = 12  # of a list of names in a message
 
 _shown = reprlib.Repr()
@@ -28,7 +29,8 @@ _shown.maxstring, _shown.maxother, _shown.maxlong = 200, 200, 60
 def shown(value: object) -> str:
     """`repr(value)`, shortened where it is long or deep."""
     try:
-        return _shown.repr(value)
+        text = _shown.repr(value)
+        return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
     except (ValueError, RecursionError):  # of a number with more digits than Python writes out
         return f"a {type(value).__name__} too large to show"
 
@@ -43,9 +45,11 @@ def read_text(path: Path, most_bytes: int) -> str:
     """A text file in UTF-8.
 
     Raises:
-        ValueError: larger than `most_bytes`, or not UTF-8.
+        ValueError: larger than `most_bytes`, not UTF-8, or no file but a pipe or device, which may have no end.
         OSError: cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
     with open(path, "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -109,8 +113,8 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} characters")
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -123,8 +127,6 @@ def parse_yaml(text: str) -> Any:
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         # Of PyYAML's readers of dates and numbers, which pass on whatever Python raises.
         raise ValueError(f"it holds a value that cannot be read: {error}") from error
-    finally:
-        loader.dispose()
 
 
 def _require_bounded(node: yaml.Node, known: dict[int, tuple[int, int]], depth: int = 0) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from sqat.checkpoint.store import write_folder
 from sqat.checkpoint.tokens import cause, without_tokens
 from sqat.convert.heads import Groups
 from sqat.convert.plan import ConversionPlan
-from sqat.convert.stock_files import read_plain_json, require_plain_config, require_weights, shorten
+from sqat.convert.stock_files import read_plain_json, require_plain_config, require_sizes, require_weights, shorten
 from sqat.convert.tokenizer import TOKENIZER_FILES
 from sqat.errors import CheckpointError, ConfigError
 from sqat.untrusted import shown
@@ -63,7 +63,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
     path = folder / CONFIG_FILE
     try:
         require_plain_config(read_plain_json(path))
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        require_sizes(config)
+        return config
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except CheckpointError:

@@ -22,7 +22,7 @@ WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 MAX_STOCK_CONFIG_BYTES = 1 << 20
 MAX_NUMBER = 1 << 24  # of any count in a configuration
-MAX_LAYERS = 1 << 12
+MAX_LAYERS = 1 << 10
 MAX_ITEMS = 1 << 13  # of a list in a configuration, such as the kinds of layers
 
 _REFUSED = {
@@ -100,15 +100,22 @@ def require_weights(folder: Path, config: PreTrainedConfig) -> None:
         )
 
 
+def require_sizes(config: PreTrainedConfig) -> None:
+    """Raise a ConfigError unless the sizes of a stock model are whole numbers of at least 1."""
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    optional = ("num_key_value_heads", "head_dim", "num_local_experts", "num_experts", "moe_intermediate_size")
+    for name in (*names, *(name for name in optional if getattr(config, name, None) is not None)):
+        size = getattr(config, name, None)
+        if type(size) is not int or not 1 <= size <= MAX_NUMBER:
+            raise ConfigError(f"{name} is {shown(size)}, but must be a whole number from 1 to {MAX_NUMBER:,}")
+
+
 def _least_elements(config: PreTrainedConfig) -> int:
     """How many numbers the embedding, the attention and the feed-forward of a model are, at least."""
     heads, width = heads_of(config), config.hidden_size
     attention = 2 * width * heads.head_dim * (heads.query + heads.kv)
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-    sizes = (config.vocab_size, width, config.num_hidden_layers, *heads, experts, inner)
-    if not all(type(size) is int and size >= 1 for size in sizes):
-        raise CheckpointError(f"the configuration asks for the sizes {shown(sizes)}, but all must be at least 1")
     dense = min(inner, config.intermediate_size)  # layers without experts may be among the others
     return config.vocab_size * width + config.num_hidden_layers * (attention + 3 * width * min(experts * inner, dense))
 

@@ -223,12 +223,20 @@ def _between_blank_lines(chunks: Iterator[str], path: Path) -> Iterator[str]:
 
 
 def _pieces(chunks: Iterator[str], separator: str, path: Path) -> Iterator[str]:
-    unfinished = ""
+    """What lies between separators, one of which the end of a chunk may cut."""
+    held: list[str] = []  # of the piece that is being read, all but the edge
+    edge = ""
     for chunk in chunks:
-        *pieces, unfinished = (unfinished + chunk).split(separator)
-        yield from pieces
-        _require_length(len(unfinished), path)
-    yield unfinished
+        *pieces, rest = (edge + chunk).split(separator)
+        if pieces:
+            yield "".join(held) + pieces[0]
+            yield from pieces[1:]
+            held = []
+        cut = max(0, len(rest) - len(separator) + 1)
+        held.append(rest[:cut])
+        edge = rest[cut:]
+        _require_length(sum(map(len, held)), path)
+    yield "".join(held) + edge
 
 
 def _require_length(characters: int, path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sqat.data.regex_check import require_quick_regex
-from sqat.untrusted import parse_json, shown
+from sqat.untrusted import parse_json, read_text, shown
 
 MAX_TOKENIZER_BYTES = 1 << 26
 MAX_VOCABULARY = 1 << 22  # ids are below it
@@ -40,11 +40,7 @@ def read_tokenizer_file(path: Path) -> str:
         OSError: cannot be read.
         ValueError: too large, not JSON in UTF-8, or not of the form that is read here; the message says where.
     """
-    with open(path, "rb") as file:
-        data = file.read(MAX_TOKENIZER_BYTES + 1)
-    if len(data) > MAX_TOKENIZER_BYTES:
-        raise ValueError(f"it is larger than {MAX_TOKENIZER_BYTES:,} bytes")
-    text = data.decode("utf-8")
+    text = read_text(path, MAX_TOKENIZER_BYTES)
     check_tokenizer(parse_json(text))
     return text
 
@@ -55,11 +51,11 @@ def check_tokenizer(values: Any) -> None:
         raise ValueError("it has no model")
     model = values["model"]
     kind = model.get("type", "BPE")
-    if kind == "BPE":
-        _check_merges(model)
-    elif kind != "WordLevel":
+    if kind not in ("BPE", "WordLevel"):
         raise ValueError(f"model.type is {shown(kind)}, but must be 'BPE'")
     _check_vocabulary(model.get("vocab"))
+    if kind == "BPE":
+        _check_merges(model)
     _check_added(values.get("added_tokens"))
     for name, kinds in _PARTS.items():
         _check_part(values.get(name), name, kinds)
@@ -89,6 +85,8 @@ def _check_merges(model: dict[str, Any]) -> None:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) and p for p in pair):
             raise ValueError(f"model.merges holds {shown(merge)}, but must hold pairs of tokens")
+        if not all(token in model["vocab"] for token in (*pair, "".join(pair))):
+            raise ValueError(f"model.merges holds {shown(merge)}, which model.vocab lacks, or what they merge to")
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name) not in (None, ""):
             raise ValueError(f"model.{name} is {shown(model[name])}, but must be null: byte-level encodings have none")
@@ -116,7 +114,7 @@ def _check_part(part: Any, where: str, kinds: set[str]) -> None:
     """One step of the pipeline, or the steps of a sequence."""
     if part is None:
         return
-    if not isinstance(part, dict) or part.get("type") not in kinds:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str) or part["type"] not in kinds:
         found = part.get("type") if isinstance(part, dict) else part
         raise ValueError(f"{where}.type is {shown(found)}, but must be one of {', '.join(sorted(kinds))}")
     if part["type"] == "Sequence":
