@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from sqat.checkpoint.tokens import cause, without_tokens
+from sqat.checkpoint.tokens import cause, require_sendable, without_tokens
 from sqat.config import ModelConfig
 from sqat.cost import parameters
 from sqat.errors import CheckpointError, ConfigError
@@ -58,7 +58,9 @@ def download(
 
     Raises:
         CheckpointError: no such repository, revision or file, no access, or no connection.
+        ConfigError: a token that cannot be one.
     """
+    require_sendable(token)
     for name in names:
         try:
             path = hf_hub_download(
@@ -90,7 +92,9 @@ def upload(
 
     Raises:
         CheckpointError: the Hub refused, or could not be reached.
+        ConfigError: a token that cannot be one.
     """
+    require_sendable(token)
     folder = Path(folder)
     api = HfApi(token=token)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

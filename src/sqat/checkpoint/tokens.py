@@ -11,6 +11,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from sqat.errors import ConfigError
+
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 HIDDEN = "<token>"
 _SHORTEST = 4  # what is shorter is no token, and would be cut out of ordinary words
@@ -34,6 +36,17 @@ def cause(error: BaseException, *tokens: object) -> BaseException | None:
             return None
         link = link.__cause__ or link.__context__
     return error
+
+
+def require_sendable(token: object = None) -> None:
+    """Raise a ConfigError where a token (by default the user's own) holds what no HTTP header can: the HTTP library
+    would show it in its error and its log.
+    """
+    from huggingface_hub import get_token
+
+    used = token if isinstance(token, str) else get_token()
+    if used and not (used.strip().isascii() and used.strip().isprintable() and " " not in used.strip()):
+        raise ConfigError("the access token for the Hub (HF_TOKEN) holds spaces or characters that no token has")
 
 
 def _known(tokens: tuple[object, ...]) -> list[str]:

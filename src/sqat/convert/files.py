@@ -18,7 +18,7 @@ from transformers.utils import logging
 from sqat.checkpoint.headers import require_inside
 from sqat.checkpoint.hub import FAILURES
 from sqat.checkpoint.store import write_folder
-from sqat.checkpoint.tokens import cause, without_tokens
+from sqat.checkpoint.tokens import cause, require_sendable, without_tokens
 from sqat.convert.heads import Groups
 from sqat.convert.plan import ConversionPlan
 from sqat.convert.stock_files import read_plain_json, require_plain_config, require_sizes, require_weights, shorten
@@ -46,6 +46,7 @@ def locate(model: str | Path) -> Path:
         return folder
     if there:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}")
+    require_sendable()
     try:
         return Path(snapshot_download(str(model), allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, *FAILURES) as error:
