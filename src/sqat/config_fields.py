@@ -37,7 +37,7 @@ class Config:
             no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if no_default and name not in values:
                 raise ConfigError(f"{cls.__name__}: field {name!r} is missing")
-        types_of = _types_of(cls)
+        types_of = _types_of(cls)  # type: ignore[arg-type]
         return cls(**{name: convert(value, types_of[name], f"{cls.__name__}.{name}") for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,28 +1,23 @@
-"""Changed files and values for hypothesis, and what must hold for each: an error of errors.py or none, soon, in little
-memory.
-"""
+"""Changed files and values for hypothesis."""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
-import resource
-import signal
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
+
+import pytest
+
+pytest.importorskip("hypothesis", reason='hypothesis is missing: pip install "sqat[dev]"')
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-
-from sqat.errors import SqatError
+from limits import bounded as bounded
+from limits import little_memory as little_memory
 
 INPUTS = int(os.environ.get("SQAT_FUZZ") or (100_000 if os.environ.get("SQAT_FAULTS") == "full" else 0))
-SECONDS = 20  # of one input, on a machine that does other things as well
-SPARE_BYTES = 3 << 30  # of addresses, beyond what the process has when a test begins
 
 HOSTILE = [
     *(None, True, False, 0, -1, 1, 2, 3, 7, 65_537, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63), 10**15),
@@ -43,50 +38,6 @@ def fuzz(quick: int) -> Callable[[Any], Any]:
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
-
-
-class Hangs(BaseException):
-    """An input took more than its time; no Exception, so that nothing takes it for an ordinary one."""
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """An input's bounds: SqatError or nothing comes out, within `SECONDS`, and nobody ran out of memory on the way."""
-
-    def give_up(number: int, frame: FrameType | None) -> None:
-        raise Hangs(f"more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except SqatError as error:
-        link: BaseException | None = error
-        while link is not None:
-            assert not isinstance(link, MemoryError), "a bound on memory was met by the machine's, not by a check"
-            assert type(link).__name__ != "PanicException", f"a library gave up in the middle: {link}"
-            link = link.__cause__ or link.__context__
-        text = str(error)
-        assert text
-        assert len(text) < 20_000, "a message nobody can read"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@contextmanager
-def little_memory(spare: int = SPARE_BYTES) -> Iterator[None]:
-    """While open, the process may have `spare` bytes of addresses more than now: asking for more is a MemoryError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm", encoding="ascii") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + spare, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @st.composite

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fuzzing import bounded, little_memory
+from limits import bounded, little_memory
 from safetensors.torch import save_file
 
 from sqat.checkpoint import load_model, read_config, save_model

@@ -30,7 +30,7 @@ def test_config_json(checkpoint: Path) -> None:
     own = json.loads((checkpoint / "config.json").read_text())
     original = config_to_rxnn(preset("sqat-mm"))
 
-    @fuzz(500)
+    @fuzz(300)
     @given(st.one_of(json_files(own, NAMES), json_files(original, tuple(original))))
     def check(data: bytes) -> None:
         (checkpoint / "config.json").write_bytes(data)
@@ -45,7 +45,7 @@ def test_config_json(checkpoint: Path) -> None:
 def test_a_model_is_built_of_no_config_that_its_weights_do_not_fit(checkpoint: Path) -> None:
     own = json.loads((checkpoint / "config.json").read_text())
 
-    @fuzz(100)
+    @fuzz(40)
     @given(changed_json(own, NAMES))
     def check(values: Any) -> None:
         (checkpoint / "config.json").write_text(json.dumps(values))
@@ -71,7 +71,7 @@ def test_safetensors(checkpoint: Path, tokenizer: Tokenizer) -> None:
     path = checkpoint / "model.safetensors"
     valid = path.read_bytes()
 
-    @fuzz(150)
+    @fuzz(60)
     @given(safetensors_files(valid))
     def check(data: bytes) -> None:
         path.write_bytes(data)
@@ -95,7 +95,7 @@ def test_index(checkpoint: Path) -> None:
     index = {"metadata": {"total_size": 5}, "weight_map": weight_map}
     names = ("../checkpoint/model-00000.safetensors", "/etc/passwd", "model-00000.safetensors")
 
-    @fuzz(100)
+    @fuzz(30)
     @given(json_files(index, names))
     def check(data: bytes) -> None:
         (checkpoint / "model.safetensors.index.json").write_bytes(data)
@@ -118,7 +118,7 @@ def test_training_json(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> No
     write_state(tmp_path, state, _trained(tiny_model()))
     valid = json.loads((tmp_path / STATE_FILE).read_text())
 
-    @fuzz(300)
+    @fuzz(150)
     @given(json_files(valid))
     def check(data: bytes) -> None:
         (tmp_path / STATE_FILE).write_bytes(data)
@@ -135,7 +135,7 @@ def test_training_tensors(tmp_path: Path, tiny_model: Callable[..., Decoder]) ->
     write_state(tmp_path, TrainState(1, 3), optimizer)
     valid = (tmp_path / TENSORS_FILE).read_bytes()
 
-    @fuzz(100)
+    @fuzz(30)
     @given(safetensors_files(valid))
     def check(data: bytes) -> None:
         (tmp_path / TENSORS_FILE).write_bytes(data)

@@ -110,7 +110,7 @@ def test_command_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in COMMANDS[:5]:  # without bounds: what they are compiled of may take a while the first time
         assert run(line)[0] == 0
 
-    @fuzz(120)
+    @fuzz(40)
     @given(command_lines())
     def check(line: list[str]) -> None:
         os.chdir(folder)

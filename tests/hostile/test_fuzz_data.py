@@ -40,7 +40,7 @@ def jsonl_files(draw: Any) -> bytes:
 
 
 def test_jsonl(tmp_path: Path) -> None:
-    @fuzz(300)
+    @fuzz(150)
     @given(jsonl_files(), st.sampled_from(("strict", "replace")))
     def check(data: bytes, encoding_errors: str) -> None:
         path = tmp_path / "stories.jsonl"
@@ -57,7 +57,7 @@ def test_compressed_jsonl(tmp_path: Path, suffix: str) -> None:
     plain = "\n".join(json.dumps(record) for record in RECORDS).encode()
     packed = gzip.compress(plain) if suffix == ".gz" else bytes(pa.compress(plain, "zstd", asbytes=True))
 
-    @fuzz(100)
+    @fuzz(40)
     @given(changed_bytes(packed))
     def check(data: bytes) -> None:
         path = tmp_path / f"stories.jsonl{suffix}"
@@ -72,7 +72,7 @@ def test_compressed_jsonl(tmp_path: Path, suffix: str) -> None:
 def test_text(tmp_path: Path) -> None:
     separated = ["\n\n".join(STORIES[:3]).encode(), "\n<|endoftext|>\n".join(STORIES[:3]).encode()]
 
-    @fuzz(150)
+    @fuzz(60)
     @given(st.sampled_from(separated).flatmap(changed_bytes), st.sampled_from(("strict", "replace")))
     def check(data: bytes, encoding_errors: str) -> None:
         path = tmp_path / "stories.txt"
@@ -105,7 +105,7 @@ def _parquet_files(folder: Path) -> list[bytes]:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    @fuzz(300)
+    @fuzz(120)
     @given(st.sampled_from(_parquet_files(tmp_path)).flatmap(changed_bytes), st.sampled_from(("strict", "replace")))
     def check(data: bytes, encoding_errors: str) -> None:
         path = tmp_path / "stories.parquet"
@@ -126,7 +126,7 @@ def test_tokenizer_json(tmp_path: Path, tokenizer: Tokenizer) -> None:
     sequence = {"type": "Sequence", "pretokenizers": [regex, valid["pre_tokenizer"]]}
     names = ("Regex", "type", "pattern", "Split", "id", "content")
 
-    @fuzz(150)
+    @fuzz(50)
     @given(st.one_of(json_files(valid, names), json_files({**valid, "pre_tokenizer": sequence}, names)))
     def check(data: bytes) -> None:
         path.write_bytes(data)
@@ -147,7 +147,7 @@ def test_token_files(tmp_path: Path, tokenizer: Tokenizer) -> None:
         *(st.tuples(st.just(name), changed_bytes(data)) for name, data in valid.items() if name != "meta.json"),
     )
 
-    @fuzz(300)
+    @fuzz(100)
     @given(changes, st.sampled_from(("rows", "packed")))
     def check(change: tuple[str, bytes], mode: str) -> None:
         name, data = change

@@ -67,7 +67,7 @@ def yaml_files(draw: Any, valid: Any, names: tuple[str, ...]) -> bytes:
 
 @pytest.mark.parametrize(("kind", "valid"), [(RunConfig, RUN), (ComparePlan, PLAN)], ids=["run", "plan"])
 def test_yaml(tmp_path: Path, kind: Any, valid: Any) -> None:
-    @fuzz(100)
+    @fuzz(40)
     @given(yaml_files(valid, NAMES))
     def check(data: bytes) -> None:
         path = tmp_path / "run.yaml"
@@ -89,7 +89,7 @@ def test_overrides() -> None:
     )
     names = st.one_of(st.sampled_from(NAMES), st.text(max_size=10))
 
-    @fuzz(200)
+    @fuzz(60)
     @given(st.sampled_from(("model", "data", "train", "", "model.")), names, values, st.sampled_from(("=", "", "==")))
     def check(section: str, name: str, value: str, equals: str) -> None:
         with bounded():
@@ -107,7 +107,7 @@ def test_metrics_log(tmp_path: Path) -> None:
     lines = [json.dumps({"kind": "train", "step": step, "loss": 1.5}).encode() for step in range(4)]
     trainer: Any = SimpleNamespace(state=SimpleNamespace(step=2))
 
-    @fuzz(200)
+    @fuzz(60)
     @given(json_files(json.loads(lines[0])), changed_bytes(b"\n".join(lines) + b"\n"), st.booleans())
     def check(line: bytes, whole: bytes, one_line: bool) -> None:
         path = tmp_path / "metrics.jsonl"
@@ -130,7 +130,7 @@ def test_stock_config(tmp_path: Path) -> None:
     ]
     names = ("auto_map", "quantization_config", "attn_implementation", "dtype", "rope_scaling", "layer_types")
 
-    @fuzz(60)
+    @fuzz(20)
     @given(st.sampled_from(valid).flatmap(lambda values: json_files(values, names)))
     def check(data: bytes) -> None:
         (tmp_path / "config.json").write_bytes(data)
@@ -149,7 +149,7 @@ def test_stock_tokenizer(tmp_path: Path, tokenizer: Tokenizer) -> None:
         lambda name: st.tuples(st.just(name), json_files(json.loads(valid[name]), names))
     )
 
-    @fuzz(30)
+    @fuzz(10)
     @given(change)
     def check(change: tuple[str, bytes]) -> None:
         name, data = change

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -82,5 +83,6 @@ def load_batch(path: str | Path, device: str) -> Batch:
     """What :func:`save_batch` wrote."""
     with safe_open(path, framework="pt") as file:
         counted = (file.metadata() or {}).get("counted")
-        parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    return Batch(*(parts.get(name) for name in Batch._fields[:-1]), counted and int(counted)).to(device)
+        parts: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    whole = {**dict.fromkeys(Batch._fields), **parts, "counted": None if counted is None else int(counted)}
+    return Batch(**whole).to(device)

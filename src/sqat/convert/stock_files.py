@@ -74,11 +74,15 @@ def require_plain_config(values: dict[str, Any]) -> None:
 def _require_sane(name: str, value: Any) -> None:
     if type(value) is int and abs(value) > MAX_NUMBER and name != "rope_theta":
         raise ConfigError(f"{shown(name)} is {shown(value)}, but must be at most {MAX_NUMBER:,}")
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    parts: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, list):
+        parts = [(name, part) for part in value]
     if len(parts) > MAX_ITEMS:
         raise ConfigError(f"{shown(name)} holds {len(parts):,} values, but must hold at most {MAX_ITEMS:,}")
-    for part in parts:
-        _require_sane(name, part)
+    for part_name, part in parts:
+        _require_sane(part_name, part)
 
 
 def require_weights(folder: Path, config: PreTrainedConfig) -> None:

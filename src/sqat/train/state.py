@@ -66,16 +66,14 @@ def _require_progress(state: TrainState) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
             raise ValueError(f"{name} is {shown(value)}, but must be a whole number of at least 0")
-    losses = {"best_loss": state.best_loss}
+    losses: dict[str, Any] = {"best_loss": state.best_loss}
     if state.evaluation is not None:
         if not isinstance(state.evaluation, dict):
             raise ValueError(f"evaluation is {shown(state.evaluation)}, but must be figures by name, or null")
         losses["evaluation.loss"] = state.evaluation["loss"]
-    for name, value in losses.items():
-        if not (value is None and name == "best_loss") and (
-            isinstance(value, bool) or not isinstance(value, int | float)
-        ):
-            raise ValueError(f"{name} is {shown(value)}, but must be a number")
+    for name, loss in losses.items():
+        if not (loss is None and name == "best_loss") and (isinstance(loss, bool) or not isinstance(loss, int | float)):
+            raise ValueError(f"{name} is {shown(loss)}, but must be a number")
     if not isinstance(state.finished, bool):
         raise ValueError(f"finished is {shown(state.finished)}, but must be true or false")
 
