@@ -6,11 +6,34 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqat.config_fields import Config, require, require_choice, require_fraction, require_positive
+from sqat.config_fields import (
+    Config,
+    require,
+    require_at_most,
+    require_choice,
+    require_finite,
+    require_fraction,
+    require_positive,
+)
 
 ACTIVATIONS = ("silu", "swish", "gelu", "relu", "sigmoid", "linear")
 NORMS = ("rmsnorm", "layernorm")
 INITS = ("normal", "torch")
+
+# Far above any model there is. A configuration may come with a checkpoint from anywhere: beyond these, building so
+# much as a list of its layers would take minutes or all memory.
+CEILINGS = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "num_layers": 1 << 12,
+    "num_query_heads": 1 << 14,
+    "num_kv_heads": 1 << 14,
+    "head_dim": 1 << 16,
+    "intermediate_size": 1 << 22,
+    "context_length": 1 << 24,
+    "num_experts": 1 << 14,
+    "global_tokens": 1 << 24,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +83,8 @@ class ModelConfig(Config):
             require_positive(self, name)
         require_positive(self, "intermediate_size")
         require(self.context_length >= 2, self, "context_length", "at least 2 (one token and the one after it)")
+        for name, most in CEILINGS.items():
+            require_at_most(self, name, most)
         require(self.head_dim % 2 == 0, self, "head_dim", "even, since rotary embedding turns pairs")
         query_heads, kv_heads = self.num_query_heads, self.num_kv_heads
         right = f"a divisor of num_query_heads ({query_heads}): {_divisors(query_heads)}; or a multiple of it"
@@ -84,6 +109,9 @@ class ModelConfig(Config):
         require_choice(self, "init", INITS)
         require(self.norm_eps is None or self.norm_eps > 0, self, "norm_eps", "positive, or null for torch's default")
         require(self.rope_theta > 0, self, "rope_theta", "positive, such as 10000")
+        require_finite(self, "rope_theta")
+        if self.norm_eps is not None:
+            require_finite(self, "norm_eps")
         require_fraction(self, "attention_dropout")
         require_fraction(self, "feedforward_dropout")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from sqat.errors import ConfigError
+from sqat.untrusted import shown
 
 
 class Config:
@@ -23,22 +26,28 @@ class Config:
             ConfigError: an unknown or missing field, or a value of the wrong type.
         """
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{cls.__name__}: expected a mapping of fields, found {values!r}")
+            raise ConfigError(f"{cls.__name__}: expected a mapping of fields, found {shown(values)}")
         fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for name in values:
             if name not in fields:
-                close = difflib.get_close_matches(str(name), fields, n=1)
+                close = difflib.get_close_matches(str(name)[:100], fields, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(fields)}"
-                raise ConfigError(f"{cls.__name__}: unknown field {name!r}; {hint}")
+                raise ConfigError(f"{cls.__name__}: unknown field {shown(name)}; {hint}")
         for name, field in fields.items():
             no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if no_default and name not in values:
                 raise ConfigError(f"{cls.__name__}: field {name!r} is missing")
-        types_of = typing.get_type_hints(cls)
+        types_of = _types_of(cls)  # type: ignore[arg-type]
         return cls(**{name: convert(value, types_of[name], f"{cls.__name__}.{name}") for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+@functools.cache
+def _types_of(cls: type) -> dict[str, Any]:
+    """The fields' types; kept, since Python compiles every annotation anew."""
+    return typing.get_type_hints(cls)
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
@@ -65,7 +74,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         if converted is not None:
             return converted
     names = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
-    raise ConfigError(f"{where} is {value!r}, but must be {names}")
+    raise ConfigError(f"{where} is {shown(value)}, but must be {names}")
 
 
 def _convert_scalar(value: Any, kind: Any) -> Any:
@@ -80,7 +89,9 @@ def _convert_scalar(value: Any, kind: Any) -> Any:
     if kind in (int, float) and isinstance(value, (int, float, str)):
         try:
             number = float(value)  # YAML 1.1 reads "2e-3" as a string
-        except ValueError:
+        except (ValueError, OverflowError):
+            return None
+        if not math.isfinite(number):
             return None
         if kind is float:
             return number
@@ -93,11 +104,19 @@ def _convert_scalar(value: Any, kind: Any) -> Any:
 def require(condition: bool, config: object, field: str, right: str) -> None:
     """Raise a ConfigError naming the field, its value and what would be right, unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"{type(config).__name__}.{field} is {getattr(config, field)!r}, but must be {right}")
+        raise ConfigError(f"{type(config).__name__}.{field} is {shown(getattr(config, field))}, but must be {right}")
 
 
 def require_positive(config: object, field: str) -> None:
     require(getattr(config, field) >= 1, config, field, "at least 1")
+
+
+def require_finite(config: object, field: str) -> None:
+    require(math.isfinite(getattr(config, field)), config, field, "a finite number")
+
+
+def require_at_most(config: object, field: str, most: int) -> None:
+    require(getattr(config, field) <= most, config, field, f"at most {most:,}")
 
 
 def require_choice(config: object, field: str, choices: Sequence[str]) -> None:

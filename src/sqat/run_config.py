@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sqat.config import ModelConfig
-from sqat.config_fields import Config, require, require_choice, require_positive
+from sqat.config_fields import Config, require, require_at_most, require_choice, require_positive
 from sqat.errors import ConfigError
+from sqat.untrusted import MAX_YAML_BYTES, parse_yaml, read_text, shown
 from sqat.variants import preset
 
 PRECISIONS = ("auto", "bf16", "float32")
 ROUTER_LOSSES = ("balanced", "card", "none")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +90,14 @@ class TrainConfig(Config):
         require(0 <= self.min_learning_rate <= self.learning_rate, self, "min_learning_rate", right)
         for name in ("warmup_steps", "weight_decay", "router_loss_weight", "seed"):
             require(getattr(self, name) >= 0, self, name, "at least 0")
+        require_at_most(self, "seed", 2**63 - 1)
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, self, name, "at least 0 and below 1")
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "positive, or null for no clipping")
         require_choice(self, "precision", PRECISIONS)
         require_choice(self, "router_loss", ROUTER_LOSSES)
         right = "auto, cpu, cuda, cuda:N or mps"
-        require(self.device.split(":")[0] in ("auto", "cpu", "cuda", "mps"), self, "device", right)
+        require(_DEVICE.fullmatch(self.device) is not None, self, "device", right)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ class RunConfig(Config):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         if not isinstance(values, Mapping):
-            raise ConfigError(f"RunConfig: expected a mapping with model, data and train, found {values!r}")
+            raise ConfigError(f"RunConfig: expected a mapping with model, data and train, found {shown(values)}")
         values = dict(values)
         if "model" in values:
             values["model"] = _model_config(values["model"])
@@ -137,8 +139,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse_yaml(read_text(path, MAX_YAML_BYTES))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, but must hold a mapping with model, data and train")
@@ -164,11 +166,11 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
             if parent == "model" and isinstance(below, str):
                 below = {"preset": below}
             if not isinstance(below, Mapping):
-                raise ConfigError(f"override {override!r}: {parent} is {below!r}, which has no fields")
+                raise ConfigError(f"override {override!r}: {parent} is {shown(below)}, which has no fields")
             level[parent] = dict(below)
             level = level[parent]
         try:
-            level[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            level[name] = parse_yaml(text)
+        except ValueError as error:
             raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from sqat.bench.generation import measure_generation
 from sqat.bench.long import PAPER, measure_long
 from sqat.bench.results import BenchError, Result, Table
 from sqat.bench.settings import Context
+from sqat.bench.workload import load_batch, save_batch
 from sqat.checkpoint.rxnn_config import config_to_rxnn
+from sqat.data.batches import Batch
 from sqat.variants import VARIANTS
 
 Make = Callable[..., Context]
@@ -173,3 +176,15 @@ def test_too_little_data_is_said(context: Make) -> None:
 def test_titles_by_which_targets_are_found(context: Make) -> None:
     result = measure_attention(context(rounds=1))
     assert isinstance(result.table(attention.title(attention.BOTH, 31)), Table)
+
+
+@pytest.mark.parametrize("documents", [True, False])
+def test_a_batch_reaches_a_child_whole(tmp_path: Path, documents: bool) -> None:
+    tokens = torch.arange(21).view(3, 7)
+    positions = (tokens % 5, tokens % 2) if documents else (None, None)
+    batch = Batch(tokens, tokens.roll(-1), *positions, counted=17)
+    found = load_batch(save_batch(batch, tmp_path / "batch.safetensors"), "cpu")
+    assert found.counted == 17
+    for name in ("inputs", "targets", "positions", "documents"):
+        expected, part = getattr(batch, name), getattr(found, name)
+        assert (part is None) if expected is None else torch.equal(part, expected)

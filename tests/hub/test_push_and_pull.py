@@ -282,7 +282,7 @@ class TestPush:
 
     @pytest.mark.parametrize("token", [f"{SECRET}\x01", f"{SECRET} ", f"{SECRET}é"])
     def test_a_token_that_cannot_be_is_not_shown(self, token, run_folder, monkeypatch):
-        monkeypatch.setattr("sqat.hub.failures.get_token", lambda: token)
+        monkeypatch.setattr("sqat.hub.tokens.get_token", lambda: token)
         with pytest.raises(ConfigError, match="characters that no token has") as error:
             sqat.push(run_folder, REPO)
         assert SECRET not in repr(error.value.__cause__) + str(error.value)

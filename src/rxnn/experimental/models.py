@@ -138,11 +138,11 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
+        tensors = native_tensors(load_model(folder))  # first: it holds the configuration to what is there
         arguments = {**_read_arguments(folder), **model_kwargs}
         with torch.device("meta"):
             model = cls(**arguments)
         model.arguments = arguments
-        tensors = native_tensors(load_model(folder))
         check_tensors(tensors, expected_shapes(model.model.config), folder / WEIGHTS_FILE)
         model.model.load_state_dict(tensors, assign=True)
         return model.to(map_location).eval()

@@ -45,7 +45,7 @@ def peak_table(context: Context) -> Table:
             if library == "rxnn" or not missing("rxlm"):
                 task = snippet_task(context, library, arguments, COUNTS)
                 candidates[name] = partial(_peak, context, "card-snippet", task)
-    batch = save_batch(plain(context.workload.batch(settings)), context.folder / "memory-batch.pt")
+    batch = save_batch(plain(context.workload.batch(settings)), context.folder / "memory-batch.safetensors")
     for backend in EXPERTS if settings.config.is_moe and not missing("transformers") else ():
         step = {"kind": f"qwen3 {backend}", "model": settings.config.to_dict(), "batch": str(batch), **COUNTS}
         candidates[f"transformers {backend}"] = partial(_peak, context, "steps", {**step, "device": settings.device})

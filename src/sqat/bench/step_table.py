@@ -58,7 +58,7 @@ def _batches(context: Context) -> dict[str, tuple[Batch, Path]]:
     packed, padded = (context.workload.batch(context.settings, mode) for mode in ("packed", "rows"))
     batches = {OURS: plain(packed), PACKED: packed, PADDED: padded}
     return {
-        name: (batch, save_batch(batch, context.folder / f"batch-{i}.pt"))
+        name: (batch, save_batch(batch, context.folder / f"batch-{i}.safetensors"))
         for i, (name, batch) in enumerate(batches.items())
     }
 

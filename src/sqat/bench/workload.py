@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from sqat.bench.results import BenchError
 from sqat.bench.settings import BenchSettings
@@ -71,10 +74,15 @@ def plain(batch: Batch) -> Batch:
 
 def save_batch(batch: Batch, path: Path) -> Path:
     """For a child process; see :func:`load_batch`."""
-    torch.save(tuple(batch), path)
+    tensors = {name: part.clone() for name, part in batch._asdict().items() if isinstance(part, Tensor)}
+    save_file(tensors, path, metadata={} if batch.counted is None else {"counted": str(batch.counted)})
     return path
 
 
 def load_batch(path: str | Path, device: str) -> Batch:
     """What :func:`save_batch` wrote."""
-    return Batch(*torch.load(path, weights_only=True)).to(device)
+    with safe_open(path, framework="pt") as file:
+        counted = (file.metadata() or {}).get("counted")
+        parts: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    whole = {**dict.fromkeys(Batch._fields), **parts, "counted": None if counted is None else int(counted)}
+    return Batch(**whole).to(device)

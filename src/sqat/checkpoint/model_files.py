@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sqat.checkpoint import rxnn, rxnn_config
+from sqat.checkpoint.headers import read_headers, require_plausible, weight_files
 from sqat.checkpoint.store import recover, write_folder
 from sqat.checksums import check_files
 from sqat.config import ModelConfig
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder
+from sqat.untrusted import read_json, shown
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = WEIGHTS_FILE + ".index.json"
+MAX_CONFIG_BYTES = 1 << 20
 MODEL_TYPE = "sqat"
 LAYOUTS = ("sqat", "rxnn")
 
@@ -96,18 +98,28 @@ def load_model(
     """
     folder = Path(folder)
     config, is_rxnn = read_config(folder)
-    tensors = _read_tensors(folder)
+    files = weight_files(folder, WEIGHTS_FILE)
+    headers = read_headers(files)
+    require_plausible(config, headers, folder / CONFIG_FILE, experts_apart=is_rxnn)
     expected = expected_shapes(config)
+    names = rxnn.shapes_to_rxnn(expected, config) if is_rxnn else expected
+    check_tensors(_own_names(headers, is_rxnn), names, folder / WEIGHTS_FILE)  # before there is any memory for them
+    tensors = _own_names(_read_tensors(files), is_rxnn)
     if is_rxnn:
-        tensors = rxnn.drop_buffers(tensors)
-        check_tensors(tensors, rxnn.shapes_to_rxnn(expected, config), folder / WEIGHTS_FILE)
         tensors = rxnn.tensors_from_rxnn(tensors, config, expected)
-    else:
-        tensors = {name.removeprefix(TRANSFORMERS_PREFIX): tensor for name, tensor in tensors.items()}
-        check_tensors(tensors, expected, folder / WEIGHTS_FILE)
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     return build(config, tensors).to(device).eval()
+
+
+def _own_names(tensors: Mapping[str, Tensor], is_rxnn: bool) -> dict[str, Tensor]:
+    if is_rxnn:
+        return rxnn.drop_buffers(tensors)
+    own = {name.removeprefix(TRANSFORMERS_PREFIX): tensor for name, tensor in tensors.items()}
+    if len(own) != len(tensors):
+        twice = next(name for name in own if name in tensors and TRANSFORMERS_PREFIX + name in tensors)
+        raise CheckpointError(f"{twice} is there twice: with and without {TRANSFORMERS_PREFIX!r} before it")
+    return own
 
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Decoder:
@@ -147,8 +159,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
         )
     check_files(folder, [CONFIG_FILE])
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values: Any = read_json(path, MAX_CONFIG_BYTES)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     try:
         if rxnn_config.is_rxnn_config(values):
@@ -156,7 +168,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
         if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
             found = values.get("model_type") if isinstance(values, dict) else values
             raise CheckpointError(
-                f"{path}: model_type is {found!r}, but must be {MODEL_TYPE!r}; or, in RxNN's layout, "
+                f"{path}: model_type is {shown(found)}, but must be {MODEL_TYPE!r}; or, in RxNN's layout, "
                 "att_type and embed_dim must be there"
             )
         fields = {name: value for name, value in values.items() if name not in _NOT_OF_THE_MODEL}
@@ -187,29 +199,18 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Si
         raise CheckpointError(f"{path} does not fit its {CONFIG_FILE}: {'; '.join(problems)}")
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, from one file or, as transformers writes large ones, from those an index names."""
-    index = folder / INDEX_FILE
-    names = [WEIGHTS_FILE]
-    if index.is_file() and not (folder / WEIGHTS_FILE).is_file():
-        check_files(folder, [INDEX_FILE])
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} is damaged: {error!r}") from error
+def _read_tensors(paths: list[Path]) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, from one file or, as transformers writes large ones, from several."""
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder} has no {name}")
-        check_files(folder, [name])
+    for path in paths:
+        check_files(path.parent, [path.name])
         try:
             tensors |= load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
     return tensors
 
 
 def _some(names: list[str], most: int = 4) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    first = ", ".join(names[:most])
+    return first if len(names) <= most else f"{first} and {len(names) - most} more"

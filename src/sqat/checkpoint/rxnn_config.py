@@ -7,6 +7,7 @@ from typing import Any
 
 from sqat.config import ModelConfig
 from sqat.errors import ConfigError
+from sqat.untrusted import shown
 
 # Arguments that change nothing here: kernels, limits of attention types that are not supported, initialisation.
 _IGNORED = {
@@ -54,9 +55,8 @@ def config_from_rxnn(values: Mapping[str, Any]) -> ModelConfig:
         ConfigError: an unsupported `att_type`, an unknown key, or counts that do not fit.
     """
     if unknown := sorted(set(values) - set(DEFAULTS) - _IGNORED):
-        raise ConfigError(
-            f"unknown key {unknown[0]!r}; the keys of RxNN's config are {', '.join(sorted(set(DEFAULTS) | _IGNORED))}"
-        )
+        known = ", ".join(sorted(set(DEFAULTS) | _IGNORED))
+        raise ConfigError(f"unknown key {shown(unknown[0])}; the keys of RxNN's config are {known}")
     v = {**DEFAULTS, **values}
     if v["att_type"] in _WINDOWED:
         raise ConfigError(
@@ -65,11 +65,11 @@ def config_from_rxnn(values: Mapping[str, Any]) -> ModelConfig:
             "after it), so its weights mean nothing under this package's windows"
         )
     if v["att_type"] not in ATT_TYPES:
-        raise ConfigError(f"att_type is {v['att_type']!r}, but must be one of {', '.join(ATT_TYPES)}")
+        raise ConfigError(f"att_type is {shown(v['att_type'])}, but must be one of {', '.join(ATT_TYPES)}")
     width, heads = v["embed_dim"], v["att_heads"]
     for key, value in (("embed_dim", width), ("att_heads", heads)):
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{key} is {value!r}, but must be a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{key} is {shown(value)}, but must be a positive integer")
     if width % heads:
         raise ConfigError(f"att_heads is {heads}, but must divide embed_dim ({width})")
     query_heads, kv_heads = {

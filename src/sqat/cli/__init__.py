@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 
@@ -36,12 +37,31 @@ app.add_typer(bench.bench, name="bench")
 def main() -> None:
     """Run the command line; what a user can put right is printed as one line, without a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
     try:
         app()
     except SqatError as error:
-        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(str(error), err=True)
-        sys.exit(1)
+        _fail(str(error))
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:  # a file that cannot be written, a name no file can have
+        if error.errno is None:
+            raise
+        _fail(str(error))
+    except MemoryError as error:
+        _fail(f"out of memory {error}".strip())
+
+
+def _fail(message: str) -> None:
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(one_line(message), err=True)
+    sys.exit(1)
+
+
+def one_line(message: str) -> str:
+    """A message as one line that commands a terminal nothing, whatever names of others it quotes."""
+    words = " ".join(message.split())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in words)

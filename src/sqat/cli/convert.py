@@ -96,11 +96,13 @@ def convert_heads(
     from sqat.convert import choose_heads, convert, plan_conversion, verify
     from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, require_free, write_conversion
     from sqat.convert.report import require_packages, write_report
+    from sqat.convert.stock_files import require_weights
     from sqat.convert.tokenizer import StockTokenizer, token_rows
 
     require_free(out)
     folder = locate(name)
     config = read_config(folder)
+    require_weights(folder, config)
     plan = plan_conversion(config, **changes)
     plan.require_stock()
     _check_calibration(plan, calibrate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from sqat.compare.budget import training_flops_per_token
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.compare.probes import score_probes
 from sqat.cost import kv_bytes_per_token, parameters
+from sqat.errors import DataError
 from sqat.generate import SamplingConfig, generate
 from sqat.train.loop import Trainer
 from sqat.train.run import METRICS_FILE
+from sqat.untrusted import parse_json
 
 PROMPT = "Once upon a time"
 STORY_TOKENS = 160
@@ -56,8 +57,14 @@ def run_figures(plan: ComparePlan, variant: Variant, seed: int, trainer: Trainer
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of a run's metrics file. Raises DataError for a damaged one."""
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            lines.append(parse_json(line, finite=False))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is damaged: {error}") from error
+    return lines
 
 
 def _point(line: dict[str, Any], cost: float, *more: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sqat.config import ModelConfig
 from sqat.durable import replace_file
 from sqat.errors import ConfigError, DataError
 from sqat.run_config import read_yaml
+from sqat.untrusted import parse_json, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Folder:
         """Raises DataError where it is damaged."""
         path = self.out / self.SETUP
         try:
-            return Setup.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return Setup.from_dict(read_json(path))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is missing or damaged: {error}") from error
 
@@ -119,7 +120,7 @@ class Folder:
         texts += [path.read_text(encoding="utf-8") for path in sorted((self.out / "runs").glob(f"*/{self.RESULT}"))]
         for text in texts:
             try:
-                run = json.loads(text)
+                run = parse_json(text, finite=False)
                 found[str(run["variant"]), int(run["seed"])] = text.strip() + "\n"
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{self.out}: the result {text[:60]!r} is damaged: {error}") from error

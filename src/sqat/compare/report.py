@@ -10,7 +10,7 @@ from sqat.compare.results import Comparison, read_comparison
 from sqat.compare.tables import all_tables, undecided
 from sqat.compare.text_table import TextTable
 from sqat.durable import replace_file
-from sqat.errors import ConfigError
+from sqat.errors import ConfigError, DataError, SqatError
 
 MARKDOWN, HTML, PICTURES = "report.md", "report.html", "pictures"
 INSTALL = 'pip install "sqat[report]"'
@@ -24,12 +24,23 @@ def write_report(out: Path) -> Path:
         DataError: the folder's raw data are missing or damaged.
     """
     try:
-        import jinja2
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"a report needs {error.name}: {INSTALL}") from error
     comparison = read_comparison(out)
+    try:
+        return _write(out, comparison)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        if isinstance(error, SqatError):
+            raise
+        raise DataError(f"{out}: its raw data are not what a comparison writes: {error!r}"[:500]) from error
+
+
+def _write(out: Path, comparison: Comparison) -> Path:
+    import jinja2
+
     tables, pictures = all_tables(comparison), draw_all(comparison)
     folder = out / PICTURES
     folder.mkdir(exist_ok=True)

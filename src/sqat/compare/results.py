@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from sqat.compare.plan import ComparePlan
 from sqat.compare.timing_pass import read_timing
 from sqat.config import ModelConfig
 from sqat.errors import DataError
+from sqat.untrusted import parse_json
 
 NEEDED = ("variant", "seed", "model", "parameters", "evaluation", "curve", "steps", "tokens", "flops", "peak_bytes")
 
@@ -100,7 +100,7 @@ def _read_runs(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
-            run = json.loads(line)
+            run = parse_json(line, finite=False)
             lacking = [key for key in NEEDED if key not in run]
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}, line {number} is damaged: {error}") from error

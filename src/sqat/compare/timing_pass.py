@@ -29,6 +29,7 @@ from sqat.generate import SamplingConfig, decode_tokens
 from sqat.model import Decoder
 from sqat.train.device import make_accelerator, use_bf16
 from sqat.train.prepare import prepare_data
+from sqat.untrusted import read_json
 
 ATTENTION_TOKENS = 16384  # of a batch, or one row where that is longer
 PART = ".timing.part.json"  # rounds that are done, until all are
@@ -75,7 +76,7 @@ def _go_on(part: Path, variants: dict[str, Any]) -> int:
     may be of another hour. What is damaged, or of other variants, is measured again.
     """
     try:
-        before = json.loads(part.read_text(encoding="utf-8")) if part.is_file() else {}
+        before = read_json(part, finite=False) if part.is_file() else {}
         same = {name: list(entry["attention"]) for name, entry in before.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return 0
@@ -92,8 +93,8 @@ def read_timing(out: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return read_json(path, finite=False)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}") from error
 
 

@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from sqat.checkpoint.headers import require_inside
 from sqat.checkpoint.store import write_folder
 from sqat.checksums import check_files
-from sqat.convert.architectures import require_known
 from sqat.convert.heads import Groups
 from sqat.convert.plan import ConversionPlan
+from sqat.convert.stock_files import read_plain_json, require_plain_config, require_sizes, require_weights, shorten
 from sqat.convert.tokenizer import TOKENIZER_FILES
 from sqat.convert.verify import Verification
 from sqat.errors import CheckpointError, ConfigError
+from sqat.hub.failures import FAILURES
+from sqat.hub.tokens import cause, usable_token, without_tokens
 from sqat.model_card import CARD_FILE, read_origin, stock_card
 from sqat.model_card.origin import RECORD_FILE
-from sqat.model_card.text import shown
+from sqat.model_card.text import public_name
+from sqat.untrusted import shown
 
 CONFIG_FILE = "config.json"
 _HUB_FILES = (*TOKENIZER_FILES, "*.json", "*.safetensors")
@@ -37,15 +41,21 @@ def locate(model: str | Path) -> Path:
     Raises:
         CheckpointError: neither.
     """
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+        there = folder.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{shown(str(model))} names no folder: {error}") from error
     if (folder / CONFIG_FILE).is_file():
         return folder
-    if folder.exists():
+    if there:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}")
+    usable_token()
     try:
         return Path(snapshot_download(str(model), allow_patterns=list(_HUB_FILES)))
-    except (HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{str(model)!r} is no local folder, and cannot be had from the Hub: {error}") from error
+    except (HfHubHTTPError, *FAILURES) as error:
+        problem = f"{str(model)!r} is no local folder, and cannot be had from the Hub"
+        raise CheckpointError(f"{problem}: {without_tokens(error)}") from cause(error)
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -58,13 +68,16 @@ def read_config(folder: Path) -> PreTrainedConfig:
     path = folder / CONFIG_FILE
     check_files(folder, [CONFIG_FILE])
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        require_known(str(values.get("model_type")))
-        return AutoConfig.from_pretrained(folder)
+        require_plain_config(read_plain_json(path))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        require_sizes(config)
+        return config
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except (OSError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # its classes raise whatever a value of the wrong type leads to
+        raise CheckpointError(f"{path} cannot be read: {shorten(error)}") from error
 
 
 def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
@@ -74,15 +87,22 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
         CheckpointError: missing or damaged weights.
         ConfigError: an architecture that is not known here.
     """
-    read_config(folder)
+    config = read_config(folder)
     check_files(folder, [path.name for path in folder.glob("model*.safetensors*")])
+    require_weights(folder, config)
     with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True,  # and nothing that would have to be unpickled
+                local_files_only=True,
             )
         except Exception as error:
-            raise CheckpointError(f"{folder} cannot be read: {error}") from error
+            raise CheckpointError(f"{folder} cannot be read: {shorten(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}")
     return model.eval()
@@ -111,16 +131,17 @@ def write_conversion(
         model.save_pretrained(out)
     for pattern in TOKENIZER_FILES:
         for path in source.glob(pattern):
+            require_inside(path)  # a link could bring any file of the user's into what may be published
             shutil.copyfile(path, out / path.name)
     record = {
-        "source": shown(name),
+        "source": public_name(name),
         "base_model": name if source != Path(name).expanduser() else None,  # the Hub's, or only a folder here
         "method": plan.method,
         "score": plan.score if plan.method != "mean" else None,
         "before": asdict(plan.before),
         "after": asdict(plan.after),
         "context_length": plan.context_length,
-        "verification": None if figures is None else {"text": shown(str(text)), **scalars(figures)},
+        "verification": None if figures is None else {"text": public_name(str(text)), **scalars(figures)},
         "merged_heads": groups,  # per layer, for each query head
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")

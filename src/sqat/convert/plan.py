@@ -184,8 +184,11 @@ def _layers(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]
 
 def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Of every parameter, tied ones once."""
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # its modules raise whatever a value that does not fit leads to
+        raise ConfigError(f"no {config.model_type} can be built of the configuration: {error}"[:500]) from error
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from sqat.checksums import check_files
+from sqat.convert.stock_files import require_plain_tokenizer
 from sqat.data.text import open_source
 from sqat.errors import CheckpointError, ConfigError, DataError
 
@@ -35,10 +36,14 @@ class StockTokenizer:
         if not files:
             raise CheckpointError(f"{folder} has no tokenizer: no tokenizer.json, nor another file of one")
         check_files(folder, files)
+        require_plain_tokenizer(folder)
         try:
-            self.backend: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder} has a tokenizer that transformers cannot read: {error}") from error
+            self.backend: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # whatever its many classes raise, and the tokenizers library's panics
+            problem = str(error)[:500]
+            raise CheckpointError(f"{folder} has a tokenizer that transformers cannot read: {problem}") from error
 
     @property
     def vocab_size(self) -> int:
@@ -79,7 +84,7 @@ def token_rows(spec: str, tokenizer: StockTokenizer, length: int, *, split: str 
         ConfigError: n is 0.
     """
     name, _, count = spec.rpartition(":")
-    limit = int(count) if name and count.isdecimal() else None
+    limit = int(count) if name and count.isascii() and count.isdecimal() and len(count) < 19 else None
     if limit == 0:
         raise ConfigError(f"{spec!r} asks for 0 documents, but must ask for 1 or more")
     plain = spec if limit is None or name == "stories" else name

@@ -12,6 +12,7 @@ from typing import Protocol
 from sqat.data.text_files import COMPRESSIONS, FORMATS, FileReader, find_shards, text_format
 from sqat.data.text_hub import HubReader, open_hub
 from sqat.errors import ConfigError, DataError
+from sqat.untrusted import shown
 
 DEFAULT_DATASET = "roneneldan/TinyStories"
 
@@ -118,8 +119,12 @@ def open_source(
         raise ConfigError(f'encoding_errors is {encoding_errors!r}; it must be "strict" or "replace"')
     if spec == "stories" or spec.startswith("stories:"):
         return ReadSource(_stories(spec, split, seed), limit)
-    path = Path(spec).expanduser()
-    if spec and path.exists():
+    try:
+        path = Path(spec).expanduser()
+        there = bool(spec) and path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a name no file can have, or a home of nobody
+        raise DataError(f"{shown(spec)} names no file: {error}") from error
+    if there:
         return ReadSource(_files(path, split, field, encoding_errors), limit)
     if _looks_like_a_path(spec):
         raise DataError(f"{spec}: no such file or folder")
@@ -132,8 +137,8 @@ def _stories(spec: str, split: str, seed: int) -> StoriesReader:
     if spec == "stories":
         return StoriesReader(DEFAULT_STORIES[split], split, seed)
     count = spec.removeprefix("stories:")
-    if not count.isdecimal() or int(count) < 1:
-        raise DataError(f'{spec}: write "stories" or "stories:COUNT" with a number of stories, 1 or more')
+    if not (count.isascii() and count.isdecimal() and len(count) < 19 and int(count) >= 1):
+        raise DataError(f'{shown(spec)}: write "stories" or "stories:COUNT" with a number of stories, 1 or more')
     return StoriesReader(int(count), split, seed)
 
 

@@ -5,17 +5,18 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from sqat.errors import DataError
+from sqat.untrusted import named, shown
 
 
 def check_text_column(schema: pa.Schema, field: str, place: str) -> None:
     """Raise DataError unless the column `field` exists and holds strings; `place` names the data in the message."""
     if field not in schema.names:
-        raise DataError(f"{place}: there is no field {field!r}; the fields are: {', '.join(schema.names)}")
+        raise DataError(f"{place}: there is no field {shown(field)}; the fields are: {named(schema.names)}")
     kind = schema.field(field).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise DataError(f"{place}: the field {field!r} holds {kind}, not strings")
+        raise DataError(f"{place}: the field {shown(field)} holds {str(kind)[:200]}, not strings")
 
 
 def column_texts(

@@ -1,13 +1,13 @@
 """Local files as documents: .parquet, .jsonl and .txt, also compressed, one by one or as a folder in the Hub's layout.
 
-Everything streams: a chunk of a file, or a thousand rows, is in memory at a time, and the document being read.
+Everything streams: a chunk of a file, or a thousand rows, is in memory at a time, and the document being read, which
+may have `MAX_DOCUMENT_BYTES`: what a few compressed kilobytes unpack to has no other end.
 """
 
 import codecs
 import io
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,8 +18,10 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sqat.data.parquet_pages import rows_at_a_time
 from sqat.data.text_columns import check_text_column, column_texts, decode_utf8, invalid_utf8
 from sqat.errors import DataError
+from sqat.untrusted import named, shown
 
 FORMATS = (".parquet", ".jsonl", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -27,6 +29,8 @@ END_OF_TEXT = "<|endoftext|>"
 
 CHUNK_BYTES = 1 << 20
 ROWS_AT_A_TIME = 1024
+MAX_DOCUMENT_BYTES = 1 << 26
+MAX_UNPACKING = 256  # times a compressed Parquet file's size: its pages are compressed themselves
 
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
 SPLIT_WORDS = {
@@ -120,23 +124,42 @@ def _split_of(path: Path) -> str | None:
 
 def _read_parquet(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
     with ExitStack() as stack:
-        stream: Path | BinaryIO = path
+        stream: BinaryIO
         if path.suffix.lower() in COMPRESSIONS:  # Parquet is read from its end, a compressed stream only forwards
             stream = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(stack.enter_context(_open_bytes(path)), stream)
+            _unpack(path, stack.enter_context(_open_bytes(path)), stream)
+        else:
+            stream = stack.enter_context(open(path, "rb"))
         file = stack.enter_context(pq.ParquetFile(stream))
         check_text_column(file.schema_arrow, field, str(path))
+        try:
+            rows = rows_at_a_time(stream, file.metadata, field, ROWS_AT_A_TIME)
+        except ValueError as error:
+            raise DataError(f"{path}: the field {shown(field)} cannot be read: {error}") from error
         row = 0
-        for batch in file.iter_batches(ROWS_AT_A_TIME, columns=[field]):
+        for batch in file.iter_batches(rows, columns=[field]):
             yield from column_texts(batch.column(0), encoding_errors, str(path), row)
             row += len(batch)
 
 
+def _unpack(path: Path, packed: BinaryIO, unpacked: BinaryIO) -> None:
+    most = MAX_UNPACKING * path.stat().st_size + CHUNK_BYTES
+    while chunk := packed.read(CHUNK_BYTES):
+        if unpacked.tell() + len(chunk) > most:
+            raise DataError(
+                f"{path}: it unpacks to more than {MAX_UNPACKING} times its size, which no Parquet file does"
+            )
+        unpacked.write(chunk)
+
+
 def _read_jsonl(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
     with _open_bytes(path) as stream:
-        for number, line in enumerate(stream, 1):
+        lines = iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b"")
+        for number, line in enumerate(lines, 1):
             if not line.isspace():
                 place = f"{path}, line {number}"
+                if len(line) > MAX_DOCUMENT_BYTES:
+                    raise DataError(f"{place}: longer than {MAX_DOCUMENT_BYTES:,} bytes, which no line may be")
                 text = decode_utf8(line, encoding_errors, place).removeprefix("\ufeff")
                 yield _json_field(text, field, encoding_errors, place)
 
@@ -144,15 +167,15 @@ def _read_jsonl(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
 def _json_field(line: str, field: str, encoding_errors: str, place: str) -> str:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits, and what is nested too deep
         raise DataError(f"{place}: not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{place}: a JSON object is needed, found {type(record).__name__}")
     if field not in record:
-        raise DataError(f"{place}: there is no field {field!r}; the fields are: {', '.join(record)}")
+        raise DataError(f"{place}: there is no field {shown(field)}; the fields are: {named(record)}")
     text = record[field]
     if not isinstance(text, str):
-        raise DataError(f"{place}: the field {field!r} holds {type(text).__name__}, not a string")
+        raise DataError(f"{place}: the field {shown(field)} holds {type(text).__name__}, not a string")
     repaired = re.sub("[\ud800-\udfff]", "\ufffd", text)
     if repaired != text and encoding_errors == "strict":
         raise DataError(
@@ -166,7 +189,7 @@ def _read_text(path: Path, encoding_errors: str) -> Iterator[str]:
     """Documents between <|endoftext|>, or between blank lines where that does not occur. Line ends are read as "\n",
     and those around a document belong to the separator."""
     separate = _between_markers if _holds_marker(path) else _between_blank_lines
-    for document in separate(_decoded_chunks(path, encoding_errors)):
+    for document in separate(_decoded_chunks(path, encoding_errors), path):
         yield document.strip("\n")
 
 
@@ -181,31 +204,47 @@ def _holds_marker(path: Path) -> bool:
     return False
 
 
-def _between_markers(chunks: Iterator[str]) -> Iterator[str]:
-    unfinished = ""
-    for chunk in chunks:
-        *documents, unfinished = (unfinished + chunk).split(END_OF_TEXT)
-        yield from documents
-    yield unfinished
+def _between_markers(chunks: Iterator[str], path: Path) -> Iterator[str]:
+    return _pieces(chunks, END_OF_TEXT, path)
 
 
-def _between_blank_lines(chunks: Iterator[str]) -> Iterator[str]:
+def _between_blank_lines(chunks: Iterator[str], path: Path) -> Iterator[str]:
     document: list[str] = []
-    for line in _lines(chunks):
+    length = 0
+    for line in _pieces(chunks, "\n", path):  # splitlines() also splits at characters of the text
         if line and not line.isspace():
             document.append(line)
+            length += len(line) + 1
+            _require_length(length, path)
         else:
             yield "\n".join(document)
-            document = []
+            document, length = [], 0
     yield "\n".join(document)
 
 
-def _lines(chunks: Iterator[str]) -> Iterator[str]:
-    unfinished = ""
+def _pieces(chunks: Iterator[str], separator: str, path: Path) -> Iterator[str]:
+    """What lies between separators, one of which the end of a chunk may cut."""
+    held: list[str] = []  # of the piece that is being read, all but the edge
+    edge = ""
     for chunk in chunks:
-        *lines, unfinished = (unfinished + chunk).split("\n")  # splitlines() also splits at characters of the text
-        yield from lines
-    yield unfinished
+        *pieces, rest = (edge + chunk).split(separator)
+        if pieces:
+            yield "".join(held) + pieces[0]
+            yield from pieces[1:]
+            held = []
+        cut = max(0, len(rest) - len(separator) + 1)
+        held.append(rest[:cut])
+        edge = rest[cut:]
+        _require_length(sum(map(len, held)), path)
+    yield "".join(held) + edge
+
+
+def _require_length(characters: int, path: Path) -> None:
+    if characters > MAX_DOCUMENT_BYTES:
+        raise DataError(
+            f"{path}: a document of more than {MAX_DOCUMENT_BYTES:,} characters: put {END_OF_TEXT} or blank lines "
+            "between documents"
+        )
 
 
 def _decoded_chunks(path: Path, encoding_errors: str) -> Iterator[str]:

@@ -13,8 +13,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sqat.checksums import check_files
+from sqat.data.tokenizer_check import read_tokenizer_file
 from sqat.durable import replace_file
 from sqat.errors import ConfigError, DataError
+from sqat.untrusted import shown
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
@@ -114,15 +116,13 @@ class Tokenizer:
             path = path / TOKENIZER_FILE
         check_files(path.parent, [path.name], error=DataError)
         try:
-            serialized = path.read_bytes().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            serialized = read_tokenizer_file(path)
+        except OSError as error:
             raise DataError(f"{path}: no readable tokenizer: {error}") from error
-        try:
-            backend = tokenizers.Tokenizer.from_str(serialized)
-        except Exception as error:  # the library raises nothing narrower
+        except ValueError as error:
             raise DataError(f"{path}: damaged, or not a tokenizer: {error}") from error
         try:
-            return cls(backend)
+            return cls(build_backend(serialized))
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
 
@@ -196,6 +196,16 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokeniz
     return tokenizer
 
 
+def build_backend(serialized: str) -> tokenizers.Tokenizer:
+    """What the library makes of a tokenizer.json's text. Raises DataError where it refuses or gives up."""
+    try:
+        return tokenizers.Tokenizer.from_str(serialized)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # it raises nothing narrower, and its panics are no Exception
+        raise DataError(f"damaged, or not a tokenizer: {str(error)[:500]}") from error
+
+
 def _check_special_tokens(backend: tokenizers.Tokenizer) -> None:
     found = tuple(backend.id_to_token(token_id) for token_id in range(len(SPECIAL_TOKENS)))
     if found != SPECIAL_TOKENS:
@@ -204,7 +214,7 @@ def _check_special_tokens(backend: tokenizers.Tokenizer) -> None:
 
 def _byte_level_settings(backend: tokenizers.Tokenizer) -> dict[str, Any]:
     state = json.loads(backend.to_str())
-    splitter = state["pre_tokenizer"] or {}
+    splitter = state.get("pre_tokenizer") or {}
     for step in splitter.get("pretokenizers", [splitter]):
         if step.get("type") == "ByteLevel" and state["model"]["type"] == "BPE":
             return step
@@ -225,7 +235,10 @@ def _token_bytes(backend: tokenizers.Tokenizer) -> list[bytes]:
         elif token in SPECIAL_TOKENS:
             table[token_id] = b""
         else:
-            table[token_id] = bytes(byte_of[character] for character in token)
+            try:
+                table[token_id] = bytes(byte_of[character] for character in token)
+            except KeyError as error:
+                raise DataError(f"the token {shown(token)} holds {error}, which stands for no byte") from error
     return table
 
 

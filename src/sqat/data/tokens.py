@@ -26,10 +26,12 @@ from sqat.data.tokenizer import Tokenizer
 from sqat.durable import hidden_sibling, write_durably
 from sqat.errors import DataError
 from sqat.folders import default_cache
+from sqat.untrusted import read_json, shown
 
 FORMAT_VERSION = 1
 TOKENS, OFFSETS, BYTE_LENGTHS, META = "tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"
 
+MAX_META_BYTES = 1 << 16
 BATCH_CHARACTERS = 1 << 22  # bounds the memory that a batch of long documents takes
 
 logger = logging.getLogger(__name__)
@@ -111,7 +113,17 @@ def open_tokens(folder: str | Path) -> TokenFile:
     byte_lengths = _map(folder / BYTE_LENGTHS, np.dtype(np.int64), meta["documents"])
     if offsets[0] != 0 or offsets[-1] != len(tokens):
         raise DataError(f"{folder / OFFSETS}: damaged: it does not span the {len(tokens)} tokens")
+    _check_contents(folder, tokens, offsets, meta["vocab_size"])
     return TokenFile(folder, tokens, offsets, byte_lengths, meta["vocab_size"], meta["document_bytes"])
+
+
+def _check_contents(folder: Path, tokens: np.ndarray, offsets: np.ndarray, vocab_size: int) -> None:
+    """Raise DataError unless every document has tokens and every id is in the vocabulary: a model would read beyond
+    its embedding."""
+    if offsets.min() < 0 or offsets.max() > len(tokens) or np.diff(offsets).min() < 1:
+        raise DataError(f"{folder / OFFSETS}: damaged: it must rise from document to document")
+    if (largest := int(tokens.max())) >= vocab_size:
+        raise DataError(f"{folder / TOKENS}: damaged: it holds the id {largest}, but vocab_size is {vocab_size}")
 
 
 def cached_tokens(
@@ -214,14 +226,14 @@ def _publish(built: Path, folder: Path) -> None:
 def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = read_json(path, MAX_META_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: missing or damaged, so {folder} is not a complete token file: {error}") from error
     counts = ("documents", "tokens", "document_bytes", "vocab_size")
-    if not (isinstance(meta, dict) and all(isinstance(meta.get(name), int) and meta[name] > 0 for name in counts)):
+    if not (isinstance(meta, dict) and all(type(meta.get(name)) is int and meta[name] > 0 for name in counts)):
         raise DataError(f"{path}: damaged: it must give positive whole numbers for {', '.join(counts)}")
     if meta.get("format") != FORMAT_VERSION:
-        raise DataError(f"{path}: format {meta.get('format')}; this version of sqat reads {FORMAT_VERSION}")
+        raise DataError(f"{path}: format {shown(meta.get('format'))}; this version of sqat reads {FORMAT_VERSION}")
     return meta
 
 

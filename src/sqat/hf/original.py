@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from sqat.checkpoint import load_model
-from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, native_tensors
+from sqat.checkpoint.model_files import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, native_tensors
 from sqat.checkpoint.rxnn_config import is_rxnn_config
 from sqat.hf.configuration_sqat import SQATConfig
 from sqat.hf.core import prefixed, to_transformers_config
 from sqat.hub.transfer import download
+from sqat.untrusted import read_json
 
 _FOR_THE_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
@@ -35,8 +35,8 @@ def read_original(name: str | Path, **options: Any) -> tuple[SQATConfig, dict[st
     if path is None:
         return None
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
+        values = read_json(Path(path), MAX_CONFIG_BYTES)
+    except (OSError, ValueError):
         return None
     if not is_rxnn_config(values):
         return None

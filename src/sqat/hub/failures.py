@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HfHubHTTPError,
@@ -13,18 +13,16 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 
-from sqat.errors import ConfigError
+from sqat.hub.tokens import LOG_IN, without_tokens
 
 # The client's HTTP library's errors, OSError for connections and files, RuntimeError from its upload threads,
 # ValueError for ids and for answers that it cannot read.
 FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
 
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-
 
 def explain(error: BaseException, repo_id: str, *, token: str | bool | None = None) -> str:
     """Why a request for a repository failed, and what would help; `token` is the one that was given, if any."""
-    return without_token(_explain(error, repo_id), token)
+    return without_tokens(_explain(error, repo_id), token)
 
 
 def _explain(error: BaseException, repo_id: str) -> str:
@@ -57,29 +55,3 @@ def _refused_token(error: HfHubHTTPError) -> bool:
     """The Hub answers 401 for what is not there, too; it names a bad token in a header."""
     message = error.response.headers.get("X-Error-Message") or ""
     return error.response.status_code == 401 and "credentials" in message.lower()
-
-
-def require_token(token: str | bool | None = None) -> None:
-    """Raise a ConfigError unless there is a token to write with, given or stored."""
-    if token is False or not usable_token(token):
-        raise ConfigError(f"nobody is logged in to the Hub, but writing there needs a token: {LOG_IN}")
-
-
-def usable_token(token: str | bool | None = None) -> str | None:
-    """The token that requests will carry, or `None`.
-
-    Raises:
-        ConfigError: it holds characters that no token has. (The HTTP library's own error would show it.)
-    """
-    found = token if isinstance(token, str) else None if token is False else get_token()
-    if found is not None and not (found.isascii() and found.isprintable() and " " not in found):
-        raise ConfigError(f"the Hub's token has characters that no token has, such as spaces or controls: {LOG_IN}")
-    return found
-
-
-def without_token(text: str, token: str | bool | None = None) -> str:
-    """A text with the given and the stored token struck out, whoever put them there."""
-    for secret in (token, get_token()):
-        if isinstance(secret, str) and secret:
-            text = text.replace(secret, "<token>")
-    return text

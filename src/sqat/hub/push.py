@@ -8,8 +8,8 @@ from typing import Any
 
 from sqat.checkpoint import read_config
 from sqat.errors import ConfigError
-from sqat.hub.failures import require_token
 from sqat.hub.model_folder import ModelFolder, belongs, check_model, form_of, model_files
+from sqat.hub.tokens import require_token
 from sqat.hub.transfer import commit, require_repo_id
 from sqat.model_card import CARD_FILE, Known, model_card, read_origin, stock_card, with_known
 from sqat.train.checkpoints import find_model

@@ -11,7 +11,8 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sqat.checksums import MANIFEST
 from sqat.errors import CheckpointError, ConfigError
-from sqat.hub.failures import FAILURES, explain, usable_token
+from sqat.hub.failures import FAILURES, explain
+from sqat.hub.tokens import cause, usable_token
 
 MAIN = "main"
 
@@ -63,7 +64,7 @@ def download(
             )
         except FAILURES as error:
             problem = f"{repo_id!r} is no local folder, and its {name} cannot be had from the Hub"
-            raise CheckpointError(f"{problem}: {explain(error, repo_id, token=token)}") from error
+            raise CheckpointError(f"{problem}: {explain(error, repo_id, token=token)}") from cause(error, token)
         folder = Path(path).parent
         revision = folder.name  # the commit, so that the next file is of the same
     return folder
@@ -97,7 +98,7 @@ def fetch(
     except FAILURES as error:
         at = "" if revision is None else f" at {revision!r}"
         problem = f"{repo_id!r}{at} cannot be had from the Hub"
-        raise CheckpointError(f"{problem}: {explain(error, repo_id, token=token)}") from error
+        raise CheckpointError(f"{problem}: {explain(error, repo_id, token=token)}") from cause(error, token)
 
 
 def upload(
@@ -160,4 +161,4 @@ def commit(
         return str(done.commit_url)
     except FAILURES as error:
         problem = f"{what} cannot be uploaded to {repo_id!r}"
-        raise CheckpointError(f"{problem}: {explain(error, repo_id, token=token)}") from error
+        raise CheckpointError(f"{problem}: {explain(error, repo_id, token=token)}") from cause(error, token)

@@ -17,6 +17,7 @@ from sqat.model.block import Block
 from sqat.model.cache import KVCache
 from sqat.model.init import initialise
 from sqat.model.mask import AttentionMask
+from sqat.model.memory import require_memory
 from sqat.model.moe import RouterStats
 from sqat.model.norm import make_norm
 from sqat.model.rope import rotary_tables
@@ -39,6 +40,8 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         drawn = torch.get_default_device().type != "meta"
+        if drawn:
+            require_memory(config)
         seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if drawn else 0  # before the layers draw
         self.config = config
         self.gradient_checkpointing = False

@@ -15,7 +15,7 @@ from sqat.model_card.known import Known
 from sqat.model_card.loading import LIBRARIES, loading_section
 from sqat.model_card.origin import Origin
 from sqat.model_card.results import conversion_results, eval_results, metric_names, results_section
-from sqat.model_card.text import shown, table
+from sqat.model_card.text import public_name, table
 from sqat.model_card.training import training_section
 from sqat.revision import revision
 from sqat.variants import attention_name
@@ -165,9 +165,10 @@ def _introduction(subject: Subject, kind: str) -> str:
 def _conversion(origin: Origin) -> str:
     record = origin.conversion or {}
     score = f", chosen by {record['score']}" if record.get("score") else ""
+    source = public_name(str(record["source"]))
     text = (
-        f"Made by `sqat convert` from `{shown(str(record['source']))}`, whose {record['before']['query_heads']} query "
-        f"heads became {record['after']['query_heads']} (method `{record['method']}`{score})."
+        f"Made by `sqat convert` from `{source}`, whose {record['before']['query_heads']} query heads "
+        f"became {record['after']['query_heads']} (method `{record['method']}`{score})."
     )
     if not (verification := record.get("verification")):
         return text

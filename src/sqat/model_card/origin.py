@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,12 @@ from sqat.run_config import RunConfig, read_yaml
 from sqat.train.checkpoints import FOLDER
 from sqat.train.run import CONFIG_FILE
 from sqat.train.state import STATE_FILE, TrainState, read_state
+from sqat.untrusted import read_json
 
 RECORD_FILE = "conversion.json"  # of `sqat convert --query-heads`
+_RECORD = {"source", "method", "before", "after", "context_length"}  # what a card needs of it
+_COSTS = {"query_heads", "kv_heads", "parameters", "active_parameters", "flops_per_token"}
+_COSTS |= {"attention_flops_per_token", "kv_bytes_per_token"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,12 @@ def _read_run(path: Path) -> RunConfig | UptrainConfig:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        record = read_json(path)
+        missing = _RECORD - set(record) or _COSTS - (set(record["before"]) & set(record["after"]))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict) or not {"before", "after", "method"} <= set(record):
-        raise CheckpointError(f"{path} is damaged: it must be a record with before, after and method")
+    if missing:
+        raise CheckpointError(
+            f"{path} is damaged, or of another version of sqat: it lacks {', '.join(sorted(missing))}"
+        )
     return record

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from sqat.convert.uptrain_config import UptrainConfig
-from sqat.model_card.text import shown, table
+from sqat.model_card.text import public_name, table
 from sqat.run_config import RunConfig
 
 STORIES = "stories"  # the built-in generator, in `data.source`
@@ -47,7 +47,7 @@ def results_section(evaluation: dict[str, Any], run: RunConfig | UptrainConfig |
 
 def conversion_results(verification: dict[str, Any]) -> str:
     """The figures of `sqat convert --verify`."""
-    text = shown(str(verification["text"]))
+    text = public_name(str(verification["text"]))
     rows = _rows(verification, _CONVERSION)
     return f"On {verification['tokens']:,} tokens of `{text}`:\n\n{table(('figure', 'value', 'meaning'), rows)}"
 
@@ -64,10 +64,12 @@ def evaluated_on(run: RunConfig | UptrainConfig) -> str:
     """The validation set of a run, in words."""
     data = run.data
     if data.validation is not None:
-        return f"`{shown(data.validation)}`"
+        return f"`{public_name(data.validation)}`"
     if _is_stories(data.source):
         return f"`{data.source}`, the stories that sqat generates: its validation split"
-    return f"`{shown(data.source)}`: its validation split, or every hundredth document, held out, where it has none"
+    return (
+        f"`{public_name(data.source)}`: its validation split, or every hundredth document, held out, where it has none"
+    )
 
 
 def metric_names(evaluation: dict[str, Any]) -> list[str]:

@@ -12,6 +12,6 @@ def table(heading: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def shown(name: str) -> str:
+def public_name(name: str) -> str:
     """What a card shows of a path: nothing of the folders of the machine it was written on."""
     return f"PATH/{Path(name).name}" if name.startswith(("/", "~")) or Path(name).is_absolute() else name

@@ -11,7 +11,7 @@ import yaml
 
 from sqat.config import ModelConfig
 from sqat.convert.uptrain_config import DEFAULTS, StudentConfig, UptrainConfig
-from sqat.model_card.text import shown
+from sqat.model_card.text import public_name
 from sqat.run_config import DataConfig, RunConfig, TrainConfig
 from sqat.train.run import FREE_ON_RESUME
 from sqat.train.state import TrainState
@@ -54,7 +54,7 @@ def training_command(run: RunConfig | UptrainConfig) -> str:
     """A command that describes the same run; where checkpoints and logs went is not part of it."""
     if isinstance(run, UptrainConfig):
         least = StudentConfig(path=run.model.path, tokens=run.model.tokens)
-        words, options, train = ["sqat", "uptrain", shown(run.model.path)], _UPTRAIN_OPTIONS, DEFAULTS["train"]
+        words, options, train = ["sqat", "uptrain", public_name(run.model.path)], _UPTRAIN_OPTIONS, DEFAULTS["train"]
         changes = {"model.tokens": run.model.tokens, **_changes("model", run.model, least)}
     else:
         name, changes = _nearest_preset(run.model)
@@ -103,4 +103,4 @@ def _counts(name: str) -> bool:
 
 
 def _shown_value(field: str, value: Any) -> Any:
-    return shown(value) if field in _PATHS and isinstance(value, str) else value
+    return public_name(value) if field in _PATHS and isinstance(value, str) else value

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqat.errors import ConfigError
 from sqat.train.evaluate import Evaluation
+from sqat.untrusted import parse_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -120,11 +121,12 @@ class JsonlLog(Callback):
 
 
 def _step_of(line: str) -> float:
-    """The step of a log line; infinite where a crash cut it short."""
+    """The step of a log line; infinite where a crash cut it short, or something else wrote it."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        step = parse_json(line, finite=False)["step"]
+    except (ValueError, KeyError, TypeError):
         return float("inf")
+    return step if type(step) is int else float("inf")
 
 
 class TensorBoard(Callback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from torch import Tensor
 from sqat.checksums import check_files
 from sqat.data.batches import BatchState
 from sqat.errors import CheckpointError
+from sqat.untrusted import read_json, shown
 
 STATE_FILE = "training.json"
 TENSORS_FILE = "training.safetensors"
+MAX_STATE_BYTES = 1 << 24
+_OPTIMIZER = re.compile(r"optimizer\.([0-9]{1,9})\.(step|exp_avg|exp_avg_sq)")
 
 
 @dataclass
@@ -59,10 +63,31 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(f"{folder} has no {STATE_FILE}: it holds a model, but no run to resume")
     check_files(folder, [STATE_FILE])
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return TrainState(**{**values, "data": BatchState(**values["data"])})
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
+        values = read_json(path, MAX_STATE_BYTES, finite=False)  # a loss may be none
+        state = TrainState(**{**values, "data": BatchState(**values["data"])})
+        _require_progress(state)
+        return state
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _require_progress(state: TrainState) -> None:
+    """Raise a ValueError unless every field holds what the loop writes there."""
+    counts = {"step": state.step, "tokens": state.tokens, "data.epoch": state.data.epoch, "data.row": state.data.row}
+    counts |= {"skipped_steps": state.skipped_steps, "skipped_in_a_row": state.skipped_in_a_row}
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+            raise ValueError(f"{name} is {shown(value)}, but must be a whole number of at least 0")
+    losses: dict[str, Any] = {"best_loss": state.best_loss}
+    if state.evaluation is not None:
+        if not isinstance(state.evaluation, dict):
+            raise ValueError(f"evaluation is {shown(state.evaluation)}, but must be figures by name, or null")
+        losses["evaluation.loss"] = state.evaluation["loss"]
+    for name, loss in losses.items():
+        if not (loss is None and name == "best_loss") and (isinstance(loss, bool) or not isinstance(loss, int | float)):
+            raise ValueError(f"{name} is {shown(loss)}, but must be a number")
+    if not isinstance(state.finished, bool):
+        raise ValueError(f"finished is {shown(state.finished)}, but must be true or false")
 
 
 def restore(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
@@ -76,16 +101,19 @@ def restore(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
     check_files(folder, [TENSORS_FILE])
     try:
         tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is missing, damaged or truncated: {error}") from error
     _restore_optimizer(optimizer, tensors, path)
     if "rng.cpu" not in tensors:
         raise CheckpointError(f"{path}: tensor rng.cpu is missing")
-    torch.set_rng_state(tensors["rng.cpu"])
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            if (saved := tensors.get(f"rng.cuda.{i}")) is not None:
-                torch.cuda.set_rng_state(saved, i)
+    try:
+        torch.set_rng_state(tensors["rng.cpu"])
+        if torch.cuda.is_available():
+            for i in range(torch.cuda.device_count()):
+                if (saved := tensors.get(f"rng.cuda.{i}")) is not None:
+                    torch.cuda.set_rng_state(saved, i)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: the random generators' state is none: {error}") from error
     return state
 
 
@@ -104,10 +132,18 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = tensor
+            if (parts := _OPTIMIZER.fullmatch(name)) is None:
+                raise CheckpointError(f"{path}: tensor {shown(name)} is none of an optimizer's")
+            state.setdefault(int(parts[1]), {})[parts[2]] = tensor
     for i, values in state.items():
-        if i >= len(parameters) or any(t.dim() and t.shape != parameters[i].shape for t in values.values()):
+        if (
+            i >= len(parameters)
+            or len(values) != 3
+            or any(
+                not t.is_floating_point() or t.shape != (torch.Size() if key == "step" else parameters[i].shape)
+                for key, t in values.items()
+            )
+        ):
             raise CheckpointError(f"{path}: the state of parameter {i} does not fit the model")
     if state and len(state) != len(parameters):
         raise CheckpointError(f"{path} holds the state of {len(state)} parameters, but the model has {len(parameters)}")

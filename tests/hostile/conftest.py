@@ -1,0 +1,43 @@
+"""A small checkpoint and its tokenizer, to be changed.
+
+Random bytes are refused by the first check they meet, so inputs are valid files with something changed: a byte, the
+end, a value of parsed JSON. `SQAT_FUZZ=N` tries N inputs in each test; `SQAT_FAULTS=full` means 100,000; without
+either, as many as are quick. Inputs are the same in every short run, and new ones in every long one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sqat.checkpoint import save_model
+from sqat.data.stories import story
+from sqat.data.tokenizer import Tokenizer, train_tokenizer
+from sqat.model import Decoder
+
+sys.path.append(str(Path(__file__).parent))
+
+STORIES = [story(i, seed=0, split="train") for i in range(20)]
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(STORIES, 300)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_model: Callable[..., Decoder], tokenizer: Tokenizer) -> Path:
+    """A small model with its tokenizer."""
+    folder = save_model(tiny_model(vocab_size=307), tmp_path / "checkpoint")
+    tokenizer.save(folder)
+    return folder

@@ -1,0 +1,404 @@
+"""Bombs by name: small files that stand for much, paths that lead out, expressions that take for ever."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from limits import bounded, little_memory
+from safetensors.torch import save_file
+
+from sqat.checkpoint import load_model, read_config, save_model
+from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
+from sqat.config import CEILINGS, ModelConfig
+from sqat.config_fields import convert
+from sqat.data import parquet_pages, text_files
+from sqat.data.parquet_pages import BATCH_BYTES, rows_at_a_time
+from sqat.data.regex_check import require_quick_regex
+from sqat.data.text import open_source
+from sqat.data.tokenizer import Tokenizer
+from sqat.errors import CheckpointError, ConfigError, DataError, SqatError
+from sqat.model import Decoder
+from sqat.run_config import RunConfig, read_yaml, with_overrides
+from sqat.untrusted import MAX_DEPTH, parse_json, parse_yaml, shown
+from sqat.variants import preset
+
+MEGABYTE = 1 << 20
+
+
+def change(folder: Path, **fields: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return folder
+
+
+class TestSizes:
+    @pytest.mark.parametrize("field", CEILINGS)
+    def test_no_field_is_beyond_all_models(self, checkpoint: Path, field: str) -> None:
+        change(checkpoint, window=5, **{field: CEILINGS[field] + 2})
+        message = f"config.json: ModelConfig.{field} is {CEILINGS[field] + 2}, but must be at most {CEILINGS[field]:,}"
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            read_config(checkpoint)
+
+    @pytest.mark.parametrize("value", [10**400, 1e999, float("nan"), "1e999", -(10**30)])
+    def test_numbers_that_are_none(self, value: Any) -> None:
+        with pytest.raises(ConfigError, match=r"vocab_size is .*, but must be (int|at least 1)"):
+            ModelConfig.from_dict({**preset("sqat-mm").to_dict(), "vocab_size": value})
+        if value != -(10**30):
+            with pytest.raises(ConfigError, match=r"rope_theta is .*, but must be float"):
+                ModelConfig.from_dict({**preset("sqat-mm").to_dict(), "rope_theta": value})
+
+    def test_truth_values_are_no_numbers(self) -> None:
+        with pytest.raises(ConfigError, match="num_layers is True, but must be int"):
+            ModelConfig.from_dict({**preset("sqat-mm").to_dict(), "num_layers": True})
+        with pytest.raises(ConfigError, match="att_heads is True, but must be a positive integer"):
+            config_from_rxnn({**config_to_rxnn(preset("sqat-mm")), "att_heads": True})
+
+    def test_a_petabyte_is_refused_by_name_before_training(self) -> None:
+        config = preset("sqat-s").replace(vocab_size=1 << 24, hidden_size=1 << 20, tie_embeddings=False)
+        with (
+            little_memory(),
+            pytest.raises(ConfigError, match=r"141 TB of weights, most of it by vocab_size 16,777,216"),
+        ):
+            Decoder(config)
+        experts = preset("sqat-mm").replace(num_layers=4096, num_experts=1 << 14, intermediate_size=1 << 22)
+        with (
+            little_memory(),
+            pytest.raises(ConfigError, match=r"435 PB of weights, most of it by .*num_experts 16,384"),
+        ):
+            Decoder(experts)
+
+    @pytest.mark.parametrize("layout", ["sqat", "rxnn"])
+    def test_a_checkpoint_s_config_is_held_to_its_weights(self, tmp_path: Path, layout: str) -> None:
+        """Nothing of the configuration's size is made: not even the layers' names."""
+        model = Decoder(preset("sqat-mm").replace(vocab_size=41, num_layers=1, num_experts=2))
+        folder = save_model(model, tmp_path / "model", layout=layout)
+        names = {
+            "sqat": ("vocab_size", "num_layers", "num_experts"),
+            "rxnn": ("vocab_size", "num_layers", "ff_num_experts"),
+        }
+        text = (folder / "config.json").read_text()
+        for field, value in zip(names[layout], (1 << 24, 4096, 1 << 14), strict=True):
+            change(folder, **{field: value})
+            with (
+                little_memory(),
+                pytest.raises(CheckpointError, match=r"does not fit its config|but the weights beside it"),
+            ):
+                load_model(folder)
+            (folder / "config.json").write_text(text)
+        load_model(folder)
+
+    def test_messages_stay_short(self, checkpoint: Path) -> None:
+        change(checkpoint, vocab_size="9" * 100_000, **{"x" * 100_000: 1})
+        with pytest.raises(CheckpointError) as caught:
+            read_config(checkpoint)
+        assert len(str(caught.value)) < 2000
+        assert len(shown([[["a" * 10_000] * 100] * 100] * 100)) < 700
+        assert shown(10**5000) == "a int too large to show"
+
+
+class TestJsonAndYaml:
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[" * 100_000, "nested more than 64 deep"),
+            ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "nested more than 64 deep"),
+            ('{"a": 1, "b": 2, "a": 3}', "'a' is there twice in one object"),
+            ('{"a": NaN}', "NaN is no number of JSON"),
+            ("1" * 5000, "4300 digits"),
+            ('{"a": ', "Expecting value"),
+        ],
+    )
+    def test_json(self, text: str, message: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            parse_json(text)
+        assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+
+    def test_a_large_config_is_not_parsed(self, checkpoint: Path) -> None:
+        (checkpoint / "config.json").write_text(" " * (MEGABYTE + 1))
+        with pytest.raises(CheckpointError, match="larger than 1,048,576 bytes"):
+            read_config(checkpoint)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (
+                "a: [x, &a ["
+                + ", ".join(["y"] * 100)
+                + "]]\nb: &b ["
+                + ", ".join(["*a"] * 100)
+                + "]\nc: &c ["
+                + ", ".join(["*b"] * 100)
+                + "]\nd: ["
+                + ", ".join(["*c"] * 100)
+                + "]",
+                "more than 100,000 values",
+            ),
+            ("&a [*a]", "or in itself"),
+            ("{a: " * 200 + "1" + "}" * 200, "nested more than 64 deep"),
+            ("!!python/object/apply:os.system [echo]", "could not determine a constructor"),
+            ("a: 2001-99-99", "month must be in 1..12"),
+            ("a: " + "9" * 5000, "4300 digits"),
+            ("a: \x07", "special characters are not allowed"),
+            ("#" * (1 << 19), "larger than 262,144"),
+        ],
+        ids=["laughs", "itself", "deep", "object", "date", "digits", "bell", "large"],
+    )
+    def test_yaml(self, tmp_path: Path, text: str, message: str) -> None:
+        with little_memory(), pytest.raises(ValueError, match=re.escape(message)):
+            parse_yaml(text)
+        (tmp_path / "run.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML"):
+            read_yaml(tmp_path / "run.yaml")
+
+    def test_aliases_of_ordinary_files_work(self) -> None:
+        assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]")["b"] == {"x": 1, "y": 2}
+
+    def test_overrides_of_many_digits(self) -> None:
+        with pytest.raises(ConfigError, match=r"override 'train.seed=999.*the value is not valid YAML"):
+            with_overrides({}, [f"train.seed={'9' * 5000}"])
+        with pytest.raises(ConfigError, match="seed is 9223372036854775808, but must be at most"):
+            RunConfig.from_dict(with_overrides({"model": "sqat-mm"}, [f"train.seed={2**63}"]))
+        with pytest.raises(ConfigError, match="device is 'cuda:x', but must be auto, cpu"):
+            RunConfig.from_dict(with_overrides({"model": "sqat-mm"}, ["train.device=cuda:x"]))
+        assert convert("2e-3", float, "x") == 2e-3
+
+
+class TestPaths:
+    @pytest.fixture
+    def sharded(self, checkpoint: Path) -> Path:
+        (checkpoint / "model.safetensors").rename(checkpoint / "model-1.safetensors")
+        return checkpoint
+
+    def index(self, folder: Path, name: str) -> None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+
+    def test_a_shard_of_the_folder(self, sharded: Path) -> None:
+        self.index(sharded, "model-1.safetensors")
+        load_model(sharded)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "../x.safetensors",
+            "/etc/x.safetensors",
+            "a/../b.safetensors",
+            "..",
+            "",
+            "model.bin",
+            "a\\b.safetensors",
+            "a\0.safetensors",
+        ],
+    )
+    def test_an_index_leads_nowhere_else(self, sharded: Path, name: str) -> None:
+        self.index(sharded, name)
+        with pytest.raises(CheckpointError, match=r"but must name .safetensors files of its own folder"):
+            load_model(sharded)
+
+    def test_a_linked_shard(self, sharded: Path, tmp_path: Path) -> None:
+        (sharded / "model-1.safetensors").rename(tmp_path / "elsewhere.safetensors")
+        (sharded / "model-1.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+        self.index(sharded, "model-1.safetensors")
+        with pytest.raises(CheckpointError, match=r"is a link to .*, but a checkpoint's files must lie in its folder"):
+            load_model(sharded)
+
+    def test_links_of_the_hub_s_cache_work(self, sharded: Path, tmp_path: Path) -> None:
+        snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
+        blobs = tmp_path / "models--a--b" / "blobs"
+        blobs.mkdir(parents=True)
+        snapshot.mkdir(parents=True)
+        self.index(sharded, "model-1.safetensors")
+        for path in sharded.iterdir():
+            path.rename(blobs / path.name)
+            (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+        load_model(snapshot)
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+    def test_devices_and_pipes_are_not_read(self, checkpoint: Path, name: str) -> None:
+        (checkpoint / name).unlink()
+        for make in (lambda path: path.symlink_to("/dev/zero"), os.mkfifo):
+            make(checkpoint / name)
+            with bounded():
+                load_model(checkpoint)
+                Tokenizer.load(checkpoint)
+                pytest.fail(f"{name} was read from a device or pipe")
+            (checkpoint / name).unlink()
+
+    def test_converting_copies_no_file_from_elsewhere(self, tmp_path: Path) -> None:
+        from sqat.checkpoint.headers import require_inside
+
+        (tmp_path / "secret").write_text("of the user")
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "tokenizer.json").symlink_to(tmp_path / "secret")
+        with pytest.raises(CheckpointError, match=r"is a link to .*secret"):
+            require_inside(tmp_path / "model" / "tokenizer.json")
+
+    def test_the_same_tensor_in_two_shards(self, sharded: Path) -> None:
+        weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+        (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        save_file({"embedding.weight": torch.zeros(3, 2)}, sharded / "model-2.safetensors")
+        with pytest.raises(
+            CheckpointError, match=r"holds 'embedding.weight', which another file of the checkpoint holds"
+        ):
+            load_model(sharded)
+
+
+class TestText:
+    @pytest.mark.parametrize("suffix", [".gz", ".zst"])
+    @pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.txt"])
+    def test_a_line_without_end(self, tmp_path: Path, monkeypatch: Any, name: str, suffix: str) -> None:
+        monkeypatch.setattr(text_files, "MAX_DOCUMENT_BYTES", MEGABYTE)
+        plain = b"a" * (40 * MEGABYTE)
+        packed = gzip.compress(plain, 1) if suffix == ".gz" else bytes(pa.compress(plain, "zstd", asbytes=True))
+        (tmp_path / f"{name}{suffix}").write_bytes(packed)
+        del plain, packed
+        with pytest.raises(DataError, match="1,048,576"):
+            list(open_source(str(tmp_path / f"{name}{suffix}")).documents())
+
+    @pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "1" * 5000 + "}"])
+    def test_json_lines_that_no_parser_ends(self, tmp_path: Path, line: str) -> None:
+        (tmp_path / "a.jsonl").write_text(line)
+        with pytest.raises(DataError, match=r"a\.jsonl, line 1: not JSON"):
+            list(open_source(str(tmp_path / "a.jsonl")).documents())
+
+    def test_a_dictionary_repeated_in_every_row(self, tmp_path: Path, monkeypatch: Any) -> None:
+        """A megabyte in 50,000 rows is 50 GB: read in batches that memory can hold."""
+        monkeypatch.setattr(parquet_pages, "BATCH_BYTES", 16 * MEGABYTE)
+        words = pa.DictionaryArray.from_arrays(pa.array([0] * 50_000, pa.int32()), pa.array(["a" * MEGABYTE]))
+        path = tmp_path / "bomb.parquet"
+        pq.write_table(pa.table({"text": words}), path, compression="zstd")
+        assert path.stat().st_size < MEGABYTE
+        before = pa.total_allocated_bytes()
+        documents = open_source(str(path)).documents()
+        assert {len(next(documents)) for _ in range(20)} == {MEGABYTE}
+        assert pa.total_allocated_bytes() - before < 64 * MEGABYTE  # and a gigabyte by a thousand rows
+
+    def test_a_page_too_large_is_not_unpacked(self, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", MEGABYTE)
+        path = tmp_path / "bomb.parquet"
+        pq.write_table(pa.table({"text": ["a" * (MEGABYTE + 1)]}), path, use_dictionary=False, write_statistics=False)
+        assert path.stat().st_size < MEGABYTE // 10
+        with pytest.raises(DataError, match=r"a page of 1,048,587 bytes, but at most 1,048,576 are read"):
+            list(open_source(str(path)).documents())
+
+    def test_rows_at_a_time_go_by_the_largest_page(self, tmp_path: Path) -> None:
+        sizes = [MEGABYTE // 4, MEGABYTE]
+        for number, size in enumerate(sizes):
+            path = tmp_path / f"{number}.parquet"
+            pq.write_table(pa.table({"text": ["a" * size], "other": ["b" * 5 * size]}), path, use_dictionary=False)
+            with open(path, "rb") as stream:
+                rows = rows_at_a_time(stream, pq.ParquetFile(path).metadata, "text", 10_000)
+            assert BATCH_BYTES // (size + 1000) <= rows <= BATCH_BYTES // size
+
+    def test_a_packed_parquet_file_that_unpacks_without_end(self, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setattr(text_files, "MAX_UNPACKING", 17)
+        (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"\0" * (20 * MEGABYTE), 1))
+        with pytest.raises(DataError, match="unpacks to more than 17 times its size"):
+            list(open_source(str(tmp_path / "a.parquet.gz")).documents())
+
+    @pytest.mark.parametrize(
+        "spec", ["a\0b", "x" * 5000, "~nobody-of-this-name/x.txt", "stories:" + "9" * 5000, "stories:٣"]
+    )
+    def test_names_that_no_file_has(self, spec: str) -> None:
+        with pytest.raises(SqatError) as caught:
+            list(open_source(spec).documents())
+        assert len(str(caught.value)) < 12_000
+
+
+class TestTokenizers:
+    def write(self, tokenizer: Tokenizer, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+        path = tokenizer.save(folder)
+        values = json.loads(path.read_text())
+        change(values)
+        path.write_text(json.dumps(values))
+        return path
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda v: v["model"]["vocab"].update(cat=2**32 - 1), "is 4294967295, but must be a whole number"),
+            (lambda v: v["model"]["vocab"].update(cat=5), "gives two tokens the same id"),
+            (lambda v: v["model"]["vocab"].update({"\u4e2d": 300}), "which stands for no byte"),
+            (
+                lambda v: v["model"].update(continuing_subword_prefix="é"),
+                "continuing_subword_prefix is 'é', but must be null",
+            ),
+            (lambda v: v["model"]["merges"].append("a b c"), "model.merges holds 'a b c', but must hold pairs"),
+            (lambda v: v["model"]["merges"].append(["a", "zzz"]), "holds ['a', 'zzz'], which model.vocab lacks"),
+            (lambda v: v["model"]["merges"].append(["\u0120", "[EOS]"]), "which model.vocab lacks"),
+            (lambda v: v["model"].update(dropout=0.5), "dropout is 0.5, but must be null"),
+            (lambda v: v["model"].update(type="Unigram"), "model.type is 'Unigram', but must be 'BPE'"),
+            (
+                lambda v: v.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AA=="}),
+                "normalizer.type is 'Precompiled'",
+            ),
+            (lambda v: v["added_tokens"].append({"id": 2**31, "content": "x"}), "added_tokens[4].id is 2147483648"),
+            (lambda v: v["added_tokens"].append({"id": 9, "content": ""}), "added_tokens[4].content is ''"),
+            (
+                lambda v: v.update(
+                    pre_tokenizer={
+                        "type": "Split",
+                        "pattern": {"Regex": "(a+)+$"},
+                        "behavior": "Removed",
+                        "invert": False,
+                    }
+                ),
+                "repeats a repetition or a group",
+            ),
+        ],
+    )
+    def test_refused(self, tokenizer: Tokenizer, tmp_path: Path, change: Any, message: str) -> None:
+        path = self.write(tokenizer, tmp_path, change)
+        with little_memory(), pytest.raises(DataError, match=re.escape(message)):
+            Tokenizer.load(path)
+
+    @pytest.mark.parametrize(
+        "pattern",
+        [
+            r"(a+)+$",
+            r"(a|aa)+$",
+            r"(?:a*)*b",
+            r"a**",
+            r"(a{1,100}){1,100}",
+            r"a{1000}",
+            r"\s*\s*\s*\s*x",
+            r"(a*)\1",
+            r"(?<x>a\g<x>?)",
+            r"(?R)",
+            r"[a-z",
+            r"((((a?){3}){3}){3})",
+            None,
+            "a" * 5000,
+        ],
+    )
+    def test_slow_expressions(self, pattern: Any) -> None:
+        with pytest.raises(ValueError, match="the regular expression"):
+            require_quick_regex(pattern)
+
+    @pytest.mark.parametrize(
+        "pattern",
+        [
+            r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+            (
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+                r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            ),
+            (
+                r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|"
+                r"'t)?|\p{N}| ?[^\s]+[\r\n/]*|\s+"
+            ),
+            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|\s+",
+        ],
+        ids=["gpt2", "llama3", "o200k", "deepseek"],
+    )
+    def test_the_expressions_of_well_known_models(self, pattern: str) -> None:
+        require_quick_regex(pattern)

@@ -1,0 +1,154 @@
+"""Command lines changed anywhere: an exit code and one line, never a traceback."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzzing import bounded, fuzz, little_memory
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqat.cli import main, one_line
+
+# Commands as they work. What they may be changed to is quick: numbers are small or unusable, never large and usable.
+COMMANDS = [
+    ["info", "checkpoint", "--context", "7"],
+    ["info", "sqat-mm"],
+    ["generate", "checkpoint", "Once", "--max-tokens", "2", "--temperature", "0.5", "--top-k", "3", "--top-p", "0.9"],
+    ["generate", "checkpoint", "--prompts", "prompts.txt", "-n", "2", "--max-tokens", "2", "--seed", "1", "--json"],
+    ["generate", "checkpoint", "a", "--max-tokens", "2", "--min-p", "0.1", "--stop", "b", "--tokenizer", "checkpoint"],
+    ["convert", "checkpoint", "--out", "out", "--layout", "sqat"],
+    ["convert", "checkpoint", "--out", "out", "--query-heads", "2", "--method", "select", "--score", "norm"],
+    ["export", "checkpoint", "--out", "out", "--to", "native"],
+    ["evaluate", "checkpoint", "--data", "text.txt", "--limit", "1", "--batch-size", "2", "--context", "7", "--json"],
+    ["tokenizer", "encode", "checkpoint", "some text"],
+    ["tokenizer", "train", "text.txt", "--out", "out", "--vocab-size", "262", "--limit", "2"],
+    ["train", "run.yaml", "--out", "taken", "--set", "train.seed=1", "--lr", "0.1", "--steps", "1"],
+    ["uptrain", "checkpoint", "--tokens", "5", "--data", "text.txt", "--out", "out", "--batch-size", "2"],
+    ["compare", "run.yaml", "--out", "out", "--seeds", "0,1", "--match", "tokens"],
+    ["compare", "--report-only", "--out", "checkpoint"],
+]
+WORDS = [
+    *("", "0", "-1", "1e400", "nan", "inf", "-0.5", "9" * 40, "9" * 5000, "1_000", "٣", "true", "None", "x" * 300),
+    *("x" * 5000, ".", "..", "/", "/dev/null", "/proc/self/mem", "~nobody-of-this-name", "./missing", "checkpoint"),
+    *("text.txt", "prompts.txt", "run.yaml", "latin.txt", "a=b", "train.seed=[", "model.vocab_size=1e400", "stories:0"),
+    *(
+        "--",
+        "--help",
+        "--no-such-option",
+        "-n",
+        "--json",
+        "\udcff",
+        "\x1b[31m\n",
+        "%s",
+        "sqat-mm",
+        "config.json",
+        "a:b:c",
+    ),
+    *("data.source=a\0b", "a/b", "5-1", "0-99", "0,x", "model=sqat-zz", "checkpoint/config.json", "readonly"),
+]
+
+
+@st.composite
+def command_lines(draw: Any) -> list[str]:
+    line = list(draw(st.sampled_from(COMMANDS)))
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0 if draw(st.integers(0, 9)) == 0 else 1, len(line) - 1))
+        kind = draw(st.sampled_from(("set", "set", "set", "insert", "remove", "double", "join")))
+        word = draw(st.sampled_from(WORDS)) if draw(st.integers(0, 5)) else draw(st.text(max_size=5)).replace("\0", "")
+        if kind == "set":
+            line[at] = word
+        elif kind == "insert":
+            line.insert(at, word)
+        elif kind == "remove" and len(line) > 2:
+            del line[at]
+        elif kind == "double":
+            line.insert(at, line[at])
+        else:
+            line[at] = f"{line[at]}={word}"
+    return line
+
+
+@pytest.fixture
+def folder(checkpoint: Path, tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text("Once upon a time.\n\nThere was a cat.")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n\n\xff\xfe")
+    (tmp_path / "prompts.txt").write_text("Once\nThere\n")
+    (tmp_path / "run.yaml").write_text("model: {preset: sqat-xs}\ndata: {source: text.txt}\n")
+    (tmp_path / "taken").write_text("a file where a run's folder should be")
+    (tmp_path / "readonly").mkdir(mode=0o500)
+    return tmp_path
+
+
+def run(line: list[str]) -> tuple[int, str]:
+    """Exit code and standard error of a command in this process."""
+    out, errors = io.StringIO(), io.StringIO()
+    before = sys.argv, sys.stdin
+    sys.argv, sys.stdin = ["sqat", *line], io.StringIO("")
+    try:
+        with redirect_stdout(out), redirect_stderr(errors):
+            main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0), errors.getvalue()
+    finally:
+        sys.argv, sys.stdin = before
+    return 0, errors.getvalue()
+
+
+def test_command_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # once a process, and bound to one stream
+
+    kept = {path.name for path in folder.iterdir()} | {"cache"}
+    for line in COMMANDS[:5]:  # without bounds: what they are compiled of may take a while the first time
+        assert run(line)[0] == 0
+
+    @fuzz(40)
+    @given(command_lines())
+    def check(line: list[str]) -> None:
+        os.chdir(folder)
+        with bounded():
+            code, errors = run(line)
+            assert code in (0, 1, 2)
+            assert "Traceback" not in errors
+            if code == 1:  # 2 is a usage error, which comes with the way to help
+                said = [text for text in errors.splitlines() if text.startswith("error: ")]
+                assert len(said) == 1
+                assert len(said[0]) < 20_000
+        for path in [path for path in folder.iterdir() if path.name not in kept]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    with little_memory():
+        check()
+
+
+def test_a_message_is_one_line_that_commands_no_terminal() -> None:
+    assert one_line("a\nb\t c") == "a b c"
+    assert one_line("\x1b[31mred\x07 \u202e caf\xe9 \udcff") == "\\x1b[31mred\\x07 \\u202e café \\udcff"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["train", "sqat-mm", "--data", "x" * 300 + "/a.txt", "--out", "out"], "error: 'xxx"),
+        (["info", "x" * 5000], "error: "),
+        (["tokenizer", "train", "text.txt", "--out", "taken", "--vocab-size", "262"], "error: "),
+        (["train", "sqat-mm", "--set", "train.seed=" + "9" * 5000], "error: override 'train.seed=9999"),
+        (["compare", "run.yaml", "--seeds", "9" * 5000], "error: --seeds is '9999"),
+    ],
+)
+def test_what_the_system_refuses(folder: Path, line: list[str], message: str) -> None:
+    code, errors = run(line)
+    assert code == 1
+    assert errors.startswith(message)
+    assert errors.count("\n") == 1

@@ -1,0 +1,111 @@
+"""Stock checkpoints: what `transformers` would fetch, run or allocate on their word."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from limits import little_memory
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sqat.convert.files import locate, read_config, read_model, write_conversion
+from sqat.convert.plan import plan_conversion
+from sqat.convert.tokenizer import StockTokenizer
+from sqat.data.tokenizer import Tokenizer
+from sqat.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    config = LlamaConfig(
+        vocab_size=307,
+        hidden_size=24,
+        intermediate_size=13,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=61,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "stock")
+    tokenizer.save(tmp_path / "stock")
+    return tmp_path / "stock"
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("auto_map", {"AutoConfig": "evil.Config"}),
+        ("quantization_config", {"quant_method": "bitsandbytes"}),
+        ("attn_implementation", "somebody/kernel"),
+        ("_attn_implementation", "somebody/kernel"),
+        ("experts_implementation", "somebody/kernel"),
+    ],
+)
+def test_what_may_bring_code_is_refused_by_name(folder: Path, field: str, value: Any) -> None:
+    (folder / "evil.py").write_text("raise SystemExit('code of a checkpoint was run')")
+    change(folder / "config.json", **{field: value})
+    with pytest.raises(ConfigError, match=re.escape(f"config.json: {field} is {value!r}, but must not be there")):
+        read_config(folder)
+    with pytest.raises(ConfigError, match=field):
+        read_model(folder)
+
+
+def test_a_tokenizer_s_code_is_refused(folder: Path) -> None:
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: auto_map is there, but must not"):
+        StockTokenizer(folder)
+
+
+def test_an_adapter_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/else"}))
+    with pytest.raises(CheckpointError, match=r"holds adapter_config\.json, but must not"):
+        read_model(folder)
+
+
+def test_pickled_weights_are_not_read(folder: Path) -> None:
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        read_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("vocab_size", 1 << 23, "asks for a model of at least .* numbers"),
+        ("intermediate_size", 1 << 22, "asks for a model of at least .* numbers"),
+        ("num_hidden_layers", 1000, "asks for a model of at least .* numbers"),
+        ("num_hidden_layers", 10**12, "num_hidden_layers is 1000000000000, but must be"),
+        ("vocab_size", 10**15, "'vocab_size' is 1000000000000000, but must be at most"),
+        ("dtype", "load", "dtype is 'load', but must be one of float32"),
+        ("hidden_size", True, "hidden_size is True, but must be a whole number|cannot be read"),
+    ],
+)
+def test_sizes_are_held_to_the_weights(folder: Path, field: str, value: Any, message: str) -> None:
+    change(folder / "config.json", **{field: value})
+    with little_memory(), pytest.raises((CheckpointError, ConfigError), match=message):
+        read_model(folder)
+
+
+def test_a_conversion_copies_no_file_of_the_user_s(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("private")
+    (folder / "vocab.txt").symlink_to(tmp_path / "key")
+    plan = plan_conversion(read_config(folder), query_heads=2)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=r"vocab\.txt is a link to .*key"):
+        write_conversion(read_model(folder), plan, [], folder, "stock", tmp_path / "out")
+    assert not (tmp_path / "out" / "vocab.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "~nobody-of-this-name/model"])
+def test_names_that_no_folder_has(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"names no folder|cannot be had"):
+        locate(name)
