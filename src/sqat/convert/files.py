@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -21,6 +22,7 @@ from sqat.convert.heads import Groups
 from sqat.convert.plan import ConversionPlan
 from sqat.convert.tokenizer import TOKENIZER_FILES
 from sqat.errors import CheckpointError, ConfigError
+from sqat.folders import require_free
 
 CONFIG_FILE = "config.json"
 RECORD_FILE = "conversion.json"
@@ -45,7 +47,7 @@ def locate(model: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a checkpoint of a known architecture.
+    """The configuration of a checkpoint of a known architecture, stock or with heads of each layer's own count.
 
     Raises:
         CheckpointError: damaged.
@@ -54,7 +56,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        require_known(str(values.get("model_type")))
+        require_known(str(values.get("model_type")), mixed=True)
         return AutoConfig.from_pretrained(folder)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -73,7 +75,7 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
     with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-        except Exception as error:
+        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
             raise CheckpointError(f"{folder} cannot be read: {error}") from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}")
@@ -90,7 +92,7 @@ def write_conversion(
         name: what the user called it.
     """
     with quiet():
-        model.save_pretrained(out)
+        model.save_pretrained(out)  # with its modelling code, where that is ours
     for pattern in TOKENIZER_FILES:
         for path in source.glob(pattern):
             shutil.copyfile(path, out / path.name)
@@ -98,6 +100,7 @@ def write_conversion(
         "source": name,
         "method": plan.method,
         "score": plan.score if plan.method != "mean" else None,
+        "layers": plan.layers,
         "before": asdict(plan.before),
         "after": asdict(plan.after),
         "merged_heads": groups,  # per layer, for each query head
@@ -112,15 +115,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         ConfigError: `out` is there and not an empty folder.
     """
-    require_free(out)
+    require_free(out, "--out")
     with write_folder(out) as temporary:
         yield temporary
-
-
-def require_free(out: Path) -> None:
-    """Raise a ConfigError unless `out` can be written: not there, or an empty folder."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"--out is {out}, which holds something: choose a folder that is new or empty")
 
 
 @contextmanager
