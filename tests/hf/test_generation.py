@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import (
     CompileConfig,
     DynamicCache,
@@ -166,6 +168,8 @@ def test_speculation_is_greedy_and_returns_all_outputs(kind: dict[str, Any], way
 
 @kinds
 def test_speculation_samples(kind: dict[str, Any], tiny_model: Model) -> None:
+    if "window" in kind and "global_tokens" not in kind and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("older caches of windows do not go back far enough: transformers 5.17's own Mistral fails alike")
     model = from_decoder(tiny_model(**kind))
     written = model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=6, assistant_model=model, **SAMPLING, **CONTROLS)
     assert written.shape == (1, 9)
