@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,3 +87,35 @@ def flip_bytes() -> Callable[[Path], Iterator[int]]:
             flip(path, offset, change)
 
     return flips
+
+
+@pytest.fixture
+def without_sqat() -> Callable[[str, Path], dict[str, object]]:
+    """`without_sqat(code, folder)`: what code prints last, read as JSON, run in a folder by a Python that cannot import
+    sqat.
+    """
+
+    def run(code: str, folder: Path) -> dict[str, object]:
+        blocked = (
+            "import sys\n"
+            "class Absent:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name.split('.')[0] in ('sqat', 'rxnn'):\n"
+            "            raise ModuleNotFoundError(name)\n"
+            "sys.meta_path.insert(0, Absent())\n"
+        )
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"HF_HOME": str(folder.parent / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", blocked + code],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    return run

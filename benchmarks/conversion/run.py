@@ -131,7 +131,8 @@ class Experiment:
             rows = None
             if plan.needs_calibration:
                 spec = f"{self.options.data}:{self.options.calibration}"
-                rows = token_rows(spec, StockTokenizer(teacher), self.sizes["max_position_embeddings"])
+                sizes = self.sizes
+                rows = token_rows(spec, StockTokenizer(teacher), sizes["max_position_embeddings"], sizes["vocab_size"])
             groups = choose_heads(model, plan, rows)
             with quiet():
                 result = convert(model, plan, groups=groups)

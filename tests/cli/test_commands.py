@@ -166,7 +166,7 @@ def test_wrong_input_is_one_clear_line(sqat: Sqat, arguments: tuple[str, ...], m
 
 def test_convert_does_not_overwrite(sqat: Sqat, run_folder: str) -> None:
     code, _, err = sqat("convert", run_folder, "--out", run_folder)
-    assert (code, "choose a folder that does not" in err) == (1, True)
+    assert (code, "which exists and is not empty" in err) == (1, True)
 
 
 def test_export(sqat: Sqat, run_folder: str) -> None:

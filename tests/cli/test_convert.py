@@ -75,6 +75,21 @@ def test_convert_writes_a_stock_checkpoint(options, sqat):
     assert Path("half/tokenizer.json").read_bytes() == Path("pretrained/tokenizer.json").read_bytes()
 
 
+def test_some_layers_alone_go_to_native(sqat):
+    command = ("convert", "pretrained", "--query-heads", "3", "--layers", "1-1", "--to", "native", "--out", "partly")
+    code, out, err = sqat(*command)
+    assert code == 0, err
+    assert "pretrained written to partly with 3 query heads in layers 1-1 (mean)" in out
+    model = AutoModelForCausalLM.from_pretrained("partly")
+    assert [layer.self_attn.q_proj.out_features for layer in model.model.layers] == [60, 30]
+    assert sorted(path.name for path in Path("partly").glob("*.py")) == ["modeling_mixed_heads.py"]
+    command = ("uptrain", "partly", "--teacher", "pretrained", "--tokens", "200", "--data", "text.txt", "--out", "run")
+    options = ("--batch-size", "3", "--context", "29", "--set", "train.tensorboard=false", "--device", "cpu")
+    code, _, err = sqat(*command, *options)
+    assert code == 0, err
+    assert len(list(Path("run/checkpoints").glob("step-*/modeling_mixed_heads.py"))) >= 1
+
+
 def test_convert_verifies(sqat):
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     command = ("convert", "pretrained", "--query-heads", "2", "--verify", "stories:5", "--context", "19")
@@ -121,17 +136,24 @@ def test_uptrain_goes_on_where_it_was_stopped(sqat):
         ),
         (
             ("convert", "pretrained", "--out", "text.txt", "--query-heads", "3"),
-            "--out is text.txt, which holds something",
+            "--out is text.txt, which exists and is not empty",
         ),
         (
             ("convert", "pretrained", "--out", "pretrained", "--query-heads", "3"),
-            "choose a folder that is new or empty",
+            "choose a new or an empty folder",
         ),
         (("convert", "pretrained", "--out", "x", "--query-heads", "7"), "query_heads is 7, but must be 1 to 6"),
         (
             ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--layers", "0-0"),
-            "layers is 0-0, but must be 0-1: a qwen3 checkpoint holds one number of heads for all layers",
+            'layers is 0-0, but must be 0-1 for to "stock": a qwen3 checkpoint holds one number of heads for all '
+            'layers; to "native" (--to native) holds one for each',
         ),
+        (
+            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--to", "gguf"),
+            "to is 'gguf', but must be one of",
+        ),
+        (("convert", "pretrained", "--out", "x", "--to", "native"), "--to is 'native', but goes with --query-heads"),
+        (("convert", "pretrained", "--out", "x", "--context", "9"), "--context is 9, but goes with --query-heads"),
         (
             ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--method", "select"),
             '--calibrate is missing, but must name text for method "select"',

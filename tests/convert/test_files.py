@@ -56,17 +56,31 @@ def test_rows_of_text(stock_folder, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("The cat sat.\n\nIt purred.\n\nIt slept.")
     ids = [token for document in tokenizer.encode_documents(["The cat sat.", "It purred."]) for token in document]
-    whole = token_rows(f"{path}:2", tokenizer, 10_000)
+    whole = token_rows(f"{path}:2", tokenizer, 10_000, 307)
     assert whole.tolist() == [ids]
-    rows = token_rows(f"{path}:2", tokenizer, 5)
+    rows = token_rows(f"{path}:2", tokenizer, 5, 307)
     assert rows.flatten().tolist() == ids[: rows.numel()]
     assert rows.shape == (len(ids) // 5, 5)
     assert rows.dtype == torch.int64
-    assert len(token_rows("stories:3", tokenizer, 7)) > 5
+    assert len(token_rows("stories:3", tokenizer, 7, 307)) > 5
     with pytest.raises(ConfigError, match=r"asks for 0 documents, but must ask for 1 or more"):
-        token_rows(f"{path}:0", tokenizer, 5)
+        token_rows(f"{path}:0", tokenizer, 5, 307)
     with pytest.raises(DataError, match=r"no such file or folder"):
-        token_rows("./missing.txt:3", tokenizer, 5)
+        token_rows("./missing.txt:3", tokenizer, 5, 307)
+    with pytest.raises(ConfigError, match=rf"gives token {max(ids)}, but the model's vocab_size is 100"):
+        token_rows(f"{path}:2", tokenizer, 5, 100)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"model": 3}', "a merge"])
+def test_a_damaged_tokenizer_is_named(damage, stock_folder):
+    path = stock_folder() / "tokenizer.json"
+    if damage == "a merge":
+        values = json.loads(path.read_text())
+        values["model"]["merges"] = [["no", "such"]]
+        damage = json.dumps(values)
+    path.write_text(damage)
+    with pytest.raises(CheckpointError, match=r"pretrained has a tokenizer that transformers cannot read: "):
+        StockTokenizer(path.parent)
 
 
 def test_no_tokenizer_is_named(stock_folder):

@@ -58,17 +58,15 @@ def test_no_weights_are_made(stock_config):
     assert plan.before.parameters > 7 * 10**10  # 280 GB
 
 
-def test_some_layers_can_be_planned_but_not_converted(stock_model):
-    model = stock_model("llama")
-    plan = plan_conversion(model.config, query_heads=4, layers="1-2")
-    whole = plan_conversion(model.config, query_heads=4)
+def test_some_layers_save_their_share(stock_config):
+    config = stock_config("llama")
+    plan = plan_conversion(config, query_heads=4, layers="1-2", to="native")
+    whole = plan_conversion(config, query_heads=4)
     saved = plan.before.parameters - plan.after.parameters
     assert 3 * saved == 2 * (whole.before.parameters - whole.after.parameters)
     assert {name.split(".")[2] for name in plan.shapes} == {"1", "2"}
-    with pytest.raises(
-        ConfigError, match=r"layers is 1-2, but must be 0-2: a llama checkpoint holds one number of heads"
-    ):
-        convert(model, plan)
+    assert [heads.query for heads in plan.heads] == [12, 4, 4]
+    assert plan_conversion(config, query_heads=4, to="native").after == whole.after
 
 
 @pytest.mark.parametrize(
@@ -78,7 +76,16 @@ def test_some_layers_can_be_planned_but_not_converted(stock_model):
         ({"query_heads": 0}, "query_heads is 0, but must be 1 to 12"),
         ({"query_heads": 6, "kv_heads": 3}, "kv_heads is 3, but must divide the model's 4 .* one of 1, 2, 4"),
         ({"query_heads": 6, "kv_heads": 4}, r"query_heads is 6, but must be a multiple of kv_heads \(4\)"),
-        ({"query_heads": 5}, "query_heads is 5, which llama does not allow: The hidden size .24. is not a multiple"),
+        (
+            {"query_heads": 5},
+            'query_heads is 5, which llama does not allow .to "native" does.: The hidden size .24. is',
+        ),
+        ({"query_heads": 6, "to": "onnx"}, "to is 'onnx', but must be one of stock, native"),
+        ({"query_heads": 6, "context_length": 0}, "context_length is 0, but must be at least 1"),
+        (
+            {"query_heads": 6, "layers": "1-2"},
+            'layers is 1-2, but must be 0-2 for to "stock": a llama checkpoint holds one number of heads',
+        ),
         ({"query_heads": 6, "method": "median"}, "method is 'median', but must be one of mean, select, cluster"),
         ({"query_heads": 6, "score": "loss"}, "score is 'loss', but must be one of activation, norm"),
         ({"query_heads": 6, "layers": "0-3"}, "layers is 0-3, but must be a-b with 0 <= a <= b <= 2"),

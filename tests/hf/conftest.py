@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,22 @@ QUIRKS = {  # of the card's models
     "init": "torch",
     "feedforward_dropout": 0.1,
 }
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"moe": True, **QUIRKS},
+    {"window": 5},
+    {"window": 5, "global_tokens": 2},
+    {"num_query_heads": 3, "num_kv_heads": 6},
+]
+PROMPTS = [[7, 11, 13], [5, 17, 29, 31, 37, 8, 9, 10, 12], [23]]
+
+
+def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+    longest = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[0] * (longest - len(p)) + p for p in prompts]),
+        "attention_mask": torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]),
+    }
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """transformers' own tests for models, from its source distribution, on our classes.
 
 `make interop-setup` fetches them into .venv; TRANSFORMERS_TESTS may name the folder `tests` of another copy. Only what
-is in that folder is run: a source distribution lacks the mixin for generation, a clone of the repository has it.
+is in that folder is run: a source distribution lacks the mixin for generation, a clone of the repository has it
+(test_generation.py has its behaviours in our words).
 """
 
 from __future__ import annotations

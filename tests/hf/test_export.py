@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,31 +44,6 @@ def checkpoint(tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path) -> Calla
     return build
 
 
-def without_sqat(code: str, folder: Path) -> dict[str, object]:
-    """What code prints as JSON, run in a folder by a Python that cannot import sqat."""
-    blocked = (
-        "import sys\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('sqat', 'rxnn'):\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(folder.parent / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", blocked + code],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
 LOAD = """
 import json, torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -97,7 +69,11 @@ print(json.dumps({
     [{}, {"moe": True, **QUIRKS}, {"window": 5, "global_tokens": 2}, {"num_query_heads": 3, "num_kv_heads": 6}],
 )
 def test_native_runs_without_sqat(
-    changes: dict[str, object], checkpoint: Callable[..., tuple[Decoder, Path]], tokenizer: Tokenizer, tmp_path: Path
+    changes: dict[str, object],
+    checkpoint: Callable[..., tuple[Decoder, Path]],
+    tokenizer: Tokenizer,
+    without_sqat: Callable[[str, Path], dict[str, object]],
+    tmp_path: Path,
 ) -> None:
     core, folder = checkpoint(**changes)
     export(folder, tmp_path / "out", "native")
@@ -177,7 +153,11 @@ def test_mixtral_of_odd_sizes_in_a_loop(checkpoint: Callable[..., tuple[Decoder,
 
 
 @pytest.mark.slow
-def test_stock_runs_without_sqat(checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path) -> None:
+def test_stock_runs_without_sqat(
+    checkpoint: Callable[..., tuple[Decoder, Path]],
+    without_sqat: Callable[[str, Path], dict[str, object]],
+    tmp_path: Path,
+) -> None:
     core, folder = checkpoint(hidden_size=24)
     export(folder, tmp_path / "out", "stock")
     found = without_sqat(LOAD.replace(", trust_remote_code=True", ""), tmp_path / "out")

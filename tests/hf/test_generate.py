@@ -12,30 +12,14 @@ from sqat.generate import SamplingConfig, decode_tokens
 from sqat.hf import SQATForCausalLM, from_decoder
 from sqat.model import Decoder
 
-from .conftest import QUIRKS
+from .conftest import KINDS, PROMPTS, padded
 
 Model = Callable[..., Decoder]
-KINDS: list[dict[str, Any]] = [
-    {},
-    {"moe": True, **QUIRKS},
-    {"window": 5},
-    {"window": 5, "global_tokens": 2},
-    {"num_query_heads": 3, "num_kv_heads": 6},
-]
-PROMPTS = [[7, 11, 13], [5, 17, 29, 31, 37, 8, 9, 10, 12], [23]]
 
 
 def ours(core: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:
     config = SamplingConfig(temperature=0, max_tokens=count)
     return torch.stack(list(decode_tokens(core, prompts, config)), dim=1).tolist()
-
-
-def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
-    longest = max(map(len, prompts))
-    return {
-        "input_ids": torch.tensor([[0] * (longest - len(p)) + p for p in prompts]),
-        "attention_mask": torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]),
-    }
 
 
 def theirs(model: SQATForCausalLM, prompts: list[list[int]], count: int, **options: Any) -> list[list[int]]:

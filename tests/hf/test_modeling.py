@@ -15,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 import sqat.config
 from sqat.config import ModelConfig
+from sqat.errors import ConfigError
 from sqat.hf import SQATConfig, SQATForCausalLM, from_decoder, modeling_sqat, to_decoder
 from sqat.hf.configuration_sqat import CHOICES
 from sqat.hf.core import to_model_config, to_transformers_config
@@ -239,7 +240,16 @@ def test_configuration_goes_there_and_back() -> None:
         ({"final_norm": "no"}, "final_norm is 'no', but must be one of rmsnorm, layernorm, None"),
         ({"hidden_act": "tanh"}, "activation is 'tanh', but must be one of silu"),
         ({"init": "zeros"}, "init is 'zeros', but must be one of normal, torch"),
-        ({"num_query_heads": 0}, "num_query_heads and num_kv_heads are 0 and 2, but must be at least 1"),
+        ({"num_query_heads": 0}, "num_query_heads is 0, but must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size is 0, but must be at least 1"),
+        ({"intermediate_size": -3}, "intermediate_size is -3, but must be at least 1"),
+        ({"context_length": 1}, "context_length is 1, but must be at least 2"),
+        ({"num_experts": -1}, "num_experts is -1, but must be at least 0"),
+        ({"window": 0}, "window is 0, but must be positive"),
+        ({"window": 5, "global_tokens": -1}, "global_tokens is -1, but must be at least 0"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0, but must be positive"),
+        ({"rope_theta": -1.0}, "rope_theta is -1.0, but must be positive"),
+        ({"attention_dropout": 1.0}, "attention_dropout is 1.0, but must be at least 0 and below 1"),
         (
             {"num_experts": 3, "experts_per_token": 4},
             r"experts_per_token is 4, but must be between 1 and num_experts \(3\)",
@@ -250,6 +260,9 @@ def test_configuration_goes_there_and_back() -> None:
 def test_unusable_configurations(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StrictDataclassError, match=message):
         SQATConfig(**changes)
+    fields = {SQATConfig.attribute_map.get(name, name): value for name, value in changes.items()}
+    with pytest.raises(ConfigError):  # the core's own rules are the same
+        preset("sqat-s").replace(**fields)
 
 
 def test_choices_are_the_cores() -> None:

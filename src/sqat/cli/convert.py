@@ -31,15 +31,21 @@ def convert(
         str | None, typer.Option(metavar="DATA[:n]", help="Compare both on this text; report in OUT/verification.html.")
     ] = None,
     layers: Annotated[str | None, typer.Option(metavar="a-b", help="Layers to convert, from 0; default: all.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="stock (default): its own architecture; native: with code beside it, for --layers."),
+    ] = None,
     context: Annotated[
-        int, typer.Option(help="Tokens per row of calibration and verification, at most the model's own.")
-    ] = 512,
+        int | None,
+        typer.Option(help="Tokens per row of calibration and verification; default: the model's, at most 512."),
+    ] = None,
     layout: Annotated[
         str | None, typer.Option(help="Without --query-heads: sqat, or rxnn for the original's (the default).")
     ] = None,
 ) -> None:
-    """Give a pretrained model fewer query heads, in its own stock architecture (--query-heads); or write a checkpoint
-    of this package in the other layout, bit for bit the same model (--layout).
+    """Give a pretrained model fewer query heads (--query-heads), in its own stock architecture or, for some layers
+    alone, with modelling code beside it (--to native); or write a checkpoint of this package in the other layout, bit
+    for bit the same model (--layout).
     """
     from sqat.errors import ConfigError
 
@@ -50,6 +56,8 @@ def convert(
         "--calibrate": calibrate,
         "--verify": verify,
         "--layers": layers,
+        "--to": to,
+        "--context": context,
     }
     if query_heads is None:
         for name, value in options.items():
@@ -59,23 +67,23 @@ def convert(
         return
     if layout is not None:
         raise ConfigError(f"--layout is {layout!r}, but goes without --query-heads: the architecture stays the model's")
-    if context < 2:
+    if context is not None and context < 2:
         raise ConfigError(f"--context is {context}, but must be at least 2")
     changes = {"query_heads": query_heads, "kv_heads": kv_heads, "layers": layers}
-    changes |= {name: value for name, value in (("method", method), ("score", score)) if value is not None}
-    convert_heads(model, out, changes, calibrate=calibrate, verify_on=verify, context=context)
+    choices = (("method", method), ("score", score), ("to", to))
+    changes |= {name: value for name, value in choices if value is not None}
+    convert_heads(model, out, changes, calibrate=calibrate, verify_on=verify, context=context or 512)
 
 
 def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
     """Write a checkpoint in the other layout; its tokenizer goes along."""
     from sqat.checkpoint import load_model, write_folder, write_model
     from sqat.data.tokenizer import Tokenizer
-    from sqat.errors import ConfigError
+    from sqat.folders import require_free
     from sqat.model_card import CARD_FILE, model_card, read_origin
     from sqat.train.checkpoints import find_model
 
-    if out.exists():
-        raise ConfigError(f"--out is {out}, which exists: choose a folder that does not")
+    require_free(out, "--out")
     folder = find_model(checkpoint)
     model = load_model(folder, dtype=None)
     with write_folder(out) as temporary:
@@ -90,30 +98,29 @@ def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
 def convert_heads(
     name: str, out: Path, changes: dict[str, Any], *, calibrate: str | None, verify_on: str | None, context: int
 ) -> None:
-    """Write a pretrained model with fewer heads as a stock checkpoint; what can be refused is, before weights are
-    read.
-    """
+    """Write a pretrained model with fewer heads; what can be refused is, before weights are read."""
     from sqat.convert import choose_heads, convert, plan_conversion, verify
-    from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, require_free, write_conversion
+    from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, write_conversion
     from sqat.convert.report import require_packages, write_report
     from sqat.convert.stock_files import require_weights
     from sqat.convert.tokenizer import StockTokenizer, token_rows
+    from sqat.folders import require_free
 
-    require_free(out)
+    require_free(out, "--out")
     folder = locate(name)
     config = read_config(folder)
     require_weights(folder, config)
     plan = plan_conversion(config, **changes)
-    plan.require_stock()
     _check_calibration(plan, calibrate)
     if verify_on is not None:
         require_packages()
     context = min(context, getattr(config, "max_position_embeddings", context))
     rows, texts = (
-        None if spec is None else token_rows(spec, StockTokenizer(folder), context, split=split)
+        None if spec is None else token_rows(spec, StockTokenizer(folder), context, config.vocab_size, split=split)
         for spec, split in ((calibrate, "train"), (verify_on, "validation"))
     )
     typer.echo(plan.summary())
+    where = "" if plan.to == "stock" else f" in layers {plan.layers[0]}-{plan.layers[1]}"
     model = read_model(folder)
     groups = choose_heads(model, plan, rows)
     with quiet():
@@ -122,10 +129,10 @@ def convert_heads(
     with new_folder(out) as temporary:
         write_conversion(result, plan, groups, folder, name, temporary, figures=figures, text=verify_on)
         if figures is not None:
-            title = f"{name} with {plan.after.query_heads} of {plan.before.query_heads} query heads"
+            title = f"{name} with {plan.after.query_heads} of {plan.before.query_heads} query heads{where}"
             write_report(figures, temporary / "verification.html", title=title, plan=plan)
             typer.echo(figures.summary())
-    typer.echo(f"{name} written to {out} with {plan.after.query_heads} query heads ({plan.method})")
+    typer.echo(f"{name} written to {out} with {plan.after.query_heads} query heads{where} ({plan.method})")
 
 
 def _check_calibration(plan: ConversionPlan, calibrate: str | None) -> None:

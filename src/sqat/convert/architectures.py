@@ -1,20 +1,30 @@
 """The stock architectures of `transformers` that can be converted, and where each keeps what conversion changes.
 
-All of them hold one number of query heads and one of key/value heads for the whole model, and an explicit `head_dim`.
+All of them hold one number of query heads and one of key/value heads for the whole model, and an explicit `head_dim`;
+:mod:`sqat.convert.modeling_mixed_heads` has the same architectures with numbers of their own for each layer.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from sqat.convert import modeling_mixed_heads
+from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.errors import ConfigError
 
-MODEL_TYPES = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "smollm3")
+MODEL_TYPES = tuple(modeling_mixed_heads.STOCK)
+_OF_THE_CLASS = ("model_type", "architectures", "transformers_version", "auto_map")  # of a configuration's values
+
+for _config, _base, _causal in modeling_mixed_heads.CLASSES.values():
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _base, exist_ok=True)
+    AutoModelForCausalLM.register(_config, _causal, exist_ok=True)
 
 
 class Heads(NamedTuple):
@@ -25,9 +35,11 @@ class Heads(NamedTuple):
     head_dim: int
 
 
-def require_known(model_type: str) -> None:
-    """Raise a ConfigError unless it is one of `MODEL_TYPES`."""
-    if model_type not in MODEL_TYPES:
+def require_known(model_type: str, *, mixed: bool = False) -> None:
+    """Raise a ConfigError unless it is one of `MODEL_TYPES`; with `mixed`, those with heads of each layer's own count
+    too.
+    """
+    if model_type not in MODEL_TYPES and not (mixed and model_type in modeling_mixed_heads.CLASSES):
         raise ConfigError(f"model_type is {model_type!r}, but must be one of {', '.join(MODEL_TYPES)}")
 
 
@@ -36,6 +48,14 @@ def heads_of(config: PreTrainedConfig) -> Heads:
     query = config.num_attention_heads
     kv = getattr(config, "num_key_value_heads", None) or query
     return Heads(query, kv, getattr(config, "head_dim", None) or config.hidden_size // query)
+
+
+def heads_by_layer(config: PreTrainedConfig) -> list[Heads]:
+    """:func:`heads_of` for each layer; they differ in the models of `modeling_mixed_heads` alone."""
+    every = heads_of(config)
+    if not isinstance(config, modeling_mixed_heads.MixedHeads):
+        return [every] * config.num_hidden_layers
+    return [Heads(*config.heads_of_layer(layer), every.head_dim) for layer in range(config.num_hidden_layers)]
 
 
 def with_heads(config: PreTrainedConfig, heads: Heads) -> PreTrainedConfig:
@@ -51,8 +71,24 @@ def with_heads(config: PreTrainedConfig, heads: Heads) -> PreTrainedConfig:
     except StrictDataclassError as error:
         reason = error.__cause__ or error
         raise ConfigError(
-            f"query_heads is {heads.query}, which {config.model_type} does not allow: {reason}"
+            f'query_heads is {heads.query}, which {config.model_type} does not allow (to "native" does): {reason}'
         ) from error
+    return changed
+
+
+def with_mixed_heads(config: PreTrainedConfig, layers: Sequence[Heads]) -> PreTrainedConfig:
+    """The same configuration with heads of their own for each layer, for the classes in `modeling_mixed_heads`."""
+    mixed, base, causal = modeling_mixed_heads.CLASSES[PREFIX + config.model_type]
+    values = {name: value for name, value in config.to_dict().items() if name not in _OF_THE_CLASS}
+    values |= {
+        "head_dim": heads_of(config).head_dim,
+        "query_heads_per_layer": [heads.query for heads in layers],
+        "kv_heads_per_layer": [heads.kv for heads in layers],
+    }
+    changed = mixed(**values)
+    file = modeling_mixed_heads.__name__.rpartition(".")[2]
+    classes = {"AutoConfig": mixed, "AutoModel": base, "AutoModelForCausalLM": causal}
+    changed.auto_map = {auto: f"{file}.{own.__name__}" for auto, own in classes.items()}
     return changed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from sqat.convert.architectures import Heads, attention_layers, attention_prefix, heads_of
 from sqat.convert.heads import ActivationObserver, Groups, Observed, group_heads, observe_weights
 from sqat.convert.merge import merge_attention
+from sqat.convert.modeling_mixed_heads import CLASSES
 from sqat.convert.plan import ConversionPlan
 from sqat.errors import ConfigError
 
@@ -25,7 +27,8 @@ def convert(
     *,
     groups: Sequence[Groups] | None = None,
 ) -> PreTrainedModel:
-    """A new model of the same class with the plan's heads; `model` stays as it is.
+    """A new model with the plan's heads, of the same class or, by plan, of its twin with heads of each layer's own
+    (:mod:`sqat.convert.modeling_mixed_heads`). `model` stays as it is, and so do layers that keep their heads.
 
     Args:
         model: a causal language model whose configuration the plan was made for.
@@ -34,16 +37,19 @@ def convert(
         groups: of :func:`choose_heads`, if already known.
 
     Raises:
-        ConfigError: the plan is of another model, leaves layers alone, or needs calibration text that is not given.
+        ConfigError: the plan is of another model, or needs calibration text that is not given.
     """
-    old, new = heads_of(plan.config), heads_of(plan.new_config)
+    old = heads_of(plan.config)
     groups = choose_heads(model, plan, calibration) if groups is None else groups
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for layer, merged in enumerate(groups):
+    for layer, (merged, new) in enumerate(zip(groups, plan.heads, strict=True)):
+        if new == old:
+            continue
         prefix = attention_prefix(layer)
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         tensors |= {prefix + name: tensor for name, tensor in merge_attention(own, merged, old, new).items()}
-    result = type(model).from_pretrained(None, config=plan.new_config, state_dict=tensors, dtype=model.dtype)
+    kind: Any = type(model) if plan.to == "stock" else CLASSES[plan.new_config.model_type][2]
+    result: PreTrainedModel = kind.from_pretrained(None, config=plan.new_config, state_dict=tensors, dtype=model.dtype)
     result.generation_config = copy.deepcopy(model.generation_config)
     return result.to(model.device).eval()
 
@@ -52,8 +58,7 @@ def choose_heads(model: PreTrainedModel, plan: ConversionPlan, calibration: Tens
     """For every layer, for each head of the result, the heads that it is made of. Arguments and errors as
     :func:`convert`.
     """
-    plan.require_stock()
-    old, new = heads_of(plan.config), heads_of(plan.new_config)
+    old = heads_of(plan.config)
     if (type(model.config), heads_of(model.config)) != (type(plan.config), old):
         raise ConfigError(
             f"the plan is for {plan.config.model_type} with {old}, but the model is {model.config.model_type} with "
@@ -70,7 +75,7 @@ def choose_heads(model: PreTrainedModel, plan: ConversionPlan, calibration: Tens
         observed = [None] * plan.config.num_hidden_layers
     else:
         observed = [observe_weights(attention, old) for attention in attention_layers(model)]
-    return [group_heads(plan.method, old, new, layer) for layer in observed]
+    return [group_heads(plan.method, old, new, layer) for new, layer in zip(plan.heads, observed, strict=True)]
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from sqat.convert.stock_files import read_plain_json, require_plain_config, requ
 from sqat.convert.tokenizer import TOKENIZER_FILES
 from sqat.convert.verify import Verification
 from sqat.errors import CheckpointError, ConfigError
+from sqat.folders import require_free
 from sqat.hub.failures import FAILURES
 from sqat.hub.tokens import cause, usable_token, without_tokens
 from sqat.model_card import CARD_FILE, read_origin, stock_card
@@ -59,7 +60,7 @@ def locate(model: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a checkpoint of a known architecture.
+    """The configuration of a checkpoint of a known architecture, stock or with heads of each layer's own count.
 
     Raises:
         CheckpointError: damaged.
@@ -128,7 +129,7 @@ def write_conversion(
         figures, text: of the verification, if there was one, and what it read.
     """
     with quiet():
-        model.save_pretrained(out)
+        model.save_pretrained(out)  # with its modelling code, where that is ours
     for pattern in TOKENIZER_FILES:
         for path in source.glob(pattern):
             require_inside(path)  # a link could bring any file of the user's into what may be published
@@ -138,6 +139,7 @@ def write_conversion(
         "base_model": name if source != Path(name).expanduser() else None,  # the Hub's, or only a folder here
         "method": plan.method,
         "score": plan.score if plan.method != "mean" else None,
+        "layers": plan.layers,
         "before": asdict(plan.before),
         "after": asdict(plan.after),
         "context_length": plan.context_length,
@@ -162,15 +164,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         ConfigError: `out` is there and not an empty folder.
     """
-    require_free(out)
+    require_free(out, "--out")
     with write_folder(out) as temporary:
         yield temporary
-
-
-def require_free(out: Path) -> None:
-    """Raise a ConfigError unless `out` can be written: not there, or an empty folder."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"--out is {out}, which holds something: choose a folder that is new or empty")
 
 
 @contextmanager

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from sqat.convert.architectures import Heads, heads_of, require_known, window_of, with_heads
+from sqat.convert.architectures import (
+    Heads,
+    heads_by_layer,
+    heads_of,
+    require_known,
+    window_of,
+    with_heads,
+    with_mixed_heads,
+)
 from sqat.cost import visible_keys
 from sqat.errors import ConfigError
 
 METHODS = ("mean", "select", "cluster")
 SCORES = ("activation", "norm")
+TARGETS = ("stock", "native")
 DEFAULT_CONTEXT = 1024  # tokens, where costs depend on the length; at most the model's own
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -48,6 +57,8 @@ class ConversionPlan:
     method: str
     score: str
     layers: tuple[int, int]  # first and last layer that lose heads, from 0
+    to: str  # "stock" or "native"
+    heads: tuple[Heads, ...]  # the converted model's, of each layer
     context_length: int
     before: Costs
     after: Costs
@@ -57,16 +68,6 @@ class ConversionPlan:
     def needs_calibration(self) -> bool:
         """Whether heads are chosen by what they do on text, which :func:`sqat.convert.convert` then needs."""
         return self.method != "mean" and self.score == "activation"
-
-    def require_stock(self) -> None:
-        """Raise a ConfigError where some layers keep their heads, which no stock checkpoint can hold."""
-        count = self.config.num_hidden_layers
-        if self.layers != (0, count - 1):
-            raise ConfigError(
-                f"layers is {self.layers[0]}-{self.layers[1]}, but must be 0-{count - 1}: a {self.config.model_type} "
-                "checkpoint holds one number of heads for all layers (as this package's own layout does), so no layer "
-                "can keep its heads; the plan's figures can be had from Python (sqat.convert.plan_conversion)"
-            )
 
     def summary(self) -> str:
         """A few lines for people."""
@@ -91,6 +92,7 @@ def plan_conversion(
     method: str = "mean",
     score: str = "activation",
     layers: str | tuple[int, int] | None = None,
+    to: str = "stock",
     context_length: int | None = None,
 ) -> ConversionPlan:
     """Plan a conversion without loading weights.
@@ -102,57 +104,72 @@ def plan_conversion(
         method: "mean" merges neighbours, "select" keeps the best by `score`, "cluster" merges heads that are alike;
             all stay inside the query heads that share a key/value head in the result.
         score: "activation" (what heads do on calibration text) or "norm" (their weights alone); "mean" needs neither.
-        layers: "a-b" or (a, b), first and last layer to lose heads, from 0; default: all. Anything less can be planned,
-            but not converted: see `ConversionPlan.require_stock`.
+        layers: "a-b" or (a, b), first and last layer to lose heads, from 0; default: all. Anything less needs "native".
+        to: "stock", a model of the same architecture; or "native", one with its own modelling code
+            (:mod:`sqat.convert.modeling_mixed_heads`), whose layers may differ in their heads.
         context_length: tokens of a sequence, for the operations; default: the model's own, at most 1,024.
 
     Raises:
-        ConfigError: an unknown architecture, method or score, or heads that do not fit.
+        ConfigError: an unknown architecture, method, score or target, heads that do not fit, or some layers alone for
+            a stock architecture.
     """
     require_known(config.model_type)
     if getattr(config, "quantization_config", None):
         raise ConfigError(
             "quantization_config is set, but weights must be plain: take a checkpoint that is not quantised"
         )
-    for name, value, choices in (("method", method, METHODS), ("score", score, SCORES)):
+    for name, value, choices in (("method", method, METHODS), ("score", score, SCORES), ("to", to, TARGETS)):
         if value not in choices:
             raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
+    if context_length is not None and context_length < 1:
+        raise ConfigError(f"context_length is {context_length}, but must be at least 1")
     old = heads_of(config)
     new = _new_heads(old, query_heads, kv_heads)
-    new_config = with_heads(config, new)
     first, last = _layers(layers, config.num_hidden_layers)
+    by_layer = tuple(new if first <= layer <= last else old for layer in range(config.num_hidden_layers))
+    new_config = _stock(config, new, first, last) if to == "stock" else with_mixed_heads(config, by_layer)
     length = context_length or context_of(config)
-    shapes, target = _shapes(config), _shapes(new_config)
-    mixed = {name: target[name] if _inside(name, first, last) else shape for name, shape in shapes.items()}
-    by_layer = [new if first <= layer <= last else old for layer in range(config.num_hidden_layers)]
+    shapes, new_shapes = _shapes(config), _shapes(new_config)
     return ConversionPlan(
         config=config,
         new_config=new_config,
         method=method,
         score=score,
         layers=(first, last),
+        to=to,
+        heads=by_layer,
         context_length=length,
         before=_costs(config, shapes, [old] * len(by_layer), old, length),
-        after=_costs(config, mixed, by_layer, new, length),
-        shapes={name: (shape, mixed[name]) for name, shape in shapes.items() if mixed[name] != shape},
+        after=_costs(config, new_shapes, by_layer, new, length),
+        shapes={name: (shape, new_shapes[name]) for name, shape in shapes.items() if new_shapes[name] != shape},
     )
 
 
 def costs_of(config: PreTrainedConfig, context_length: int | None = None) -> Costs:
-    """What a model costs as it is, without loading weights; `context_length` as :func:`plan_conversion` takes it.
+    """What a model costs as it is, without loading weights; `context_length` as :func:`plan_conversion` takes it. Where
+    layers differ in their heads, the counts are those of the layers with the fewest.
 
     Raises:
         ConfigError: an unknown architecture.
     """
-    require_known(config.model_type)
-    heads = heads_of(config)
-    by_layer = [heads] * config.num_hidden_layers
-    return _costs(config, _shapes(config), by_layer, heads, context_length or context_of(config))
+    require_known(config.model_type, mixed=True)
+    by_layer = heads_by_layer(config)
+    return _costs(config, _shapes(config), by_layer, min(by_layer), context_length or context_of(config))
 
 
 def context_of(config: PreTrainedConfig) -> int:
     """Tokens of the sequence that costs are averaged over, by default: the model's own, at most 1,024."""
     return min(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+
+
+def _stock(config: PreTrainedConfig, heads: Heads, first: int, last: int) -> PreTrainedConfig:
+    count = config.num_hidden_layers
+    if (first, last) != (0, count - 1):
+        raise ConfigError(
+            f'layers is {first}-{last}, but must be 0-{count - 1} for to "stock": a {config.model_type} checkpoint '
+            'holds one number of heads for all layers; to "native" (--to native) holds one for each'
+        )
+    return with_heads(config, heads)
 
 
 def _new_heads(old: Heads, query: int, kv: int | None) -> Heads:
@@ -197,12 +214,7 @@ def _layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _inside(name: str, first: int, last: int) -> bool:
-    layer = _layer_of(name)
-    return layer is not None and first <= layer <= last
-
-
-def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: list[Heads], heads: Heads, length: int) -> Costs:
+def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: Sequence[Heads], heads: Heads, length: int) -> Costs:
     keys = [visible_keys(length, window_of(config, layer)) / length for layer in range(len(by_layer))]
     scores = round(sum(4 * h.query * h.head_dim * seen for h, seen in zip(by_layer, keys, strict=True)))
     products = sum(_visited(name, shape, config) for name, shape in shapes.items())

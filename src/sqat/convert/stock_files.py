@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from sqat.checkpoint.headers import read_headers, require_inside, weight_files
 from sqat.convert.architectures import heads_of, require_known
+from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.data.tokenizer_check import read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
 from sqat.untrusted import MAX_JSON_BYTES, read_json, shown
@@ -54,8 +55,11 @@ def read_plain_json(path: Path, most_bytes: int = MAX_STOCK_CONFIG_BYTES) -> dic
 
 def require_plain_config(values: dict[str, Any]) -> None:
     """Raise a ConfigError unless a stock model's configuration is of a known architecture, plain, and of sane size."""
-    require_known(str(values.get("model_type"))[:100])
+    model_type = str(values.get("model_type"))[:100]
+    require_known(model_type, mixed=True)
     for name, reason in _REFUSED.items():
+        if name == "auto_map" and model_type.startswith(PREFIX):
+            continue  # of our own classes, which are registered: those run, and not what it names
         if values.get(name) is not None:
             raise ConfigError(f"{name} is {shown(values[name])}, but must not be there: {reason}")
     for name in ("dtype", "torch_dtype"):
@@ -117,7 +121,9 @@ def require_sizes(config: PreTrainedConfig) -> None:
 def _least_elements(config: PreTrainedConfig) -> int:
     """How many numbers the embedding, the attention and the feed-forward of a model are, at least."""
     heads, width = heads_of(config), config.hidden_size
-    attention = 2 * width * heads.head_dim * (heads.query + heads.kv)
+    query = min(getattr(config, "query_heads_per_layer", None) or [heads.query])
+    kv = min(getattr(config, "kv_heads_per_layer", None) or [heads.kv])
+    attention = 2 * width * heads.head_dim * (query + kv)
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
     inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
     dense = min(inner, config.intermediate_size)  # layers without experts may be among the others

@@ -72,16 +72,17 @@ class StockTokenizer:
         self.backend.save_pretrained(folder)
 
 
-def token_rows(spec: str, tokenizer: StockTokenizer, length: int, *, split: str = "train") -> Tensor:
+def token_rows(spec: str, tokenizer: StockTokenizer, length: int, vocab_size: int, *, split: str = "train") -> Tensor:
     """Documents end to end, cut into rows of `length` tokens: (rows, length) int64. What is left over is dropped; text
     too short for a row gives a shorter one.
 
     Args:
         spec: DATA or DATA:n, the first n documents; DATA as :func:`sqat.data.text.open_source` takes it.
+        vocab_size: the model's.
 
     Raises:
         DataError: a source that cannot be read, or without text.
-        ConfigError: n is 0.
+        ConfigError: n is 0, or a token that the model does not have.
     """
     name, _, count = spec.rpartition(":")
     limit = int(count) if name and count.isascii() and count.isdecimal() and len(count) < 19 else None
@@ -92,5 +93,7 @@ def token_rows(spec: str, tokenizer: StockTokenizer, length: int, *, split: str 
     ids = [token for text in source.documents() for token in tokenizer.encode_documents([text])[0]]
     if len(ids) < 2:
         raise DataError(f"{source.name} has {len(ids)} tokens, but must have at least 2")
+    if max(ids) >= vocab_size:
+        raise ConfigError(f"the tokenizer gives token {max(ids)}, but the model's vocab_size is {vocab_size}")
     rows = max(1, len(ids) // length)
     return torch.tensor(ids[: rows * length]).view(rows, -1)

@@ -64,20 +64,13 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> Ver
         if old != new:
             raise ConfigError(f"{field} is {new} after and {old} before, but must be the same")
     modes = [(model, model.training) for model in (before, after)]
-    for model, _ in modes:
-        model.eval()
-    sums = torch.zeros(4, dtype=torch.float64)
-    cosine_LT = torch.zeros(before.config.num_hidden_layers, data.shape[1], dtype=torch.float64)
-    for rows in data.split(max(1, BATCH_TOKENS // data.shape[1])):
-        old, new = (
-            model(rows.to(model.device), use_cache=False, output_hidden_states=True) for model in (before, after)
-        )
-        sums += _sums(old.logits.float().cpu(), new.logits.float().cpu(), rows.cpu())
-        for layer, pair in enumerate(zip(old.hidden_states[1:], new.hidden_states[1:], strict=True)):
-            cosine_BT = F.cosine_similarity(pair[0].float().cpu(), pair[1].float().cpu(), dim=-1)
-            cosine_LT[layer] += cosine_BT.double().sum(dim=0)
-    for model, training in modes:
-        model.train(training)
+    try:
+        for model, _ in modes:
+            model.eval()
+        sums, cosine_LT = _compare(before, after, data)
+    finally:
+        for model, training in modes:
+            model.train(training)
     cosine_LT /= len(data)
     kl, same, loss_before, loss_after = (sums / data.numel()).tolist()
     targets = (data.shape[1] - 1) / data.shape[1]  # the last token of a row has none
@@ -93,6 +86,21 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> Ver
         tokens=data.numel(),
         row_length=data.shape[1],
     )
+
+
+def _compare(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> tuple[Tensor, Tensor]:
+    """The figures of `_sums`, and cosines of hidden states (L, T), summed over rows."""
+    sums = torch.zeros(4, dtype=torch.float64)
+    cosine_LT = torch.zeros(before.config.num_hidden_layers, data.shape[1], dtype=torch.float64)
+    for rows in data.split(max(1, BATCH_TOKENS // data.shape[1])):
+        old, new = (
+            model(rows.to(model.device), use_cache=False, output_hidden_states=True) for model in (before, after)
+        )
+        sums += _sums(old.logits.float().cpu(), new.logits.float().cpu(), rows.cpu())
+        for layer, pair in enumerate(zip(old.hidden_states[1:], new.hidden_states[1:], strict=True)):
+            cosine_BT = F.cosine_similarity(pair[0].float().cpu(), pair[1].float().cpu(), dim=-1)
+            cosine_LT[layer] += cosine_BT.double().sum(dim=0)
+    return sums, cosine_LT
 
 
 def _sums(before_BTV: Tensor, after_BTV: Tensor, rows_BT: Tensor) -> Tensor:

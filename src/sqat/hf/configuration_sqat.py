@@ -11,6 +11,13 @@ CHOICES = {
     "final_norm": ("rmsnorm", "layernorm", None),
     "init": ("normal", "torch"),
 }
+AT_LEAST = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_layers", "num_query_heads", "num_kv_heads", "head_dim"), 1),
+    "intermediate_size": 1,
+    "context_length": 2,
+    "num_experts": 0,
+    "global_tokens": 0,
+}
 
 
 @strict
@@ -82,11 +89,20 @@ class SQATConfig(PreTrainedConfig):
             if getattr(self, name) not in choices:
                 right = ", ".join(map(str, choices))
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {right}")
+        for name, least in AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        for name in ("norm_eps", "rope_theta", "window"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}, but must be positive")
+        for name in ("attention_dropout", "feedforward_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and below 1")
+        self._validate_together()
+
+    def _validate_together(self) -> None:
         query_heads, kv_heads = self.num_query_heads, self.num_kv_heads
-        if min(query_heads, kv_heads) < 1:
-            raise ValueError(
-                f"num_query_heads and num_kv_heads are {query_heads} and {kv_heads}, but must be at least 1"
-            )
         if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
             right = f"between 1 and num_experts ({self.num_experts})"
             raise ValueError(f"experts_per_token is {self.experts_per_token}, but must be {right}")

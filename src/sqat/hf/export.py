@@ -9,6 +9,7 @@ from pathlib import Path
 from sqat.checkpoint import load_model, write_folder
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.errors import ConfigError
+from sqat.folders import require_free
 from sqat.model import Decoder
 from sqat.model_card import CARD_FILE, model_card, read_origin
 from sqat.train.checkpoints import find_model
@@ -43,8 +44,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str = "native") -> str:
     if to not in FORMATS:
         raise ConfigError(f"to is {to!r}, but must be one of {', '.join(FORMATS)}")
     out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"out is {out}, which exists and is not empty: choose a new or an empty folder")
+    require_free(out, "out")
     folder = find_model(checkpoint)
     model = load_model(folder, dtype=None)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER_FILE).is_file() else None

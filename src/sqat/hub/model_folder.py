@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,19 +12,22 @@ from sqat.checkpoint.rxnn_config import is_rxnn_config
 from sqat.convert.architectures import MODEL_TYPES
 from sqat.convert.files import read_config as read_stock_config
 from sqat.convert.files import read_model
+from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.convert.tokenizer import TOKENIZER_FILES, StockTokenizer
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.errors import CheckpointError
 from sqat.model_card import CARD_FILE
 from sqat.model_card.origin import RECORD_FILE
 from sqat.train.state import TENSORS_FILE
+from sqat.untrusted import read_json
 
-CODE = ("configuration_sqat.py", "modeling_sqat.py")  # of `sqat export --to native`
+# What auto_map names: of `sqat export --to native`, and of `sqat convert --to native`.
+CODE = {"native": ("configuration_sqat.py", "modeling_sqat.py"), "mixed": ("modeling_mixed_heads.py",)}
 
 # Everything that a model of any form needs, at the top of its folder. Pickles are no part of it.
 PATTERNS = (
     *(CONFIG_FILE, "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
-    *(*TOKENIZER_FILES, *CODE, RECORD_FILE, CARD_FILE),
+    *(*TOKENIZER_FILES, *CODE["native"], *CODE["mixed"], RECORD_FILE, CARD_FILE),
 )
 NOT_OF_IT = (TENSORS_FILE, "*/*")  # the optimizer's state; folders, where repositories keep other checkpoints
 
@@ -59,14 +61,16 @@ def form_of(folder: Path) -> str:
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        values = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if is_rxnn_config(values):
         return "rxnn"
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type in MODEL_TYPES:
         return "stock"
+    if isinstance(model_type, str) and model_type.startswith(PREFIX):
+        return "mixed"
     if model_type != MODEL_TYPE:
         raise CheckpointError(
             f"{path}: model_type is {model_type!r}, but must be one of {MODEL_TYPE}, {', '.join(MODEL_TYPES)}"
@@ -81,7 +85,9 @@ def check_model(folder: Path) -> ModelFolder:
         CheckpointError, ConfigError, DataError: it cannot be loaded; the message says why.
     """
     form = form_of(folder)
-    if form == "stock":
+    if missing := [name for name in CODE.get(form, ()) if not (folder / name).is_file()]:
+        raise CheckpointError(f"{folder / CONFIG_FILE} has an auto_map, but {', '.join(missing)} is not there")
+    if form in ("stock", "mixed"):
         if not any(folder.glob("*.safetensors")):
             raise CheckpointError(f"{folder} has no safetensors: weights in other files are neither read nor moved")
         read_model(folder)
@@ -89,8 +95,6 @@ def check_model(folder: Path) -> ModelFolder:
         if has_tokenizer:
             StockTokenizer(folder)
         return ModelFolder(folder, form, read_stock_config(folder), has_tokenizer)
-    if form == "native" and (missing := [name for name in CODE if not (folder / name).is_file()]):
-        raise CheckpointError(f"{folder / CONFIG_FILE} has an auto_map, but {', '.join(missing)} is not there")
     load_model(folder, dtype=None)
     config = read_config(folder)[0]
     has_tokenizer = (folder / TOKENIZER_FILE).is_file()

@@ -110,6 +110,6 @@ def _card(model: ModelFolder, checkpoint: Path, known: Known, repo_id: str) -> s
         "repo_id": repo_id,
         "tokenizer": model.tokenizer,
     }
-    if form_of(checkpoint) == "stock":
+    if form_of(checkpoint) in ("stock", "mixed"):
         return stock_card(model.config, **facts)
     return model_card(read_config(checkpoint)[0], model.form, **facts)

@@ -38,6 +38,7 @@ class Subject(NamedTuple):
     rows: Sequence[tuple[str, object]]  # of the table of shapes
     costs: Sequence[Cost]
     context_length: int  # of the costs
+    mixed: bool = False  # whether layers differ in their heads; those above are then the fewest
 
 
 def model_card(
@@ -69,9 +70,11 @@ def stock_card(
     repo_id: str | None = None,
     tokenizer: bool = True,
 ) -> str:
-    """README.md of a stock checkpoint, converted, uptrained or neither. Arguments as :func:`model_card`."""
+    """README.md of a stock checkpoint, or of one whose layers differ in their heads; converted, uptrained or neither.
+    Arguments as :func:`model_card`."""
     origin = origin or Origin()
-    return _compose(_of_stock(config, origin), "stock", origin, known or Known(), repo_id, tokenizer)
+    form = "mixed" if config.model_type.startswith("mixed_heads_") else "stock"
+    return _compose(_of_stock(config, origin), form, origin, known or Known(), repo_id, tokenizer)
 
 
 def _of_model(config: ModelConfig) -> Subject:
@@ -96,10 +99,15 @@ def _of_model(config: ModelConfig) -> Subject:
 
 
 def _of_stock(config: PreTrainedConfig, origin: Origin) -> Subject:
-    from sqat.convert.architectures import heads_of
+    from sqat.convert.architectures import heads_by_layer
     from sqat.convert.plan import context_of, costs_of
 
-    heads, record = heads_of(config), origin.conversion
+    by_layer, record = heads_by_layer(config), origin.conversion
+    heads, mixed = min(by_layer), len(set(by_layer)) > 1
+    counts = f"{heads.query} query heads, {heads.kv} key/value heads"
+    if mixed:
+        query, kv = ([str(count) for count in column] for column in list(zip(*by_layer, strict=True))[:2])
+        counts = f"by layer, {', '.join(query)} query heads and {', '.join(kv)} key/value heads"
     length = context_of(config) if record is None else record["context_length"]
     own = recorded_cost("this model", asdict(costs_of(config, length)))
     before = None if record is None else recorded_cost("the model it was made of", record["before"])
@@ -107,12 +115,12 @@ def _of_stock(config: PreTrainedConfig, origin: Origin) -> Subject:
     was = "" if before is None else f" ({before.query_heads} and {before.kv_heads} before conversion)"
     rows = [
         ("architecture", config.model_type),
-        ("attention", f"{heads.query} query heads, {heads.kv} key/value heads{was}"),
+        ("attention", f"{counts}{was}"),
         ("layers", config.num_hidden_layers),
         ("width", f"{config.hidden_size}, head_dim {heads.head_dim}"),
         ("vocabulary", config.vocab_size),
     ]
-    return Subject(*heads, full, rows, [own] if before is None else [own, before], length)
+    return Subject(*heads, full, rows, [own] if before is None else [own, before], length, mixed)
 
 
 def _compose(subject: Subject, form: str, origin: Origin, known: Known, repo_id: str | None, tokenizer: bool) -> str:
@@ -151,10 +159,12 @@ def _kind(subject: Subject) -> tuple[str, tuple[str, ...]]:
 def _introduction(subject: Subject, kind: str) -> str:
     text = (
         f"A causal language model with {kind}: {subject.query_heads} query heads and {subject.kv_heads} key/value "
-        f"heads of width {subject.head_dim} in every layer"
+        f"heads of width {subject.head_dim} in {'some layers' if subject.mixed else 'every layer'}"
     )
     if kind != "Sparse Query Attention":
         return f"{text}."
+    if subject.mixed:
+        return f"{text}, where the others have up to {subject.full_heads} query heads ({PAPER})."
     share = f"{max(subject.query_heads, subject.kv_heads)}/{subject.full_heads}"
     return (
         f"{text}, where full attention has {subject.full_heads}. Attention's scores and weighted sums take {share} of "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-FORMS = ("sqat", "rxnn", "native", "stock", "gguf", "onnx")
+FORMS = ("sqat", "rxnn", "native", "stock", "mixed", "gguf", "onnx")  # mixed: see sqat.convert.modeling_mixed_heads
 
-LIBRARIES = {"native": "transformers", "stock": "transformers", "gguf": "gguf", "onnx": "onnx"}  # else sqat
+_OF_TRANSFORMERS = ("native", "stock", "mixed")
+LIBRARIES = {**dict.fromkeys(_OF_TRANSFORMERS, "transformers"), "gguf": "gguf", "onnx": "onnx"}  # else sqat
 
 
 def loading_section(form: str, repo_id: str | None, *, tokenizer: bool) -> str:
@@ -19,7 +20,7 @@ def loading_section(form: str, repo_id: str | None, *, tokenizer: bool) -> str:
         return f"With llama.cpp:\n\n{_block('sh', _GGUF)}"
     if form == "onnx":
         return f"With onnxruntime:\n\n{_block('python', _ONNX)}"
-    if form in ("native", "stock"):
+    if form in _OF_TRANSFORMERS:
         return _with_transformers(form, repo_id, tokenizer)
     text = f"With sqat:\n\n{_with_sqat(repo_id, tokenizer)}\n\n"
     if form == "rxnn":
@@ -43,7 +44,7 @@ def _with_sqat(repo_id: str | None, tokenizer: bool) -> str:
 
 
 def _with_transformers(form: str, repo_id: str | None, tokenizer: bool) -> str:
-    options = ", trust_remote_code=True" if form == "native" else ""
+    options = "" if form == "stock" else ", trust_remote_code=True"
     lines = [
         "from transformers import AutoModelForCausalLM" + (", AutoTokenizer" if tokenizer else ""),
         "",
@@ -60,6 +61,8 @@ def _with_transformers(form: str, repo_id: str | None, tokenizer: bool) -> str:
     if form == "stock":
         return f"With transformers alone:\n\n{code}"
     why = "The modelling code is beside the weights; `trust_remote_code=True` lets it run, so read it first."
+    if form == "mixed":
+        return f"With transformers. {why} After `import sqat.convert` it is not needed.\n\n{code}"
     return f"With transformers. {why}\n\n{code}\n\nWith sqat:\n\n{_with_sqat(repo_id, tokenizer)}"
 
 
