@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, info, train, uptrain
+from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, info, launched, train, uptrain
 from sqat.errors import SqatError
 
 app = typer.Typer(
@@ -33,12 +33,15 @@ app.add_typer(bench.bench, name="bench")
 
 def main() -> None:
     """Run the command line; what a user can put right is printed as one line, without a traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    level = logging.WARNING if launched.FIRST else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
+        launched.check_command(sys.argv[1:])
         app()
     except SqatError as error:
-        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(str(error), err=True)
+        if launched.is_ours_to_say(error):
+            typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            typer.echo(str(error), err=True)
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
