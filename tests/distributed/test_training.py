@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from sqat.data.stories import story
+from sqat.data.tokenizer import train_tokenizer
 from sqat.train.checkpoints import latest_checkpoint, list_checkpoints
 
 Launch = Callable[..., list[dict[str, Any]]]
@@ -50,11 +52,18 @@ def assert_same_weights(got: Path, expected: Path, *, exactly: bool = False) -> 
 CASES = {
     "packed": {"data": {"limit": 3}, "batch_size": 5, "gradient_accumulation": 2, "max_steps": 6, "evaluate_every": 3},
     "rows": {"data": {"mode": "rows", "limit": 25}, "batch_size": 12, "max_steps": 4, "router_loss": "card"},
+    "dense": {"model": {"num_experts": 0, "tie_embeddings": False}, "gradient_checkpointing": True},
+    "compiled": {"compile": True, "max_steps": 2},
 }
+LONG = [(4, "ddp", "rows"), (4, "fsdp", "rows"), (2, "ddp", "dense"), (2, "fsdp", "dense"), (2, "ddp", "compiled")]
 
 
 @pytest.mark.parametrize(
-    ("processes", "parallel", "case"), [(2, "ddp", "packed"), (3, "ddp", "rows"), (2, "fsdp", "packed")]
+    ("processes", "parallel", "case"),
+    [
+        *((2, "ddp", "packed"), (3, "ddp", "rows"), (2, "fsdp", "packed")),
+        *(pytest.param(*case, marks=in_full) for case in LONG),
+    ],
 )
 def test_equals_one_process(
     launch: Launch, run_values: Values, tmp_path: Path, processes: int, parallel: str, case: str
@@ -68,6 +77,44 @@ def test_equals_one_process(
     assert parts == [whole] * processes if parallel == "ddp" else sum(parts) == whole
     assert_same_log(tmp_path / "several", tmp_path / "one")
     assert_same_weights(tmp_path / "several", tmp_path / "one")
+
+
+@in_full
+def test_shards_of_processes(launch: Launch, run_values: Values, tmp_path: Path) -> None:
+    launch(1, {"config": run_values(), "out": str(tmp_path / "one")})
+    launch(2, {"config": run_values(), "out": str(tmp_path / "several"), "shards": 2})
+    assert_same_log(tmp_path / "several", tmp_path / "one")
+
+
+@in_full
+@pytest.mark.parametrize("name", ["qwen3", "mixtral"])
+def test_uptraining(launch: Launch, tmp_path: Path, name: str) -> None:
+    student, teacher = stock_model(name, tmp_path / "student"), stock_model(name, tmp_path / "teacher")
+    config = {
+        "model": {"path": student, "teacher": teacher, "tokens": 1500, "context_length": 23},
+        "data": {"source": "stories:9", "validation_limit": 3, "cache_dir": str(tmp_path / "cache")},
+        "train": {"batch_size": 5, "precision": "float32", "tensorboard": False, "log_every": 1, "device": "cpu"},
+    }
+    launch(1, {"uptrain": True, "config": config, "out": str(tmp_path / "one")})
+    launch(2, {"uptrain": True, "config": config, "out": str(tmp_path / "several"), "deeds": [(1, 3, "SIGTERM")]})
+    launch(2, {"uptrain": True, "config": config, "out": str(tmp_path / "several"), "resume": True})
+    assert "kl" in log(tmp_path / "several")[0]
+    assert_same_log(tmp_path / "several", tmp_path / "one")
+    assert_same_weights(tmp_path / "several", tmp_path / "one")
+    config["train"]["parallel"] = "fsdp"
+    refused, _ = launch(2, {"uptrain": True, "config": config, "out": str(tmp_path / "cut")})
+    assert refused["message"] == 'parallel is "fsdp", but must be "ddp" for models other than this package\'s own'
+
+
+def stock_model(name: str, folder: Path) -> str:
+    import transformers
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    kind = {"qwen3": "Qwen3Config", "mixtral": "MixtralConfig"}[name]
+    config = getattr(transformers, kind)(**sizes, vocab_size=307, intermediate_size=16, head_dim=10)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    train_tokenizer([story(i, seed=0, split="train") for i in range(30)], 307).save(folder)
+    return str(folder)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from sqat.errors import SqatError
 from sqat.run_config import RunConfig
-from sqat.train import Trainer, start_run
+from sqat.train import Trainer, loop, shards, start_run
 from sqat.train.callbacks import Callback
 from sqat.train.distributed import rank
 
@@ -43,9 +43,15 @@ def part(parameter: Any) -> torch.Tensor:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train; what is left of it in this process."""
     deeds = [At(*deed) for deed in job.get("deeds", [])]
-    trainer = start_run(
-        RunConfig.from_dict(job["config"]), job["out"], resume=job.get("resume", False), callbacks=deeds
-    )
+    shards.SHARD_TOKENS, loop.suitable_shards = 1, lambda _: job.get("shards", 1)
+    settings = {"resume": job.get("resume", False), "callbacks": deeds}
+    if job.get("uptrain"):
+        from sqat.convert.uptrain import start_uptraining
+        from sqat.convert.uptrain_config import UptrainConfig
+
+        trainer: Trainer = start_uptraining(UptrainConfig.from_dict(job["config"]), job["out"], **settings)
+    else:
+        trainer = start_run(RunConfig.from_dict(job["config"]), job["out"], **settings)
     trainer.train()
     return {
         "step": trainer.state.step,

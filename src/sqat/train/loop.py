@@ -25,7 +25,7 @@ from sqat.train.distributed import agree_to_stop, first_does, is_first, naming_l
 from sqat.train.engine import Engine
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.feed import StepData, feed
-from sqat.train.optim import cosine_with_warmup
+from sqat.train.optim import learning_rate
 from sqat.train.parallel import load_whole, whole_model
 from sqat.train.shards import suitable_shards
 from sqat.train.signals import StopOnSignals
@@ -198,15 +198,7 @@ class Trainer:
         return save_checkpoint(out, write, self.state, tensors, self.tokenizer, keep=keep)
 
     def _step(self, data: StepData) -> StepSums:
-        config = self.config
-        rate = cosine_with_warmup(
-            self.state.step,
-            peak=config.learning_rate,
-            total_steps=self.total_steps,
-            warmup_steps=config.warmup_steps,
-            floor=config.min_learning_rate,
-        )
-        sums = self.engine.step(data, rate)
+        sums = self.engine.step(data, learning_rate(self.config, self.state.step, self.total_steps))
         self.state.step += 1
         self.state.tokens += data.targets
         self.state.data = data.after
@@ -237,16 +229,15 @@ class Trainer:
         evaluation, best_before = None, self.state.best_loss
         if config.evaluate_every and step % config.evaluate_every == 0:
             evaluation = self.evaluate()
-        if self.state.best_loss != best_before or (config.checkpoint_every and step % config.checkpoint_every == 0):
-            self.save()
-            self._agree()
-        elif evaluation:
+        due = config.checkpoint_every and step % config.checkpoint_every == 0
+        saved = self.save() if due or self.state.best_loss != best_before else None
+        if evaluation or saved:  # meanwhile more may have been asked
             self._agree()
         window.restart()
         return evaluation
 
     def _agree(self) -> None:
-        """Make a request to stop that one process has everyone's, at the same step."""
+        """Make a request to stop that any process has everyone's, at the same step."""
         self.interrupted, self.stop_reason = agree_to_stop(*self._asked)
 
     def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
