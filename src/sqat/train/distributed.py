@@ -182,9 +182,10 @@ def naming_loss() -> Iterator[None]:
         back_end = isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
         if count() == 1 or isinstance(error, SqatError) or not back_end:
             raise
+        said = str(error).partition("\n")[0]
         raise ProcessLostError(
             "another process of this run was killed, failed or does not answer, so all stop; checkpoints are kept: "
-            "go on with --resume"
+            f"go on with --resume ({said})"
         ) from error
 
 

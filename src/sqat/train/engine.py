@@ -31,7 +31,8 @@ class Engine:
     part of one (FSDP2, see :mod:`sqat.train.parallel`).
 
     Args:
-        model: placed on its device, and cut among the processes where the configuration says so.
+        model: placed on its device, and cut among the processes where the configuration says so. All processes must
+            have the same, and torch's random generator in the same state.
 
     Raises:
         ConfigError: a device that is not there, or settings that do not go with several processes.
@@ -87,7 +88,7 @@ class Engine:
             return
         self.model.train()
         row = idle(batches.batch(0, 0)).to(self.accelerator.device)
-        with torch.random.fork_rng(), self.autocast(), own_draws():
+        with torch.random.fork_rng(devices=[]), self.autocast(), own_draws():
             loss, *_ = self.task(row, 1, 0.0)
             self._backward(loss)
         self.optimizer.zero_grad()
