@@ -59,7 +59,7 @@ def launch() -> Callable[..., list[dict[str, Any] | None]]:
     return run_group
 
 
-def run_group(processes: int, job: dict[str, Any], *, seconds: float = 120) -> list[dict[str, Any] | None]:
+def run_group(processes: int, job: dict[str, Any], *, seconds: float = 300) -> list[dict[str, Any] | None]:
     """Run a job in a group of processes; what each leaves, `None` where one was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

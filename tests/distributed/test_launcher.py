@@ -50,7 +50,7 @@ def steps(out: Path) -> list[int]:
 
 
 def wait_for_step(out: Path, step: int) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not steps(out) or steps(out)[-1] < step:
         assert time.monotonic() < end, "no step"
         time.sleep(0.05)
@@ -71,7 +71,7 @@ def workers(launcher: subprocess.Popen[str]) -> list[int]:
 
 def test_torchrun(train: Callable[..., Any], tmp_path: Path) -> None:
     with train(max_steps=3) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.count("Best checkpoint") == 1
     assert steps(tmp_path / "run") == [1, 2, 3]
@@ -89,7 +89,7 @@ def test_accelerate_launch(train: Callable[..., Any], tmp_path: Path) -> None:
         "--main_process_port=0",
     ]
     with train(max_steps=3, launcher=launcher) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.count("Best checkpoint") == 1
     assert steps(tmp_path / "run") == [1, 2, 3]
@@ -101,7 +101,7 @@ def test_accelerate_launch(train: Callable[..., Any], tmp_path: Path) -> None:
 )
 def test_an_error_is_said_once(train: Callable[..., Any], options: list[str]) -> None:
     with train(*options) as process:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert err.count("error: ") == 1, err
 
