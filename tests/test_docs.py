@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,28 @@ def test_commands_parse(page: str, line: str) -> None:
     while hasattr(command, "commands"):
         command = command.commands[arguments.pop(0)]
     command.make_context("sqat", arguments)
+
+
+def launches() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    scripts = [block.replace("\\\n", "") for page in PAGES for block in blocks(page, "bash")]
+    lines += [line.partition("srun ")[2].partition(" ")[2] for script in scripts for line in script.splitlines()]
+    return [line for line in lines if line.startswith("torchrun ")]
+
+
+@pytest.mark.parametrize("line", launches())
+def test_launches_parse(line: str) -> None:
+    from torch.distributed.run import get_args_parser
+
+    arguments = get_args_parser().parse_args(shlex.split(line)[1:])
+    assert (arguments.module, arguments.training_script) == (True, "sqat")
+    name, *options = arguments.training_script_args
+    get_command(app).commands[name].make_context("sqat", options)
+
+
+@pytest.mark.parametrize("script", [block for page in PAGES for block in blocks(page, "bash")], ids=lambda _: "script")
+def test_scripts_are_valid(script: str) -> None:
+    assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=True).stderr == ""
 
 
 def test_make_targets_exist() -> None:

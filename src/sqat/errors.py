@@ -22,3 +22,7 @@ class CheckpointError(SqatError, ValueError):
 
 class TrainingError(SqatError, RuntimeError):
     """Training cannot usefully go on, such as when the loss is no longer a number."""
+
+
+class ProcessLostError(TrainingError):
+    """Another process of the same run is gone, or does not answer."""

@@ -51,7 +51,7 @@ class DataConfig(Config):
 class TrainConfig(Config):
     """How a model is trained; the defaults are the card's, corrected."""
 
-    batch_size: int = 64  # rows per forward pass
+    batch_size: int = 64  # rows per forward pass, of all processes together
     gradient_accumulation: int = 1  # forward passes per step; counts as one batch this many times as large
     epochs: int | None = 1
     max_steps: int | None = None  # the schedule's length, if set; else epochs decide
@@ -77,6 +77,7 @@ class TrainConfig(Config):
     device: str = "auto"  # "cpu", "cuda"; auto: a GPU if there is one
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile the model
+    parallel: str = "ddp"  # several processes: a whole model in each, or "fsdp": a part of one (torch's FSDP2)
     tensorboard: bool = True  # where the package is installed
 
     def __post_init__(self) -> None:
@@ -96,6 +97,7 @@ class TrainConfig(Config):
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "positive, or null for no clipping")
         require_choice(self, "precision", PRECISIONS)
         require_choice(self, "router_loss", ROUTER_LOSSES)
+        require_choice(self, "parallel", ("ddp", "fsdp"))
         right = "auto, cpu, cuda, cuda:N or mps"
         require(_DEVICE.fullmatch(self.device) is not None, self, "device", right)
 

@@ -79,7 +79,7 @@ def test_a_damaged_tokenizer_is_named(damage, stock_folder):
         values["model"]["merges"] = [["no", "such"]]
         damage = json.dumps(values)
     path.write_text(damage)
-    with pytest.raises(CheckpointError, match=r"pretrained has a tokenizer that transformers cannot read: "):
+    with pytest.raises(CheckpointError, match=r"pretrained/tokenizer.json: damaged, or not a tokenizer: "):
         StockTokenizer(path.parent)
 
 

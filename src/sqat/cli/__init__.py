@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, hub, info, train, uptrain
+from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, hub, info, launched, train, uptrain
 from sqat.errors import SqatError
 
 app = typer.Typer(
@@ -36,14 +36,18 @@ app.add_typer(bench.bench, name="bench")
 
 def main() -> None:
     """Run the command line; what a user can put right is printed as one line, without a traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    level = logging.WARNING if launched.FIRST else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
     try:
+        launched.check_command(sys.argv[1:])
         app()
     except SqatError as error:
-        _fail(str(error))
+        if launched.is_ours_to_say(error):
+            _fail(str(error))
+        sys.exit(1)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stderr.close()
         sys.exit(141)

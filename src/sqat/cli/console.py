@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-console = Console()
+from sqat.cli.launched import FIRST
+
+console = Console(quiet=not FIRST)
 errors = Console(stderr=True)
 
 

@@ -67,6 +67,7 @@ def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
     from sqat.train import start_run
     from sqat.train.callbacks import ProgressBar
     from sqat.train.checkpoints import best_checkpoint
+    from sqat.train.distributed import is_first, leave
 
     with tokenising() as progress:
         trainer = start_run(config, out, resume=resume, callbacks=[ProgressBar()], progress=progress)
@@ -83,7 +84,9 @@ def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
             f"Stopped at step {trainer.state.step:,} of {trainer.total_steps:,}. "
             "Go on with the same command and --resume."
         )
-    console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
+    if is_first():
+        console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
+    leave()
 
 
 def evaluate(

@@ -68,6 +68,7 @@ def run_uptraining(config: UptrainConfig, out: Path, *, resume: bool) -> None:
     from sqat.convert.uptrain import start_uptraining
     from sqat.train.callbacks import ProgressBar
     from sqat.train.checkpoints import best_checkpoint
+    from sqat.train.distributed import is_first, leave
 
     with tokenising() as progress:
         trainer = start_uptraining(config, out, resume=resume, callbacks=[ProgressBar()], progress=progress)
@@ -82,4 +83,6 @@ def run_uptraining(config: UptrainConfig, out: Path, *, resume: bool) -> None:
             f"Stopped at step {trainer.state.step:,} of {trainer.total_steps:,}. "
             "Go on with the same command and --resume."
         )
-    console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
+    if is_first():
+        console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
+    leave()

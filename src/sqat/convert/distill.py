@@ -19,6 +19,7 @@ from sqat.data.batches import IGNORE, Batch
 from sqat.model.moe import RouterStats
 from sqat.train.callbacks import Callback
 from sqat.train.loss import LossSums, linear_cross_entropy
+from sqat.train.share import sum_over_processes
 from sqat.train.step import TrainingLoss
 
 CHUNK_ROWS = 1024  # whose logits, of both models, exist at once
@@ -53,8 +54,9 @@ class DistillationLoss(TrainingLoss):
     ) -> tuple[Tensor, LossSums, Tensor, tuple[RouterStats, ...]]:
         loss, sums, auxiliary, router = super().forward(batch, total_targets, share)
         if self._kl is not None:
-            loss = loss + self.kl_weight * self._kl / total_targets
-            self.seen.append((self._kl.detach(), sums.targets))
+            (kl,) = sum_over_processes([self._kl], counts=batch.counted != 0)
+            loss = loss + self.kl_weight * kl / total_targets
+            self.seen.append((kl.detach(), sums.targets))
             self._kl = None
         return loss, sums, auxiliary, router
 
@@ -96,6 +98,8 @@ def _kl(hidden_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, theirs_RD: 
 
 class KlMetric(Callback):
     """Adds the mean KL since the last log line to the metrics; to stand before the logs."""
+
+    everywhere = True  # what the task has seen is to be forgotten in all processes
 
     def __init__(self) -> None:
         self.task: DistillationLoss | None = None

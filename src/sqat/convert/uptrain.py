@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 from collections.abc import Iterable
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from sqat.convert.architectures import heads_of
@@ -23,17 +21,15 @@ from sqat.convert.tokenizer import StockTokenizer
 from sqat.convert.uptrain_config import UptrainConfig
 from sqat.data.batches import Batches
 from sqat.data.tokens import TokenFile
-from sqat.durable import replace_file
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model_card.origin import RECORD_FILE
 from sqat.run_config import TrainConfig
 from sqat.train.callbacks import Callback
+from sqat.train.distributed import naming_loss
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.loop import Trainer
-from sqat.train.prepare import Progress, build_token_files, open_sources
-from sqat.train.run import CONFIG_FILE, check_folder, make_logs
-
-logger = logging.getLogger(__name__)
+from sqat.train.prepare import PreparedData, Progress, build_token_files, open_sources
+from sqat.train.run import begin_run, check_same_data, make_logs, open_run
 
 
 class Uptraining(Trainer):
@@ -84,12 +80,12 @@ class Uptraining(Trainer):
             validation,
             batch_size=self.config.batch_size,
             card_metrics=False,  # these count the padding token of this package's tokenizers
-            autocast=self._autocast(),
+            autocast=self.engine.autocast(),
         )
 
-    def write_model(self, folder: Path) -> None:
+    def write_model(self, model: StockDecoder, folder: Path) -> None:
         with quiet():
-            self.student.model.save_pretrained(folder)
+            model.model.save_pretrained(folder)
         if self.record is not None:
             shutil.copyfile(self.record, folder / RECORD_FILE)
 
@@ -104,6 +100,7 @@ class Uptraining(Trainer):
         own.load_state_dict(saved.state_dict())
 
 
+@naming_loss()
 def start_uptraining(
     config: UptrainConfig,
     out: str | Path,
@@ -122,18 +119,18 @@ def start_uptraining(
         DataError, CheckpointError: data or checkpoints cannot be read.
     """
     out = Path(out)
-    check_folder(config, out, resume)
-    folder = locate(config.model.path)
-    student = _decoder(folder, config)
-    teacher = None if config.model.teacher is None else _decoder(locate(config.model.teacher), config)
-    if teacher is not None and teacher.config.vocab_size != student.config.vocab_size:
-        raise ConfigError(
-            f"model.teacher is {config.model.teacher!r} with a vocab_size of {teacher.config.vocab_size}, but must "
-            f"have the student's: {student.config.vocab_size}"
+
+    def prepare() -> tuple[StockDecoder, StockDecoder | None, PreparedData]:
+        student, teacher, tokenizer = _models(config)
+        size = student.config.vocab_size
+        return (
+            student,
+            teacher,
+            build_token_files(*open_sources(config.data), tokenizer, config.data, size, progress=progress),
         )
-    tokenizer: Any = StockTokenizer(folder)
-    sources = open_sources(config.data)
-    data = build_token_files(*sources, tokenizer, config.data, student.config.vocab_size, progress=progress)
+
+    (student, teacher, data), resume = begin_run(config, out, resume, prepare)
+    check_same_data(data)
     batches = Batches(
         data.train,
         batch_size=config.train.batch_size,
@@ -151,14 +148,11 @@ def start_uptraining(
         record=folder / RECORD_FILE if (folder / RECORD_FILE).is_file() else None,
         validation=data.validation,
         out=out,
-        tokenizer=tokenizer,
+        tokenizer=data.tokenizer,
         callbacks=[*make_logs(config.train, out), *callbacks],
     )
     batches.place(trainer.accelerator.device)
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
-    if resume and not trainer.resume():
-        logger.warning("%s has no checkpoint yet: starting at the beginning", out)
+    open_run(config, out, trainer, resume)
     return trainer
 
 
@@ -167,6 +161,19 @@ def steps_for(tokens: int, batches: Batches, config: TrainConfig) -> int:
     epoch = batches.tokens.num_tokens - len(batches.tokens)  # the first token of a document is no target
     per_step = epoch / math.ceil(len(batches) / config.gradient_accumulation)
     return max(1, round(tokens / per_step))
+
+
+def _models(config: UptrainConfig) -> tuple[StockDecoder, StockDecoder | None, Any]:
+    """Student, teacher and tokenizer."""
+    folder = locate(config.model.path)
+    student = _decoder(folder, config)
+    teacher = None if config.model.teacher is None else _decoder(locate(config.model.teacher), config)
+    if teacher is not None and teacher.config.vocab_size != student.config.vocab_size:
+        raise ConfigError(
+            f"model.teacher is {config.model.teacher!r} with a vocab_size of {teacher.config.vocab_size}, but must "
+            f"have the student's: {student.config.vocab_size}"
+        )
+    return student, teacher, StockTokenizer(folder)
 
 
 def _decoder(folder: Path, config: UptrainConfig) -> StockDecoder:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sqat.checkpoint.store import write_folder
 from sqat.data.batches import Batch, BatchState
+from sqat.train.feed import feed
 
 if TYPE_CHECKING:
     from sqat.train.loop import Trainer
@@ -36,7 +37,8 @@ def save_bad_batch(trainer: Trainer, step: int, before: BatchState, sums: StepSu
         return None
     rank = trainer.accelerator.process_index
     folder = trainer.out / FOLDER / f"step-{step:08d}-rank-{rank}"
-    micro_batches, _ = next(trainer.micro_batches(before))  # made again: it is a function of its place
+    accumulation, device = trainer.config.gradient_accumulation, trainer.accelerator.device
+    micro_batches = next(feed(trainer.batches, before, accumulation, device)).micro_batches  # a function of its place
     about = {
         "step": step,
         "rank": rank,

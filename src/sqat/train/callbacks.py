@@ -24,7 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class Callback:
-    """Override what is of interest."""
+    """Override what is of interest.
+
+    Of several processes the first alone calls it, so it must not evaluate or save by itself, for which all are needed;
+    `trainer.stop` may be called in any.
+    """
+
+    everywhere = False  # true: every process calls it
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step; `trainer.state` is where a resumed run goes on."""

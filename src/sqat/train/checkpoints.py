@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
 from sqat.checkpoint import write_folder
 from sqat.checkpoint.store import recover
@@ -30,18 +30,18 @@ def save_checkpoint(
     run: Path,
     write_model: Callable[[Path], None],
     state: TrainState,
-    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
     tokenizer: Tokenizer | None,
     *,
     keep: int,
 ) -> Path:
-    """Write `checkpoints/step-…` of a run, the model's files by `write_model`; then drop all but the `keep` newest and
-    the best (lowest loss).
+    """Write `checkpoints/step-…` of a run, the model's files by `write_model`, the state's `tensors` as
+    :func:`sqat.train.state.state_tensors` gives them; then drop all but the `keep` newest and the best (lowest loss).
     """
     folder = run / FOLDER / f"step-{state.step:08d}"
     with write_folder(folder) as temporary:
         write_model(temporary)
-        write_state(temporary, state, optimizer)
+        write_state(temporary, state, tensors)
         if tokenizer is not None:
             tokenizer.save(temporary)
     _rotate(run, keep)

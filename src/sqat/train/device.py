@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs
 
 from sqat.errors import ConfigError
+from sqat.train import distributed
 
 
 def use_bf16(precision: str, device: str) -> bool:
@@ -18,10 +20,10 @@ def use_bf16(precision: str, device: str) -> bool:
 
 
 def make_accelerator(device: str) -> Accelerator:
-    """Accelerate for a configured device.
+    """Accelerate for a configured device; where :func:`sqat.train.distributed.join` has made a group, in it.
 
     Raises:
-        ConfigError: the device is not there, or several processes were launched.
+        ConfigError: the device is not there, or `accelerate launch` was told to wrap models in its own way.
     """
     kind = device.split(":")[0]
     if kind == "cuda" and not torch.cuda.is_available():
@@ -30,9 +32,13 @@ def make_accelerator(device: str) -> Accelerator:
         raise ConfigError(f"device is {device!r}, but this is not available here: use auto or cpu")
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
-    accelerator = Accelerator(cpu=kind == "cpu")
-    if accelerator.num_processes > 1:
+    on_cpu = kind == "cpu" or (distributed.count() > 1 and not torch.cuda.is_available())
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[ddp])  # precision: see Engine.autocast
+    known = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    if accelerator.distributed_type not in known:
         raise ConfigError(
-            f"launched in {accelerator.num_processes} processes, but training runs in one: start it without a launcher"
+            f"accelerate was told to use {accelerator.distributed_type.value}, but how processes share a model is said "
+            "by train.parallel: launch without it"
         )
     return accelerator

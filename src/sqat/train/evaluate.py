@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from sqat.data.tokens import TokenFile
 from sqat.model import Decoder
 from sqat.model.moe import RouterStats
 from sqat.train.loss import token_losses
-from sqat.train.step import add_router_stats
+from sqat.train.share import share_out, sum_over_processes
+from sqat.train.step import add_router_stats, by_layer
 
 # Rows are padded to a multiple of this, since every new shape costs time to prepare kernels for.
 WIDTH_STEP = 32
@@ -97,26 +99,29 @@ class _Sums(NamedTuple):
     loss: float
     correct: float
     targets: int
-    router: list[tuple[RouterStats, ...]]
+    router: tuple[RouterStats, ...]
 
 
 def _score(decoder: Decoder, rows: Iterable[tuple[Tensor, Tensor]]) -> _Sums:
-    """Sums over the targets of (inputs, targets) batches, in double precision, so that their order hardly matters."""
+    """Sums over the targets of (inputs, targets) batches, in double precision, so that their order hardly matters.
+    Processes share out the batches.
+    """
     device = decoder.embedding.weight.device
     head = decoder.head
-    loss, correct, count = 0.0, 0.0, 0
+    sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, targets
     routers = []
-    for inputs, targets in rows:
+    for (inputs, targets), counts in share_out(rows):
         inputs, targets = inputs.to(device), targets.to(device)
         hidden_BTD, router = decoder.hidden_states(inputs, real=inputs != PAD)
-        wanted = targets != IGNORE
-        losses, hits = token_losses(hidden_BTD[wanted], head.weight, head.bias, targets[wanted])
-        loss += losses.double().sum().item()
-        correct += hits.double().sum().item()
-        count += len(losses)
         if router:
-            routers.append(tuple(RouterStats(*(part.cpu() for part in layer)) for layer in router))
-    return _Sums(loss, correct, count, routers)
+            routers.append(tuple(RouterStats(*(part.cpu() * counts for part in layer)) for layer in router))
+        if counts:
+            wanted = targets != IGNORE
+            losses, hits = token_losses(hidden_BTD[wanted], head.weight, head.bias, targets[wanted])
+            sums += torch.stack([losses.double().sum(), hits.double().sum(), wanted.sum().double()]).cpu()
+    totals, *parts = sum_over_processes([sums, *chain.from_iterable(add_router_stats(routers))])
+    loss, correct, count = totals.tolist()
+    return _Sums(loss, correct, int(count), by_layer(parts))
 
 
 def _card_rows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -151,10 +156,9 @@ def _windows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterato
         yield torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-def _router_figures(batches: list[tuple[RouterStats, ...]]) -> dict[str, Any]:
-    if not batches:
+def _router_figures(layers: tuple[RouterStats, ...]) -> dict[str, Any]:
+    if not layers:
         return {}
-    layers = add_router_stats(batches)
     load = tuple(tuple((layer.load_E / layer.load_E.sum()).tolist()) for layer in layers)
     entropy = sum(float(layer.entropy / layer.tokens) for layer in layers) / len(layers)
     return {"router_load": load, "router_entropy": entropy}

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
-from sqat.data.batches import Batch, Batches, BatchState
+from sqat.data.batches import Batches
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
 from sqat.errors import CheckpointError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
-from sqat.train.allocator import keep_freed_memory
 from sqat.train.callbacks import Callback, TokenLimit
 from sqat.train.checkpoints import save_checkpoint
 from sqat.train.damage import newest_whole_checkpoint
-from sqat.train.device import make_accelerator, use_bf16
+from sqat.train.distributed import agree_to_stop, first_does, is_first, naming_loss
+from sqat.train.engine import Engine
 from sqat.train.evaluate import Evaluation, evaluate
+from sqat.train.feed import StepData, feed
 from sqat.train.finite import SkippedSteps, require_finite_weights
 from sqat.train.memory import explain_out_of_memory
-from sqat.train.optim import cosine_with_warmup, make_optimizer, set_learning_rate
+from sqat.train.optim import learning_rate
+from sqat.train.parallel import load_whole, whole_model
 from sqat.train.shards import suitable_shards
 from sqat.train.signals import StopOnSignals
-from sqat.train.state import TrainState, restore
-from sqat.train.step import StepSums, TrainingLoss, train_step
+from sqat.train.state import TrainState, restore, state_tensors
+from sqat.train.step import StepSums, TrainingLoss
 from sqat.train.window import MetricsWindow
 
 logger = logging.getLogger(__name__)
@@ -73,35 +74,33 @@ class Trainer:
         self.validation = validation
         self.out = None if out is None else Path(out)
         self.tokenizer = tokenizer
-        self.callbacks = [*callbacks, *([TokenLimit(config.max_tokens)] if config.max_tokens else [])]
         self.state = TrainState()
         self.skipped = SkippedSteps(self)
         self.stop_reason: str | None = None
         self.interrupted = False
-        self.accelerator = make_accelerator(config.device)
-        if self.accelerator.device.type == "cpu":
-            keep_freed_memory()
-        model.gradient_checkpointing = config.gradient_checkpointing
-        model.to(self.accelerator.device)
-        self.task, self.optimizer = self.accelerator.prepare(self.make_task(), make_optimizer(model, config))
-        if config.compile:  # a shape is a graph: an epoch has two, with its last batch
-            self.task = torch.compile(self.task, dynamic=False)
+        self._asked: tuple[bool, str | None] = False, None  # of this process: whether to leave at once, and why to stop
+        self.engine = Engine(model, config)
+        self.accelerator = self.engine.accelerator
+        self.engine.prepare(self.make_task())
+        self.optimizer = self.engine.optimizer
+        told = [*callbacks, *([TokenLimit(config.max_tokens)] if config.max_tokens else [])]
+        self.callbacks = [callback for callback in told if is_first() or callback.everywhere]
         per_epoch = math.ceil(len(batches) / config.gradient_accumulation)
         self.total_steps = config.max_steps or per_epoch * (config.epochs or 1)
 
     def make_task(self) -> nn.Module:
         """Model and loss as the one module that steps run; the model is on its device."""
         config = self.config
-        shards = 1 if config.compile else suitable_shards(self.model)
+        shards = 1 if config.compile or self.engine.cut else suitable_shards(self.model)
         return TrainingLoss(self.model, config.router_loss, config.router_loss_weight, shards=shards)
 
     def measure(self, validation: TokenFile) -> Evaluation:
         """The figures of the model as it is."""
-        return evaluate(self.model, validation, batch_size=self.config.batch_size, autocast=self._autocast())
+        return evaluate(self.model, validation, batch_size=self.config.batch_size, autocast=self.engine.autocast())
 
-    def write_model(self, folder: Path) -> None:
-        """Write the model's files into an existing folder."""
-        write_model(self.model, folder)
+    def write_model(self, model: Any, folder: Path) -> None:
+        """Write the files of the model, whole, into an existing folder; of several processes the first is asked."""
+        write_model(model, folder)
 
     def load_weights(self, checkpoint: Path) -> None:
         """Put the weights of a checkpoint into the model.
@@ -112,11 +111,15 @@ class Trainer:
         saved = load_model(checkpoint, dtype=None)
         if saved.config != self.model.config:
             raise CheckpointError(f"{checkpoint / WEIGHTS_FILE} is of another model than this run's: {saved.config}")
-        self.model.load_state_dict(saved.state_dict())
+        load_whole(self.model, saved.state_dict())
 
+    @naming_loss()
     def train(self) -> Evaluation | None:
         """Run to the end, a stop request or a signal; a checkpoint is left either way. Returns the last evaluation, if
         there was one.
+
+        Raises:
+            TrainingError: training cannot usefully go on, or another process of the run is gone.
         """
         evaluation = None
         window = MetricsWindow()
@@ -124,13 +127,14 @@ class Trainer:
             callback.on_start(self)
         try:
             with StopOnSignals(self.interrupt):
+                self.engine.rehearse(self.batches)
                 if self.config.evaluate_first and self.state.step == 0:
                     self.evaluate()
                     window.restart()
-                steps = self.micro_batches(self.state.data)
-                for step_batches, after in islice(steps, self.total_steps - self.state.step):
+                steps = feed(self.batches, self.state.data, self.config.gradient_accumulation, self.accelerator.device)
+                for data in islice(steps, self.total_steps - self.state.step):
                     window.waited()
-                    window.add(self._step(step_batches, after))
+                    window.add(self._step(data))
                     evaluation = self._after_step(window)
                     if self.stop_reason:
                         break
@@ -141,15 +145,16 @@ class Trainer:
         return evaluation
 
     def stop(self, reason: str) -> None:
-        """Ask the run to stop after the current step; it evaluates and saves a checkpoint first."""
-        self.stop_reason = self.stop_reason or reason
+        """Ask the run to stop after the current step; it evaluates and saves a checkpoint first. In several processes
+        all stop where one is asked.
+        """
+        self._asked = self._asked[0], self._asked[1] or reason
 
     def interrupt(self, reason: str) -> None:
         """Ask the run to stop after the current step without evaluating; it saves a checkpoint, from which it can be
         resumed.
         """
-        self.interrupted = True
-        self.stop(reason)
+        self._asked = True, self._asked[1] or reason
 
     def evaluate(self) -> Evaluation | None:
         """Evaluate now, tell the callbacks, and remember the result; `None` without validation documents."""
@@ -171,9 +176,8 @@ class Trainer:
         self.skipped.settle()
         if self.out is None:
             return None
-        require_finite_weights(self.model, self.state.step)
-        keep = self.config.keep_checkpoints
-        return save_checkpoint(self.out, self.write_model, self.state, self.optimizer, self.tokenizer, keep=keep)
+        model, tensors = whole_model(self.model), state_tensors(self.optimizer)
+        return first_does(partial(self._write, self.out, model, tensors))
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint, to the same bits as if the run had not stopped; false without any.
@@ -181,7 +185,7 @@ class Trainer:
         Raises:
             CheckpointError: all checkpoints are damaged, or the newest is of another model.
         """
-        checkpoint = None if self.out is None else newest_whole_checkpoint(self.out)
+        checkpoint = None if self.out is None else first_does(partial(newest_whole_checkpoint, self.out))
         if checkpoint is None:
             return False
         self.load_weights(checkpoint)
@@ -189,41 +193,18 @@ class Trainer:
         logger.info("resumed %s at step %d", checkpoint, self.state.step)
         return True
 
-    def micro_batches(self, data: BatchState) -> Iterator[tuple[list[Batch], BatchState]]:
-        """The micro-batches of each step from a data state on, without end, and the state after it. The last step of an
-        epoch may have fewer.
-        """
-        while True:
-            rows = self.batches.epoch(data)
-            while group := list(islice(rows, self.config.gradient_accumulation)):
-                data = group[-1][1]
-                yield [batch.to(self.accelerator.device) for batch, _ in group], data
+    def _write(self, out: Path, model: Any, tensors: dict[str, Tensor]) -> Path:
+        require_finite_weights(model, self.state.step)
+        write, keep = partial(self.write_model, model), self.config.keep_checkpoints
+        return save_checkpoint(out, write, self.state, tensors, self.tokenizer, keep=keep)
 
-    def _step(self, micro_batches: list[Batch], after: BatchState) -> StepSums:
-        self.model.train()
-        config = self.config
-        rate = cosine_with_warmup(
-            self.state.step,
-            peak=config.learning_rate,
-            total_steps=self.total_steps,
-            warmup_steps=config.warmup_steps,
-            floor=config.min_learning_rate,
-        )
-        set_learning_rate(self.optimizer.param_groups, rate)
-        targets = sum(batch.num_targets for batch in micro_batches)
-        memory = explain_out_of_memory(f"step {self.state.step + 1}", config.batch_size, config.gradient_accumulation)
-        with self._autocast(), memory:
-            sums = train_step(
-                self.task,
-                micro_batches,
-                self.optimizer,
-                total_targets=torch.full((), max(targets, 1), device=self.accelerator.device),
-                backward=self.accelerator.backward,
-                clip=self._clip,
-            )
+    def _step(self, data: StepData) -> StepSums:
+        config, number = self.config, self.state.step + 1
+        with explain_out_of_memory(f"step {number}", config.batch_size, config.gradient_accumulation):
+            sums = self.engine.step(data, learning_rate(config, self.state.step, self.total_steps))
         self.state.step += 1
-        self.state.tokens += targets
-        before, self.state.data = self.state.data, after
+        before, self.state.data = self.state.data, data.after
+        self.state.tokens += data.targets
         self.skipped.add(before, sums)
         return sums
 
@@ -243,31 +224,28 @@ class Trainer:
             }
             for callback in self.callbacks:
                 callback.on_log(self, metrics)
+        self._agree()
         if last or self.stop_reason:  # the end has its own evaluation and checkpoint
             return None
         evaluation, best_before = None, self.state.best_loss
         if config.evaluate_every and step % config.evaluate_every == 0:
             evaluation = self.evaluate()
-        if self.state.best_loss != best_before or (config.checkpoint_every and step % config.checkpoint_every == 0):
-            self.save()
+        due = config.checkpoint_every and step % config.checkpoint_every == 0
+        saved = self.save() if due or self.state.best_loss != best_before else None
+        if evaluation or saved:  # meanwhile more may have been asked
+            self._agree()
         window.restart()
         return evaluation
 
+    def _agree(self) -> None:
+        """Make a request to stop that any process has everyone's, at the same step."""
+        self.interrupted, self.stop_reason = agree_to_stop(*self._asked)
+
     def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
-        if self.stop_reason:
+        if self.stop_reason and is_first():
             logger.warning("stopping at step %d of %d: %s", self.state.step, self.total_steps, self.stop_reason)
         if not self.interrupted and not self.state.finished:
             evaluation = self.evaluate()
             self.state.finished = self.state.step == self.total_steps
         self.save()
         return evaluation
-
-    def _clip(self) -> torch.Tensor:
-        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        return self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        device = self.accelerator.device.type
-        if use_bf16(self.config.precision, device):
-            return torch.autocast(device, dtype=torch.bfloat16)
-        return nullcontext()

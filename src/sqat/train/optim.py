@@ -23,6 +23,17 @@ def cosine_with_warmup(step: int, *, peak: float, total_steps: int, warmup_steps
     return floor + 0.5 * (peak - floor) * (1.0 + math.cos(math.pi * progress))
 
 
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """The configured schedule's rate of a step."""
+    return cosine_with_warmup(
+        step,
+        peak=config.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=config.warmup_steps,
+        floor=config.min_learning_rate,
+    )
+
+
 def parameter_groups(model: nn.Module, weight_decay: float, *, decay_all: bool = False) -> list[dict[str, object]]:
     """Two groups: matrices and embeddings decay, biases and norms do not (unless `decay_all`, the card's way)."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -13,13 +14,17 @@ import yaml
 from sqat.config_fields import Config
 from sqat.data.batches import Batches
 from sqat.durable import replace_file
-from sqat.errors import ConfigError
+from sqat.errors import ConfigError, DataError
 from sqat.model import Decoder
 from sqat.run_config import RunConfig, TrainConfig, read_yaml
+from sqat.train import distributed
 from sqat.train.callbacks import Callback, JsonlLog, TensorBoard, tensorboard_available
 from sqat.train.checkpoints import list_checkpoints
+from sqat.train.distributed import naming_loss
 from sqat.train.loop import Trainer
 from sqat.train.prepare import PreparedData, Progress, prepare_data
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +32,14 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 
 # Fields that do not change what a run computes, and so may differ when it is resumed.
-FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir", "max_skipped_steps"}
+FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir"}
+FREE_ON_RESUME |= {"max_skipped_steps", "parallel"}
 
 # Fields that change how a step is computed, and with it the last bits, but not what: a way out where memory is short.
 _FREE_FOR_MEMORY = {"batch_size", "gradient_accumulation", "gradient_checkpointing"}
 
 
+@naming_loss()
 def start_run(
     config: RunConfig,
     out: str | Path,
@@ -41,28 +48,63 @@ def start_run(
     callbacks: Iterable[Callback] = (),
     progress: Progress | None = None,
 ) -> Trainer:
-    """Prepare a run in folder `out`; call `.train()` on the result.
+    """Prepare a run in folder `out`; call `.train()` on the result. To be called in every process that was launched.
 
     Args:
         config: the whole run. It is written to `out/config.yaml`.
         out: the run's folder: configuration, `metrics.jsonl`, `checkpoints/`, `tensorboard/`.
-        resume: go on from the newest checkpoint there (a run that has none starts at the beginning).
+        resume: go on from the newest checkpoint there (a run that has none starts at the beginning). So does a run that
+            torchrun has started again.
         callbacks: beside the logs, which are always written.
         progress: told (documents, tokens) while text is tokenised.
 
     Raises:
         ConfigError: `out` holds a run and `resume` is false, or a run of another configuration.
         DataError, CheckpointError: data or checkpoint cannot be read.
+        ProcessLostError: another process of the run is gone.
     """
     out = Path(out)
-    check_folder(config, out, resume)
-    data = prepare_data(config.data, config.model.vocab_size, progress=progress)
+    data, resume = begin_run(
+        config, out, resume, lambda: prepare_data(config.data, config.model.vocab_size, progress=progress)
+    )
+    check_same_data(data)
     trainer = make_trainer(config, data, out, callbacks)
-    out.mkdir(parents=True, exist_ok=True)
-    replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
-    if resume and not trainer.resume():
-        logger.warning("%s has no checkpoint yet: starting at the beginning", out)
+    open_run(config, out, trainer, resume)
     return trainer
+
+
+def begin_run(config: Any, out: Path, resume: bool, prepare: Callable[[], T]) -> tuple[T, bool]:
+    """What comes before a trainer of any kind: processes, the run's folder, data; (what `prepare` gives, whether to
+    resume).
+    """
+    distributed.join(config.train.device)
+    resume = resume or distributed.restarted()
+    distributed.first_does(partial(check_folder, config, out, resume))
+    return distributed.in_turn(prepare), resume
+
+
+def open_run(config: Config, out: Path, trainer: Trainer, resume: bool) -> None:
+    """What comes after it: the folder, and where the run goes on."""
+
+    def write() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
+
+    distributed.first_does(write)
+    if resume and not trainer.resume() and distributed.is_first():
+        logger.warning("%s has no checkpoint yet: starting at the beginning", out)
+
+
+def check_same_data(data: PreparedData) -> None:
+    """Raise a DataError unless all processes, on whatever machines, have read the same."""
+    sizes = [(len(part), part.num_tokens, part.document_bytes) for part in data[1:] if part is not None]
+    first, *others = distributed.gather((data.tokenizer.fingerprint(), sizes))
+    for i, other in enumerate(others, start=1):
+        if other != first:
+            raise DataError(
+                f"process {i} has other data than the first: (documents, tokens, bytes) are {other[1]}, "
+                f"not {first[1]}; every machine must have the same files and tokenizer"
+            )
 
 
 def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: Iterable[Callback] = ()) -> Trainer:

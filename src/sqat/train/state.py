@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from sqat.checksums import check_files
 from sqat.data.batches import BatchState
 from sqat.errors import CheckpointError
+from sqat.train.distributed import is_first
+from sqat.train.parallel import cut_as, whole
 from sqat.untrusted import read_json, shown
 
 STATE_FILE = "training.json"
@@ -45,11 +48,21 @@ class TrainState:
         self.best_loss = min(losses, default=None)
 
 
-def write_state(folder: Path, state: TrainState, optimizer: torch.optim.Optimizer) -> None:
-    """Write progress, optimizer and random generators into an existing folder, beside the model."""
+def write_state(folder: Path, state: TrainState, tensors: dict[str, Tensor]) -> None:
+    """Write progress and the tensors of :func:`state_tensors` into an existing folder, beside the model."""
     values = {**asdict(state), "data": dict(state.data._asdict())}
     (folder / STATE_FILE).write_text(json.dumps(values, indent=2), encoding="utf-8")
-    save_file({**_optimizer_tensors(optimizer), **_generators()}, folder / TENSORS_FILE)
+    save_file(tensors, folder / TENSORS_FILE)
+
+
+def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimizer and random generators, on the CPU; empty in all processes but the first. Every process has to ask."""
+    tensors = {}
+    for name, tensor in _optimizer_tensors(optimizer):
+        together = whole(tensor.detach())
+        if is_first():
+            tensors[name] = together.cpu().contiguous()
+    return tensors | _generators() if is_first() else {}
 
 
 def read_state(folder: Path) -> TrainState:
@@ -117,14 +130,11 @@ def restore(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
     return state
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    per_parameter = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{i}.{name}": value.detach().cpu().contiguous()
-        for i, values in per_parameter.items()
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    }
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for i, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                yield f"optimizer.{i}.{name}", value
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path) -> None:
@@ -147,6 +157,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
             raise CheckpointError(f"{path}: the state of parameter {i} does not fit the model")
     if state and len(state) != len(parameters):
         raise CheckpointError(f"{path} holds the state of {len(state)} parameters, but the model has {len(parameters)}")
+    for i, values in state.items():
+        values.update({key: cut_as(tensor, parameters[i]) for key, tensor in values.items() if tensor.dim()})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ from sqat.data.batches import Batch
 from sqat.data.tokenizer import PAD
 from sqat.model import Decoder
 from sqat.model.moe import RouterStats
+from sqat.train.distributed import count
 from sqat.train.finite import not_finite, step_unless
 from sqat.train.loss import LossSums, linear_cross_entropy, router_loss
 from sqat.train.shards import Shards
+from sqat.train.share import own_draws, sum_over_processes
 
 
 class StepSums(NamedTuple):
@@ -45,6 +48,7 @@ class TrainingLoss(nn.Module):
         self.decoder = decoder
         self.router_loss = router_loss
         self.router_loss_weight = router_loss_weight
+        self.several = count() > 1  # settled here, for a compiler cannot look it up
         self.sums = Shards(self._sums, list(decoder.parameters()), shards) if shards > 1 else self._sums
 
     def forward(
@@ -53,17 +57,20 @@ class TrainingLoss(nn.Module):
         """The part of a step's loss that one micro-batch makes up.
 
         Args:
-            batch: the micro-batch.
+            batch: the micro-batch, or this process's rows of it.
             total_targets: targets in the whole step, by which the cross-entropy is divided, so that every target weighs
                 the same.
             share: the micro-batch's share in the router loss.
 
         Returns:
-            the loss to differentiate, the sums, the unweighted router loss, router statistics.
+            the loss to differentiate, the sums, the unweighted router loss, router statistics: those of the whole
+            micro-batch, in every process that has rows of it.
         """
         parts = self.sums(batch)
+        if self.several:
+            parts = sum_over_processes(parts, counts=batch.counted != 0)
         sums = LossSums._make(parts[:3])
-        router = tuple(RouterStats._make(layer) for layer in _groups(parts[3:], len(RouterStats._fields)))
+        router = by_layer(parts[3:])
         loss = sums.loss / total_targets
         auxiliary = loss.new_zeros(())
         if router and self.router_loss != "none":
@@ -91,6 +98,7 @@ def train_step(
     total_targets: Tensor | int,
     backward: Callable[[Tensor], None],
     clip: Callable[[], Tensor],
+    accumulating: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> StepSums:
     """Run one step. The micro-batches count as one batch: their cross-entropy is divided by all their targets together.
 
@@ -101,12 +109,15 @@ def train_step(
         task: a :class:`TrainingLoss`, wrapped or not.
         total_targets: targets in all micro-batches.
         backward, clip: the engine's; `clip` returns the gradient norm before clipping.
+        accumulating: the engine's context for all micro-batches but the last, whose gradients it need not yet add up
+            over processes.
     """
     share = 1.0 / len(micro_batches)
     losses, auxiliaries, routers = [], [], []
     for batch in micro_batches:
-        loss, sums, auxiliary, router = task(batch, total_targets, share)
-        backward(loss)
+        with nullcontext() if batch is micro_batches[-1] else accumulating(), own_draws():
+            loss, sums, auxiliary, router = task(batch, total_targets, share)
+            backward(loss)
         losses.append(LossSums(sums.loss.detach(), sums.correct, sums.targets))
         auxiliaries.append(auxiliary)
         routers.append(router)
@@ -119,8 +130,10 @@ def train_step(
     return StepSums(loss_sum, correct, targets, auxiliary, router, grad_norm, skipped)
 
 
-def _groups(values: Sequence[Tensor], size: int) -> Iterator[Sequence[Tensor]]:
-    return (values[i : i + size] for i in range(0, len(values), size))
+def by_layer(parts: Sequence[Tensor]) -> tuple[RouterStats, ...]:
+    """The fields of every layer's statistics, one after the other, as statistics again."""
+    size = len(RouterStats._fields)
+    return tuple(RouterStats._make(parts[i : i + size]) for i in range(0, len(parts), size))
 
 
 def add_router_stats(batches: Sequence[tuple[RouterStats, ...]]) -> tuple[RouterStats, ...]:

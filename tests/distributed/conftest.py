@@ -1,0 +1,85 @@
+"""Groups of processes, forked from one that has imported everything: each would need seconds for that."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import runpy
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORKER = Path(__file__).with_name("worker.py")
+KERNELS = ("attention", "cross_entropy", "norm", "rope", "rows", "swiglu", "threads", "tiles", "vector")
+PRELOAD = [
+    *("sqat.train.run", "sqat.data.stories", "sqat.data.text_files", "accelerate", "numba", "torch._dynamo"),
+    *("torch.distributed.fsdp", "torch.nn.parallel.distributed", *(f"sqat.kernels.{name}" for name in KERNELS)),
+]
+TINY = {
+    "vocab_size": 307,
+    "hidden_size": 20,
+    "num_layers": 2,
+    "num_query_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 10,
+    "intermediate_size": 11,
+    "context_length": 29,
+    "num_experts": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def cache() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+@pytest.fixture
+def run_values(cache: str) -> Callable[..., dict[str, Any]]:
+    """`run_values(max_steps=7, model={...}, data={...}, …)`: a run of a mixture-of-experts model on 61 stories."""
+
+    def build(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
+        settings = {"batch_size": 7, "precision": "float32", "log_every": 1, "tensorboard": False, "max_steps": 5}
+        return {
+            "model": {**TINY, **(model or {})},
+            "data": {"source": "stories:61", "validation_limit": 11, "cache_dir": cache, **(data or {})},
+            "train": {"device": "cpu", **settings, **train},
+        }
+
+    return build
+
+
+@pytest.fixture
+def launch() -> Callable[..., list[dict[str, Any] | None]]:
+    """`launch(2, {"config": …, "out": …})`: see :func:`run_group`."""
+    return run_group
+
+
+def run_group(processes: int, job: dict[str, Any], *, seconds: float = 300) -> list[dict[str, Any] | None]:
+    """Run a job in a group of processes; what each leaves, `None` where one was killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        members, results = [], []
+        for i in range(processes):
+            results.append(Path(folder) / f"{i}.json")
+            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(i), "LOCAL_RANK": str(i)}
+            sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+            own = {**job, "result": str(results[-1]), "environment": {**group, **sizes} if processes > 1 else {}}
+            members.append(context.Process(target=runpy.run_path, args=(str(WORKER), {"JOB": own})))
+        for member in members:
+            member.start()
+        for member in members:
+            member.join(seconds)
+        stuck = [i for i, member in enumerate(members) if member.is_alive()]
+        for member in members:
+            member.kill()
+        assert not stuck, f"processes {stuck} still ran after {seconds} s"
+        return [json.loads(path.read_text()) if path.exists() else None for path in results]

@@ -1,0 +1,157 @@
+"""The real thing: `torchrun -m sqat train`, `accelerate launch`, signals, deaths and restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sqat.train.checkpoints import list_checkpoints
+
+in_full = pytest.mark.skipif(os.environ.get("SQAT_FAULTS") != "full", reason="takes long: SQAT_FAULTS=full")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+LOST = "another process of this run was killed, failed or does not answer"
+
+
+@pytest.fixture
+def train(tmp_path: Path, run_values: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """`train(max_steps=7, launcher=[...])` starts the command on that run; the caller waits for it."""
+
+    @contextmanager
+    def start(*options: str, launcher: list[str] = TORCHRUN, **values: Any) -> Iterator[subprocess.Popen[str]]:
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_values(**values)))
+        command = [*launcher, "-m", "sqat", "train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(
+            [*command, *options], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.send_signal(signal.SIGTERM)  # it ends its workers; no effect where it is over
+
+    return start
+
+
+def steps(out: Path) -> list[int]:
+    path = out / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if '"train"' in line]
+
+
+def wait_for_step(out: Path, step: int) -> None:
+    end = time.monotonic() + 300
+    while not steps(out) or steps(out)[-1] < step:
+        assert time.monotonic() < end, "no step"
+        time.sleep(0.05)
+
+
+def workers(launcher: subprocess.Popen[str]) -> list[int]:
+    """The training processes, in the order of their ranks."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    ranks = {}
+    for child in children:
+        environment = dict(
+            entry.partition("=")[::2] for entry in Path(f"/proc/{child}/environ").read_text().split("\0")
+        )
+        if "RANK" in environment:
+            ranks[int(environment["RANK"])] = int(child)
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def test_torchrun(train: Callable[..., Any], tmp_path: Path) -> None:
+    with train(max_steps=3) as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count("Best checkpoint") == 1
+    assert steps(tmp_path / "run") == [1, 2, 3]
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000003"]
+
+
+@in_full
+def test_accelerate_launch(train: Callable[..., Any], tmp_path: Path) -> None:
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes=2",
+        "--cpu",
+        "--main_process_port=0",
+    ]
+    with train(max_steps=3, launcher=launcher) as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count("Best checkpoint") == 1
+    assert steps(tmp_path / "run") == [1, 2, 3]
+
+
+@in_full
+@pytest.mark.parametrize(
+    "options", [["--set", "train.batch_size=1"], ["--set", "train.bath_size=8"], ["--device", "cuda:0"]]
+)
+def test_an_error_is_said_once(train: Callable[..., Any], options: list[str]) -> None:
+    with train(*options) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert err.count("error: ") == 1, err
+
+
+@in_full
+def test_other_commands_are_refused(tmp_path: Path) -> None:
+    command = [*TORCHRUN, "-m", "sqat", "info"]
+    err = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stderr
+    assert err.count("`sqat info` was launched in 2 processes, but runs in one: start it without a launcher") == 1
+
+
+@in_full
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_a_killed_process_ends_the_job_in_seconds_with_one_message(
+    train: Callable[..., Any], tmp_path: Path, victim: int
+) -> None:
+    with train(max_steps=100_000) as process:
+        wait_for_step(tmp_path / "run", 3)
+        os.kill(workers(process)[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        _, err = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    assert process.returncode != 0
+    assert err.count(LOST) == 1, err
+    assert "Traceback" not in err.partition(LOST)[0]
+
+
+@in_full
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+def test_max_restarts_goes_on_by_itself(train: Callable[..., Any], tmp_path: Path) -> None:
+    launcher = [*TORCHRUN, "--max-restarts=1"]
+    with train(max_steps=60, checkpoint_every=2, launcher=launcher) as process:
+        wait_for_step(tmp_path / "run", 5)
+        os.kill(workers(process)[1], signal.SIGKILL)
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert out.count("Best checkpoint") == 1
+    assert steps(tmp_path / "run") == list(range(1, 61))
+
+
+@in_full
+@pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
+@pytest.mark.parametrize("to", ["all, through torchrun", "the first", "the second"])
+def test_sigterm_leaves_one_checkpoint(train: Callable[..., Any], tmp_path: Path, to: str) -> None:
+    with train(max_steps=100_000) as process:
+        wait_for_step(tmp_path / "run", 3)
+        pid = process.pid if to.startswith("all") else workers(process)[to == "the second"]
+        os.kill(pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert out.count("Stopped at step") == 1, err
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"step-{steps(tmp_path / 'run')[-1]:08d}"]
+    assert err.count("SIGTERM received") == 1

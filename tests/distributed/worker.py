@@ -1,0 +1,78 @@
+"""What a process of a test's group does. It is run by its path, with the global JOB: a test module has no name to be
+imported by.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sqat.errors import SqatError
+from sqat.run_config import RunConfig
+from sqat.train import Trainer, loop, shards, start_run
+from sqat.train.callbacks import Callback
+from sqat.train.distributed import rank
+
+
+class At(Callback):
+    """In one process, something after a step."""
+
+    everywhere = True
+
+    def __init__(self, process: int, step: int, deed: str) -> None:
+        self.place, self.deed = (process, step), deed
+
+    def on_step(self, trainer: Trainer) -> None:
+        if (rank(), trainer.state.step) == self.place:
+            if self.deed == "stop":
+                trainer.stop("asked to")
+            else:
+                os.kill(os.getpid(), signal.Signals[self.deed])
+
+
+def part(parameter: Any) -> torch.Tensor:
+    """What this process has of it."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Train; what is left of it in this process."""
+    deeds = [At(*deed) for deed in job.get("deeds", [])]
+    shards.SHARD_TOKENS, loop.suitable_shards = 1, lambda _: job.get("shards", 1)
+    settings = {"resume": job.get("resume", False), "callbacks": deeds}
+    if job.get("uptrain"):
+        from sqat.convert.uptrain import start_uptraining
+        from sqat.convert.uptrain_config import UptrainConfig
+
+        trainer: Trainer = start_uptraining(UptrainConfig.from_dict(job["config"]), job["out"], **settings)
+    else:
+        trainer = start_run(RunConfig.from_dict(job["config"]), job["out"], **settings)
+    trainer.train()
+    return {
+        "step": trainer.state.step,
+        "tokens": trainer.state.tokens,
+        "data": list(trainer.state.data),
+        "interrupted": trainer.interrupted,
+        "stop_reason": trainer.stop_reason,
+        "own": sum(
+            part(parameter).numel() for group in trainer.optimizer.param_groups for parameter in group["params"]
+        ),
+    }
+
+
+def main(job: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(job["environment"])
+    try:
+        result = run(job)
+    except SqatError as error:
+        result = {"error": type(error).__name__, "message": str(error)}
+    Path(job["result"]).write_text(json.dumps(result))
+
+
+main(JOB)  # noqa: F821
