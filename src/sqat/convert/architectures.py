@@ -50,7 +50,7 @@ def heads_of(config: PreTrainedConfig) -> Heads:
     return Heads(query, kv, getattr(config, "head_dim", None) or config.hidden_size // query)
 
 
-def heads_by_layer(config: PreTrainedConfig) -> list[Heads]:
+def heads_by_layer(config: Any) -> list[Heads]:
     """:func:`heads_of` for each layer; they differ in the models of `modeling_mixed_heads` alone."""
     every = heads_of(config)
     if not isinstance(config, modeling_mixed_heads.MixedHeads):

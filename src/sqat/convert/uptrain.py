@@ -131,6 +131,7 @@ def start_uptraining(
 
     (student, teacher, data), resume = begin_run(config, out, resume, prepare)
     check_same_data(data)
+    record = locate(config.model.path) / RECORD_FILE
     batches = Batches(
         data.train,
         batch_size=config.train.batch_size,
@@ -145,7 +146,7 @@ def start_uptraining(
         replace(config.train, max_steps=steps_for(config.model.tokens, batches, config.train)),
         teacher=teacher,
         kl_weight=config.model.kl_weight,
-        record=folder / RECORD_FILE if (folder / RECORD_FILE).is_file() else None,
+        record=record if record.is_file() else None,
         validation=data.validation,
         out=out,
         tokenizer=data.tokenizer,
