@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sqat.durable import replace_file
 from sqat.errors import CheckpointError, ConfigError
 from sqat.run_config import TrainConfig
 from sqat.train.callbacks import Callback
+from sqat.train.claim import claim
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.loop import Trainer
 from sqat.train.prepare import Progress, build_token_files, open_sources
@@ -86,6 +87,13 @@ class Uptraining(Trainer):
         with quiet():
             self.student.model.save_pretrained(folder)
 
+    def unlogged(self) -> dict[str, torch.Tensor]:
+        return {**super().unlogged(), **self.metric.tensors()}
+
+    def restore_unlogged(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().restore_unlogged(tensors)
+        self.metric.restore(tensors, self.accelerator.device)
+
     def load_weights(self, checkpoint: Path) -> None:
         saved, own = read_model(checkpoint, dtype=None), self.student.model
         found, expected = ({n: p.shape for n, p in model.named_parameters()} for model in (saved, own))
@@ -110,11 +118,12 @@ def start_uptraining(
     Weights are trained in float32 (with bfloat16 autocast by `train.precision`), whatever type the checkpoint has.
 
     Raises:
-        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration; student and teacher
-            have different vocabularies.
+        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration, or one that is going on
+            in another process; student and teacher have different vocabularies.
         DataError, CheckpointError: data or checkpoints cannot be read.
     """
     out = Path(out)
+    lock = claim(out)
     check_folder(config, out, resume)
     folder = locate(config.model.path)
     student = _decoder(folder, config)
@@ -147,7 +156,7 @@ def start_uptraining(
         callbacks=[*make_logs(config.train, out), *callbacks],
     )
     batches.place(trainer.accelerator.device)
-    out.mkdir(parents=True, exist_ok=True)
+    trainer.lock = lock
     replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
     if resume and not trainer.resume():
         logger.warning("%s has no checkpoint yet: starting at the beginning", out)

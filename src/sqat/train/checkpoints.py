@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from sqat.checkpoint import write_folder
 from sqat.checkpoint.store import recover
+from sqat.durable import remove_folder, remove_remains, writing
 from sqat.errors import CheckpointError
 from sqat.train.state import TrainState, read_state, write_state
 
@@ -33,14 +34,21 @@ def save_checkpoint(
     tokenizer: Tokenizer | None,
     *,
     keep: int,
+    unlogged: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `checkpoints/step-…` of a run, the model's files by `write_model`; then drop all but the `keep` newest and
     the best (lowest loss).
+
+    Args:
+        unlogged: measured since the last log line.
+
+    Raises:
+        StorageError: the system refuses; earlier checkpoints stay as they are.
     """
     folder = run / FOLDER / f"step-{state.step:08d}"
     with write_folder(folder) as temporary:
         write_model(temporary)
-        write_state(temporary, state, optimizer)
+        write_state(temporary, state, optimizer, unlogged or {})
         if tokenizer is not None:
             tokenizer.save(temporary)
     _rotate(run, keep)
@@ -102,9 +110,9 @@ def _validation_loss(folder: Path) -> float | None:
 
 def _rotate(run: Path, keep: int) -> None:
     checkpoints = list_checkpoints(run)
-    for remains in (run / FOLDER).glob(".step-*.tmp"):  # of a writer that was killed; there is one at a time
-        shutil.rmtree(remains)
+    remove_remains(run / FOLDER)
     kept = {*checkpoints[-keep:], best_checkpoint(run)}
     for path in checkpoints:
         if path not in kept:
-            shutil.rmtree(path)
+            with writing(path):
+                remove_folder(path)

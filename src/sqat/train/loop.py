@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -17,12 +17,13 @@ from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
-from sqat.errors import CheckpointError, TrainingError
+from sqat.errors import CheckpointError, StorageError, TrainingError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
 from sqat.train.allocator import keep_freed_memory
 from sqat.train.callbacks import Callback, TokenLimit
 from sqat.train.checkpoints import latest_checkpoint, save_checkpoint
+from sqat.train.claim import claim
 from sqat.train.device import make_accelerator, use_bf16
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.optim import cosine_with_warmup, make_optimizer, set_learning_rate
@@ -50,7 +51,7 @@ class Trainer:
         callbacks: told of every step; see :class:`Callback`.
 
     Raises:
-        ConfigError: a device that is not there.
+        ConfigError: a device that is not there, or a run of another process in `out`.
     """
 
     def __init__(
@@ -69,11 +70,14 @@ class Trainer:
         self.config = config
         self.validation = validation
         self.out = None if out is None else Path(out)
+        self.lock = claim(self.out)
         self.tokenizer = tokenizer
         self.callbacks = [*callbacks, *([TokenLimit(config.max_tokens)] if config.max_tokens else [])]
         self.state = TrainState()
         self.stop_reason: str | None = None
         self.interrupted = False
+        self.signals = StopOnSignals(self.interrupt)
+        self.window = MetricsWindow()
         self.accelerator = make_accelerator(config.device)
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
@@ -115,26 +119,34 @@ class Trainer:
     def train(self) -> Evaluation | None:
         """Run to the end, a stop request or a signal; a checkpoint is left either way. Returns the last evaluation, if
         there was one.
+
+        Raises:
+            StorageError: a checkpoint or log cannot be written; earlier checkpoints are whole.
+            TrainingError: the numbers are none any more.
         """
         evaluation = None
-        window = MetricsWindow()
+        self.lock = self.lock or claim(self.out)
         for callback in self.callbacks:
             callback.on_start(self)
         try:
-            with StopOnSignals(self.interrupt):
-                if self.config.evaluate_first and self.state.step == 0:
-                    self.evaluate()
-                    window.restart()
-                for step_batches, after in islice(self._steps(), self.total_steps - self.state.step):
-                    window.waited()
-                    window.add(self._step(step_batches, after))
-                    evaluation = self._after_step(window)
+            with self.signals:
+                if self._owed():
+                    evaluation = self.evaluate()
+                    if self.state.step:  # of the checkpoint that was resumed, which lacks it
+                        self.save()
+                self.window.restart()
+                left = 0 if self.stop_reason else self.total_steps - self.state.step
+                for step_batches, after in islice(self._steps(), left):
+                    self.window.waited()
+                    self.window.add(self._step(step_batches, after))
+                    evaluation = self._after_step(self.window)
                     if self.stop_reason:
                         break
             evaluation = self._finish(evaluation)
         finally:
             for callback in self.callbacks:
                 callback.on_end(self)
+            self.lock = None
         return evaluation
 
     def stop(self, reason: str) -> None:
@@ -164,6 +176,7 @@ class Trainer:
         """Write a checkpoint of this very step; `None` without a run folder.
 
         Raises:
+            StorageError: it cannot be written; earlier checkpoints are whole.
             TrainingError: weights that are no longer numbers, which are not worth keeping.
         """
         if self.out is None:
@@ -172,8 +185,15 @@ class Trainer:
             raise TrainingError(
                 f"the weights are not finite after step {self.state.step}; earlier checkpoints are kept"
             )
-        keep = self.config.keep_checkpoints
-        return save_checkpoint(self.out, self.write_model, self.state, self.optimizer, self.tokenizer, keep=keep)
+        for callback in self.callbacks:
+            callback.on_save(self)
+        keep, unlogged = self.config.keep_checkpoints, self.unlogged()
+        try:
+            return save_checkpoint(
+                self.out, self.write_model, self.state, self.optimizer, self.tokenizer, keep=keep, unlogged=unlogged
+            )
+        except StorageError as error:
+            raise StorageError(f"{error}. Earlier checkpoints are whole; --resume goes on from the newest") from error
 
     def resume(self) -> bool:
         """Go on from the run's newest checkpoint, to the same bits as if it had not stopped; false if there is none.
@@ -185,9 +205,18 @@ class Trainer:
         if checkpoint is None:
             return False
         self.load_weights(checkpoint)
-        self.state = restore(checkpoint, self.optimizer)
+        self.state, unlogged = restore(checkpoint, self.optimizer)
+        self.restore_unlogged(unlogged)
         logger.info("resumed %s at step %d", checkpoint, self.state.step)
         return True
+
+    def unlogged(self) -> dict[str, torch.Tensor]:
+        """What was measured since the last log line: a checkpoint keeps it, so that no line differs after a stop."""
+        return self.window.tensors()
+
+    def restore_unlogged(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on after what `unlogged` gave."""
+        self.window.restore(tensors, self.accelerator.device)
 
     def _steps(self) -> Iterator[tuple[list[Batch], BatchState]]:
         """The micro-batches of each step, without end, and the data state after it. The last step of an epoch may have
@@ -255,11 +284,22 @@ class Trainer:
         window.restart()
         return evaluation
 
+    @property
+    def _evaluated(self) -> bool:
+        """Whether the validation loss of this very step is known."""
+        return self.state.evaluation is not None and self.state.evaluation["step"] == self.state.step
+
+    def _owed(self) -> bool:
+        """Whether an evaluation comes before the next step: the first one, or one that a signal's stop left out."""
+        step, every = self.state.step, self.config.evaluate_every
+        due = step % every == 0 if step and every else step == 0 and self.config.evaluate_first
+        return due and step < self.total_steps and not self._evaluated
+
     def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
         if self.stop_reason:
             logger.warning("stopping at step %d of %d: %s", self.state.step, self.total_steps, self.stop_reason)
         if not self.interrupted and not self.state.finished:
-            evaluation = self.evaluate()
+            evaluation = evaluation if self._evaluated else self.evaluate()
             self.state.finished = self.state.step == self.total_steps
         self.save()
         return evaluation

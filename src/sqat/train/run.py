@@ -17,6 +17,7 @@ from sqat.model import Decoder
 from sqat.run_config import RunConfig, TrainConfig, read_yaml
 from sqat.train.callbacks import Callback, JsonlLog, TensorBoard, tensorboard_available
 from sqat.train.checkpoints import list_checkpoints
+from sqat.train.claim import claim
 from sqat.train.loop import Trainer
 from sqat.train.prepare import PreparedData, Progress, prepare_data
 
@@ -47,14 +48,17 @@ def start_run(
         progress: told (documents, tokens) while text is tokenised.
 
     Raises:
-        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration.
+        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration, or one that is going on
+            in another process.
         DataError, CheckpointError: data or checkpoint cannot be read.
+        StorageError: `out` cannot be written.
     """
     out = Path(out)
+    lock = claim(out)
     check_folder(config, out, resume)
     data = prepare_data(config.data, config.model.vocab_size, progress=progress)
     trainer = make_trainer(config, data, out, callbacks)
-    out.mkdir(parents=True, exist_ok=True)
+    trainer.lock = lock
     replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
     if resume and not trainer.resume():
         logger.warning("%s has no checkpoint yet: starting at the beginning", out)
@@ -101,8 +105,6 @@ def make_logs(config: TrainConfig, out: Path) -> list[Callback]:
 
 def check_folder(config: Config, out: Path, resume: bool) -> None:
     """Raise a ConfigError unless a run of this configuration (sections of fields) can begin or go on in `out`."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out is {str(out)!r}, but must be a folder, or not exist yet")
     if not resume:
         if list_checkpoints(out):
             raise ConfigError(f"{out} holds a run already: resume it (--resume), or choose another folder (--out)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sqat.errors import CheckpointError
 
 STATE_FILE = "training.json"
 TENSORS_FILE = "training.safetensors"
+UNLOGGED = "unlogged."  # prefix of what was measured since the last log line
 
 
 @dataclass
@@ -31,11 +33,16 @@ class TrainState:
     finished: bool = False
 
 
-def write_state(folder: Path, state: TrainState, optimizer: torch.optim.Optimizer) -> None:
-    """Write progress, optimizer and random generators into an existing folder, beside the model."""
+def write_state(
+    folder: Path, state: TrainState, optimizer: torch.optim.Optimizer, unlogged: Mapping[str, Tensor]
+) -> None:
+    """Write progress, optimizer, random generators, and what was measured since the last log line, into an existing
+    folder, beside the model.
+    """
     values = {**asdict(state), "data": dict(state.data._asdict())}
     (folder / STATE_FILE).write_text(json.dumps(values, indent=2), encoding="utf-8")
-    save_file({**_optimizer_tensors(optimizer), **_generators()}, folder / TENSORS_FILE)
+    measured = {UNLOGGED + name: tensor.cpu().contiguous() for name, tensor in unlogged.items()}
+    save_file({**_optimizer_tensors(optimizer), **_generators(), **measured}, folder / TENSORS_FILE)
 
 
 def read_state(folder: Path) -> TrainState:
@@ -54,8 +61,9 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def restore(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Read progress, and put optimizer and random generators back.
+def restore(folder: Path, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Tensor]]:
+    """Read progress, and put optimizer and random generators back. Returns what was measured since the last log line,
+    too.
 
     Raises:
         CheckpointError: missing, damaged, or of another model.
@@ -74,7 +82,8 @@ def restore(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
         for i in range(torch.cuda.device_count()):
             if (saved := tensors.get(f"rng.cuda.{i}")) is not None:
                 torch.cuda.set_rng_state(saved, i)
-    return state
+    measured = {name: tensor for name, tensor in tensors.items() if name.startswith(UNLOGGED)}
+    return state, {name.removeprefix(UNLOGGED): tensor for name, tensor in measured.items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
