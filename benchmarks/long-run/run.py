@@ -38,6 +38,7 @@ class Sampler(Callback):
     def __init__(self, path: Path, minutes: float, seconds: float) -> None:
         self.path, self.minutes, self.seconds = path, minutes, seconds
         before = read_samples(path)
+        replace_file(path, "".join(json.dumps(sample) + "\n" for sample in before))
         self.sitting = before[-1]["sitting"] + 1 if before else 0
         self.earlier = sum(max(s["seconds"] for s in part) for part in by_sitting(before).values()) / 60
         self.start, self.last = time.monotonic(), -float("inf")

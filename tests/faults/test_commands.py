@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from harness import FULL, KILLED, Commands, Ended, assert_same_run, litter, newest_is_whole
+from harness import EVERY, FULL, KILLED, Commands, Ended, assert_same_run, litter, newest_is_whole
 
 pytestmark = pytest.mark.usefixtures("needs_shim")
 
@@ -38,7 +38,7 @@ def numbers(changes: list[str], most: int, short: int, part: int = 0) -> Iterabl
     """At which changes to kill: `most` of them, or few."""
     everywhere, count = range(1, len(changes) + 1), most if FULL else short
     chosen = everywhere if count >= len(changes) else sorted(random.Random(3).sample(everywhere, count))
-    return list(chosen)[part::PARTS]
+    return list(chosen)[::EVERY][part::PARTS]
 
 
 def content(folder: Path) -> dict[str, bytes]:
