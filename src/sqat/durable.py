@@ -38,6 +38,8 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except StorageError as error:  # of a file within `path`
         raise _explained(path, error.__cause__ or error) from error.__cause__
+    except ConnectionError:  # of a pipe or the network, which are not `path`
+        raise
     except (OSError, SafetensorError) as error:
         raise _explained(path, error) from error
 

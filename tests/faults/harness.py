@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from sqat.checkpoint import load_model
 from sqat.durable import SUFFIX
-from sqat.train.checkpoints import latest_checkpoint
+from sqat.train.checkpoints import latest_checkpoint, list_checkpoints
 from sqat.train.state import UNLOGGED, read_state
 
 HERE = Path(__file__).parent
@@ -113,13 +113,15 @@ def log_of(run: Path) -> list[dict[str, Any]]:
 
 
 def newest_is_whole(run: Path, load: Callable[[Path], Any] = load_model) -> int:
-    """Load everything in the run's newest checkpoint; returns its step, 0 where there is none."""
-    checkpoint = latest_checkpoint(run)
-    if checkpoint is None:
-        return 0
-    load(checkpoint)
-    load_file(checkpoint / "training.safetensors")
-    return read_state(checkpoint).step
+    """Load everything in the run's newest checkpoint, and in any other that counts as one; returns the newest's step, 0
+    where there is none.
+    """
+    step = 0
+    for checkpoint in list_checkpoints(run):
+        load(checkpoint)
+        load_file(checkpoint / "training.safetensors")
+        step = read_state(checkpoint).step
+    return step
 
 
 def assert_same_run(run: Path, other: Path) -> None:

@@ -6,7 +6,6 @@ goes on.
 
 from __future__ import annotations
 
-import shutil
 import time
 import traceback
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from rxnn.training.trainer_callback import TrainerCallback
 from sqat.checkpoint.hub import require_repo_id, upload
 from sqat.checkpoint.store import write_folder
 from sqat.config_fields import require, require_positive
+from sqat.durable import remove_folder
 from sqat.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -177,4 +177,4 @@ class ModelSaveCallback(TrainerCallback):
         for folder in checkpoints[: -self.max_keep]:
             if folder not in waiting:
                 checkpoints.remove(folder)
-                shutil.rmtree(folder)
+                remove_folder(folder)
