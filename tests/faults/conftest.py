@@ -86,7 +86,10 @@ def commands(
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """How many kills were survived."""
     kills: Counter[str] = Counter()
-    for report in terminalreporter.stats.get("passed", []):
+    failed = {report.nodeid for report in terminalreporter.stats.get("failed", [])}
+    for report in terminalreporter.stats.get("", []):  # those of the ends of tests have the counts
+        if report.nodeid in failed:
+            continue
         kills.update(
             {f"{report.nodeid.split('::')[0]}, {name}": n for name, n in report.user_properties if "kills" in name}
         )

@@ -116,8 +116,9 @@ class JsonlLog(Callback):
         )
 
     def on_save(self, trainer: Trainer) -> None:
-        if self.path.exists():
-            flush(self.path)
+        with writing(self.path):
+            if self.path.exists():
+                flush(self.path)
 
     def _append(self, record: dict[str, Any]) -> None:
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
