@@ -34,11 +34,12 @@ timing: {rounds: 1, steps: 1, warmup: 1, prompt_tokens: 7, new_tokens: 3, length
 """
 
 
-def numbers(changes: list[str], most: int, short: int, part: int = 0) -> Iterable[int]:
-    """At which changes to kill: `most` of them, or few."""
+def numbers(changes: list[str], most: int, short: int, part: int | None = None) -> Iterable[int]:
+    """At which changes to kill: `most` of them, or few; or a part of these."""
     everywhere, count = range(1, len(changes) + 1), most if FULL else short
     chosen = everywhere if count >= len(changes) else sorted(random.Random(3).sample(everywhere, count))
-    return list(chosen)[::EVERY][part::PARTS]
+    chosen = list(chosen)[::EVERY]
+    return chosen if part is None else chosen[part::PARTS]
 
 
 def content(folder: Path) -> dict[str, bytes]:
