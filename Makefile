@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto
 
-.PHONY: demo test lint types setup bench-setup interop-setup clean
+.PHONY: demo test test-faults lint types setup bench-setup interop-setup clean
 
 setup: .venv/.complete
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Runs killed at every change to the disk and at random moments: 20 minutes on two cores; `make test` does a few of them.
+test-faults: setup
+	SQAT_FAULTS=full $(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 # The peers of `sqat bench`. rxlm comes without its dependencies: it pins transformers below 5, huggingface_hub below 0.34
 # and transformer-engine, which contradict ours; it runs with the versions of constraints.txt all the same.

@@ -1,13 +1,90 @@
-"""Writing so that a file or folder is there whole or not at all: first under a hidden name beside its own."""
+"""Writing so that a file or folder is there whole or not at all: first under a hidden name beside its own.
 
+Hidden names end in `.sqat-tmp`. Who writes there holds a lock on it; one that nobody holds is a killed writer's, and
+the next writer in that folder removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
 import os
+import re
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 
-def hidden_sibling(path: Path) -> Path:
-    """A name beside `path` that nothing has: renaming from there to `path` is one step."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+from sqat.errors import StorageError
+from sqat.lock import take
+
+SUFFIX = ".sqat-tmp"
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space there, or choose another folder"),
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose another folder",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that you may write to"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "choose another name"),
+}
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """What the system refuses meanwhile becomes a StorageError that names `path` and what to do."""
+    try:
+        yield
+    except StorageError as error:  # of a file within `path`
+        raise _explained(path, error.__cause__ or error) from error.__cause__
+    except ConnectionError:  # of a pipe or the network, which are not `path`
+        raise
+    except (OSError, SafetensorError) as error:
+        raise _explained(path, error) from error
+
+
+def _explained(path: str | Path, error: BaseException) -> StorageError:
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):  # how Rust's libraries tell it
+        number = int(found[1])
+    reason = os.strerror(number) if number in _ADVICE else str(error)
+    advice = f"; {_ADVICE[number]}" if number in _ADVICE else ""
+    return StorageError(f"{path} cannot be written: {reason}{advice}")
+
+
+@contextmanager
+def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Yield a new empty file, or folder, under a hidden name beside `path`: renaming it to `path` is one step. Removed
+    at the end, if it is still there.
+    """
+    remove_remains(path.parent)
+    temporary, handle = _claimed(path, folder)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        if handle is not None:
+            os.close(handle)
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove from a folder what killed writers left under hidden names, and nothing of those that live."""
+    for path in folder.glob(f".*{SUFFIX}"):
+        with contextlib.suppress(OSError):  # somebody has it, or removed it, or may do so alone
+            handle = take(path)
+            try:
+                _remove(path)
+            finally:
+                os.close(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that may be missing, so that it is never seen with only some of its files."""
+    hidden = _hidden(folder)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder, hidden)
+    _remove(hidden)
 
 
 def write_durably(path: Path, content: str) -> None:
@@ -19,10 +96,48 @@ def write_durably(path: Path, content: str) -> None:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Write a text file in place of what is there, in one step."""
-    temporary = hidden_sibling(path)
-    try:
+    """Write a text file in place of what is there, in one step.
+
+    Raises:
+        StorageError: the system refuses.
+    """
+    with writing(path), temporary_beside(path) as temporary:
         write_durably(temporary, content)
         os.replace(temporary, path)
+        flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{SUFFIX}")
+
+
+def _claimed(path: Path, folder: bool) -> tuple[Path, int | None]:
+    while True:
+        temporary = _hidden(path)
+        if folder:
+            temporary.mkdir()
+        else:
+            temporary.touch(exist_ok=False)
+        try:
+            return temporary, take(temporary, wait=True)
+        except FileNotFoundError:
+            continue  # somebody tidied up between the two lines
+        except OSError:
+            return temporary, None  # a file system without locks, where nobody can tidy up either
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

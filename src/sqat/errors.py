@@ -20,6 +20,10 @@ class CheckpointError(SqatError, ValueError):
     """A checkpoint is missing, damaged, or does not fit the model."""
 
 
+class StorageError(SqatError, OSError):
+    """A file or folder cannot be written: the disk is full, or nobody may write there."""
+
+
 class TrainingError(SqatError, RuntimeError):
     """Training cannot usefully go on, such as when the loss is no longer a number."""
 

@@ -87,7 +87,7 @@ class TestBuilding:
     def test_killed(self, tokenizer, tmp_path, list_source, monkeypatch):
         """What a killed process leaves behind neither looks complete nor is in the way."""
         with monkeypatch.context() as patch:
-            patch.setattr(tokens_module.shutil, "rmtree", lambda *args, **options: None)
+            patch.setattr("sqat.durable.shutil.rmtree", lambda *args, **options: None)
             patch.setattr(tokens_module, "_publish", lambda *args: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")
@@ -95,6 +95,7 @@ class TestBuilding:
         with pytest.raises(DataError, match=r"meta\.json: missing"):
             open_tokens(tmp_path / "file")
         assert len(build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")) == 5
+        assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
     def test_replaces_an_older_file(self, tokenizer, tmp_path, list_source):
         folder = tmp_path / "file"

@@ -71,6 +71,19 @@ def test_resumed_run_is_uninterrupted_run_to_the_bit(
     assert log(tmp_path / "whole") == log(tmp_path / "parts")
 
 
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 7])
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(
+    run_config: Callable[..., RunConfig], tmp_path: Path, stop: int
+) -> None:
+    """Means over steps on both sides of the stop, and evaluations that were due at it."""
+    config = run_config(max_steps=7, evaluate_every=3, log_every=5, checkpoint_every=None, evaluate_first=True)
+    start_run(config, tmp_path / "whole").train()
+    interrupted = start_run(config, tmp_path / "parts", callbacks=[At(stop, lambda trainer: trainer.interrupt("test"))])
+    interrupted.train()
+    start_run(config, tmp_path / "parts", resume=True).train()
+    assert log(tmp_path / "whole") == log(tmp_path / "parts")
+
+
 def test_training_lowers_the_loss(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     trainer = start_run(run_config(max_steps=40, learning_rate=1e-2, evaluate_first=True), tmp_path / "run")
     after = trainer.train()
@@ -106,6 +119,17 @@ def test_token_limit_stops_and_evaluates(run_config: Callable[..., RunConfig], t
     assert trainer.state.step == 2
     assert trainer.stop_reason == "token limit 200 reached"
     assert not trainer.state.finished
+
+
+def test_a_run_that_a_token_limit_stopped_stays_as_it_is(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = run_config(max_tokens=200)
+    first = start_run(config, tmp_path / "run")
+    first.train()
+    written = log(tmp_path / "run")
+    again = start_run(config, tmp_path / "run", resume=True)
+    again.train()
+    assert (again.state.step, again.state.tokens) == (first.state.step, first.state.tokens)
+    assert log(tmp_path / "run") == written
 
 
 def test_rotation_keeps_newest_and_best(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:

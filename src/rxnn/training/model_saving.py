@@ -6,7 +6,6 @@ goes on.
 
 from __future__ import annotations
 
-import shutil
 import time
 import traceback
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 from rxnn.training.trainer_callback import TrainerCallback
 from sqat.checkpoint.store import write_folder
 from sqat.config_fields import require, require_positive
+from sqat.durable import remove_folder
 from sqat.errors import CheckpointError
 from sqat.hub.transfer import require_repo_id, upload
 
@@ -177,4 +177,4 @@ class ModelSaveCallback(TrainerCallback):
         for folder in checkpoints[: -self.max_keep]:
             if folder not in waiting:
                 checkpoints.remove(folder)
-                shutil.rmtree(folder)
+                remove_folder(folder)

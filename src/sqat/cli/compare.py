@@ -58,7 +58,7 @@ def _run(plan: Path | None, out: Path | None, options: dict[str, Any], set_: lis
         failures = run_comparison(settled, folder, lambda text: console.print(text, highlight=False))
     except Interrupted as stopped:
         console.print(str(stopped), highlight=False)
-        raise typer.Exit(1) from None
+        raise typer.Exit(128 + stopped.number) from None
     if failures:
         console.print("\n".join(["failed:", *failures]), highlight=False)
         raise typer.Exit(1)

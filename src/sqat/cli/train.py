@@ -62,7 +62,7 @@ def read_run(model: str, overrides: list[str]) -> RunConfig:
 
 def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
     """Train with progress in the terminal, and say where the result is."""
-    from sqat.cli.console import console, tokenising
+    from sqat.cli.console import console, leave_if_interrupted, tokenising
     from sqat.cost import parameters
     from sqat.train import start_run
     from sqat.train.callbacks import ProgressBar
@@ -79,14 +79,10 @@ def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
         highlight=False,
     )
     trainer.train()
-    if trainer.interrupted:
-        console.print(
-            f"Stopped at step {trainer.state.step:,} of {trainer.total_steps:,}. "
-            "Go on with the same command and --resume."
-        )
     if is_first():
         console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
     leave()
+    leave_if_interrupted(trainer)
 
 
 def evaluate(

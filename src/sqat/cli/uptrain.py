@@ -64,7 +64,7 @@ def uptrain(
 
 def run_uptraining(config: UptrainConfig, out: Path, *, resume: bool) -> None:
     """Train with progress in the terminal, and say where the result is."""
-    from sqat.cli.console import console, tokenising
+    from sqat.cli.console import console, leave_if_interrupted, tokenising
     from sqat.convert.uptrain import start_uptraining
     from sqat.train.callbacks import ProgressBar
     from sqat.train.checkpoints import best_checkpoint
@@ -78,11 +78,7 @@ def run_uptraining(config: UptrainConfig, out: Path, *, resume: bool) -> None:
         highlight=False,
     )
     trainer.train()
-    if trainer.interrupted:
-        console.print(
-            f"Stopped at step {trainer.state.step:,} of {trainer.total_steps:,}. "
-            "Go on with the same command and --resume."
-        )
     if is_first():
         console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
     leave()
+    leave_if_interrupted(trainer)

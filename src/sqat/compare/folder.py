@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from sqat.compare.budget import Share
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.config import ModelConfig
-from sqat.durable import replace_file
+from sqat.durable import replace_file, writing
 from sqat.errors import ConfigError, DataError
+from sqat.lock import Lock, take
 from sqat.run_config import read_yaml
 from sqat.untrusted import parse_json, read_json
 
@@ -63,17 +64,28 @@ class Folder:
 
         Raises:
             ConfigError: another process has it.
+            StorageError: it cannot be made.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        with (self.out / ".lock").open("w") as own, (self.out / ".lock-runs").open("w") as runs:
-            if not _try_lock(own):
-                raise ConfigError(
-                    f"a comparison is running in {self.out}: wait for it, stop it, or choose another folder (--out)"
-                )
-            if not _try_lock(runs):
-                say("waiting for runs that an earlier start left behind; they save their checkpoints and end")
-                fcntl.flock(runs, fcntl.LOCK_EX)
-            yield runs.fileno()
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            own = Lock(self.out / ".lock", f"a comparison is running in {self.out}")
+        with own:
+            runs = self._lock_of_runs(say)
+            try:
+                yield runs
+            finally:
+                os.close(runs)
+
+    def _lock_of_runs(self, say: Callable[[str], None]) -> int:
+        path = self.out / ".lock-runs"
+        path.touch()
+        try:
+            return take(path)
+        except BlockingIOError:
+            say("waiting for runs that an earlier start left behind; they save their checkpoints and end")
+            return take(path, wait=True)
+        except OSError:  # a file system without locks
+            return os.open(path, os.O_RDONLY)
 
     def begin(self, plan: ComparePlan) -> None:
         """Write the plan, or see that it is the one that is here.
@@ -138,11 +150,3 @@ class Folder:
 def _plain(value: Any) -> Any:
     """As YAML gives it back: tuples are lists."""
     return json.loads(json.dumps(value))
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from signal import SIGINT
 
 from sqat.bench.child import child_environment
 from sqat.compare.budget import shares
@@ -28,7 +29,11 @@ POLL_SECONDS = 0.2
 
 
 class Interrupted(Exception):
-    """Stopped on request; the same command goes on."""
+    """Stopped by a signal; the same command goes on."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 def run_comparison(plan: ComparePlan, out: Path, say: Say = logger.info) -> list[str]:
@@ -96,7 +101,7 @@ class _Processes:
         ]
         failures: list[str] = []
         runs = len(self.plan.seeds) * len(self.plan.variants)
-        with StopOnSignals(self._stop):
+        with StopOnSignals(self._stop) as signals:
             for (name, seed), code in self._ended(waiting):
                 if code == 0:
                     number = self.folder.write_results(self.plan)
@@ -105,7 +110,8 @@ class _Processes:
                     failures.append(f"{name}, seed {seed}: {_last_error(self._log(name, seed))}")
                     self.say(f"failed: {failures[-1]}")
         if self.stopping:
-            raise Interrupted(f"{self.stopping}; the same command goes on from the runs' checkpoints")
+            message = f"{self.stopping}; the same command goes on from the runs' checkpoints"
+            raise Interrupted(message, signals.received or SIGINT)
         return failures
 
     def _ended(self, waiting: Sequence[Run]) -> Iterator[tuple[Run, int]]:

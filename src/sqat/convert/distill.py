@@ -6,6 +6,7 @@ Shape letters: N rows, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -103,6 +104,19 @@ class KlMetric(Callback):
 
     def __init__(self) -> None:
         self.task: DistillationLoss | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """KL and targets since the last log line, for a checkpoint."""
+        if self.task is None or not self.task.seen:
+            return {}
+        kl, targets = (torch.stack(part) for part in zip(*self.task.seen, strict=True))
+        return {"kl": kl, "kl_targets": targets}
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on after what :meth:`tensors` gave."""
+        if self.task is not None and "kl" in tensors:
+            kl, targets = (tensors[name].to(device).unbind() for name in ("kl", "kl_targets"))
+            self.task.seen = list(zip(kl, targets, strict=True))
 
     def on_log(self, trainer: Any, metrics: dict[str, Any]) -> None:
         if self.task is not None and self.task.seen:

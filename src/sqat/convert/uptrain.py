@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,13 @@ class Uptraining(Trainer):
         if self.record is not None:
             shutil.copyfile(self.record, folder / RECORD_FILE)
 
+    def unlogged(self) -> dict[str, torch.Tensor]:
+        return {**super().unlogged(), **self.metric.tensors()}
+
+    def restore_unlogged(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().restore_unlogged(tensors)
+        self.metric.restore(tensors, self.accelerator.device)
+
     def load_weights(self, checkpoint: Path) -> None:
         saved, own = read_model(checkpoint, dtype=None), self.student.model
         found, expected = ({n: p.shape for n, p in model.named_parameters()} for model in (saved, own))
@@ -114,8 +121,8 @@ def start_uptraining(
     Weights are trained in float32 (with bfloat16 autocast by `train.precision`), whatever type the checkpoint has.
 
     Raises:
-        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration; student and teacher
-            have different vocabularies.
+        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration, or one that is going on
+            in another process; student and teacher have different vocabularies.
         DataError, CheckpointError: data or checkpoints cannot be read.
     """
     out = Path(out)
@@ -129,7 +136,7 @@ def start_uptraining(
             build_token_files(*open_sources(config.data), tokenizer, config.data, size, progress=progress),
         )
 
-    (student, teacher, data), resume = begin_run(config, out, resume, prepare)
+    (student, teacher, data), resume, _lock = begin_run(config, out, resume, prepare)
     check_same_data(data)
     record = locate(config.model.path) / RECORD_FILE
     batches = Batches(

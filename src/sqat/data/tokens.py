@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -23,7 +22,7 @@ import numpy as np
 from sqat.checksums import MANIFEST, check_files, write_checksums
 from sqat.data.text import Source
 from sqat.data.tokenizer import Tokenizer
-from sqat.durable import hidden_sibling, write_durably
+from sqat.durable import flush, remove_folder, temporary_beside, write_durably, writing
 from sqat.errors import DataError
 from sqat.folders import default_cache
 from sqat.untrusted import read_json, shown
@@ -83,22 +82,21 @@ def build_tokens(
     folder at once: the first to end is kept.
 
     Raises DataError for a source without documents, for what the source or tokenizer cannot read, and where `folder`
-    is there and holds anything but a token file.
+    is there and holds anything but a token file; StorageError where the system refuses to write.
     """
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _file_names()):
         raise DataError(f"{folder}: not a token file, so it is not overwritten; choose another place")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     made_from = {"source": source.fingerprint(), "tokenizer": tokenizer.fingerprint()}
-    temporary = hidden_sibling(folder)
-    temporary.mkdir()
-    try:
-        meta = _write_arrays(source, tokenizer, temporary, progress, batch_documents)
-        write_durably(temporary / META, json.dumps(meta | made_from, indent=2))
-        write_checksums(temporary)
-        _publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_beside(folder, folder=True) as temporary:
+            meta = _write_arrays(source, tokenizer, temporary, progress, batch_documents)
+            write_durably(temporary / META, json.dumps(meta | made_from, indent=2))
+            write_checksums(temporary)
+            flush(temporary)
+            _publish(temporary, folder)
+            flush(folder.parent)
     return open_tokens(folder)
 
 
@@ -217,10 +215,7 @@ def _publish(built: Path, folder: Path) -> None:
             open_tokens(folder)
             if _read_meta(folder) == _read_meta(built):
                 return
-        outdated = hidden_sibling(folder)
-        with contextlib.suppress(FileNotFoundError):  # another builder moved it first
-            os.replace(folder, outdated)
-        shutil.rmtree(outdated, ignore_errors=True)
+        remove_folder(folder)
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

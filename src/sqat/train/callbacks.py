@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqat.durable import flush, replace_file, writing
 from sqat.errors import ConfigError
 from sqat.train.evaluate import Evaluation
 from sqat.untrusted import parse_json
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from sqat.train.loop import Trainer
+    from sqat.train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,9 @@ class Callback:
 
     def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
         """After an evaluation of the validation set."""
+
+    def on_save(self, trainer: Trainer) -> None:
+        """Before a checkpoint is written: what a resumed run counts on must be on the disk first."""
 
     def on_end(self, trainer: Trainer) -> None:
         """When the run is over or stopped."""
@@ -98,8 +103,8 @@ class ProgressBar(Callback):
 
 
 class JsonlLog(Callback):
-    """One JSON object a line; `kind` is "train" or "validation". A resumed run drops the lines past the step it goes on
-    from.
+    """One JSON object a line; `kind` is "train" or "validation". A resumed run drops the lines past the state it goes
+    on from.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -107,9 +112,8 @@ class JsonlLog(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= trainer.state.step] if trainer.state.step else []
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        lines = self.path.read_bytes().decode("utf-8", "replace").splitlines() if self.path.exists() else []
+        replace_file(self.path, "".join(line + "\n" for line in lines if _is_before(line, trainer.state)))
 
     def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         self._append({"kind": "train", **metrics})
@@ -119,20 +123,29 @@ class JsonlLog(Callback):
             {"kind": "validation", "step": trainer.state.step, "tokens": trainer.state.tokens, **evaluation.to_dict()}
         )
 
+    def on_save(self, trainer: Trainer) -> None:
+        with writing(self.path):
+            if self.path.exists():
+                flush(self.path)
+
     def _append(self, record: dict[str, Any]) -> None:
         # JSON has no numbers that are none.
         record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
-def _step_of(line: str) -> float:
-    """The step of a log line; infinite where a crash cut it short, or something else wrote it."""
+def _is_before(line: str, state: TrainState) -> bool:
+    """Whether a log line tells of what led to a state; one that a crash cut short does not."""
     try:
-        step = parse_json(line, finite=False)["step"]
+        record = parse_json(line, finite=False)
+        step, kind = record["step"], record["kind"]
     except (ValueError, KeyError, TypeError):
-        return float("inf")
-    return step if type(step) is int else float("inf")
+        return False
+    if type(step) is not int:
+        return False
+    evaluated = state.evaluation["step"] if state.evaluation else None  # a stop may come between step and evaluation
+    return step < state.step or (step == state.step and (kind == "train" or step == evaluated))
 
 
 class TensorBoard(Callback):
@@ -146,7 +159,10 @@ class TensorBoard(Callback):
     def on_start(self, trainer: Trainer) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(self.folder), purge_step=trainer.state.step or None)
+        step = trainer.state.step
+        with writing(self.folder):
+            # What an earlier start wrote from the purged step on is of steps that are done again.
+            self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else 0)
 
     def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         self._scalars("train", metrics, trainer.state.step)
@@ -154,13 +170,19 @@ class TensorBoard(Callback):
     def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
         self._scalars("validation", evaluation.to_dict(), trainer.state.step)
 
+    def on_save(self, trainer: Trainer) -> None:
+        with writing(self.folder):
+            self.writer.flush()
+
     def on_end(self, trainer: Trainer) -> None:
-        self.writer.close()
+        with writing(self.folder):
+            self.writer.close()
 
     def _scalars(self, prefix: str, values: dict[str, Any], step: int) -> None:
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and name not in ("step", "tokens"):
-                self.writer.add_scalar(f"{prefix}/{name}", value, step)
+        with writing(self.folder):
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and name not in ("step", "tokens"):
+                    self.writer.add_scalar(f"{prefix}/{name}", value, step)
 
 
 def tensorboard_available() -> bool:
@@ -172,6 +194,9 @@ class TokenLimit(Callback):
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.on_step(trainer)  # a run that was stopped by it stays as it is
 
     def on_step(self, trainer: Trainer) -> None:
         if trainer.state.tokens >= self.limit:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from sqat.checkpoint import write_folder
 from sqat.checkpoint.store import recover
+from sqat.durable import remove_folder, remove_remains, writing
 from sqat.errors import CheckpointError
 from sqat.train.state import TrainState, read_state, write_state
 
@@ -37,6 +37,9 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoints/step-…` of a run, the model's files by `write_model`, the state's `tensors` as
     :func:`sqat.train.state.state_tensors` gives them; then drop all but the `keep` newest and the best (lowest loss).
+
+    Raises:
+        StorageError: the system refuses; earlier checkpoints stay as they are.
     """
     folder = run / FOLDER / f"step-{state.step:08d}"
     with write_folder(folder) as temporary:
@@ -109,9 +112,9 @@ def _validation_loss(folder: Path) -> float | None:
 
 def _rotate(run: Path, keep: int) -> None:
     checkpoints = list_checkpoints(run)
-    for remains in (run / FOLDER).glob(".step-*.tmp"):  # of a writer that was killed; there is one at a time
-        shutil.rmtree(remains)
+    remove_remains(run / FOLDER)
     kept = {*checkpoints[-keep:], best_checkpoint(run)}
     for path in checkpoints:
         if path not in kept:
-            shutil.rmtree(path)
+            with writing(path):
+                remove_folder(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,11 +16,12 @@ from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
 from sqat.data.batches import Batches
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
-from sqat.errors import CheckpointError
+from sqat.errors import CheckpointError, StorageError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
 from sqat.train.callbacks import Callback, TokenLimit
 from sqat.train.checkpoints import save_checkpoint
+from sqat.train.claim import claim
 from sqat.train.damage import newest_whole_checkpoint
 from sqat.train.distributed import agree_to_stop, first_does, is_first, naming_loss
 from sqat.train.engine import Engine
@@ -54,7 +55,7 @@ class Trainer:
         callbacks: told of every step; see :class:`Callback`.
 
     Raises:
-        ConfigError: a device that is not there.
+        ConfigError: a device that is not there, or a run of another process in `out`.
     """
 
     def __init__(
@@ -73,11 +74,14 @@ class Trainer:
         self.config = config
         self.validation = validation
         self.out = None if out is None else Path(out)
+        self.lock = claim(self.out)
         self.tokenizer = tokenizer
         self.state = TrainState()
         self.skipped = SkippedSteps(self)
         self.stop_reason: str | None = None
         self.interrupted = False
+        self.signals = StopOnSignals(self.interrupt)
+        self.window = MetricsWindow()
         self._asked: tuple[bool, str | None] = False, None  # of this process: whether to leave at once, and why to stop
         self.engine = Engine(model, config)
         self.accelerator = self.engine.accelerator
@@ -119,29 +123,34 @@ class Trainer:
         there was one.
 
         Raises:
+            StorageError: a checkpoint or log cannot be written; earlier checkpoints are whole.
             TrainingError: training cannot usefully go on, or another process of the run is gone.
         """
         evaluation = None
-        window = MetricsWindow()
+        self.lock = self.lock or claim(self.out)
         for callback in self.callbacks:
             callback.on_start(self)
         try:
-            with StopOnSignals(self.interrupt):
+            with self.signals:
                 self.engine.rehearse(self.batches)
-                if self.config.evaluate_first and self.state.step == 0:
-                    self.evaluate()
-                    window.restart()
+                if self._owed():
+                    evaluation = self.evaluate()
+                    if self.state.step:  # of the checkpoint that was resumed, which lacks it
+                        self.save()
+                self._agree()
+                self.window.restart()
                 steps = feed(self.batches, self.state.data, self.config.gradient_accumulation, self.accelerator.device)
-                for data in islice(steps, self.total_steps - self.state.step):
-                    window.waited()
-                    window.add(self._step(data))
-                    evaluation = self._after_step(window)
+                for data in islice(steps, 0 if self.stop_reason else self.total_steps - self.state.step):
+                    self.window.waited()
+                    self.window.add(self._step(data))
+                    evaluation = self._after_step(self.window)
                     if self.stop_reason:
                         break
             evaluation = self._finish(evaluation)
         finally:
             for callback in self.callbacks:
                 callback.on_end(self)
+            self.lock = None
         return evaluation
 
     def stop(self, reason: str) -> None:
@@ -171,12 +180,13 @@ class Trainer:
         """Write a checkpoint of this very step; `None` without a run folder.
 
         Raises:
+            StorageError: it cannot be written; earlier checkpoints are whole.
             TrainingError: weights that are no longer numbers, or too many skipped steps in a row.
         """
         self.skipped.settle()
         if self.out is None:
             return None
-        model, tensors = whole_model(self.model), state_tensors(self.optimizer)
+        model, tensors = whole_model(self.model), state_tensors(self.optimizer, self.unlogged())
         return first_does(partial(self._write, self.out, model, tensors))
 
     def resume(self) -> bool:
@@ -189,14 +199,32 @@ class Trainer:
         if checkpoint is None:
             return False
         self.load_weights(checkpoint)
-        self.state = restore(checkpoint, self.optimizer)
+        self.state, unlogged = restore(checkpoint, self.optimizer)
+        try:
+            self.restore_unlogged(unlogged)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint}: what was measured since the last log line is damaged") from error
         logger.info("resumed %s at step %d", checkpoint, self.state.step)
         return True
 
+    def unlogged(self) -> dict[str, Tensor]:
+        """What was measured since the last log line: a checkpoint keeps it, so that no line differs after a stop."""
+        return self.window.tensors()
+
+    def restore_unlogged(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on after what `unlogged` gave."""
+        self.window.restore(tensors, self.accelerator.device)
+
     def _write(self, out: Path, model: Any, tensors: dict[str, Tensor]) -> Path:
+        """A checkpoint, in the first process alone."""
         require_finite_weights(model, self.state.step)
+        for callback in self.callbacks:
+            callback.on_save(self)
         write, keep = partial(self.write_model, model), self.config.keep_checkpoints
-        return save_checkpoint(out, write, self.state, tensors, self.tokenizer, keep=keep)
+        try:
+            return save_checkpoint(out, write, self.state, tensors, self.tokenizer, keep=keep)
+        except StorageError as error:
+            raise StorageError(f"{error}. Earlier checkpoints are whole; --resume goes on from the newest") from error
 
     def _step(self, data: StepData) -> StepSums:
         config, number = self.config, self.state.step + 1
@@ -241,11 +269,22 @@ class Trainer:
         """Make a request to stop that any process has everyone's, at the same step."""
         self.interrupted, self.stop_reason = agree_to_stop(*self._asked)
 
+    @property
+    def _evaluated(self) -> bool:
+        """Whether the validation loss of this very step is known."""
+        return self.state.evaluation is not None and self.state.evaluation["step"] == self.state.step
+
+    def _owed(self) -> bool:
+        """Whether an evaluation comes before the next step: the first one, or one that a signal's stop left out."""
+        step, every = self.state.step, self.config.evaluate_every
+        due = step % every == 0 if step and every else step == 0 and self.config.evaluate_first
+        return due and step < self.total_steps and not self._evaluated
+
     def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
         if self.stop_reason and is_first():
             logger.warning("stopping at step %d of %d: %s", self.state.step, self.total_steps, self.stop_reason)
         if not self.interrupted and not self.state.finished:
-            evaluation = self.evaluate()
+            evaluation = evaluation if self._evaluated else self.evaluate()
             self.state.finished = self.state.step == self.total_steps
         self.save()
         return evaluation

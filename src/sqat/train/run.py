@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +14,13 @@ from sqat.config_fields import Config
 from sqat.data.batches import Batches
 from sqat.durable import replace_file
 from sqat.errors import ConfigError, DataError
+from sqat.lock import Lock
 from sqat.model import Decoder
 from sqat.run_config import RunConfig, TrainConfig, read_yaml
 from sqat.train import distributed
 from sqat.train.callbacks import Callback, JsonlLog, TensorBoard, tensorboard_available
 from sqat.train.checkpoints import list_checkpoints
+from sqat.train.claim import claim
 from sqat.train.distributed import naming_loss
 from sqat.train.loop import Trainer
 from sqat.train.prepare import PreparedData, Progress, prepare_data
@@ -59,12 +60,14 @@ def start_run(
         progress: told (documents, tokens) while text is tokenised.
 
     Raises:
-        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration.
+        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration, or one that is going on
+            in another process.
         DataError, CheckpointError: data or checkpoint cannot be read.
         ProcessLostError: another process of the run is gone.
+        StorageError: `out` cannot be written.
     """
     out = Path(out)
-    data, resume = begin_run(
+    data, resume, _lock = begin_run(
         config, out, resume, lambda: prepare_data(config.data, config.model.vocab_size, progress=progress)
     )
     check_same_data(data)
@@ -73,14 +76,20 @@ def start_run(
     return trainer
 
 
-def begin_run(config: Any, out: Path, resume: bool, prepare: Callable[[], T]) -> tuple[T, bool]:
+def begin_run(config: Any, out: Path, resume: bool, prepare: Callable[[], T]) -> tuple[T, bool, list[Lock | None]]:
     """What comes before a trainer of any kind: processes, the run's folder, data; (what `prepare` gives, whether to
-    resume).
+    resume, the folder's lock in the first process, to be kept until the trainer has it).
     """
     distributed.join(config.train.device)
     resume = resume or distributed.restarted()
-    distributed.first_does(partial(check_folder, config, out, resume))
-    return distributed.in_turn(prepare), resume
+    locks: list[Lock | None] = []
+
+    def take_folder() -> None:
+        locks.append(claim(out))
+        check_folder(config, out, resume)
+
+    distributed.first_does(take_folder)
+    return distributed.in_turn(prepare), resume, locks
 
 
 def open_run(config: Config, out: Path, trainer: Trainer, resume: bool) -> None:
@@ -147,8 +156,6 @@ def make_logs(config: TrainConfig, out: Path) -> list[Callback]:
 
 def check_folder(config: Config, out: Path, resume: bool) -> None:
     """Raise a ConfigError unless a run of this configuration (sections of fields) can begin or go on in `out`."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out is {str(out)!r}, but must be a folder, or not exist yet")
     if not resume:
         if list_checkpoints(out):
             raise ConfigError(f"{out} holds a run already: resume it (--resume), or choose another folder (--out)")

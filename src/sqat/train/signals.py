@@ -18,6 +18,7 @@ class StopOnSignals:
 
     def __init__(self, stop: Callable[[str], None]) -> None:
         self.stop = stop
+        self.received: signal.Signals | None = None
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopOnSignals:
@@ -32,7 +33,8 @@ class StopOnSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._restore()
-        self.stop(f"{signal.Signals(number).name} received")
+        self.received = signal.Signals(number)
+        self.stop(f"{self.received.name} received")
 
     def _restore(self) -> None:
         for number, handler in self.before.items():

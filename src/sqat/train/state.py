@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ STATE_FILE = "training.json"
 TENSORS_FILE = "training.safetensors"
 MAX_STATE_BYTES = 1 << 24
 _OPTIMIZER = re.compile(r"optimizer\.([0-9]{1,9})\.(step|exp_avg|exp_avg_sq)")
+UNLOGGED = "unlogged."  # prefix of what was measured since the last log line
 
 
 @dataclass
@@ -48,21 +49,24 @@ class TrainState:
         self.best_loss = min(losses, default=None)
 
 
-def write_state(folder: Path, state: TrainState, tensors: dict[str, Tensor]) -> None:
+def write_state(folder: Path, state: TrainState, tensors: Mapping[str, Tensor]) -> None:
     """Write progress and the tensors of :func:`state_tensors` into an existing folder, beside the model."""
     values = {**asdict(state), "data": dict(state.data._asdict())}
     (folder / STATE_FILE).write_text(json.dumps(values, indent=2), encoding="utf-8")
-    save_file(tensors, folder / TENSORS_FILE)
+    save_file(dict(tensors), folder / TENSORS_FILE)
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimizer and random generators, on the CPU; empty in all processes but the first. Every process has to ask."""
+def state_tensors(optimizer: torch.optim.Optimizer, unlogged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Optimizer, random generators, and what was measured since the last log line, on the CPU; empty in all processes
+    but the first. Every process has to ask.
+    """
     tensors = {}
     for name, tensor in _optimizer_tensors(optimizer):
         together = whole(tensor.detach())
         if is_first():
             tensors[name] = together.cpu().contiguous()
-    return tensors | _generators() if is_first() else {}
+    measured = {UNLOGGED + name: tensor.cpu().contiguous() for name, tensor in unlogged.items()}
+    return tensors | _generators() | measured if is_first() else {}
 
 
 def read_state(folder: Path) -> TrainState:
@@ -103,8 +107,9 @@ def _require_progress(state: TrainState) -> None:
         raise ValueError(f"finished is {shown(state.finished)}, but must be true or false")
 
 
-def restore(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Read progress, and put optimizer and random generators back.
+def restore(folder: Path, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Tensor]]:
+    """Read progress, and put optimizer and random generators back. Returns what was measured since the last log line,
+    too.
 
     Raises:
         CheckpointError: missing, damaged, or of another model.
@@ -127,7 +132,8 @@ def restore(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
                     torch.cuda.set_rng_state(saved, i)
     except (RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path}: the random generators' state is none: {error}") from error
-    return state
+    measured = {name: tensor for name, tensor in tensors.items() if name.startswith(UNLOGGED)}
+    return state, {name.removeprefix(UNLOGGED): tensor for name, tensor in measured.items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from sqat.train.step import StepSums
+
+_KEPT = ("loss", "correct", "targets", "router_loss", "grad_norm", "skipped")
 
 
 class MetricsWindow:
@@ -32,6 +36,25 @@ class MetricsWindow:
         now = time.perf_counter()
         self.seconds += now - self.mark
         self.mark = now
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint has to keep, so that a run that goes on from it writes the next line as if it had not
+        stopped: (steps,) each, and `clock`, the two times.
+        """
+        if not self.steps:
+            return {}
+        sums = {name: torch.stack([getattr(step, name) for step in self.steps]) for name in _KEPT}
+        return {**sums, "clock": torch.tensor([self.seconds, self.data_seconds], dtype=torch.float64)}
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on after what :meth:`tensors` gave; its router statistics are not needed, since only the last step's are
+        read. Nothing where there is nothing.
+        """
+        if "clock" in tensors:
+            columns = [tensors[name].to(device).unbind() for name in _KEPT]
+            kept = [dict(zip(_KEPT, values, strict=True)) for values in zip(*columns, strict=True)]
+            self.steps = [StepSums(router=(), **values) for values in kept]
+            self.seconds, self.data_seconds = tensors["clock"].tolist()
 
     def read(self) -> dict[str, float]:
         """The means since the last call, of steps that were not skipped (NaN where all were); empties the window."""

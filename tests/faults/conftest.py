@@ -1,0 +1,100 @@
+"""What the tests of stopped commands share. SQAT_FAULTS=full (`make test-faults`) makes them thorough."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+from harness import FULL, TRAIN, Commands, start_server
+
+if not sys.platform.startswith("linux"):
+    collect_ignore_glob = ["test_*.py"]  # preloading, /proc and pidfds
+
+CONFIG = """
+model: {vocab_size: 307, hidden_size: 20, num_layers: 2, num_query_heads: 2, num_kv_heads: 1, head_dim: 10,
+        intermediate_size: 11, context_length: 29, num_experts: 3, feedforward_dropout: 0.1}
+data: {source: "stories:61", validation_limit: 3}
+train: {batch_size: 5, precision: float32, tensorboard: false, device: cpu, max_steps: 7, log_every: 2,
+        evaluate_every: 3, checkpoint_every: 2, keep_checkpoints: 1}
+"""
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The compiled shim, or `None` where there is no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    library = tmp_path_factory.mktemp("shim") / "shim.so"
+    source = Path(__file__).parent / "shim.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture
+def needs_shim(shim: Path | None) -> None:
+    if shim is None:
+        pytest.skip("there is no C compiler to build tests/faults/shim.c with")
+
+
+@pytest.fixture(scope="session")
+def _server(tmp_path_factory: pytest.TempPathFactory, shim: Path | None) -> Iterator[subprocess.Popen[str]]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "config.yaml").write_text(CONFIG)
+    server = start_server(folder, shim)
+    yield server
+    server.communicate()  # its input ends, and so does it
+
+
+@pytest.fixture(scope="session")
+def whole(_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """A run that was never stopped."""
+    made = Commands(_server, tmp_path_factory.mktemp("whole"))
+    (made.folder / "config.yaml").write_text(CONFIG)
+    ended = made(*TRAIN)
+    assert ended.code == 0, ended.output
+    made.changes = ended.changes
+    return made
+
+
+@pytest.fixture
+def commands(
+    _server: subprocess.Popen[str], tmp_path: Path, record_property: Callable[[str, Any], None]
+) -> Iterator[Callable[[str], Commands]]:
+    """`commands("name")` runs commands in a folder of its own, which has config.yaml, a small run."""
+    made: list[Commands] = []
+
+    def make(name: str) -> Commands:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(CONFIG)
+        made.append(Commands(_server, tmp_path / name))
+        return made[-1]
+
+    yield make
+    for kind, number in Counter(kind for each in made for kind in each.kills).items():
+        record_property(f"kills at a {kind}", number)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many kills were survived."""
+    kills: Counter[str] = Counter()
+    failed = {report.nodeid for report in terminalreporter.stats.get("failed", [])}
+    for report in terminalreporter.stats.get("", []):  # those of the ends of tests have the counts
+        if report.nodeid in failed:
+            continue
+        kills.update(
+            {f"{report.nodeid.split('::')[0]}, {name}": n for name, n in report.user_properties if "kills" in name}
+        )
+    if kills and FULL:
+        terminalreporter.section("survived")
+        for name, number in sorted(kills.items()):
+            terminalreporter.line(f"{number:5d} {name}")
+        terminalreporter.line(f"{kills.total():5d} in all")

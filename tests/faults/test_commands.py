@@ -1,0 +1,166 @@
+"""Killed at any change to the disk: `sqat tokenizer train`, `convert`, `uptrain` and `compare`."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from harness import EVERY, FULL, KILLED, Commands, Ended, assert_same_run, litter, newest_is_whole
+
+pytestmark = pytest.mark.usefixtures("needs_shim")
+
+CONVERT = ("sqat.convert", "sqat.convert.uptrain", "transformers.models.llama.modeling_llama")
+COMPARE = ("sqat.compare.child", "sqat.compare.runner", "sqat.compare.report", "matplotlib.pyplot", "scipy.stats")
+PARTS = 4 if FULL else 1
+
+PLAN = """
+name: tiny
+family: extra_small
+model: {vocab_size: 307, hidden_size: 32, head_dim: 4, num_layers: 1, intermediate_size: 13, context_length: 31}
+variants: [gqa, sqa]
+reference: gqa
+data: {source: "stories:53", validation_limit: 3}
+train: {batch_size: 3, max_steps: 6, evaluate_every: 5, checkpoint_every: 2, log_every: 3, tensorboard: false,
+        precision: float32, device: cpu}
+seeds: [0]
+processes: 2
+probes: 3
+stories: 0
+timing: {rounds: 1, steps: 1, warmup: 1, prompt_tokens: 7, new_tokens: 3, lengths: [5]}
+"""
+
+
+def numbers(changes: list[str], most: int, short: int, part: int | None = None) -> Iterable[int]:
+    """At which changes to kill: `most` of them, or few; or a part of these."""
+    everywhere, count = range(1, len(changes) + 1), most if FULL else short
+    chosen = everywhere if count >= len(changes) else sorted(random.Random(3).sample(everywhere, count))
+    chosen = list(chosen)[::EVERY]
+    return chosen if part is None else chosen[part::PARTS]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Of all files but hidden ones, by their path."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def succeeded(ended: Ended) -> Ended:
+    assert ended.code == 0, ended.output
+    return ended
+
+
+def test_tokenizer(commands: Callable[[str], Commands]) -> None:
+    command = ("tokenizer", "train", "stories:31", "--out", "out", "--vocab-size", "301")
+    whole = commands("whole")
+    changes = succeeded(whole(*command)).changes
+    expected = content(whole.folder / "out")
+    assert {*expected} == {"tokenizer.json", "tokenizer_config.json"}
+    for n in numbers(changes, 99, 1):
+        sqat = commands(f"at-{n}")
+        assert sqat(*command, action="kill", at=n).code == KILLED
+        assert content(sqat.folder / "out").items() <= expected.items()  # each is whole or absent
+        succeeded(sqat(*command))
+        assert content(sqat.folder / "out") == expected
+        assert litter(sqat.folder) == []
+
+
+def kill_conversion(commands: Callable[[str], Commands], command: tuple[str, ...], modules: tuple[str, ...]) -> None:
+    whole = commands("whole-conversion")
+    changes = succeeded(whole(*command, modules=modules)).changes
+    expected = content(whole.folder / "out")
+    assert {"config.json", "model.safetensors"} <= {*expected}
+    for n in numbers(changes, 99, 1):
+        sqat = commands(f"at-{n}")
+        assert sqat(*command, action="kill", at=n).code == KILLED
+        if (sqat.folder / "out").exists():
+            assert content(sqat.folder / "out") == expected
+            again = sqat(*command)  # it is done, and not done twice
+            assert again.code == 1
+            assert "--out is out, which" in again.output
+        else:
+            succeeded(sqat(*command))
+        assert content(sqat.folder / "out") == expected
+        assert litter(sqat.folder) == []
+
+
+def test_convert_layout(commands: Callable[[str], Commands], whole: Commands) -> None:
+    kill_conversion(commands, ("convert", str(whole.folder / "run"), "--out", "out", "--layout", "sqat"), ())
+
+
+@pytest.fixture
+def stock_folder(tmp_path: Path) -> str:
+    """A small Llama and its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sqat.convert.files import quiet
+    from sqat.data.stories import story
+    from sqat.data.tokenizer import train_tokenizer
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 307, "hidden_size": 24, "intermediate_size": 13, "num_hidden_layers": 2, "head_dim": 6}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 61}
+    with quiet():
+        LlamaForCausalLM(LlamaConfig(**sizes, **heads, pad_token_id=0)).save_pretrained(tmp_path / "stock")
+    train_tokenizer([story(i, seed=0, split="train") for i in range(30)], 307).save(tmp_path / "stock")
+    return str(tmp_path / "stock")
+
+
+@pytest.mark.skipif(not FULL, reason="make test-faults runs it")
+def test_convert_to_fewer_heads(commands: Callable[[str], Commands], stock_folder: str) -> None:
+    kill_conversion(commands, ("convert", stock_folder, "--out", "out", "--query-heads", "2"), CONVERT)
+
+
+@pytest.mark.skipif(not FULL, reason="make test-faults runs it")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_uptrain(commands: Callable[[str], Commands], stock_folder: str, part: int) -> None:
+    from sqat.convert.files import read_model
+
+    options = ("--tokens", "500", "--data", "stories:61", "--batch-size", "3", "--context", "29", "--device", "cpu")
+    changes = ("train.tensorboard=false", "train.log_every=3", "train.checkpoint_every=2", "train.evaluate_every=3")
+    sets = [word for change in (*changes, "data.validation_limit=3") for word in ("--set", change)]
+    command = ("uptrain", stock_folder, "--teacher", stock_folder, *options, *sets, "--out", "run", "--resume")
+    whole = commands("whole-uptraining")
+    done = succeeded(whole(*command, modules=CONVERT)).changes
+    for n in numbers(done, 48, 1, part):
+        sqat = commands(f"at-{n}")
+        assert sqat(*command, action="kill", at=n).code == KILLED
+        newest_is_whole(sqat.folder / "run", read_model)
+        succeeded(sqat(*command))
+        assert_same_run(sqat.folder / "run", whole.folder / "run")
+        assert litter(sqat.folder) == []
+        shutil.rmtree(sqat.folder)
+
+
+def results(out: Path) -> list[dict[str, object]]:
+    """Without what depends on the machine."""
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    of_the_machine = ("seconds", "tokens_per_second", "peak_bytes", "environment")
+    return [{name: value for name, value in line.items() if name not in of_the_machine} for line in lines]
+
+
+@pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py kills a comparison, too")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_compare(commands: Callable[[str], Commands], part: int) -> None:
+    """The comparison is killed, and its runs end by themselves; the next start waits for them."""
+    command = ("compare", "plan.yaml", "--out", "out")
+
+    def start(name: str) -> Commands:
+        sqat = commands(name)
+        (sqat.folder / "plan.yaml").write_text(PLAN)
+        return sqat
+
+    whole = start("whole")
+    changes = succeeded(whole(*command, modules=COMPARE)).changes
+    for n in numbers(changes, 48, 1, part):
+        sqat = start(f"at-{n}")
+        assert sqat(*command, action="kill", at=n).code == KILLED
+        succeeded(sqat(*command))
+        assert results(sqat.folder / "out") == results(whole.folder / "out")
+        assert {*content(sqat.folder / "out")} == {*content(whole.folder / "out")}
+        assert litter(sqat.folder) == []
+        shutil.rmtree(sqat.folder)

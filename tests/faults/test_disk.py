@@ -1,0 +1,121 @@
+"""A disk that is full, or may not be written: one line that says where and what to do, and nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import EVERY, FULL, TRAIN, Commands, Ended, assert_whole_and_goes_on, first_change, litter, newest_is_whole
+
+FREEING = ("unlink", "rmdir", "rename", "chmod")  # what a full disk still does
+PARTS = 4 if FULL else 1
+
+# Python that leaves root no more than any owner of files has.
+WITHOUT_CAPABILITIES = """
+import ctypes
+version_3 = (ctypes.c_uint32 * 2)(0x20080522, 0)
+assert ctypes.CDLL(None).capset(version_3, (ctypes.c_uint32 * 6)()) == 0
+"""
+
+
+def assert_refused(ended: Ended, reason: str, *said: str) -> None:
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    last = ended.output.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    for text in (f"cannot be written: {reason}", *said):
+        assert text in last
+
+
+@pytest.mark.usefixtures("needs_shim")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_full_from_any_change_on(whole: Commands, commands: Callable[[str], Commands], part: int) -> None:
+    wanting = [i + 1 for i, change in enumerate(whole.changes) if not change.startswith(FREEING)]
+    save = first_change(whole, "write", "/.step-00000004")
+    newest = 0
+    for n in wanting[::EVERY][part::PARTS] if FULL else [save]:
+        sqat = commands(f"at-{n}")
+        ended = sqat(*TRAIN, action="fail", at=n, value=errno.ENOSPC)
+        assert_refused(ended, "No space left on device; free some space there, or choose another folder")
+        assert litter(sqat.folder) == []
+        step = newest_is_whole(sqat.folder / "run")
+        assert not FULL or step >= newest
+        newest = step
+        if n == save:
+            assert step == 3
+            assert "run/checkpoints/step-00000004 cannot be written" in ended.output
+            assert ended.output.strip().endswith("Earlier checkpoints are whole; --resume goes on from the newest")
+        assert_whole_and_goes_on(sqat, whole)
+        shutil.rmtree(sqat.folder)
+
+
+def test_files_of_a_limited_size(whole: Commands, commands: Callable[[str], Commands]) -> None:
+    """The system's own refusal, in the midst of safetensors' writing."""
+    sqat, limit = commands("run"), 70_000
+    checkpoint = whole.folder / "run" / "checkpoints" / "step-00000007"
+    assert (checkpoint / "training.safetensors").stat().st_size > limit
+    ended = sqat(*TRAIN, before=f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))")
+    assert_refused(ended, "File too large; raise the limit on file sizes (ulimit -f)", "checkpoints/step-00000002")
+    assert litter(sqat.folder) == []
+    assert_whole_and_goes_on(sqat, whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """`small_disk(kilobytes)` mounts one; `small_disk(…, "ro")` makes it read-only."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = []
+
+    def mount(size: int, *options: str) -> Path:
+        names = ",".join([f"size={size}k", *(["remount"] if mounted else []), *options])
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", names, "tmpfs", place], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+        mounted.append(names)
+        return place
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_small_disk(whole: Commands, commands: Callable[[str], Commands], small_disk: Callable[..., Path]) -> None:
+    """It is full in the third save or so; made larger, the run goes on."""
+    size = sum(path.stat().st_size for path in (whole.folder / "run").rglob("*")) // 1024
+    sqat, disk = commands("run"), small_disk(2 * size - 20)
+    (sqat.folder / "run").symlink_to(disk)
+    assert_refused(sqat(*TRAIN), "No space left on device", "checkpoints/step-")
+    assert litter(disk) == []
+    small_disk(4 * size)
+    assert_whole_and_goes_on(sqat, whole)
+    small_disk(4 * size, "ro")
+    assert_refused(sqat(*TRAIN), "Read-only file system; choose a folder that you may write to")
+
+
+@pytest.mark.usefixtures("needs_shim")
+def test_read_only_from_some_change_on(whole: Commands, commands: Callable[[str], Commands]) -> None:
+    for n in (1, first_change(whole, "mkdir", "/.step-00000004")) if FULL else (1,):
+        sqat = commands(f"at-{n}")
+        ended = sqat(*TRAIN, action="fail", at=n, value=errno.EROFS)
+        assert_refused(ended, "Read-only file system; choose a folder that you may write to")
+        assert_whole_and_goes_on(sqat, whole)
+
+
+def test_a_folder_that_one_may_not_write_in(commands: Callable[[str], Commands]) -> None:
+    sqat = commands("run")
+    sqat.folder.chmod(0o555)
+    ended = sqat(*TRAIN, before=WITHOUT_CAPABILITIES if os.geteuid() == 0 else "")
+    sqat.folder.chmod(0o755)
+    assert_refused(ended, "Permission denied; choose a folder that you may write to", "run cannot")
+    assert [path.name for path in sqat.folder.iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_below_a_file(commands: Callable[[str], Commands]) -> None:
+    ended = commands("run")("train", "config.yaml", "--out", "config.yaml/run")
+    assert_refused(ended, "Not a directory; choose another name", "config.yaml/run")

@@ -1,0 +1,71 @@
+"""Ctrl-C and SIGTERM, once and twice, whatever the run is doing: what is on the disk is whole, and the run goes on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+from harness import FULL, TRAIN, Commands, Ended, assert_whole_and_goes_on, first_change, litter, newest_is_whole
+
+MORE = [
+    ("train_step", 7, signal.SIGTERM, 7),  # the end's validation is made up for, too
+    ("train_step", 5, signal.SIGINT, 5),  # between two log lines
+    ("save_checkpoint", 2, signal.SIGINT, 3),
+]
+
+# Python that has the command send itself a signal in the n-th call of a function of the training loop.
+IN_CALL = """
+import os
+import sqat.train.loop as loop
+
+original, calls = loop.{name}, []
+
+def signalled(*arguments, **options):
+    calls.append(1)
+    if len(calls) == {n}:
+        os.kill(os.getpid(), {number})
+    return original(*arguments, **options)
+
+loop.{name} = signalled
+"""
+
+
+def in_call(sqat: Commands, name: str, n: int, number: signal.Signals) -> Ended:
+    return sqat(*TRAIN, before=IN_CALL.format(name=name, n=n, number=int(number)))
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "number", "step"),
+    [
+        ("evaluate", 1, signal.SIGINT, 3),  # in validation, which is ended first
+        ("train_step", 3, signal.SIGTERM, 3),  # validation of step 3 is made up for
+        *(MORE if FULL else []),
+    ],
+)
+def test_one_signal(
+    whole: Commands, commands: Callable[[str], Commands], name: str, n: int, number: signal.Signals, step: int
+) -> None:
+    sqat = commands("run")
+    ended = in_call(sqat, name, n, number)
+    assert ended.code == 128 + number
+    assert f"Stopped at step {step} of 7" in ended.output
+    assert newest_is_whole(sqat.folder / "run") == step
+    assert_whole_and_goes_on(sqat, whole)
+
+
+@pytest.mark.usefixtures("needs_shim")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("gap", [1, 30] if FULL else [1])
+def test_two_signals_in_a_save(
+    whole: Commands, commands: Callable[[str], Commands], number: signal.Signals, gap: int
+) -> None:
+    """The second ends the command at once; Ctrl-C tidies up even so."""
+    sqat = commands("run")
+    save = first_change(whole, "write", "/.step-00000004")
+    ended = sqat(*TRAIN, action="signal", at=save, again=gap, value=number)
+    assert ended.code == (-number if number == signal.SIGTERM else 128 + number)
+    assert newest_is_whole(sqat.folder / "run") in (3, 4)
+    if number == signal.SIGINT:
+        assert litter(sqat.folder) == []
+    assert_whole_and_goes_on(sqat, whole)

@@ -1,0 +1,58 @@
+"""A training run that is killed, wherever it is, and goes on by the same command comes to the same as any other."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable
+
+import pytest
+from harness import EVERY, FULL, KILLED, TRAIN, Commands, assert_whole_and_goes_on, newest_is_whole
+
+PARTS = 8 if FULL else 1  # of the work, so that several processes share it
+MOMENTS = 50 // EVERY if FULL else 1
+CHANGES = None if FULL else 3  # to the disk at which runs are killed; `None`: at all of them
+
+
+@pytest.mark.usefixtures("needs_shim")
+@pytest.mark.parametrize("part", range(PARTS))
+def test_killed_at_any_change_to_the_disk(whole: Commands, commands: Callable[[str], Commands], part: int) -> None:
+    """From the first write of the tokenizer to the last of the last checkpoint: a write is half done, all else not."""
+    kinds = {change.split()[0] for change in whole.changes}
+    assert {"write", "fsync", "rename", "open", "mkdir", "unlink", "rmdir"} <= kinds
+    for file in ("tokens.bin", "tokenizer.json", "step-00000006", "config.yaml", "metrics.jsonl"):
+        assert any(change.startswith("write ") and file in change for change in whole.changes), file
+    numbers = list(range(1, len(whole.changes) + 1))
+    numbers = numbers[::EVERY] if CHANGES is None else sorted(random.Random(7).sample(numbers, CHANGES))
+    newest = 0
+    for n in numbers[part::PARTS]:
+        sqat = commands(f"at-{n}")
+        assert sqat(*TRAIN, action="kill", at=n).code == KILLED
+        step = newest_is_whole(sqat.folder / "run")
+        assert step >= newest  # whatever was written stays
+        newest = step
+        assert_whole_and_goes_on(sqat, whole)
+        shutil.rmtree(sqat.folder)
+    assert not FULL or newest >= 4
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_killed_at_random_moments(whole: Commands, commands: Callable[[str], Commands], part: int) -> None:
+    """Up to three times a run."""
+    draw, kills, number = random.Random(part), 0, 0
+    start = time.perf_counter()
+    commands("timed")(*TRAIN)
+    longest = time.perf_counter() - start
+    while kills * PARTS < MOMENTS:
+        number += 1
+        sqat, newest = commands(f"run-{number}"), 0
+        for _ in range(3 if FULL else 1):
+            if sqat(*TRAIN, seconds=draw.uniform(0, longest)).code != KILLED:
+                break
+            kills += 1
+            step = newest_is_whole(sqat.folder / "run")
+            assert step >= newest
+            newest = step
+        assert_whole_and_goes_on(sqat, whole)
+        shutil.rmtree(sqat.folder)

@@ -1,0 +1,57 @@
+"""One run at a time in a folder: the second is refused, whoever it is; of one that died nothing stays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import KILLED, TRAIN, Commands, Ended, assert_whole_and_goes_on
+
+from sqat.lock import Lock
+from sqat.train.claim import LOCK_FILE, claim
+
+
+def assert_refused(ended: Ended, what: str) -> None:
+    assert ended.code == 1
+    last = ended.output.strip().splitlines()[-1]
+    assert last.startswith(f"error: {what} (process {os.getpid()} on ")
+    assert last.endswith("): wait for it, stop it, or choose another folder (--out)")
+
+
+def held(folder: Path) -> Lock:
+    folder.mkdir(exist_ok=True)
+    return Lock(folder / LOCK_FILE, "it is free")
+
+
+@pytest.mark.usefixtures("needs_shim")
+def test_train(whole: Commands, commands: Callable[[str], Commands]) -> None:
+    sqat = commands("run")
+    assert sqat(*TRAIN, action="kill", at=len(whole.changes) // 2).code == KILLED
+    before = {path: path.read_bytes() for path in sqat.folder.rglob("*") if path.is_file() and path.name != LOCK_FILE}
+    with held(sqat.folder / "run"):  # which the killed one does not hold any more
+        assert_refused(sqat(*TRAIN), "a run is going on in run")
+        assert_refused(sqat(*TRAIN[:-1]), "a run is going on in run")
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert_whole_and_goes_on(sqat, whole)
+
+
+def test_uptrain(commands: Callable[[str], Commands]) -> None:
+    sqat = commands("run")
+    with held(sqat.folder / "run"):
+        command = ("uptrain", "anything", "--tokens", "500", "--out", "run")
+        assert_refused(sqat(*command, modules=("sqat.convert.uptrain",)), "a run is going on in run")
+
+
+def test_compare(commands: Callable[[str], Commands]) -> None:
+    sqat = commands("run")
+    (sqat.folder / "plan.yaml").write_text("{name: x, family: micro, variants: [sqa], reference: sqa}")
+    with held(sqat.folder / "out"):
+        assert_refused(sqat("compare", "plan.yaml", "--out", "out"), "a comparison is running in out")
+
+
+def test_of_several_ranks_the_first_claims_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held(tmp_path):
+        monkeypatch.setenv("RANK", "1")
+        assert claim(tmp_path) is None

@@ -1,0 +1,100 @@
+"""Hidden names: there while their writer lives, removed by the next one when it was killed."""
+
+import errno
+import os
+import threading
+
+import pytest
+
+from sqat.durable import remove_folder, remove_remains, replace_file, temporary_beside, write_durably, writing
+from sqat.errors import SqatError, StorageError
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_of_a_living_writer_nothing_is_removed(tmp_path, folder):
+    with temporary_beside(tmp_path / "x", folder=folder) as temporary:
+        remove_remains(tmp_path)
+        replace_file(tmp_path / "other", "1")
+        assert temporary.exists()
+        assert temporary.is_dir() == folder
+    assert names(tmp_path) == ["other"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
+    if not os.fork():
+        with temporary_beside(tmp_path / "x", folder=True) as temporary, temporary_beside(tmp_path / "y"):
+            (temporary / "file").touch()
+            os._exit(9)
+    os.wait()
+    assert len(names(tmp_path)) == 2
+    (tmp_path / ".other.tmp").touch()  # somebody else's
+    replace_file(tmp_path / "z", "1")
+    assert names(tmp_path) == [".other.tmp", "z"]
+
+
+def test_many_writers_at_once(tmp_path):
+    """Each removes remains while others make theirs."""
+    failures = []
+
+    def write(text):
+        try:
+            for _ in range(50):
+                replace_file(tmp_path / "x", text * 100)
+                assert len({*(tmp_path / "x").read_text()}) == 1
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert failures == []
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_folder_goes_at_once(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "file").touch()
+    seen = []
+    monkeypatch.setattr("sqat.durable.shutil.rmtree", lambda path, **_: seen.append((path.name, names(path))))
+    remove_folder(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    assert len(seen) == 1
+    assert seen[0][1] == ["file"]
+    remove_folder(tmp_path / "x")  # is not there
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left on device; free some space there, or choose another folder"),
+        (OSError(errno.EROFS, "x"), "Read-only file system; choose a folder that you may write to"),
+        (OSError(errno.EIO, "Input/output error", "name"), r"\[Errno 5\] Input/output error: 'name'$"),
+    ],
+)
+def test_what_the_system_refuses(error, message):
+    with pytest.raises(StorageError, match=f"^a/b cannot be written: {message}") as caught, writing("a/b"):
+        raise error
+    assert isinstance(caught.value, SqatError)
+    assert isinstance(caught.value, OSError)
+
+
+def test_the_outer_name_is_told():
+    with pytest.raises(StorageError, match=r"^a cannot be written: File too large"), writing("a"), writing("a/.b"):
+        raise OSError(errno.EFBIG, "x")
+
+
+@pytest.mark.parametrize("error", [KeyError, BrokenPipeError])
+def test_other_errors_pass(error):
+    with pytest.raises(error, match="x"), writing("a"):
+        raise error("x")
+
+
+def test_write_durably(tmp_path):
+    write_durably(tmp_path / "x", "é")
+    assert (tmp_path / "x").read_bytes() == "é".encode()

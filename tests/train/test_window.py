@@ -1,0 +1,45 @@
+"""Metrics since the last log line, across a stop."""
+
+import pytest
+import torch
+
+from sqat.model.moe import RouterStats
+from sqat.train.step import StepSums
+from sqat.train.window import MetricsWindow
+
+
+def step(n: int) -> StepSums:
+    load = torch.tensor([1.0, 2.0, 3.0 * n])
+    router = (
+        RouterStats(**{name: load if name.endswith("_E") else torch.tensor(7.0) for name in RouterStats._fields}),
+    )
+    sums = torch.tensor([0.1 * n, 5.0 + n, 11.0 + n, 0.3 / n, 1.7 * n])
+    return StepSums(sums[0], sums[1], sums[2], sums[3], router, sums[4])
+
+
+def read(window: MetricsWindow) -> dict[str, float]:
+    return {name: value for name, value in window.read().items() if name not in ("tokens_per_second", "data_wait")}
+
+
+def test_a_line_over_steps_before_and_after_a_stop():
+    whole, before, after = MetricsWindow(), MetricsWindow(), MetricsWindow()
+    for n in (1, 2, 3, 4, 5):
+        whole.add(step(n))
+    for n in (1, 2, 3):
+        before.add(step(n))
+    before.seconds, before.data_seconds = 19.0, 3.0
+    after.restore(before.tensors(), torch.device("cpu"))
+    assert (after.seconds, after.data_seconds) == (19.0, 3.0)  # or few seconds would have brought many tokens
+    for n in (4, 5):
+        after.add(step(n))
+    assert read(after) == read(whole)
+
+
+def test_nothing_measured_is_nothing_kept():
+    window = MetricsWindow()
+    assert window.tensors() == {}
+    window.restore({}, torch.device("cpu"))
+    window.add(step(1))
+    window.read()
+    assert window.tensors() == {}
+    assert window.seconds == pytest.approx(0, abs=1)
