@@ -126,7 +126,7 @@ def stock_model(name: str, folder: Path) -> str:
 def test_any_number_of_processes_goes_on_from_any_other(
     launch: Launch, run_values: Values, tmp_path: Path, counts: list[Any]
 ) -> None:
-    config = run_values(max_steps=8)
+    config = run_values(max_steps=2 * len(counts))
     launch(1, {"config": config, "out": str(tmp_path / "whole")})
     for i, count in enumerate(counts):
         config["train"]["parallel"] = "fsdp" if count == "fsdp" else "ddp"

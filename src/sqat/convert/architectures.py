@@ -50,12 +50,12 @@ def heads_of(config: PreTrainedConfig) -> Heads:
     return Heads(query, kv, getattr(config, "head_dim", None) or config.hidden_size // query)
 
 
-def heads_by_layer(config: Any) -> list[Heads]:
+def heads_by_layer(config: PreTrainedConfig) -> list[Heads]:
     """:func:`heads_of` for each layer; they differ in the models of `modeling_mixed_heads` alone."""
     every = heads_of(config)
-    if not isinstance(config, modeling_mixed_heads.MixedHeads):
-        return [every] * config.num_hidden_layers
-    return [Heads(*config.heads_of_layer(layer), every.head_dim) for layer in range(config.num_hidden_layers)]
+    own: Any = getattr(config, "heads_of_layer", lambda layer: (every.query, every.kv))
+    counts = (own(layer) for layer in range(config.num_hidden_layers))
+    return [Heads(query, kv, every.head_dim) for query, kv in counts]
 
 
 def with_heads(config: PreTrainedConfig, heads: Heads) -> PreTrainedConfig:
