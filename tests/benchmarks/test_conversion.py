@@ -57,10 +57,10 @@ def test_it_goes_on_where_it_was_stopped(driver, command, monkeypatch, tmp_path)
 
     step = Uptraining._step
 
-    def interrupted(self, batches, after):
+    def interrupted(self, data):
         if self.state.step == 5:
             self.interrupt("a test")
-        return step(self, batches, after)
+        return step(self, data)
 
     monkeypatch.setattr(sys, "argv", command)
     with monkeypatch.context() as patch:

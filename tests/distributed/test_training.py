@@ -179,7 +179,7 @@ def test_a_killed_process_is_an_error_in_the_others(
     [
         ({"batch_size": 1}, "batch_size is 1, but must be at least 2, the number of processes"),
         ({"parallel": "fsdp", "compile": True}, 'compile is true, but must be false where parallel is "fsdp"'),
-        ({"device": "cpu:1"}, "device is 'cpu:1', but must be auto, cpu or cuda in 2 processes"),
+        ({"device": "cuda:1"}, "device is 'cuda:1', but must be auto, cpu or cuda in 2 processes"),
     ],
     ids=str,
 )

@@ -17,9 +17,9 @@ MORE = [
 # Python that has the command send itself a signal in the n-th call of a function of the training loop.
 IN_CALL = """
 import os
-import sqat.train.loop as loop
+import sqat.train.{module} as module
 
-original, calls = loop.{name}, []
+original, calls = module.{name}, []
 
 def signalled(*arguments, **options):
     calls.append(1)
@@ -27,12 +27,13 @@ def signalled(*arguments, **options):
         os.kill(os.getpid(), {number})
     return original(*arguments, **options)
 
-loop.{name} = signalled
+module.{name} = signalled
 """
 
 
 def in_call(sqat: Commands, name: str, n: int, number: signal.Signals) -> Ended:
-    return sqat(*TRAIN, before=IN_CALL.format(name=name, n=n, number=int(number)))
+    module = "engine" if name == "train_step" else "loop"
+    return sqat(*TRAIN, before=IN_CALL.format(module=module, name=name, n=n, number=int(number)))
 
 
 @pytest.mark.parametrize(
