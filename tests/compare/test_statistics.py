@@ -66,17 +66,20 @@ def test_holm_by_hand():
 def test_orderings(shift, equal, verdict):
     low = {0: 1.0, 1: 2.0, 2: 3.0}
     high = {seed: value + shift + (0.01, -0.01, 0.005)[seed] for seed, value in low.items()}
-    assert ordering({"low": low, "high": high}, "low", "high", equal=equal) == verdict
+    assert ordering({"low": low, "high": high}, "low", "high", equal=equal).verdict == verdict
 
 
 def test_an_outlier_does_not_hide_an_ordering_of_times():
     low = {i: 1 + 0.01 * (i % 3) for i in range(13)}
     high = {**{i: value + 0.02 + 0.001 * i for i, value in low.items()}, 7: 0.3}  # once the machine did something else
-    assert ordering({"low": low, "high": high}, "low", "high") == "cannot be told"
-    assert ordering({"low": low, "high": high}, "low", "high", by_ranks=True) == "holds"
-    assert ordering({"low": high, "high": low}, "low", "high", by_ranks=True) == "does not hold: the other way round"
+    assert ordering({"low": low, "high": high}, "low", "high").verdict == "cannot be told"
+    assert ordering({"low": low, "high": high}, "low", "high", by_ranks=True).verdict == "holds"
+    assert (
+        ordering({"low": high, "high": low}, "low", "high", by_ranks=True).verdict
+        == "does not hold: the other way round"
+    )
     same = {"low": low, "high": low}
-    assert ordering(same, "low", "high", equal=True, by_ranks=True) == "holds, as far as can be told"
+    assert ordering(same, "low", "high", equal=True, by_ranks=True).verdict == "holds, as far as can be told"
 
 
 @pytest.mark.parametrize(
@@ -94,5 +97,5 @@ def test_the_medians_interval_holds_it_as_often_as_said():
 
 
 def test_orderings_of_what_is_not_there():
-    assert ordering({"a": {0: 1.0}}, "a", "b") == "not measured"
-    assert ordering({"a": {0: 1.0}, "b": {0: 2.0}}, "a", "b") == "cannot be told"
+    assert ordering({"a": {0: 1.0}}, "a", "b").verdict == "not measured"
+    assert ordering({"a": {0: 1.0}, "b": {0: 2.0}}, "a", "b").verdict == "cannot be told"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from sqat.data.batches import BatchState
 from sqat.data.tokenizer import Tokenizer
 from sqat.generate import SamplingConfig, generate
 from sqat.model import Decoder
-from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, read_state, restore, write_state
+from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, read_state, restore, state_tensors, write_state
+from sqat.train.window import MetricsWindow
 from sqat.variants import preset
 
 NAMES = tuple(ModelConfig.__dataclass_fields__)
@@ -115,7 +117,7 @@ def _trained(model: Decoder) -> torch.optim.Optimizer:
 
 def test_training_json(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> None:
     state = TrainState(7, 70, BatchState(1, 5), 2.5, {"step": 7, "loss": 2.5, "router_load": [[0.5, 0.5]]})
-    write_state(tmp_path, state, _trained(tiny_model()))
+    write_state(tmp_path, state, state_tensors(_trained(tiny_model()), {}))
     valid = json.loads((tmp_path / STATE_FILE).read_text())
 
     @fuzz(150)
@@ -132,7 +134,9 @@ def test_training_json(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> No
 
 def test_training_tensors(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> None:
     optimizer = _trained(tiny_model())
-    write_state(tmp_path, TrainState(1, 3), optimizer)
+    window = {name: torch.ones(2) for name in ("loss", "correct", "targets", "router_loss", "grad_norm", "skipped")}
+    window["clock"] = torch.ones(2, dtype=torch.float64)
+    write_state(tmp_path, TrainState(1, 3), state_tensors(optimizer, window))
     valid = (tmp_path / TENSORS_FILE).read_bytes()
 
     @fuzz(30)
@@ -140,8 +144,10 @@ def test_training_tensors(tmp_path: Path, tiny_model: Callable[..., Decoder]) ->
     def check(data: bytes) -> None:
         (tmp_path / TENSORS_FILE).write_bytes(data)
         with bounded():
-            restore(tmp_path, optimizer)
+            _, unlogged = restore(tmp_path, optimizer)
             optimizer.step()  # what was restored can be gone on from
+            with contextlib.suppress(KeyError, RuntimeError, TypeError, ValueError):  # for which `resume` has one error
+                MetricsWindow().restore(unlogged, torch.device("cpu"))
 
     with little_memory():
         check()

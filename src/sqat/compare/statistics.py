@@ -93,27 +93,38 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ranked[outside], ranked[-1 - outside]
 
 
-def ordering(by_variant: Values, lower: str, higher: str, *, equal: bool = False, by_ranks: bool = False) -> str:
-    """Whether a claim "lower < higher" (or "about equal") holds: "holds", "does not hold", "cannot be told".
+class Ordering(NamedTuple):
+    """What becomes of a claim "lower < higher", or "about equal"."""
+
+    verdict: str  # "holds", "does not hold …", "cannot be told", "not measured"
+    gap: float  # higher minus lower, mean or median; NaN where nothing is shared
+    p: float  # that a gap at least this large comes about by chance
+
+
+def ordering(by_variant: Values, lower: str, higher: str, *, equal: bool = False, by_ranks: bool = False) -> Ordering:
+    """Whether a claim "lower < higher" (or "about equal") holds.
 
     Args:
         by_variant: a figure by variant and seed.
         equal: the claim is that the two are about equal.
-        by_ranks: Wilcoxon's signed ranks instead of Student's t: for figures with outliers.
+        by_ranks: medians and Wilcoxon's signed ranks instead of means and Student's t: for figures with outliers.
     """
     if lower not in by_variant or higher not in by_variant:
-        return "not measured"
+        return Ordering("not measured", math.nan, 1.0)
     low, high = by_variant[lower], by_variant[higher]
     gaps = [high[seed] - low[seed] for seed in high if seed in low]
     if len(gaps) < 2:
-        return "cannot be told"
-    told_apart = (_p_by_ranks(gaps) if by_ranks else _p_value(summarise(gaps))) < 1 - CONFIDENCE
+        return Ordering("cannot be told", gaps[0] if gaps else math.nan, 1.0)
+    gap = statistics.median(gaps) if by_ranks else statistics.fmean(gaps)
+    p = _p_by_ranks(gaps) if by_ranks else _p_value(summarise(gaps))
+    told_apart = p < 1 - CONFIDENCE
     if equal:
-        return "does not hold" if told_apart else "holds, as far as can be told"
-    if not told_apart:
-        return "cannot be told"
-    centre = statistics.median(gaps) if by_ranks else statistics.fmean(gaps)
-    return "holds" if centre > 0 else "does not hold: the other way round"
+        verdict = "does not hold" if told_apart else "holds, as far as can be told"
+    elif told_apart:
+        verdict = "holds" if gap > 0 else "does not hold: the other way round"
+    else:
+        verdict = "cannot be told"
+    return Ordering(verdict, gap, p)
 
 
 def _p_value(summary: Summary) -> float:

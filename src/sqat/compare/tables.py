@@ -125,22 +125,25 @@ def orderings(comparison: Comparison) -> TextTable | None:
     loss, seconds = comparison.by_seed("evaluation", "loss"), comparison.time_ratios("step_seconds")
     rows = _claims("loss", loss, theirs.loss_order) if loss else []
     rows += _claims("time", seconds, theirs.time_order, by_ranks=True) if seconds else []
-    notes = ["loss: over real targets, paired over seeds"] if loss else []
-    notes += ["time: training steps taken in turn, paired (Wilcoxon's signed ranks)"] if seconds else []
+    notes = ["loss: over real targets, paired over seeds; mean difference in nats, Student's t"] if loss else []
+    if seconds:
+        reference = comparison.plan.reference
+        notes.append(
+            f"time: training steps taken in turn, relative to {reference}'s; median difference, Wilcoxon's signed ranks"
+        )
     notes.append("p < 0.05, each by itself")
     title = f"{theirs.whose[0].upper()}{theirs.whose[1:]} orderings"
-    return TextTable(title, ["claim", "here"], rows, notes) if rows else None
+    return TextTable(title, ["claim", "here", "second minus first", "p"], rows, notes) if rows else None
 
 
 def _claims(what: str, values: Values, claims: Iterable[Claim], *, by_ranks: bool = False) -> list[list[str]]:
-    return [
-        [
-            f"{what}: {c.lower} {'≈' if c.equal else '<'} {c.higher}",
-            ordering(values, c.lower, c.higher, equal=c.equal, by_ranks=by_ranks),
-        ]
-        for c in claims
-        if c.lower in values and c.higher in values
-    ]
+    rows = []
+    for claim in claims:
+        if claim.lower in values and claim.higher in values:
+            found = ordering(values, claim.lower, claim.higher, equal=claim.equal, by_ranks=by_ranks)
+            text = f"{what}: {claim.lower} {'≈' if claim.equal else '<'} {claim.higher}"
+            rows.append([text, found.verdict, f"{found.gap:+.4f}", f"{found.p:.3g}"])
+    return rows
 
 
 def every_run(comparison: Comparison) -> TextTable | None:
