@@ -23,6 +23,7 @@ from sqat.convert.uptrain_config import UptrainConfig
 from sqat.data.tokenizer import Tokenizer
 from sqat.run_config import DataConfig, RunConfig, TrainConfig, read_yaml, with_overrides
 from sqat.train.callbacks import JsonlLog
+from sqat.train.state import TrainState
 
 RUN = {
     "model": {"preset": "sqat-mm", "num_layers": 3, "window": None},
@@ -105,7 +106,7 @@ def test_overrides() -> None:
 
 def test_metrics_log(tmp_path: Path) -> None:
     lines = [json.dumps({"kind": "train", "step": step, "loss": 1.5}).encode() for step in range(4)]
-    trainer: Any = SimpleNamespace(state=SimpleNamespace(step=2))
+    trainer: Any = SimpleNamespace(state=TrainState(step=2))
 
     @fuzz(60)
     @given(json_files(json.loads(lines[0])), changed_bytes(b"\n".join(lines) + b"\n"), st.booleans())
