@@ -153,17 +153,17 @@ def test_a_step_without_numbers_is_skipped_and_its_text_kept(folders, tmp_path):
 
 def test_a_kl_that_is_no_number_is_left_out_of_the_log(folders, tmp_path):
     trainer = start_uptraining(config(*folders(), train__log_every=2), tmp_path / "run")
-    forward = trainer.task.forward
+    forward = trainer.engine.task.forward
 
     def spoiled(*arguments):
         loss, *others = forward(*arguments)
         if trainer.state.step == 2:
-            kl, targets = trainer.task.seen[-1]
-            trainer.task.seen[-1] = (kl * float("inf"), targets)
+            kl, targets = trainer.engine.task.seen[-1]
+            trainer.engine.task.seen[-1] = (kl * float("inf"), targets)
             loss = loss * float("inf")
         return loss, *others
 
-    trainer.task.forward = spoiled
+    trainer.engine.task.forward = spoiled
     trainer.train()
     assert trainer.state.skipped_steps == 1
     assert all(0 < line["kl"] < 10 for line in log(tmp_path / "run", "train"))
