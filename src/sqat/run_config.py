@@ -11,7 +11,8 @@ from typing import Any
 from sqat.config import ModelConfig
 from sqat.config_fields import Config, require, require_at_most, require_choice, require_positive
 from sqat.errors import ConfigError
-from sqat.untrusted import MAX_YAML_BYTES, parse_yaml, read_text, shown
+from sqat.untrusted import read_text, shown
+from sqat.untrusted_yaml import MAX_YAML_BYTES, parse_yaml
 from sqat.variants import preset
 
 PRECISIONS = ("auto", "bf16", "float32")

@@ -29,7 +29,8 @@ from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError, DataError, SqatError
 from sqat.model import Decoder
 from sqat.run_config import RunConfig, read_yaml, with_overrides
-from sqat.untrusted import MAX_DEPTH, parse_json, parse_yaml, shown
+from sqat.untrusted import MAX_DEPTH, parse_json, shown
+from sqat.untrusted_yaml import parse_yaml
 from sqat.variants import preset
 
 MEGABYTE = 1 << 20

@@ -23,7 +23,7 @@ class Full(nn.Module):
 
     def __init__(self, trainer: Trainer, after: int) -> None:
         super().__init__()
-        self.task, self.trainer, self.after = trainer.task, trainer, after
+        self.task, self.trainer, self.after = trainer.engine.task, trainer, after
 
     def forward(self, *arguments: Any) -> Any:
         if self.trainer.state.step >= self.after:
@@ -64,7 +64,7 @@ def test_a_run_goes_on_as_advised(run_config: Callable[..., RunConfig], tmp_path
     whole = start_run(run_config(batch_size=6, **settings), tmp_path / "whole")
     whole.train()
     trainer = start_run(run_config(batch_size=6, **settings), tmp_path / "run")
-    trainer.task = Full(trainer, 7)
+    trainer.engine.task = Full(trainer, 7)
     with pytest.raises(
         TrainingError, match=r"not enough for step 8 with a batch_size of 6: .* 3 with .* of 2, .* --resume"
     ):

@@ -14,7 +14,7 @@ def step(n: int) -> StepSums:
         RouterStats(**{name: load if name.endswith("_E") else torch.tensor(7.0) for name in RouterStats._fields}),
     )
     sums = torch.tensor([0.1 * n, 5.0 + n, 11.0 + n, 0.3 / n, 1.7 * n])
-    return StepSums(sums[0], sums[1], sums[2], sums[3], router, sums[4])
+    return StepSums(sums[0], sums[1], sums[2], sums[3], router, sums[4], skipped=torch.tensor(float(n == 2)))
 
 
 def read(window: MetricsWindow) -> dict[str, float]:
