@@ -30,9 +30,8 @@ class Origin:
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
-        """The evaluation of these very weights; an earlier step's is not theirs."""
-        evaluation = self.state.evaluation if self.state is not None else None
-        return evaluation if self.state is not None and evaluation and evaluation["step"] == self.state.step else None
+        """The evaluation of these very weights."""
+        return None if self.state is None else self.state.own_evaluation
 
     @property
     def base_model(self) -> str | None:

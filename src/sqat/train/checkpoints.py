@@ -104,10 +104,8 @@ def _validation_loss(folder: Path) -> float | None:
     except CheckpointError as error:
         logger.warning("passing over %s", error)
         return None
-    evaluation = state.evaluation
-    if evaluation is None or evaluation.get("step") != state.step or not math.isfinite(evaluation["loss"]):
-        return None
-    return evaluation["loss"]
+    evaluation = state.own_evaluation
+    return evaluation["loss"] if evaluation and math.isfinite(evaluation["loss"]) else None
 
 
 def _rotate(run: Path, keep: int) -> None:

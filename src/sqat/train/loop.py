@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,23 @@ from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
 from sqat.data.batches import Batches
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
-from sqat.errors import CheckpointError, StorageError
+from sqat.errors import CheckpointError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
+from sqat.train import persist
 from sqat.train.callbacks import Callback, TokenLimit
-from sqat.train.checkpoints import save_checkpoint
 from sqat.train.claim import claim
-from sqat.train.damage import newest_whole_checkpoint
-from sqat.train.distributed import agree_to_stop, first_does, is_first, naming_loss
+from sqat.train.distributed import agree_to_stop, is_first, naming_loss
 from sqat.train.engine import Engine
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.feed import StepData, feed
-from sqat.train.finite import SkippedSteps, require_finite_weights
+from sqat.train.finite import SkippedSteps
 from sqat.train.memory import explain_out_of_memory
 from sqat.train.optim import learning_rate
-from sqat.train.parallel import load_whole, whole_model
+from sqat.train.parallel import load_whole
 from sqat.train.shards import suitable_shards
 from sqat.train.signals import StopOnSignals
-from sqat.train.state import TrainState, restore, state_tensors
+from sqat.train.state import TrainState
 from sqat.train.step import StepSums, TrainingLoss
 from sqat.train.window import MetricsWindow
 
@@ -143,7 +141,7 @@ class Trainer:
                 for data in islice(steps, 0 if self.stop_reason else self.total_steps - self.state.step):
                     self.window.waited()
                     self.window.add(self._step(data))
-                    evaluation = self._after_step(self.window)
+                    evaluation = self._after_step()
                     if self.stop_reason:
                         break
             evaluation = self._finish(evaluation)
@@ -183,11 +181,7 @@ class Trainer:
             StorageError: it cannot be written; earlier checkpoints are whole.
             TrainingError: weights that are no longer numbers, or too many skipped steps in a row.
         """
-        self.skipped.settle()
-        if self.out is None:
-            return None
-        model, tensors = whole_model(self.model), state_tensors(self.optimizer, self.unlogged())
-        return first_does(partial(self._write, self.out, model, tensors))
+        return persist.save(self)
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint, to the same bits as if the run had not stopped; false without any.
@@ -195,17 +189,7 @@ class Trainer:
         Raises:
             CheckpointError: all checkpoints are damaged, or the newest is of another model.
         """
-        checkpoint = None if self.out is None else first_does(partial(newest_whole_checkpoint, self.out))
-        if checkpoint is None:
-            return False
-        self.load_weights(checkpoint)
-        self.state, unlogged = restore(checkpoint, self.optimizer)
-        try:
-            self.restore_unlogged(unlogged)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint}: what was measured since the last log line is damaged") from error
-        logger.info("resumed %s at step %d", checkpoint, self.state.step)
-        return True
+        return persist.resume(self)
 
     def unlogged(self) -> dict[str, Tensor]:
         """What was measured since the last log line: a checkpoint keeps it, so that no line differs after a stop."""
@@ -214,17 +198,6 @@ class Trainer:
     def restore_unlogged(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on after what `unlogged` gave."""
         self.window.restore(tensors, self.accelerator.device)
-
-    def _write(self, out: Path, model: Any, tensors: dict[str, Tensor]) -> Path:
-        """A checkpoint, in the first process alone."""
-        require_finite_weights(model, self.state.step)
-        for callback in self.callbacks:
-            callback.on_save(self)
-        write, keep = partial(self.write_model, model), self.config.keep_checkpoints
-        try:
-            return save_checkpoint(out, write, self.state, tensors, self.tokenizer, keep=keep)
-        except StorageError as error:
-            raise StorageError(f"{error}. Earlier checkpoints are whole; --resume goes on from the newest") from error
 
     def _step(self, data: StepData) -> StepSums:
         config, number = self.config, self.state.step + 1
@@ -236,7 +209,7 @@ class Trainer:
         self.skipped.add(before, sums)
         return sums
 
-    def _after_step(self, window: MetricsWindow) -> Evaluation | None:
+    def _after_step(self) -> Evaluation | None:
         config, step = self.config, self.state.step
         for callback in self.callbacks:
             callback.on_step(self)
@@ -248,7 +221,7 @@ class Trainer:
                 "tokens": self.state.tokens,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "skipped_steps": self.state.skipped_steps,
-                **window.read(),
+                **self.window.read(),
             }
             for callback in self.callbacks:
                 callback.on_log(self, metrics)
@@ -262,29 +235,24 @@ class Trainer:
         saved = self.save() if due or self.state.best_loss != best_before else None
         if evaluation or saved:  # meanwhile more may have been asked
             self._agree()
-        window.restart()
+        self.window.restart()
         return evaluation
 
     def _agree(self) -> None:
         """Make a request to stop that any process has everyone's, at the same step."""
         self.interrupted, self.stop_reason = agree_to_stop(*self._asked)
 
-    @property
-    def _evaluated(self) -> bool:
-        """Whether the validation loss of this very step is known."""
-        return self.state.evaluation is not None and self.state.evaluation["step"] == self.state.step
-
     def _owed(self) -> bool:
         """Whether an evaluation comes before the next step: the first one, or one that a signal's stop left out."""
         step, every = self.state.step, self.config.evaluate_every
         due = step % every == 0 if step and every else step == 0 and self.config.evaluate_first
-        return due and step < self.total_steps and not self._evaluated
+        return due and step < self.total_steps and self.state.own_evaluation is None
 
     def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
         if self.stop_reason and is_first():
             logger.warning("stopping at step %d of %d: %s", self.state.step, self.total_steps, self.stop_reason)
         if not self.interrupted and not self.state.finished:
-            evaluation = evaluation if self._evaluated else self.evaluate()
+            evaluation = self.evaluate() if self.state.own_evaluation is None else evaluation
             self.state.finished = self.state.step == self.total_steps
         self.save()
         return evaluation

@@ -42,6 +42,11 @@ class TrainState:
     skipped_steps: int = 0  # of all steps, those whose loss or gradient was no number
     skipped_in_a_row: int = 0  # up to now
 
+    @property
+    def own_evaluation(self) -> dict[str, Any] | None:
+        """The evaluation of the weights of this very step; an earlier step's is not theirs."""
+        return self.evaluation if self.evaluation and self.evaluation.get("step") == self.step else None
+
     def record(self, evaluation: dict[str, Any]) -> None:
         """Remember an evaluation of this very step. A loss that is no number is no best one."""
         self.evaluation = {"step": self.step, **evaluation}
