@@ -133,14 +133,16 @@ def test_a_killed_process_ends_the_job_in_seconds_with_one_message(
 @in_full
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 def test_max_restarts_goes_on_by_itself(train: Callable[..., Any], tmp_path: Path) -> None:
-    launcher = [*TORCHRUN, "--max-restarts=1"]
-    with train(max_steps=60, checkpoint_every=2, launcher=launcher) as process:
-        wait_for_step(tmp_path / "run", 5)
-        os.kill(workers(process)[1], signal.SIGKILL)
+    launcher = [*TORCHRUN, "--max-restarts=2"]
+    with train(max_steps=90, checkpoint_every=2, launcher=launcher) as process:
+        for step in (5, 40):
+            wait_for_step(tmp_path / "run", step)
+            os.kill(workers(process)[1], signal.SIGKILL)
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
+    assert err.count(LOST) == 2, err
     assert out.count("Best checkpoint") == 1
-    assert steps(tmp_path / "run") == list(range(1, 61))
+    assert steps(tmp_path / "run") == list(range(1, 91))
 
 
 @in_full

@@ -33,14 +33,16 @@ def is_ours_to_say(error: SqatError) -> bool:
 
     import torch.distributed as dist
 
+    # the store outlives the processes that torchrun starts again: what was said then is said anew
+    said_here = f"sqat/restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:  # the store through which the processes find each other
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not say that it is public
             host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
         )
-        said = store.add("sqat/said", 1)
+        said = store.add(f"{said_here}/said", 1)
         if isinstance(error, ProcessLostError):
             return said == 1
-        return store.add(f"sqat/{hashlib.sha256(str(error).encode()).hexdigest()}", 1) == 1
+        return store.add(f"{said_here}/{hashlib.sha256(str(error).encode()).hexdigest()}", 1) == 1
     except (KeyError, ValueError, RuntimeError):  # there is none, or it is gone: better twice than never
         return True

@@ -31,9 +31,9 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def restarted() -> bool:
-    """Whether torchrun has started the processes again (`--max-restarts`), after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts() -> int:
+    """How often torchrun has started the processes again (`--max-restarts`), after one on this machine failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def join(device: str) -> None:
@@ -64,10 +64,10 @@ def join(device: str) -> None:
                 "launch one process a GPU, or set device to cpu"
             )
         torch.cuda.set_device(local_rank())
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+        _make_group("cpu:gloo,cuda:nccl")
     else:
         _share_cores()
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+        _make_group("gloo")
 
 
 def leave() -> None:
@@ -187,6 +187,23 @@ def naming_loss() -> Iterator[None]:
             "another process of this run was killed, failed or does not answer, so all stop; checkpoints are kept: "
             f"go on with --resume ({said})"
         ) from error
+
+
+def _make_group(back_end: str) -> None:
+    """The group, in a corner of its own of torchrun's store.
+
+    The store outlives the processes that torchrun starts again, and with it the addresses of those that are gone: one
+    that is early would read an old address of another and find the connection refused (pytorch issue 135712). Only on
+    one machine do all count restarts alike; between several, torch's own way is left as it is.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(back_end, timeout=TIMEOUT)
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torch documents both, but its code does not say that they are public
+    store = dist.TCPStore(address, port, is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
+    own = dist.PrefixStore(f"sqat/group-{restarts()}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(back_end, store=own, rank=int(os.environ["RANK"]), world_size=launched(), timeout=TIMEOUT)
 
 
 def _share_cores() -> None:

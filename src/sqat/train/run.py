@@ -81,7 +81,7 @@ def begin_run(config: Any, out: Path, resume: bool, prepare: Callable[[], T]) ->
     resume, the folder's lock in the first process, to be kept until the trainer has it).
     """
     distributed.join(config.train.device)
-    resume = resume or distributed.restarted()
+    resume = resume or distributed.restarts() > 0
     locks: list[Lock | None] = []
 
     def take_folder() -> None:
