@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,21 @@ def test_logits(changes: dict[str, Any], tiny_model: Model, tmp_path: Path) -> N
                 torch.from_numpy(found)[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5
             )
             torch.testing.assert_close(torch.from_numpy(found)[1:], core(tokens[1:]).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_cards_code_runs(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is an optional extra: pip install 'sqat[onnx]'")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra 'interop'")
+    model = tiny_model()
+    export(save_model(model, tmp_path / "checkpoint"), tmp_path / "out", "onnx")
+    [code] = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path / "out")
+    names: dict[str, Any] = {}
+    exec(code, names)  # as its reader would
+    with torch.no_grad():
+        expected = model(torch.from_numpy(names["tokens"])).logits
+    torch.testing.assert_close(torch.from_numpy(names["logits"]), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_missing_packages_are_named(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
