@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sqat.cli.training import BatchSize, Data, Device, LearningRate, Resume, Set, Validation, overrides, run_to_end
+
 if TYPE_CHECKING:
     from sqat.run_config import RunConfig
 
@@ -16,22 +18,18 @@ def train(
     model: Annotated[
         str, typer.Argument(help="A preset (`sqat info` lists them) or a YAML file with model, data and train.")
     ],
-    data: Annotated[str | None, typer.Option(help="Hub data set, folder, file, or `stories[:N]` (built in).")] = None,
+    data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/MODEL.")] = None,
-    validation: Annotated[
-        str | None, typer.Option(help="Validation data, where --data has no validation split.")
-    ] = None,
+    validation: Validation = None,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json; default: trained on the data.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps, instead of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and dropout.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any other field, as train.warmup_steps=100.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    device: Device = None,
+    set_: Set = None,
+    resume: Resume = False,
 ) -> None:
     """Train a model on text; checkpoints, metrics and TensorBoard logs go to --out.
 
@@ -48,26 +46,23 @@ def train(
         "train.seed": seed,
         "train.device": device,
     }
-    overrides = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
-    run_training(read_run(model, [*overrides, *(set_ or [])]), out or Path("runs") / Path(model).stem, resume=resume)
+    run_training(read_run(model, overrides(options, set_)), out or Path("runs") / Path(model).stem, resume=resume)
 
 
-def read_run(model: str, overrides: list[str]) -> RunConfig:
-    """The run that a preset's name or a YAML file describes, with overrides."""
+def read_run(model: str, changes: list[str]) -> RunConfig:
+    """The run that a preset's name or a YAML file describes, with changes to its fields, as `A.B=C`."""
     from sqat.run_config import RunConfig, read_yaml, with_overrides
 
     values: dict[str, Any] = read_yaml(model) if model.endswith((".yaml", ".yml")) else {"model": model}
-    return RunConfig.from_dict(with_overrides(values, overrides))
+    return RunConfig.from_dict(with_overrides(values, changes))
 
 
 def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
     """Train with progress in the terminal, and say where the result is."""
-    from sqat.cli.console import console, leave_if_interrupted, tokenising
+    from sqat.cli.console import console, tokenising
     from sqat.cost import parameters
     from sqat.train import start_run
     from sqat.train.callbacks import ProgressBar
-    from sqat.train.checkpoints import best_checkpoint
-    from sqat.train.distributed import is_first, leave
 
     with tokenising() as progress:
         trainer = start_run(config, out, resume=resume, callbacks=[ProgressBar()], progress=progress)
@@ -78,11 +73,7 @@ def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
         f"{trainer.total_steps:,} steps",
         highlight=False,
     )
-    trainer.train()
-    if is_first():
-        console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
-    leave()
-    leave_if_interrupted(trainer)
+    run_to_end(trainer, out)
 
 
 def evaluate(

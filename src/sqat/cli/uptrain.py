@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sqat.cli.training import BatchSize, Data, Device, LearningRate, Resume, Set, Validation, overrides, run_to_end
 
 if TYPE_CHECKING:
     from sqat.convert.uptrain_config import UptrainConfig
@@ -18,21 +19,17 @@ def uptrain(
     teacher: Annotated[
         str | None, typer.Option(help="The model it was made of; without it, cross-entropy alone.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Hub data set, folder, file, or `stories[:N]` (built in).")] = None,
+    data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/uptrain-NAME.")] = None,
-    validation: Annotated[
-        str | None, typer.Option(help="Validation data, where --data has no validation split.")
-    ] = None,
+    validation: Validation = None,
     kl_weight: Annotated[float | None, typer.Option(help="Of KL to the teacher beside cross-entropy.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of a row; default: the model's, at most 1,024.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     seed: Annotated[int | None, typer.Option(help="Seed of data order and dropout.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any other field, as train.warmup_steps=100.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    device: Device = None,
+    set_: Set = None,
+    resume: Resume = False,
 ) -> None:
     """Train a stock model further, towards a teacher's logits; checkpoints are stock checkpoints.
 
@@ -57,18 +54,15 @@ def uptrain(
         "train.seed": seed,
         "train.device": device,
     }
-    overrides = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
-    config = UptrainConfig.from_dict(with_overrides({}, [*overrides, *(set_ or [])]))
+    config = UptrainConfig.from_dict(with_overrides({}, overrides(options, set_)))
     run_uptraining(config, out or Path("runs") / f"uptrain-{Path(model).name}", resume=resume)
 
 
 def run_uptraining(config: UptrainConfig, out: Path, *, resume: bool) -> None:
     """Train with progress in the terminal, and say where the result is."""
-    from sqat.cli.console import console, leave_if_interrupted, tokenising
+    from sqat.cli.console import console, tokenising
     from sqat.convert.uptrain import start_uptraining
     from sqat.train.callbacks import ProgressBar
-    from sqat.train.checkpoints import best_checkpoint
-    from sqat.train.distributed import is_first, leave
 
     with tokenising() as progress:
         trainer = start_uptraining(config, out, resume=resume, callbacks=[ProgressBar()], progress=progress)
@@ -77,8 +71,4 @@ def run_uptraining(config: UptrainConfig, out: Path, *, resume: bool) -> None:
         f"{trainer.total_steps:,} steps",
         highlight=False,
     )
-    trainer.train()
-    if is_first():
-        console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
-    leave()
-    leave_if_interrupted(trainer)
+    run_to_end(trainer, out)

@@ -1,0 +1,40 @@
+"""What `sqat train` and `sqat uptrain` share: options, and a run from here to its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from sqat.train.loop import Trainer
+
+Data = Annotated[str | None, typer.Option(help="Hub data set, folder, file, or `stories[:N]` (built in).")]
+Validation = Annotated[str | None, typer.Option(help="Validation data, where --data has no validation split.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows per step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any other field, as train.warmup_steps=100.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")]
+
+
+def overrides(options: dict[str, Any], others: list[str] | None) -> list[str]:
+    """`A.B=C` of the options that were given, by their fields, and of the `others`, which come last."""
+    return [*(f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None), *(others or [])]
+
+
+def run_to_end(trainer: Trainer, out: Path) -> None:
+    """Train, and say where the result is."""
+    from sqat.cli.console import console, leave_if_interrupted
+    from sqat.train.checkpoints import best_checkpoint
+    from sqat.train.distributed import is_first, leave
+
+    trainer.train()
+    if is_first():
+        console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
+    leave()
+    leave_if_interrupted(trainer)
