@@ -1,6 +1,6 @@
 """Fewer query heads for a trained model, or a model with fewer heads from the start: what each costs in perplexity.
 
-    python benchmarks/conversion/run.py path/to/TinyStories [--tokens 20000000] [--out runs/conversion]
+    python benchmarks/conversion/run.py path/to/TinyStories [--tokens 3400000] [--out runs/conversion]
 
 Trains a small stock Qwen3 and Llama, converts each to half and a quarter of its query heads by every method, uptrains
 each for 1, 5 and 20 % of the original tokens, and trains models with as few heads from scratch for the same shares and
@@ -46,15 +46,15 @@ METHODS = {
 }
 DIVISORS = (2, 4)  # of the query heads
 SCRATCH = "from scratch"
-# The key/value heads stay, so that only query heads differ.
+# The key/value heads stay, so that only query heads differ. Small enough for an hour or so on two cores.
 SIZES = {
-    "vocab_size": 4096,
-    "hidden_size": 256,
-    "intermediate_size": 704,
-    "num_hidden_layers": 6,
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
-    "head_dim": 32,
+    "head_dim": 16,
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
@@ -205,7 +205,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Any = parser.add_argument
     add("data", help="a source, as for `sqat train --data`")
-    add("--tokens", type=int, default=20_000_000, help="of the original training")
+    add("--tokens", type=int, default=3_400_000, help="of the original training")
     add("--shares", type=float, nargs="+", default=[1, 5, 20], help="of uptraining, percent of --tokens")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
@@ -213,11 +213,11 @@ def arguments() -> argparse.Namespace:
     add("--uptrain-lr", type=float, default=5e-4)
     add("--batch-size", type=int, default=16)
     add("--limit", type=int, help="at most so many training documents")
-    add("--validation", type=int, default=1000, help="validation documents")
+    add("--validation", type=int, default=500, help="validation documents")
     add("--calibration", type=int, default=200, help="documents")
     add("--seed", type=int, default=0)
     add("--device", default="auto")
-    add("--size", action="append", default=[], metavar="FIELD=N", help="another size of the models, for a trial")
+    add("--size", action="append", default=[], metavar="FIELD=N", help="another size of the models")
     add("--out", type=Path, default=Path("runs/conversion"), help="folder of the runs")
     add("--raw", type=Path, default=HERE / "raw", help="folder of the results")
     return parser.parse_args()
