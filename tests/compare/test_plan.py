@@ -33,6 +33,22 @@ CONFIGS = Path(__file__).parents[2] / "configs"
             r"TimingPlan.rounds is 0, but must be at least 1 where match is time",
         ),
         ({"train": {"batchsize": 3}}, r"unknown field 'batchsize'; did you mean 'batch_size'"),
+        ({"train": {"max_tokens": 5}}, r"TrainConfig.max_tokens is 5, but must be null in a comparison: budget, with"),
+        (
+            {"match": "parameters", "budget": 7},
+            r"ComparePlan.budget is 7.0, but must be null where match is parameters",
+        ),
+        ({"name": "../up"}, r"the name '../up' must be of letters, digits"),
+        ({"variants": ["gqa", {"a/b": {"variant": "sqa"}}]}, r"the name 'a/b' must be of letters, digits"),
+        ({"variants": ["gqa", {"": {"variant": "sqa"}}]}, r"the name '' must be of letters, digits"),
+        ({"model": {"hidden_size": "abc"}}, r"ModelConfig.hidden_size is 'abc', but must be int"),
+        ({"model": {"head_dim": 0}}, r"ModelConfig.head_dim is 0, but must be at least 1"),
+        ({"model": {"head_dim": None}}, r"ModelConfig.head_dim is None, but must be int"),
+        (
+            {"variants": ["gqa", {"long": {"variant": "sqa", "context_length": 61}}]},
+            r"but must be of one context_length, for the same batches: \{'gqa': 31, 'long': 61\}",
+        ),
+        ({"variants": ["gqa", {"more": {"variant": "sqa", "vocab_size": 311}}]}, r"must be of one vocab_size"),
         ({"sedes": [0]}, r"unknown field 'sedes'; did you mean 'seeds'"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,8 @@ from sqat.compare.report import write_report
 from sqat.compare.results import read_comparison
 from sqat.errors import DataError
 from sqat.variants import VARIANTS
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def texts(out):
@@ -97,11 +100,39 @@ def test_damaged_data(fabricated, line, message):
         write_report(out)
 
 
-def test_damaged_timing(fabricated):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"timing.json is damaged"),
+        ('{"variants": {}}', r"its raw data are not what a comparison writes"),
+        ('{"variants": [3]}', r"its raw data are not what a comparison writes"),
+    ],
+)
+def test_damaged_timing(fabricated, text, message):
     out = fabricated()
-    (out / Folder.TIMING).write_text("{")
-    with pytest.raises(DataError, match=r"timing.json is damaged"):
+    (out / Folder.TIMING).write_text(text)
+    with pytest.raises(DataError, match=message):
         write_report(out)
+
+
+def test_results_that_are_no_text(fabricated):
+    out = fabricated()
+    (out / Folder.RESULTS).write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"results.jsonl is damaged: .* can't decode byte 0xff"):
+        write_report(out)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in BENCHMARKS.glob("*/report.md")))
+def test_committed_results_make_their_report_again(name, monkeypatch, tmp_path):
+    """The words and numbers; pictures depend on the fonts of a machine."""
+    for part in (Folder.PLAN, Folder.SETUP, Folder.RESULTS, Folder.TIMING):
+        if (path := BENCHMARKS / name / part).is_file():
+            (tmp_path / part).write_bytes(path.read_bytes())
+    pictures = re.findall(r"\[(.*)\]\(pictures/(.*)\.png\)", (BENCHMARKS / name / "report.md").read_text())
+    drawn = {file: (title, b"<svg", b"") for title, file in pictures}
+    monkeypatch.setattr("sqat.compare.report.draw_all", lambda comparison: drawn)
+    write_report(tmp_path)
+    assert (tmp_path / "report.md").read_text() == (BENCHMARKS / name / "report.md").read_text()
 
 
 def test_no_results(tmp_path):
@@ -190,6 +221,7 @@ class TestWithoutTraining:
         assert headings == [
             "The card's orderings",
             "Time",
+            "Attention alone, forward, ms",
             "Attention alone, forward and backward, ms",
             "Size",
             "Complexity",

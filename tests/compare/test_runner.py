@@ -67,6 +67,7 @@ def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch):
     assert [(run["variant"], run["seed"]) for run in whole] == [("gqa", 0), ("gqa", 1), ("sqa", 0), ("sqa", 1)]
     for run in whole:
         assert run["steps"] == 12
+        assert run["shared_machine"]
         assert [point["step"] for point in run["curve"]] == [5, 10, 12]
         assert run["evaluation"]["loss"] == run["curve"][-1]["loss"]
         assert run["probes"]["number"] == 5
@@ -120,7 +121,8 @@ def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(tiny_plan, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         timing_pass.time_variants(plan, plan.models(), tmp_path)
     assert timing_pass.read_timing(tmp_path) is None
-    first = json.loads((tmp_path / timing_pass.PART).read_text())
+    part = (tmp_path / timing_pass.PART).read_text()
+    first = json.loads(part)["variants"]
     monkeypatch.setattr(timing_pass._Timed, "measure", measured)
     whole = timing_pass.time_variants(plan, plan.models(), tmp_path)
     for name, entry in whole["variants"].items():
@@ -130,39 +132,80 @@ def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(tiny_plan, tmp_pat
     assert timing_pass.read_timing(tmp_path) == json.loads(json.dumps(whole))
     assert not (tmp_path / timing_pass.PART).exists()
 
+    (tmp_path / timing_pass.PART).write_text(part)
+    other = tiny_plan(seeds=[], timing={**plan.timing.to_dict(), "prompt_tokens": 5})
+    timed = timing_pass.time_variants(other, plan.models(), tmp_path)["variants"]
+    assert timed["gqa"]["prompt_tokens"] == 5
+    assert timed["gqa"]["prompt_seconds"][0] != first["gqa"]["prompt_seconds"][0]
 
-@pytest.mark.parametrize("damaged", ["{", "[1]", '{"gqa": 3}', '{"mha": {"attention": {}}}'])
+
+@pytest.mark.parametrize("damaged", ["{", "[1]", '{"asked": {}}', '{"asked": {}, "variants": {"mha": {}}}'])
 def test_damaged_rounds_are_measured_again(damaged, tmp_path):
     (tmp_path / timing_pass.PART).write_text(damaged)
     variants = {"gqa": {"step_seconds": [], "evaluate_seconds": [], "attention": {"11": [[], []]}}}
-    assert timing_pass._go_on(tmp_path / timing_pass.PART, variants) == 0
+    assert timing_pass._go_on(tmp_path / timing_pass.PART, {}, variants) == 0
     assert variants["gqa"]["step_seconds"] == []
 
 
 def test_killed_at_any_moment_it_comes_to_the_same(tiny_plan, tmp_path):
-    long = {**tiny_plan().train.to_dict(), "max_steps": 300, "checkpoint_every": 7, "evaluate_every": 50}
-    plan = tiny_plan(seeds=[3], train=long, timing={"rounds": 0}, probes=3)
+    long = {**tiny_plan().train.to_dict(), "max_steps": 180, "checkpoint_every": 7, "evaluate_every": 50}
+    plan = tiny_plan(seeds=[3], train=long, probes=3)
     run_comparison(plan, tmp_path / "whole")
     parts, draw = tmp_path / "parts", random.Random(5)
     for number in range(3):
         process = start(plan, parts)
-        while not children_of(parts, process.pid) and process.poll() is None:
-            time.sleep(0.05)
-        time.sleep(draw.uniform(0, 6))
+        wait_for_lines(parts / "runs" / "gqa-seed3" / "metrics.jsonl", 15 * number + draw.randint(1, 15), process)
+        time.sleep(draw.uniform(0, 0.05))
         if number == 1:  # asked to stop: the run saves a checkpoint and says how to go on
             process.send_signal(signal.SIGTERM)
             said, _ = process.communicate(timeout=60)
-            if process.returncode != 0:  # it may have been done already
-                assert process.returncode == 128 + signal.SIGTERM
-                assert "the same command goes on" in said
+            assert process.returncode == 128 + signal.SIGTERM
+            assert "the same command goes on" in said
         else:
             process.kill()
             process.wait()
             for child in children_of(parts) if number else []:  # at first they are left to end by themselves
                 os.kill(child, signal.SIGKILL)
+        assert not (parts / "runs" / "gqa-seed3" / Folder.RESULT).exists()  # so it was in the middle
+    process = start(plan, parts)
+    while not (parts / timing_pass.PART).exists():  # the last kill is within the timing pass
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert timing_pass.read_timing(parts) is None
     run_comparison(plan, parts)
     for ours, theirs in zip(results(parts), results(tmp_path / "whole"), strict=True):
         assert ours == theirs
+    assert timing_pass.read_timing(parts).keys() == timing_pass.read_timing(tmp_path / "whole").keys()
+
+
+def wait_for_lines(log, number, process):
+    """Until a run's log, which may shrink when the run goes on from a checkpoint, has so many."""
+    while not log.is_file() or len(log.read_bytes().splitlines()) < number:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("match", ["time", "flops", "parameters"])
+def test_other_budgets(match, tiny_plan, tmp_path):
+    timing = {**tiny_plan().timing.to_dict(), "rounds": 1 if match == "time" else 0}
+    less = {"seeds": [0], "timing": timing, "probes": 0, "stories": 0}
+    plan = tiny_plan(match=match, variants=["mha", "xsqa"], reference="mha", **less)
+    said = []
+    assert run_comparison(plan, tmp_path / "out", said.append) == []
+    mha, xsqa = results(tmp_path / "out")
+    assert mha["steps"] == 12
+    if match == "flops":
+        assert abs(xsqa["flops"] / mha["flops"] - 1) < 0.1
+        assert xsqa["steps"] > 12
+    elif match == "parameters":
+        assert abs(xsqa["parameters"]["total"] - mha["parameters"]["total"]) < mha["model"]["hidden_size"] * 4
+        assert xsqa["model"]["intermediate_size"] > mha["model"]["intermediate_size"]
+    else:
+        timed = timing_pass.read_timing(tmp_path / "out")["variants"]
+        assert (xsqa["steps"] > 12) == (sum(timed["xsqa"]["step_seconds"]) < sum(timed["mha"]["step_seconds"]))
+        assert [line for line in said if "timing" in line] == ["timing all variants in turn, for the budget"]
 
 
 def test_runs_end_with_a_killed_comparison(tiny_plan, tmp_path):

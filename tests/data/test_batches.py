@@ -219,6 +219,13 @@ class TestOrder:
             assert resumed == whole[done:]
         assert states[len(make())] == BatchState(1, 0)
 
+    @pytest.mark.parametrize("padding", [False, True])
+    def test_targets_of_an_epoch(self, tokens, mode, padding):
+        if padding and mode == "packed":
+            pytest.skip("packed rows have no padding to count")
+        batches = self.make(tokens, mode, padding_as_target=padding)
+        assert batches.targets_per_epoch == whole_epoch(batches, 0).num_targets
+
     def test_last_batch(self, tokens, mode):
         batches, dropping = (self.make(tokens, mode, drop_last=drop_last) for drop_last in (False, True))
         full, rest = divmod(batches.rows_per_epoch, 5)

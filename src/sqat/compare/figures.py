@@ -11,6 +11,7 @@ import torch
 from sqat.bench.child import peak_rss_bytes
 from sqat.bench.environment import environment
 from sqat.compare.budget import training_flops_per_token
+from sqat.compare.folder import Folder
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.compare.probes import score_probes
 from sqat.cost import kv_bytes_per_token, parameters
@@ -48,7 +49,7 @@ def run_figures(plan: ComparePlan, variant: Variant, seed: int, trainer: Trainer
         "train_curve": [_point(line, cost, "router_max_load") for line in log if line["kind"] == "train"],
         "seconds": seconds,
         "tokens_per_second": state.tokens / seconds if seconds else None,
-        "shared_machine": plan.processes > 1,
+        "shared_machine": (trainer.out / Folder.SHARED).exists(),
         "peak_bytes": torch.cuda.max_memory_allocated() if cuda else peak_rss_bytes(),
         "probes": _probes(plan, trainer),
         "stories": _stories(plan, trainer, seed),

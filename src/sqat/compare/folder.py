@@ -48,7 +48,8 @@ class Setup(NamedTuple):
 class Folder:
     """Paths within a comparison's folder, and its small files."""
 
-    PLAN, SETUP, RESULTS, TIMING, RESULT = "plan.yaml", "setup.json", "results.jsonl", "timing.json", "result.json"
+    PLAN, SETUP, RESULTS, TIMING = "plan.yaml", "setup.json", "results.jsonl", "timing.json"
+    RESULT, SHARED = "result.json", ".shared"  # of a run; the second: it had others beside it, at least for a while
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -113,7 +114,7 @@ class Folder:
         path = self.out / self.SETUP
         try:
             return Setup.from_dict(read_json(path))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is missing or damaged: {error}") from error
 
     def write_setup(self, setup: Setup) -> None:
@@ -126,11 +127,9 @@ class Folder:
         Raises:
             DataError: a damaged line.
         """
-        texts, found = [], {}
-        if (path := self.out / self.RESULTS).is_file():
-            texts += path.read_text(encoding="utf-8").splitlines()
-        texts += [path.read_text(encoding="utf-8") for path in sorted((self.out / "runs").glob(f"*/{self.RESULT}"))]
-        for text in texts:
+        found = {}
+        paths = [self.out / self.RESULTS, *sorted((self.out / "runs").glob(f"*/{self.RESULT}"))]
+        for text in (line for path in paths for line in read_lines(path)):
             try:
                 run = parse_json(text, finite=False)
                 found[str(run["variant"]), int(run["seed"])] = text.strip() + "\n"
@@ -145,6 +144,14 @@ class Folder:
         lines = [found[run] for run in wanted if run in found]
         replace_file(self.out / self.RESULTS, "".join(lines))
         return len(lines)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Of a text file; none where there is no file. Raises DataError where it is no text."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -118,7 +118,8 @@ def _loss_lines(
         middle = [statistics.fmean(at) for at in losses]
         look = style(comparison, name)
         axes.plot(x, middle, label=f"{name} ({middle[-1]:.3f})", markevery=max(1, points // 8), linewidth=1.4, **look)
-        axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=look["color"], alpha=0.15)
+        axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=look["color"], alpha=0.1)
+        _training_line(axes, runs, place, look["color"])
         last = [min(last[0], *map(min, losses[points // 4 :])), max(last[1], *map(max, losses[points // 4 :]))]
         drawn = True
     if drawn:
@@ -129,8 +130,21 @@ def _loss_lines(
         axes.set(xlabel=label, ylabel="validation loss, nats per token")
         if high_x >= 1000:
             axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.plot([], [], color=GREY, linewidth=0.6, label="thin: training loss,\nrunning mean")
         axes.legend(title="variant (last)", fontsize=9, **BESIDE)
     return drawn
+
+
+def _training_line(
+    axes: Any, runs: list[dict[str, Any]], place: Callable[[dict[str, Any], dict[str, Any]], float], colour: str
+) -> None:
+    """Thin: the training loss, mean over seeds and over a twentieth of the run."""
+    points = min(len(run.get("train_curve", ())) for run in runs)
+    width = max(1, points // 20)
+    means = [statistics.fmean(run["train_curve"][i]["loss"] for run in runs) for i in range(points)]
+    smooth = [statistics.fmean(means[i - width + 1 : i + 1]) for i in range(width - 1, points)]
+    x = [place(runs[0], point) for point in runs[0].get("train_curve", ())[width - 1 : points]]
+    axes.plot(x, smooth, color=colour, linewidth=0.6, alpha=0.7)
 
 
 def _pareto(axes: Any, comparison: Comparison) -> bool:

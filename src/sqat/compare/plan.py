@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,10 @@ from sqat.config import ModelConfig
 from sqat.config_fields import Config, require, require_choice
 from sqat.errors import ConfigError
 from sqat.run_config import DataConfig, RunConfig, TrainConfig, read_yaml, with_overrides
+from sqat.untrusted import shown
 from sqat.variants import FAMILIES, head_counts
 
+NAME = re.compile(r"\w[\w .+=-]*")
 MATCHES = ("tokens", "flops", "time", "parameters")
 
 
@@ -73,10 +76,23 @@ class ComparePlan(Config):
         require_choice(self, "family", tuple(FAMILIES))
         require_choice(self, "match", MATCHES)
         require(len(self.variants) > 0, self, "variants", "a list of at least one")
-        names = [variant.name for variant in self.models()]
+        models = self.models()
+        names = [variant.name for variant in models]
+        for name in (self.name, *names):  # of folders
+            if not NAME.fullmatch(name):
+                raise ConfigError(
+                    f"ComparePlan: the name {shown(name)} must be of letters, digits, spaces and - _ . + = alone"
+                )
+        for name in ("vocab_size", "context_length"):
+            found = {variant.name: getattr(variant.model, name) for variant in models}
+            require(len(set(found.values())) == 1, self, "variants", f"of one {name}, for the same batches: {found}")
         require(len(set(names)) == len(names), self, "variants", "a list of different names")
         require(self.reference in names, self, "reference", f"one of the variants: {', '.join(names)}")
         require(self.budget is None or self.budget > 0, self, "budget", "positive, or null for what train gives")
+        right = "null where match is parameters: train.max_steps or train.epochs says how long"
+        require(self.match != "parameters" or self.budget is None, self, "budget", right)
+        right = "null in a comparison: budget, with match: tokens, says how many"
+        require(self.train.max_tokens is None, self.train, "max_tokens", right)
         require(len(set(self.seeds)) == len(self.seeds), self, "seeds", "a list of different numbers")
         require(all(seed >= 0 for seed in self.seeds), self, "seeds", "numbers of at least 0")
         require(self.processes >= 1, self, "processes", "at least 1")
@@ -93,7 +109,7 @@ class ComparePlan(Config):
 
     def run_config(self, variant: Variant, seed: int, steps: int) -> RunConfig:
         """The run of one variant with one seed."""
-        train = {**self.train.to_dict(), "seed": seed, "max_steps": steps, "max_tokens": None}
+        train = {**self.train.to_dict(), "seed": seed, "max_steps": steps}
         return RunConfig(model=variant.model, data=self.data, train=TrainConfig.from_dict(train))
 
 
@@ -117,8 +133,8 @@ def _variant(entry: Any, family: str, changes: Mapping[str, Any]) -> Variant:
             f"ComparePlan.variants holds {entry!r}, but must hold names, or name: {{variant: …, field: …}}"
         )
     variant = str(own.pop("variant", name))
-    fields = {**FAMILIES[family](variant).to_dict(), **changes, **own}
+    model = ModelConfig.from_dict({**FAMILIES[family](variant).to_dict(), **changes, **own})
     if not {"num_query_heads", "num_kv_heads"} & {*changes, *own} and {"hidden_size", "head_dim"} & {*changes, *own}:
-        counts = head_counts(variant, int(fields["hidden_size"]) // int(fields["head_dim"]))
-        fields["num_query_heads"], fields["num_kv_heads"] = counts
-    return Variant(name, ModelConfig.from_dict(fields))
+        query, kv = head_counts(variant, model.hidden_size // model.head_dim)
+        model = model.replace(num_query_heads=query, num_kv_heads=kv)
+    return Variant(name, model)

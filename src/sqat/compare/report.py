@@ -32,7 +32,7 @@ def write_report(out: Path) -> Path:
     comparison = read_comparison(out)
     try:
         return _write(out, comparison)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, ZeroDivisionError) as error:
         if isinstance(error, SqatError):
             raise
         raise DataError(f"{out}: its raw data are not what a comparison writes: {error!r}"[:500]) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sqat.compare.budget import matched_sizes
-from sqat.compare.folder import Folder
+from sqat.compare.folder import Folder, read_lines
 from sqat.compare.plan import ComparePlan
 from sqat.compare.timing_pass import read_timing
 from sqat.config import ModelConfig
@@ -97,8 +97,7 @@ def read_comparison(out: Path) -> Comparison:
 
 def _read_runs(path: Path) -> list[dict[str, Any]]:
     runs = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             run = parse_json(line, finite=False)
             lacking = [key for key in NEEDED if key not in run]

@@ -71,13 +71,12 @@ def _settle(plan: ComparePlan, folder: Folder, say: Say) -> Setup:
         padding_as_target=plan.data.padding_as_target,
     )
     steps_per_epoch = -(-len(rows) // plan.train.gradient_accumulation)
-    targets = data.train.num_tokens - len(data.train)  # the first token of a document is no target
     seconds: dict[str, list[float]] = {}
     if plan.match == "time":
         say("timing all variants in turn, for the budget")
         timing = read_timing(folder.out) or time_variants(plan, models, folder.out)
         seconds = {name: figures["step_seconds"] for name, figures in timing["variants"].items()}
-    found = shares(plan, steps_per_epoch, targets / steps_per_epoch, seconds)
+    found = shares(plan, steps_per_epoch, rows.targets_per_epoch / steps_per_epoch, seconds)
     threads = max(1, (os.cpu_count() or 1) // plan.processes)
     setup = Setup(threads, {share.variant.name: share for share in found})
     folder.write_setup(setup)
@@ -140,6 +139,8 @@ class _Processes:
         share, target = self.setup.shares[name], self.folder.run(name, seed)
         self.say(f"{name}, seed {seed}: {share.steps:,} steps")
         target.mkdir(parents=True, exist_ok=True)
+        if self.plan.processes > 1:
+            (target / Folder.SHARED).touch()
         threads = {"OMP_NUM_THREADS": str(self.setup.threads)}
         with self._log(name, seed).open("ab") as log:
             return subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from sqat.compare.card_figures import Claim, published
@@ -30,7 +31,8 @@ def all_tables(comparison: Comparison) -> list[TextTable]:
         beside_published,
         orderings,
         speed,
-        attention,
+        partial(attention, series=0),
+        partial(attention, series=1),
         sizes,
         complexity,
         operations,

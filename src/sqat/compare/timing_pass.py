@@ -56,7 +56,8 @@ def time_variants(plan: ComparePlan, variants: Sequence[Variant | Share], out: P
         "environment": environment(),
         "variants": {name: entry.figures for name, entry in timed.items()},
     }
-    done = _go_on(out / PART, result["variants"])
+    asked = {name: value for name, value in plan.timing.to_dict().items() if name != "rounds"}
+    done = _go_on(out / PART, asked, result["variants"])
     for round_ in range(done - 1, plan.timing.rounds):  # the first prepares kernels and caches, and does not count
         counts = round_ >= done
         for _ in range(plan.timing.steps if counts else plan.timing.warmup):
@@ -65,25 +66,25 @@ def time_variants(plan: ComparePlan, variants: Sequence[Variant | Share], out: P
         for entry in timed.values():
             entry.measure(counts=counts)
             gc.collect()
-        replace_file(out / PART, json.dumps(result["variants"]))
+        replace_file(out / PART, json.dumps({"asked": asked, "variants": result["variants"]}))
     replace_file(out / Folder.TIMING, json.dumps(result, indent=1))
     (out / PART).unlink(missing_ok=True)
     return result
 
 
-def _go_on(part: Path, variants: dict[str, Any]) -> int:
+def _go_on(part: Path, asked: dict[str, Any], variants: dict[str, Any]) -> int:
     """Take over the rounds that were measured before a stop; returns how many. Ratios are taken within rounds, so they
-    may be of another hour. What is damaged, or of other variants, is measured again.
+    may be of another hour. What is damaged, of other variants or not measured as `asked` now is measured again.
     """
     try:
-        before = read_json(part, finite=False) if part.is_file() else {}
-        same = {name: list(entry["attention"]) for name, entry in before.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        before = read_json(part, finite=False)
+        same = before["asked"] == json.loads(json.dumps(asked)) and list(before["variants"]) == list(variants)
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
-    if same != {name: list(entry["attention"]) for name, entry in variants.items()}:
+    if not same:
         return 0
     for name, entry in variants.items():
-        entry.update(before[name])
+        entry.update(before["variants"][name])
     return len(next(iter(variants.values()))["evaluate_seconds"])
 
 

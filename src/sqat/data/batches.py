@@ -147,6 +147,14 @@ class Batches:
             return self.rows_per_epoch // self.batch_size
         return -(-self.rows_per_epoch // self.batch_size)
 
+    @property
+    def targets_per_epoch(self) -> int:
+        """Targets of all batches of one epoch together, without `drop_last`."""
+        if self.padding_as_target:
+            return self.rows_per_epoch * (self.context_length - 1)
+        lengths = np.minimum(self._lengths, self.context_length) if self.mode == "rows" else self._lengths
+        return int(lengths.sum()) - len(lengths)  # the first token of a document is no target
+
     def epoch(self, state: BatchState) -> Iterator[tuple[Batch, BatchState]]:
         """(batch, state after it) from `state` to the end of its epoch; the last state begins the next epoch."""
         self._check_place(state.epoch, state.row)
