@@ -46,14 +46,14 @@ METHODS = {
 }
 DIVISORS = (2, 4)  # of the query heads
 SCRATCH = "from scratch"
-# The key/value heads stay, so that only query heads differ. Small enough for an hour or so on two cores.
-SIZES = {
+# Grouped queries, of which only query heads are taken, and full attention, which must share key/value heads, too.
+KV_HEADS = {"qwen3": 2, "llama": 8}
+SIZES = {  # small enough for an hour or so on two cores
     "vocab_size": 2048,
     "hidden_size": 128,
     "intermediate_size": 352,
     "num_hidden_layers": 4,
     "num_attention_heads": 8,
-    "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
@@ -103,13 +103,17 @@ class Experiment:
                     run = self.train(name, student, share, self.options.uptrain_lr, teacher=teacher)
                     yield self.result(architecture, fewer, method, share, run)
 
+    def kv_heads(self, architecture: str, query_heads: int) -> int:
+        return min(query_heads, KV_HEADS[architecture])
+
     def random(self, architecture: str, heads: int) -> Path:
         """An untrained stock checkpoint; one seed, so that models share what they can."""
         folder = self.out / "random" / f"{architecture}-{heads}"
         if not folder.exists():
             torch.manual_seed(self.options.seed)
-            changes = {"num_attention_heads": heads, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-            config = ARCHITECTURES[architecture](**{**self.sizes, **changes})
+            heads_of = {"num_attention_heads": heads, "num_key_value_heads": self.kv_heads(architecture, heads)}
+            tokens = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+            config = ARCHITECTURES[architecture](**{**self.sizes, **heads_of, **tokens})
             source, _ = open_sources(self.data())
             with write_folder(folder) as temporary, quiet():
                 AutoModelForCausalLM.from_config(config).save_pretrained(temporary)
@@ -124,7 +128,7 @@ class Experiment:
             plan = plan_conversion(
                 model.config,
                 query_heads=heads,
-                kv_heads=self.sizes["num_key_value_heads"],
+                kv_heads=self.kv_heads(architecture, heads),
                 method=way,
                 score=score,
             )
