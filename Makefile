@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto
 
-.PHONY: demo test test-faults lint types setup bench-setup interop-setup clean
+.PHONY: demo test test-faults fuzz lint types setup bench-setup interop-setup clean
 
 setup: .venv/.complete
 
@@ -24,6 +24,11 @@ test: setup
 # Runs killed at every change to the disk and at random moments: 20 minutes on two cores; `make test` does a few of them.
 test-faults: setup
 	SQAT_FAULTS=full $(BIN)/python -m pytest tests/faults tests/distributed $(PYTEST_ARGS)
+
+# So many changed inputs for every reader of files and settings; `make test` tries tens to hundreds.
+FUZZ ?= 1000
+fuzz: setup
+	SQAT_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/hostile -k fuzz $(PYTEST_ARGS)
 
 # The peers of `sqat bench`. rxlm comes without its dependencies: it pins transformers below 5, huggingface_hub below 0.34
 # and transformer-engine, which contradict ours; it runs with the versions of constraints.txt all the same.
