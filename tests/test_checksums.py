@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sqat.checksums import MANIFEST, check_files, write_checksums
+from sqat.checksums import MANIFEST, add_checksums, check_files, relisted, write_checksums
 from sqat.errors import CheckpointError, DataError
 
 CONTENT = {"a.json": b"{}", "below/b.bin": bytes(range(251)), "empty": b"", "naïve name.txt": b"text\n"}
@@ -87,10 +88,10 @@ def test_a_folder_without_files(tmp_path):
     check_files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["/etc/hostname", "../outside", "below/../../outside"])
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside", "below/../../outside", "a/" * 2048 + "b"])
 def test_files_elsewhere_are_not_touched(folder, name):
     rewrite(folder, f"{'0' * 64}  {name}\n")
-    with pytest.raises(CheckpointError, match=rf"lists '{name}', but must list files in its own folder"):
+    with pytest.raises(CheckpointError, match=rf"lists '{name[:50]}.*', but must list files in its own folder"):
         check_files(folder)
 
 
@@ -107,9 +108,64 @@ def test_a_name_that_no_file_can_have(folder):
         check_files(folder)
 
 
+def test_a_name_longer_than_any(folder):
+    rewrite(folder, f"{'0' * 64}  {'a' * 300}\n")
+    with pytest.raises(CheckpointError, match=r"cannot be read|is missing, although"):
+        check_files(folder)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_a_list_that_is_no_file_is_not_read(folder, make):
+    (folder / MANIFEST).unlink()
+    make(folder / MANIFEST)
+    with pytest.raises(CheckpointError, match=rf"{MANIFEST} is damaged: it is no regular file"):
+        check_files(folder)
+
+
+class TestReplacing:
+    def test_the_sums_of_other_files_stay(self, folder):
+        (folder / "empty").write_bytes(b"damage")
+        with relisted(folder, ["a.json", "new"]):
+            (folder / "a.json").write_bytes(b"[]")
+            (folder / "new").write_bytes(b"1")
+        check_files(folder, ["a.json", "new", "below/b.bin"])
+        with pytest.raises(CheckpointError, match="empty is damaged"):  # and is not taken for what was written
+            check_files(folder)
+        (folder / "new").write_bytes(b"2")
+        with pytest.raises(CheckpointError, match="new is damaged"):
+            check_files(folder, ["new"])
+
+    def test_meanwhile_no_file_seems_damaged_and_others_are_checked(self, folder):
+        def stopped() -> None:
+            with relisted(folder, ["a.json"]):
+                (folder / "a.json").write_bytes(b"[]")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            stopped()
+        check_files(folder)
+        (folder / "empty").write_bytes(b"damage")
+        with pytest.raises(CheckpointError, match="empty is damaged"):
+            check_files(folder)
+
+    def test_a_folder_without_a_list_gets_none(self, folder):
+        (folder / MANIFEST).unlink()
+        with relisted(folder, ["a.json"]):
+            (folder / "a.json").write_bytes(b"[]")
+        assert not (folder / MANIFEST).exists()
+
+    def test_a_damaged_list_says_nothing_of_other_files(self, folder, caplog):
+        (folder / MANIFEST).write_text("damage")
+        add_checksums(folder, ["a.json"])
+        assert f"{MANIFEST} is damaged" in caplog.text
+        lines = (folder / MANIFEST).read_text().splitlines()[1:]
+        assert [line.split("  ")[1] for line in lines] == ["a.json"]
+        check_files(folder)
+
+
 def test_a_huge_list_is_not_read(folder, monkeypatch):
     monkeypatch.setattr("sqat.checksums._LARGEST", 100)
-    with pytest.raises(CheckpointError, match=rf"{MANIFEST} is damaged: it has \d+ bytes, but must have at most 100"):
+    with pytest.raises(CheckpointError, match=rf"{MANIFEST} is damaged: it is larger than 100 bytes"):
         check_files(folder)
 
 

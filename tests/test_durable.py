@@ -6,7 +6,15 @@ import threading
 
 import pytest
 
-from sqat.durable import remove_folder, remove_remains, replace_file, temporary_beside, write_durably, writing
+from sqat.durable import (
+    make_folder,
+    remove_folder,
+    remove_remains,
+    replace_file,
+    temporary_beside,
+    write_durably,
+    writing,
+)
 from sqat.errors import SqatError, StorageError
 
 
@@ -55,6 +63,16 @@ def test_many_writers_at_once(tmp_path):
         writer.join()
     assert failures == []
     assert names(tmp_path) == ["x"]
+
+
+def test_the_names_of_new_folders_are_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr("sqat.durable.flush", flushed.append)
+    (tmp_path / "a").mkdir()
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert {*flushed} == {tmp_path / "a", tmp_path / "a" / "b"}
+    make_folder(tmp_path / "a" / "b" / "c")  # is there, and its name on the disk
+    assert len(flushed) == 2
 
 
 def test_a_folder_goes_at_once(tmp_path, monkeypatch):

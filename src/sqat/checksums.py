@@ -5,17 +5,23 @@ comment there, has the checksum of the others, so that damage to this file is no
 """
 
 import hashlib
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from sqat.durable import replace_file
 from sqat.errors import CheckpointError, SqatError
+from sqat.untrusted import read_bytes, shown
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "checksums.sha256"
 _HEAD = "# SHA-256 of the lines below: "
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _LARGEST = 1 << 24  # bytes; more is no list of a folder's files
+_LONGEST = 4096  # characters of a file's name, those of folders above it among them; systems have no longer ones
 
 
 def write_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
@@ -23,8 +29,27 @@ def write_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
     if names is None:
         paths = (path for path in folder.rglob("*") if path.is_file())
         names = [name for path in paths if (name := path.relative_to(folder).as_posix()) != MANIFEST]
-    lines = "".join(f"{_sha256(folder / name)}  {name}\n" for name in sorted(names))
-    replace_file(folder / MANIFEST, f"{_HEAD}{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}")
+    _write(folder, {name: _sha256(folder / name) for name in names})
+
+
+def add_checksums(folder: Path, names: Iterable[str]) -> None:
+    """List `names` in the folder's manifest, anew where they are in it; what it has of other files stays. There is one
+    from then on, if there was none.
+    """
+    _write(folder, {**_trusted(folder), **{name: _sha256(folder / name) for name in names}})
+
+
+@contextmanager
+def relisted(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """For a folder whose files `names` are replaced meanwhile: a manifest that is there lacks them until the end, and
+    has them then. Who is killed in between leaves them unlisted, and no file that seems damaged.
+    """
+    names = list(names)
+    if listed := (folder / MANIFEST).exists():
+        _write(folder, {name: value for name, value in _trusted(folder).items() if name not in names})
+    yield
+    if listed:
+        add_checksums(folder, names)
 
 
 def check_files(folder: Path, names: Iterable[str] | None = None, *, error: type[SqatError] = CheckpointError) -> None:
@@ -37,9 +62,9 @@ def check_files(folder: Path, names: Iterable[str] | None = None, *, error: type
     sums = _read(folder / MANIFEST, error)
     for name in sums if names is None else [name for name in names if name in sums]:
         path = folder / name
-        if not path.is_file():
-            raise error(f"{path} is missing, although {MANIFEST} lists it")
         try:
+            if not path.is_file():
+                raise error(f"{path} is missing, although {MANIFEST} lists it")
             found = _sha256(path)
         except OSError as reason:
             raise error(f"{path} cannot be read: {reason}") from reason
@@ -53,13 +78,13 @@ def check_files(folder: Path, names: Iterable[str] | None = None, *, error: type
 def _read(path: Path, error: type[SqatError]) -> dict[str, str]:
     """The checksums in a manifest by file name; none where it is not there."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise error(f"{path} is damaged: it has {path.stat().st_size} bytes, but must have at most {_LARGEST}")
-        head, _, lines = path.read_bytes().partition(b"\n")
+        head, _, lines = read_bytes(path, _LARGEST).partition(b"\n")
     except FileNotFoundError:
         return {}
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason}") from reason
+    except ValueError as reason:
+        raise error(f"{path} is damaged: {reason}") from reason
     if head != (_HEAD + hashlib.sha256(lines).hexdigest()).encode():
         raise error(
             f"{path} is damaged: its first line is not the checksum of the others. Without this file the folder is "
@@ -71,10 +96,24 @@ def _read(path: Path, error: type[SqatError]) -> dict[str, str]:
             raise error(f"{path} has the line {line[:200]!r}, but must have a SHA-256, two spaces and a file's name")
         value, name = found.groups()
         place = PurePosixPath(name)
-        if place.is_absolute() or ".." in place.parts:
-            raise error(f"{path} lists {name!r}, but must list files in its own folder")
+        if place.is_absolute() or ".." in place.parts or len(name) > _LONGEST:
+            raise error(f"{path} lists {shown(name)}, but must list files in its own folder")
         sums[name] = value
     return sums
+
+
+def _trusted(folder: Path) -> dict[str, str]:
+    """The checksums in a manifest that is to be replaced; one that is damaged says nothing of any file."""
+    try:
+        return _read(folder / MANIFEST, CheckpointError)
+    except CheckpointError as error:
+        logger.warning("%s. It is written anew, of the files that are written now alone", error)
+        return {}
+
+
+def _write(folder: Path, sums: Mapping[str, str]) -> None:
+    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+    replace_file(folder / MANIFEST, f"{_HEAD}{hashlib.sha256(lines.encode()).hexdigest()}\n{lines}")
 
 
 def _sha256(path: Path) -> str:

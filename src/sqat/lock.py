@@ -68,11 +68,6 @@ class Lock:
             os.ftruncate(self.handle, 0)
             os.pwrite(self.handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
-    def fileno(self) -> int:
-        """For those who inherit it, and hold it as long as they live."""
-        assert self.handle is not None
-        return self.handle
-
     def release(self) -> None:
         if self.handle is not None:
             os.close(self.handle)

@@ -41,7 +41,17 @@ def read_text(path: Path, most_bytes: int) -> str:
     """A text file in UTF-8.
 
     Raises:
-        ValueError: larger than `most_bytes`, not UTF-8, or no file but a pipe or device, which may have no end.
+        ValueError: not UTF-8, or as :func:`read_bytes`.
+        OSError: cannot be read.
+    """
+    return read_bytes(path, most_bytes).decode("utf-8")
+
+
+def read_bytes(path: Path, most_bytes: int) -> bytes:
+    """A whole file.
+
+    Raises:
+        ValueError: larger than `most_bytes`, or no file but a pipe or device, which may have no end.
         OSError: cannot be read.
     """
     if path.exists() and not path.is_file():
@@ -50,7 +60,7 @@ def read_text(path: Path, most_bytes: int) -> str:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise ValueError(f"it is larger than {most_bytes:,} bytes")
-    return data.decode("utf-8")
+    return data
 
 
 def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES, *, finite: bool = True) -> Any:

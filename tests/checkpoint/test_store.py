@@ -134,6 +134,14 @@ class TestChecksums:
         with pytest.raises(CheckpointError, match=r"model/b is damaged"):
             check_files(folder)
 
+    def test_files_that_stay_keep_their_sums(self, folder):
+        write(folder, "old")
+        with write_files(folder) as temporary:
+            (temporary / "b").write_text("new")
+        (folder / "a").write_text("bad")
+        with pytest.raises(CheckpointError, match=r"model/a is damaged"):
+            check_files(folder)
+
     def test_a_folder_of_others_gets_no_list(self, folder):
         folder.mkdir()
         with write_files(folder) as temporary:

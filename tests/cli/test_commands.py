@@ -134,6 +134,11 @@ def test_tokenizer_train_and_encode(sqat: Sqat) -> None:
     assert out.startswith("300 entries")
     code, out, _ = sqat("tokenizer", "encode", "tok", "the cat")
     assert "".join(eval(line.split(None, 1)[1]) for line in out.splitlines()) == "the cat"
+    path = Path("tok/tokenizer.json")
+    path.write_bytes(path.read_bytes().replace(b"BPE", b"bPE"))
+    code, _, error = sqat("tokenizer", "encode", "tok", "the cat")
+    assert code == 1
+    assert "tokenizer.json is damaged or truncated: its SHA-256" in " ".join(error.split())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A comparison goes on wherever it was stopped, and comes to the same results."""
 
+import errno
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +17,7 @@ from sqat.cli import main
 from sqat.compare import timing_pass
 from sqat.compare.folder import Folder
 from sqat.compare.runner import run_comparison
-from sqat.errors import ConfigError, DataError
+from sqat.errors import ConfigError, DataError, StorageError
 
 OF_THE_MACHINE = ("seconds", "tokens_per_second", "peak_bytes", "environment")
 
@@ -233,6 +235,21 @@ def test_a_failed_run_is_named_and_the_others_are_done(tiny_plan, tmp_path):
     assert failures[0].startswith("gqa, seed 0: ")
     assert "step-00000002" in failures[0]
     assert [run["variant"] for run in results(out)] == ["sqa"]
+
+
+def test_what_the_system_refuses_is_said_with_what_to_do(tiny_plan, tmp_path, monkeypatch):
+    plan = tiny_plan(seeds=[0], timing={"rounds": 0}, probes=0, stories=0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "runs").touch()
+    with pytest.raises(StorageError, match=r"runs/gqa-seed0 cannot be written: .*; choose another name"):
+        run_comparison(plan, tmp_path / "out")
+
+    def full(path, **_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(StorageError, match=r"out cannot be written: No space left on device; free some space there"):
+        run_comparison(plan, tmp_path / "out")
 
 
 def test_results_are_enough_to_go_on(tiny_plan, tmp_path):

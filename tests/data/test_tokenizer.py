@@ -7,8 +7,9 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors, trainers
 
+from sqat.checksums import check_files, write_checksums
 from sqat.data.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, TextStream, Tokenizer, train_tokenizer
-from sqat.errors import ConfigError, DataError
+from sqat.errors import CheckpointError, ConfigError, DataError
 
 TEXT = "The cat sat on the mat. The dog sat on the cat.\n"
 NASTY = [
@@ -174,6 +175,17 @@ class TestFiles:
             assert Tokenizer.load(place).fingerprint() == tokenizer.fingerprint()
         tokenizer.save(path.parent)
         assert sorted(file.name for file in path.parent.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+    def test_in_a_folder_with_a_list_of_checksums_that_stays_true(self, tokenizer, tmp_path):
+        (tmp_path / "model.safetensors").write_bytes(b"1")
+        tokenizer.save(tmp_path)
+        write_checksums(tmp_path)
+        train_tokenizer(["other"], 263).save(tmp_path)
+        check_files(tmp_path)
+        assert Tokenizer.load(tmp_path).fingerprint() != tokenizer.fingerprint()
+        (tmp_path / "model.safetensors").write_bytes(b"2")
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+            check_files(tmp_path)
 
     def test_transformers_reads_it(self, tokenizer, tmp_path):
         transformers = pytest.importorskip("transformers")

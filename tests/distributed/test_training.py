@@ -126,16 +126,21 @@ def stock_model(name: str, folder: Path) -> str:
 def test_any_number_of_processes_goes_on_from_any_other(
     launch: Launch, run_values: Values, tmp_path: Path, counts: list[Any]
 ) -> None:
+    """Over the same rows, to the bit."""
     config = run_values(max_steps=2 * len(counts))
-    launch(1, {"config": config, "out": str(tmp_path / "whole")})
+    [whole] = launch(1, {"config": config, "out": str(tmp_path / "whole"), "tell_steps": True})
+    assert len({rows for _, _, rows in whole["steps"]}) == 2 * len(counts)
     for i, count in enumerate(counts):
         config["train"]["parallel"] = "fsdp" if count == "fsdp" else "ddp"
         last = i == len(counts) - 1
         processes = 2 if count == "fsdp" else count
         deeds = [] if last else [(processes - 1, 2 * (i + 1), "SIGTERM")]
-        job = {"config": config, "out": str(tmp_path / "parts"), "resume": i > 0, "deeds": deeds}
+        job = {"config": config, "out": str(tmp_path / "parts"), "resume": i > 0, "deeds": deeds, "tell_steps": True}
         states = launch(processes, job)
         assert [(state["step"], state["interrupted"]) for state in states] == [(2 * (i + 1), not last)] * processes
+        steps = whole["steps"][2 * i : 2 * (i + 1)]
+        assert [state["steps"] for state in states] == [steps] * processes
+        assert [state["data"] for state in states] == [steps[-1][:2]] * processes
     assert_same_log(tmp_path / "parts", tmp_path / "whole")
     exact = [{name: line.get(name) for name in ("step", "tokens", "kind")} for line in log(tmp_path / "whole")]
     assert [{name: line.get(name) for name in ("step", "tokens", "kind")} for line in log(tmp_path / "parts")] == exact

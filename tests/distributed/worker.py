@@ -4,19 +4,23 @@ imported by.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sqat.data.batches import Batch
 from sqat.errors import SqatError
 from sqat.run_config import RunConfig
 from sqat.train import Trainer, loop, shards, start_run
 from sqat.train.callbacks import Callback
-from sqat.train.distributed import rank
+from sqat.train.distributed import gather, rank
+from sqat.train.feed import StepData
 
 
 class At(Callback):
@@ -35,6 +39,24 @@ class At(Callback):
                 os.kill(os.getpid(), signal.Signals[self.deed])
 
 
+def told(feed: Callable[..., Iterator[StepData]], steps: list[Any]) -> Callable[..., Iterator[StepData]]:
+    """`feed`, that tells of each step where the next goes on, and a hash of all processes' rows in their order."""
+
+    def feeding(*arguments: Any) -> Iterator[StepData]:
+        for data in feed(*arguments):
+            own = [[] if batch.counted == 0 else _rows(batch) for batch in data.micro_batches]  # 0: it fills up
+            whole = [[row for rows in parts for row in rows] for parts in zip(*gather(own), strict=True)]
+            steps.append([*data.after, hashlib.sha256(json.dumps(whole).encode()).hexdigest()])
+            yield data
+
+    return feeding
+
+
+def _rows(batch: Batch) -> list[Any]:
+    columns = [batch.inputs, batch.targets, batch.positions, batch.documents]
+    return list(zip(*(column.tolist() for column in columns if column is not None), strict=True))
+
+
 def part(parameter: Any) -> torch.Tensor:
     """What this process has of it."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
@@ -44,6 +66,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train; what is left of it in this process."""
     deeds = [At(*deed) for deed in job.get("deeds", [])]
     shards.SHARD_TOKENS, loop.suitable_shards = 1, lambda _: job.get("shards", 1)
+    steps: list[Any] = []
+    if job.get("tell_steps"):
+        loop.feed = told(loop.feed, steps)
     settings = {"resume": job.get("resume", False), "callbacks": deeds}
     if job.get("uptrain"):
         from sqat.convert.uptrain import start_uptraining
@@ -57,6 +82,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         "step": trainer.state.step,
         "tokens": trainer.state.tokens,
         "data": list(trainer.state.data),
+        "steps": steps,
         "interrupted": trainer.interrupted,
         "stop_reason": trainer.stop_reason,
         "own": sum(

@@ -25,6 +25,7 @@ FULL = os.environ.get("SQAT_FAULTS") == "full"
 EVERY = int(os.environ.get("SQAT_FAULTS_EVERY", "1"))  # in the full form, the n-th part of it
 TIMES = ("tokens_per_second", "data_wait")  # what a log may differ in
 KILLED = -9
+FREEING = ("unlink", "rmdir", "rename", "chmod")  # what a full disk still does
 TRAIN = ("train", "config.yaml", "--out", "run", "--resume")
 
 
@@ -139,6 +140,16 @@ def assert_same_run(run: Path, other: Path) -> None:
     for name in first:
         assert name == f"{UNLOGGED}clock" or torch.equal(first[name], second[name]), name
     assert log_of(run) == log_of(other)
+
+
+def assert_refused(ended: Ended, reason: str, *said: str) -> None:
+    """The command ended with one line: what the system refused, and what to do."""
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    last = ended.output.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    for text in (f"cannot be written: {reason}", *said):
+        assert text in last
 
 
 def litter(folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
-"""Killed at any change to the disk: `sqat tokenizer train`, `convert`, `uptrain` and `compare`."""
+"""Killed at any change to the disk, or a disk that is full: `sqat tokenizer train`, `convert`, `uptrain`, `compare`."""
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -9,7 +10,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from harness import EVERY, FULL, KILLED, Commands, Ended, assert_same_run, litter, newest_is_whole
+from harness import (
+    EVERY,
+    FREEING,
+    FULL,
+    KILLED,
+    Commands,
+    Ended,
+    assert_refused,
+    assert_same_run,
+    litter,
+    newest_is_whole,
+)
 
 pytestmark = pytest.mark.usefixtures("needs_shim")
 
@@ -58,13 +70,27 @@ def test_tokenizer(commands: Callable[[str], Commands]) -> None:
     whole = commands("whole")
     changes = succeeded(whole(*command)).changes
     expected = content(whole.folder / "out")
-    assert {*expected} == {"tokenizer.json", "tokenizer_config.json"}
+    assert {*expected} == {"tokenizer.json", "tokenizer_config.json", "checksums.sha256"}
     for n in numbers(changes, 99, 1):
         sqat = commands(f"at-{n}")
         assert sqat(*command, action="kill", at=n).code == KILLED
         assert content(sqat.folder / "out").items() <= expected.items()  # each is whole or absent
         succeeded(sqat(*command))
         assert content(sqat.folder / "out") == expected
+        assert litter(sqat.folder) == []
+    full_disk(commands, command, changes, "tokenizer.json")
+
+
+def full_disk(commands: Callable[[str], Commands], command: tuple[str, ...], changes: list[str], name: str) -> None:
+    """It is full from the first write of a file on; in the full form, from any change on."""
+    wanting = [i + 1 for i, change in enumerate(changes) if not change.startswith(FREEING)]
+    first = next(n for n in wanting if changes[n - 1].startswith("write") and name in changes[n - 1])
+    for n in wanting[::EVERY] if FULL else [first]:
+        sqat = commands(f"full-at-{n}")
+        ended = sqat(*command, action="fail", at=n, value=errno.ENOSPC)
+        assert_refused(ended, "No space left on device; free some space there", "out cannot be written")
+        assert litter(sqat.folder) == []
+        succeeded(sqat(*command))
         assert litter(sqat.folder) == []
 
 
@@ -85,6 +111,7 @@ def kill_conversion(commands: Callable[[str], Commands], command: tuple[str, ...
             succeeded(sqat(*command))
         assert content(sqat.folder / "out") == expected
         assert litter(sqat.folder) == []
+    full_disk(commands, command, changes, "config.json")
 
 
 def test_convert_layout(commands: Callable[[str], Commands], whole: Commands) -> None:
@@ -162,5 +189,28 @@ def test_compare(commands: Callable[[str], Commands], part: int) -> None:
         succeeded(sqat(*command))
         assert results(sqat.folder / "out") == results(whole.folder / "out")
         assert {*content(sqat.folder / "out")} == {*content(whole.folder / "out")}
+        for run in (whole.folder / "out" / "runs").iterdir():
+            assert_same_run(sqat.folder / "out" / "runs" / run.name, run)
         assert litter(sqat.folder) == []
         shutil.rmtree(sqat.folder)
+
+
+@pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py has two of its moments")
+def test_compare_on_a_full_disk(commands: Callable[[str], Commands]) -> None:
+    """Where the comparison itself writes; its runs are training runs."""
+    command = ("compare", "plan.yaml", "--out", "out")
+
+    def start(name: str) -> Commands:
+        sqat = commands(name)
+        (sqat.folder / "plan.yaml").write_text(PLAN)
+        return sqat
+
+    changes = succeeded(start("whole")(*command, modules=COMPARE)).changes
+    names = (".lock-runs", "plan.yaml", "setup.json", "-seed0", "output.log", "results.jsonl", "timing", "report.html")
+    for name in names:
+        n = next(i + 1 for i, change in enumerate(changes) if name in change)
+        sqat = start(f"at-{name}")
+        assert_refused(sqat(*command, action="fail", at=n, value=errno.ENOSPC), "No space left on device", "error: out")
+        assert litter(sqat.folder) == []
+        succeeded(sqat(*command))
+        assert litter(sqat.folder) == []

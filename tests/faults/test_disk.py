@@ -10,9 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import EVERY, FULL, TRAIN, Commands, Ended, assert_whole_and_goes_on, first_change, litter, newest_is_whole
+from harness import (
+    EVERY,
+    FREEING,
+    FULL,
+    TRAIN,
+    Commands,
+    assert_refused,
+    assert_whole_and_goes_on,
+    first_change,
+    litter,
+    newest_is_whole,
+)
 
-FREEING = ("unlink", "rmdir", "rename", "chmod")  # what a full disk still does
 PARTS = 4 if FULL else 1
 
 # Python that leaves root no more than any owner of files has.
@@ -21,15 +31,6 @@ import ctypes
 version_3 = (ctypes.c_uint32 * 2)(0x20080522, 0)
 assert ctypes.CDLL(None).capset(version_3, (ctypes.c_uint32 * 6)()) == 0
 """
-
-
-def assert_refused(ended: Ended, reason: str, *said: str) -> None:
-    assert ended.code == 1, ended.output
-    assert "Traceback" not in ended.output
-    last = ended.output.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    for text in (f"cannot be written: {reason}", *said):
-        assert text in last
 
 
 @pytest.mark.usefixtures("needs_shim")

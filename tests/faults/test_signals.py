@@ -32,7 +32,7 @@ module.{name} = signalled
 
 
 def in_call(sqat: Commands, name: str, n: int, number: signal.Signals) -> Ended:
-    module = "engine" if name == "train_step" else "loop"
+    module = {"train_step": "engine", "evaluate": "loop", "save_checkpoint": "persist"}[name]
     return sqat(*TRAIN, before=IN_CALL.format(module=module, name=name, n=n, number=int(number)))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from sqat.checkpoint import load_model, read_config
 from sqat.checkpoint.rxnn_config import config_to_rxnn
+from sqat.checksums import MANIFEST, check_files, write_checksums
 from sqat.config import ModelConfig
 from sqat.data.batches import BatchState
 from sqat.data.tokenizer import Tokenizer
@@ -53,6 +56,37 @@ def test_a_model_is_built_of_no_config_that_its_weights_do_not_fit(checkpoint: P
         (checkpoint / "config.json").write_text(json.dumps(values))
         with bounded():
             load_model(checkpoint)
+
+    with little_memory():
+        check()
+
+
+@st.composite
+def lists(draw: Any, valid: bytes) -> bytes:
+    """A list of checksums that was changed, and three times of four has the checksum of what it is now."""
+    data = draw(changed_bytes(valid))
+    if draw(st.integers(0, 3)):
+        names = st.sampled_from(("../a", "/dev/zero", "pipe", "a/" * 3000, "a" * 300, "\0", ".", "", "\udcff", "\r"))
+        lines = names.map(lambda name: f"{'0' * 64}  {name}\n".encode("utf-8", "replace"))
+        data += draw(st.one_of(st.just(b""), lines))
+        rest = data.partition(b"\n")[2]
+        data = f"# SHA-256 of the lines below: {hashlib.sha256(rest).hexdigest()}\n".encode() + rest
+    return data
+
+
+def test_list_of_checksums(checkpoint: Path) -> None:
+    write_checksums(checkpoint)
+    os.mkfifo(checkpoint / "pipe")
+    valid = (checkpoint / MANIFEST).read_bytes()
+
+    @fuzz(200)
+    @given(lists(valid))
+    def check(data: bytes) -> None:
+        (checkpoint / MANIFEST).write_bytes(data)
+        with bounded():
+            check_files(checkpoint)
+        with bounded():
+            check_files(checkpoint, ["config.json"])
 
     with little_memory():
         check()

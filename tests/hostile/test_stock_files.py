@@ -12,8 +12,8 @@ import torch
 from limits import little_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sqat.convert.files import locate, read_config, read_model, write_conversion
-from sqat.convert.plan import plan_conversion
+from sqat.cli import main
+from sqat.convert.files import locate, read_config, read_model
 from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError
@@ -95,14 +95,20 @@ def test_sizes_are_held_to_the_weights(folder: Path, field: str, value: Any, mes
         read_model(folder)
 
 
-def test_a_conversion_copies_no_file_of_the_user_s(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
+def test_a_conversion_copies_no_file_of_the_user_s(
+    folder: Path, tmp_path: Path, name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command, which leaves nothing behind."""
     (tmp_path / "key").write_text("private")
-    (folder / "vocab.txt").symlink_to(tmp_path / "key")
-    plan = plan_conversion(read_config(folder), query_heads=2)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(CheckpointError, match=r"vocab\.txt is a link to .*key"):
-        write_conversion(read_model(folder), plan, [], folder, "stock", tmp_path / "out")
-    assert not (tmp_path / "out" / "vocab.txt").exists()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "key")
+    monkeypatch.setattr("sys.argv", ["sqat", "convert", "stock", "--out", "out", "--query-heads", "2"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert re.search(rf"{re.escape(name)} is a link to .*key", " ".join(capsys.readouterr().err.split()))
+    assert {path.name for path in tmp_path.iterdir()} <= {"key", "stock", "cache"}
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "~nobody-of-this-name/model"])

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sqat.checksums import MANIFEST, write_checksums
-from sqat.durable import flush, temporary_beside, writing
+from sqat.checksums import relisted, write_checksums
+from sqat.durable import flush, make_folder, temporary_beside, writing
 from sqat.lock import take
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def write_folder(destination: str | Path) -> Iterator[Path]:
     """
     destination = Path(destination).resolve()  # through a link, to what it stands for
     with writing(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(destination.parent)
         recover(destination)
         with temporary_beside(destination, folder=True) as temporary:
             yield temporary
@@ -51,7 +51,7 @@ def write_folder(destination: str | Path) -> Iterator[Path]:
 @contextmanager
 def write_files(folder: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder; on success its files move into `folder`, which exists: each replaces its
-    namesake whole, and others stay. Where the folder has a list of checksums, it lists these files from then on.
+    namesake whole, and others stay. Where the folder has a list of checksums, it lists these files, too, from then on.
 
     For folders that are not this package's alone; a new one is better written by :func:`write_folder`.
 
@@ -64,12 +64,9 @@ def write_files(folder: str | Path) -> Iterator[Path]:
         paths = sorted(temporary.iterdir())
         for path in paths:
             flush(path)
-        listed = (folder / MANIFEST).exists()
-        (folder / MANIFEST).unlink(missing_ok=True)  # first: what it says of these files ends here
-        for path in paths:
-            os.replace(path, folder / path.name)
-        if listed:
-            write_checksums(folder, [path.name for path in paths])
+        with relisted(folder, [path.name for path in paths]):
+            for path in paths:
+                os.replace(path, folder / path.name)
         flush(folder)
 
 

@@ -15,7 +15,7 @@ import yaml
 from sqat.compare.budget import Share
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.config import ModelConfig
-from sqat.durable import replace_file, writing
+from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.lock import Lock, take
 from sqat.run_config import read_yaml
@@ -68,10 +68,11 @@ class Folder:
             StorageError: it cannot be made.
         """
         with writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
+            make_folder(self.out)
             own = Lock(self.out / ".lock", f"a comparison is running in {self.out}")
         with own:
-            runs = self._lock_of_runs(say)
+            with writing(self.out):
+                runs = self._lock_of_runs(say)
             try:
                 yield runs
             finally:

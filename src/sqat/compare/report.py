@@ -9,7 +9,7 @@ from sqat.compare.pictures import draw_all
 from sqat.compare.results import Comparison, read_comparison
 from sqat.compare.tables import all_tables, undecided
 from sqat.compare.text_table import TextTable
-from sqat.durable import replace_file
+from sqat.durable import replace_file, writing
 from sqat.errors import ConfigError, DataError, SqatError
 
 MARKDOWN, HTML, PICTURES = "report.md", "report.html", "pictures"
@@ -43,9 +43,10 @@ def _write(out: Path, comparison: Comparison) -> Path:
 
     tables, pictures = all_tables(comparison), draw_all(comparison)
     folder = out / PICTURES
-    folder.mkdir(exist_ok=True)
-    for name, (_, _, png) in pictures.items():
-        (folder / f"{name}.png").write_bytes(png)
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        for name, (_, _, png) in pictures.items():
+            (folder / f"{name}.png").write_bytes(png)
     replace_file(
         out / MARKDOWN, _markdown(comparison, tables, {name: title for name, (title, _, _) in pictures.items()})
     )

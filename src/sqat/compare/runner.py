@@ -18,6 +18,7 @@ from sqat.compare.folder import Folder, Setup
 from sqat.compare.plan import ComparePlan
 from sqat.compare.timing_pass import read_timing, time_variants
 from sqat.data.batches import Batches
+from sqat.durable import make_folder, writing
 from sqat.train.prepare import prepare_data
 from sqat.train.signals import StopOnSignals
 
@@ -138,11 +139,13 @@ class _Processes:
     def _start(self, name: str, seed: int) -> subprocess.Popen[bytes]:
         share, target = self.setup.shares[name], self.folder.run(name, seed)
         self.say(f"{name}, seed {seed}: {share.steps:,} steps")
-        target.mkdir(parents=True, exist_ok=True)
-        if self.plan.processes > 1:
-            (target / Folder.SHARED).touch()
         threads = {"OMP_NUM_THREADS": str(self.setup.threads)}
-        with self._log(name, seed).open("ab") as log:
+        with writing(target):
+            make_folder(target)
+            if self.plan.processes > 1:
+                (target / Folder.SHARED).touch()
+            opened = self._log(name, seed).open("ab")
+        with opened as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "sqat.compare.child", str(self.folder.out), name, str(seed)],
                 env={**child_environment(threads), "TOKENIZERS_PARALLELISM": "false"},

@@ -12,9 +12,9 @@ from typing import Any, Self
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from sqat.checksums import check_files
+from sqat.checksums import check_files, relisted
 from sqat.data.tokenizer_check import read_tokenizer_file
-from sqat.durable import replace_file
+from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.untrusted import shown
 
@@ -23,6 +23,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 
 TOKENIZER_FILE = "tokenizer.json"
 TRANSFORMERS_FILE = "tokenizer_config.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, TRANSFORMERS_FILE)
 NO_TOKEN = "\ufffd".encode()
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
@@ -94,9 +95,15 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> Path:
         """Write tokenizer.json into a folder, and beside it what transformers' AutoTokenizer needs. Returns the path of
-        tokenizer.json; each file is replaced in one step."""
+        tokenizer.json; each file is replaced in one step. A list of checksums that is there (:mod:`sqat.checksums`)
+        has these files from then on, and those of others stay in it.
+
+        Raises:
+            StorageError: the system refuses.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            make_folder(folder)
         names = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -104,8 +111,9 @@ class Tokenizer:
             "add_prefix_space": self._prefix_space,
             "clean_up_tokenization_spaces": False,
         }
-        replace_file(folder / TRANSFORMERS_FILE, json.dumps(settings, indent=2))
-        replace_file(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+        with relisted(folder, TOKENIZER_FILES):
+            replace_file(folder / TRANSFORMERS_FILE, json.dumps(settings, indent=2))
+            replace_file(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
         return folder / TOKENIZER_FILE
 
     @classmethod

@@ -22,7 +22,7 @@ import numpy as np
 from sqat.checksums import MANIFEST, check_files, write_checksums
 from sqat.data.text import Source
 from sqat.data.tokenizer import Tokenizer
-from sqat.durable import flush, remove_folder, temporary_beside, write_durably, writing
+from sqat.durable import flush, make_folder, remove_folder, temporary_beside, write_durably, writing
 from sqat.errors import DataError
 from sqat.folders import default_cache
 from sqat.untrusted import read_json, shown
@@ -89,7 +89,7 @@ def build_tokens(
         raise DataError(f"{folder}: not a token file, so it is not overwritten; choose another place")
     made_from = {"source": source.fingerprint(), "tokenizer": tokenizer.fingerprint()}
     with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         with temporary_beside(folder, folder=True) as temporary:
             meta = _write_arrays(source, tokenizer, temporary, progress, batch_documents)
             write_durably(temporary / META, json.dumps(meta | made_from, indent=2))

@@ -8,12 +8,15 @@ import importlib.util
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqat.durable import flush, replace_file, writing
-from sqat.errors import ConfigError
+from sqat.durable import flush, make_folder, replace_file, writing
+from sqat.errors import ConfigError, StorageError
 from sqat.train.evaluate import Evaluation
+from sqat.train.events import EventFile
 from sqat.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -111,7 +114,8 @@ class JsonlLog(Callback):
         self.path = Path(path)
 
     def on_start(self, trainer: Trainer) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            make_folder(self.path.parent)
         lines = self.path.read_bytes().decode("utf-8", "replace").splitlines() if self.path.exists() else []
         replace_file(self.path, "".join(line + "\n" for line in lines if _is_before(line, trainer.state)))
 
@@ -149,20 +153,20 @@ def _is_before(line: str, state: TrainState) -> bool:
 
 
 class TensorBoard(Callback):
-    """Scalars for TensorBoard (`tensorboard --logdir …`)."""
+    """Scalars for TensorBoard (`tensorboard --logdir …`). Where they cannot be written, a warning says so, and the run
+    goes on without them.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         if not tensorboard_available():
             raise ConfigError('tensorboard is true, but the package is missing: pip install "sqat[tensorboard]"')
         self.folder = Path(folder)
+        self.events: EventFile | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         step = trainer.state.step
-        with writing(self.folder):
-            # What an earlier start wrote from the purged step on is of steps that are done again.
-            self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else 0)
+        with self._writing():
+            self.events = EventFile(self.folder, first_step=step + 1 if step else 0)
 
     def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         self._scalars("train", metrics, trainer.state.step)
@@ -171,18 +175,37 @@ class TensorBoard(Callback):
         self._scalars("validation", evaluation.to_dict(), trainer.state.step)
 
     def on_save(self, trainer: Trainer) -> None:
-        with writing(self.folder):
-            self.writer.flush()
+        with self._writing():
+            if self.events is not None:
+                self.events.flush()
 
     def on_end(self, trainer: Trainer) -> None:
-        with writing(self.folder):
-            self.writer.close()
+        with self._writing():
+            if self.events is not None:
+                self.events.close()
+        self.events = None
 
     def _scalars(self, prefix: str, values: dict[str, Any], step: int) -> None:
-        with writing(self.folder):
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and name not in ("step", "tokens"):
-                    self.writer.add_scalar(f"{prefix}/{name}", value, step)
+        chosen = {
+            f"{prefix}/{name}": value
+            for name, value in values.items()
+            if isinstance(value, (int, float)) and name not in ("step", "tokens")
+        }
+        with self._writing():
+            if self.events is not None:
+                self.events.add(chosen, step)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with writing(self.folder):
+                yield
+        except StorageError as error:
+            logger.warning("%s. The run goes on without TensorBoard; its log has the same figures", error)
+            events, self.events = self.events, None
+            if events is not None:
+                with suppress(OSError):  # of what it could not write before
+                    events.close()
 
 
 def tensorboard_available() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sqat.durable import writing
+from sqat.durable import make_folder, writing
 from sqat.errors import ConfigError
 from sqat.lock import Lock, shared_lock
 
@@ -25,5 +25,5 @@ def claim(out: Path | None) -> Lock | None:
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out is {str(out)!r}, but must be a folder, or not exist yet")
     with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         return shared_lock(out / LOCK_FILE, f"a run is going on in {out}")

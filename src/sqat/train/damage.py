@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -46,6 +45,5 @@ def _aside(checkpoint: Path) -> Path:
     """Rename a checkpoint; returns where it is now."""
     names = (checkpoint.with_name(f"{checkpoint.name}.damaged{'' if n == 1 else f'-{n}'}") for n in count(1))
     free = next(name for name in names if not name.exists())
-    with suppress(FileNotFoundError):  # another process of the same run was first
-        checkpoint.rename(free)
+    checkpoint.rename(free)
     return free

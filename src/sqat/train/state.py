@@ -123,6 +123,8 @@ def restore(folder: Path, optimizer: torch.optim.Optimizer) -> tuple[TrainState,
     path = folder / TENSORS_FILE
     check_files(folder, [TENSORS_FILE])
     try:
+        if path.exists() and not path.is_file():  # a pipe or device would be waited for, or have no end
+            raise ValueError("it is no regular file")
         tensors = load_file(path)
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is missing, damaged or truncated: {error}") from error
