@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from sqat.cli import main
-from sqat.compare import timing_pass
+from sqat.compare import child, timing_pass
 from sqat.compare.folder import Folder
-from sqat.compare.runner import run_comparison
+from sqat.compare.runner import _settle, run_comparison
 from sqat.errors import ConfigError, DataError, StorageError
+from sqat.train.evaluate import evaluate
 
 OF_THE_MACHINE = ("seconds", "tokens_per_second", "peak_bytes", "environment")
 
@@ -222,6 +223,31 @@ def test_runs_end_with_a_killed_comparison(tiny_plan, tmp_path):
     with Folder(out).locked():  # waits for them
         assert children_of(out) == []
     assert list(log.parent.glob("checkpoints/step-*"))  # saved when it was asked to stop
+
+
+def test_asked_to_stop_in_its_last_evaluation_a_run_leaves_its_figures_to_the_next_start(
+    tiny_plan, tmp_path, monkeypatch
+):
+    plan, evaluations = tiny_plan(probes=3, stories=0, timing={"rounds": 0}), []
+    folder = Folder(tmp_path / "out")
+    with folder.locked():
+        folder.begin(plan)
+        _settle(plan, folder, str)
+
+    def signalled(*arguments, **options):
+        evaluations.append(1)
+        if len(evaluations) == 3:  # after steps 5, 10 and 12
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr("sqat.train.loop.evaluate", signalled)
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    result = folder.run("gqa", 0) / Folder.RESULT
+    assert child.run(folder.out, "gqa", 0) == child.INTERRUPTED
+    assert not result.exists()
+    assert child.run(folder.out, "gqa", 0) == 0
+    assert json.loads(result.read_text())["steps"] == 12
+    assert len(evaluations) == 3  # the run was finished
 
 
 def test_a_failed_run_is_named_and_the_others_are_done(tiny_plan, tmp_path):

@@ -169,6 +169,18 @@ def test_a_stop_is_asked_of_all(launch: Launch, run_values: Values, tmp_path: Pa
     assert log(tmp_path / "run")[-1]["kind"] == "validation"
 
 
+def test_too_many_skipped_steps_leave_a_checkpoint(launch: Launch, run_values: Values, tmp_path: Path) -> None:
+    config = run_values(max_steps=50, checkpoint_every=None, max_skipped_steps=3)
+    first, second = launch(2, {"config": config, "out": str(tmp_path / "run"), "deeds": [(1, 2, "spoil")]})
+    assert first["error"] == second["error"] == "TrainingError"
+    assert first["message"].startswith("the last 3 steps, up to step 5, had no finite loss or gradient")
+    kept = latest_checkpoint(tmp_path / "run")
+    assert kept.name == "step-00000005"
+    assert f"{kept} is saved, and --resume goes on from it" in first["message"]
+    assert f"{kept} is saved, and --resume goes on from it" in second["message"]
+    load_file(kept / "training.safetensors")
+
+
 @pytest.mark.parametrize(("processes", "victim"), [(2, 0), pytest.param(4, 2, marks=in_full)])
 def test_a_killed_process_is_an_error_in_the_others(
     launch: Launch, run_values: Values, tmp_path: Path, processes: int, victim: int

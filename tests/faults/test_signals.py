@@ -6,7 +6,19 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from harness import FULL, TRAIN, Commands, Ended, assert_whole_and_goes_on, first_change, litter, newest_is_whole
+from harness import (
+    FULL,
+    KILLED,
+    TRAIN,
+    Commands,
+    Ended,
+    assert_whole_and_goes_on,
+    first_change,
+    litter,
+    newest_is_whole,
+)
+
+from sqat.train.state import read_state
 
 MORE = [
     ("train_step", 7, signal.SIGTERM, 7),  # the end's validation is made up for, too
@@ -51,6 +63,35 @@ def test_one_signal(
     ended = in_call(sqat, name, n, number)
     assert ended.code == 128 + number
     assert f"Stopped at step {step} of 7" in ended.output
+    assert newest_is_whole(sqat.folder / "run") == step
+    assert_whole_and_goes_on(sqat, whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "number"),
+    [
+        ("evaluate", 3, signal.SIGTERM),
+        ("save_checkpoint", 7, signal.SIGINT),
+        *([("save_checkpoint", 6, signal.SIGTERM)] if FULL else []),  # before the evaluation
+    ],
+)
+def test_a_signal_after_the_last_step(
+    whole: Commands, commands: Callable[[str], Commands], name: str, n: int, number: signal.Signals
+) -> None:
+    """What is left is done, and the run is finished."""
+    sqat = commands("run")
+    ended = in_call(sqat, name, n, number)
+    assert ended.code == 0, ended.output
+    assert newest_is_whole(sqat.folder / "run") == 7
+    assert read_state(sqat.folder / "run" / "checkpoints" / "step-00000007").finished
+    assert_whole_and_goes_on(sqat, whole)
+
+
+@pytest.mark.parametrize(("n", "step"), [(3, 7), *([(2, 6)] if FULL else [])])
+def test_killed_in_validation(whole: Commands, commands: Callable[[str], Commands], n: int, step: int) -> None:
+    """A checkpoint that is due comes before it."""
+    sqat = commands("run")
+    assert in_call(sqat, "evaluate", n, signal.SIGKILL).code == KILLED
     assert newest_is_whole(sqat.folder / "run") == step
     assert_whole_and_goes_on(sqat, whole)
 

@@ -18,7 +18,8 @@ from sqat.checksums import MANIFEST
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError, DataError
 from sqat.run_config import RunConfig
-from sqat.train import start_run
+from sqat.train import Trainer, start_run
+from sqat.train.callbacks import Callback
 from sqat.train.checkpoints import best_checkpoint, find_model, latest_checkpoint, list_checkpoints
 from sqat.train.damage import newest_whole_checkpoint
 from sqat.train.state import read_state, restore
@@ -149,6 +150,20 @@ class TestBest:
         with caplog.at_level(logging.WARNING):
             assert best_checkpoint(run) not in (best, None)
         assert f"passing over {best / 'training.json'} is damaged" in caplog.text
+
+    def test_rotation_keeps_one_with_a_damaged_state(self, run_config, tmp_path):
+        """Its weights may be the best."""
+        folder = tmp_path / "rotated" / "checkpoints" / "step-00000002"
+
+        class Damage(Callback):
+            def on_step(self, trainer: Trainer) -> None:
+                if trainer.state.step == 3:
+                    flip(folder / "training.json")
+
+        config = run_config(max_steps=5, checkpoint_every=1, keep_checkpoints=1)
+        start_run(config, tmp_path / "rotated", callbacks=[Damage()]).train()
+        assert [path.name for path in list_checkpoints(tmp_path / "rotated")] == ["step-00000002", "step-00000005"]
+        load_model(folder)
 
     def test_damaged_weights_are_an_error_and_not_a_worse_model(self, run):
         best = best_checkpoint(run)

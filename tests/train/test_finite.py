@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sqat.checkpoint import load_model
 from sqat.data.tokenizer import Tokenizer
-from sqat.errors import ConfigError, TrainingError
+from sqat.errors import ConfigError, StorageError, TrainingError
 from sqat.run_config import RunConfig
 from sqat.train import Trainer, start_run
 from sqat.train.bad_batch import KEPT
@@ -176,16 +176,43 @@ class TestTheEnd:
         assert "folder skipped" in str(error.value)
         assert "train.max_skipped_steps (3)" in str(error.value)
         skipped = [int(n) for n in re.findall(r"step (\d+) is skipped: loss", caplog.text)]
-        assert skipped == [1, 3, 4, 5]
+        assert skipped == ([1, 3, 4, 5, 6] if later else [1, 3, 4, 5])  # a GPU has run on to the checkpoint
         kept = latest_checkpoint(tmp_path / "run")
-        assert kept.name == "step-00000004"
+        assert kept.name == f"step-0000000{skipped[-1]}"
+        assert f"{kept} is saved, and --resume goes on from it" in str(error.value)
         assert all(tensor.isfinite().all() for tensor in load_model(kept).parameters())
+
+    @pytest.mark.parametrize(("later", "log_every", "end"), [(False, 1, 5), (False, 3, 5), (True, 3, 6)])
+    def test_what_is_saved_then_goes_on_to_the_same_bits(
+        self, start, tmp_path, monkeypatch, later, log_every, end
+    ) -> None:
+        monkeypatch.setattr("sqat.train.finite.waits", lambda skipped: later)
+        settings = {"checkpoint_every": None, "log_every": log_every, "evaluate_every": end}
+        whole = spoil(start("whole", max_skipped_steps=4, **settings), {3, 4, 5})
+        whole.train()
+        with pytest.raises(TrainingError, match=r"the last 3 steps, up to step 5, .* and were skipped"):
+            spoil(start("parts", max_skipped_steps=3, **settings), {3, 4, 5}).train()
+        resumed = spoil(start("parts", max_skipped_steps=3, resume=True, **settings), {3, 4, 5})
+        assert resumed.state.step == end
+        resumed.train()
+        assert resumed.state == whole.state
+        assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+        weights = [trainer.model.state_dict() for trainer in (whole, resumed)]
+        torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+    def test_no_checkpoint_where_the_disk_takes_none(self, start, tmp_path, monkeypatch) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise StorageError("the disk is full")
+
+        monkeypatch.setattr("sqat.train.persist.save_checkpoint", fail)
+        with pytest.raises(TrainingError, match=r"up to step 3, .* the run ends\. the disk is full\. Earlier"):
+            spoil(start(max_skipped_steps=2), {2, 3}).train()
 
     def test_more_may_be_borne_when_a_run_is_resumed(self, start, tmp_path) -> None:
         with pytest.raises(TrainingError, match="up to step 3"):
             spoil(start(max_skipped_steps=2, checkpoint_every=1), {2, 3, 4}).train()
         trainer = spoil(start(max_skipped_steps=5, checkpoint_every=1, resume=True), {2, 3, 4})
-        assert (trainer.state.step, trainer.state.skipped_in_a_row) == (2, 1)
+        assert (trainer.state.step, trainer.state.skipped_in_a_row) == (3, 2)
         trainer.train()
         assert (trainer.state.step, trainer.state.skipped_steps) == (7, 3)
 

@@ -170,7 +170,13 @@ def test_a_finished_run_stays_as_it_is(run_config: Callable[..., RunConfig], tmp
 
 @pytest.mark.parametrize(
     ("checkpoint_every", "message"),
-    [(2, "the weights are not finite after step 4"), (None, "the last 2 steps, up to step 5, had no finite loss")],
+    [
+        (2, "the weights are not finite after step 4"),
+        (
+            None,
+            "the last 2 steps, up to step 5, .* the weights are not finite after step 5; earlier checkpoints are kept",
+        ),
+    ],
 )
 def test_weights_gone_bad_end_the_run_and_are_not_saved(
     run_config: Callable[..., RunConfig], tmp_path: Path, checkpoint_every: int | None, message: str
@@ -185,6 +191,22 @@ def test_weights_gone_bad_end_the_run_and_are_not_saved(
         trainer.train()
     kept = latest_checkpoint(tmp_path / "run")
     assert kept is None or kept.name == "step-00000002"
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_an_evaluation_that_fails_loses_no_steps(
+    run_config: Callable[..., RunConfig], tmp_path: Path, every: int | None
+) -> None:
+    config = run_config(max_steps=3, evaluate_every=every, checkpoint_every=every)
+    trainer = start_run(config, tmp_path / "run")
+    trainer.measure = lambda validation: (_ for _ in ()).throw(MemoryError())
+    with pytest.raises(MemoryError):
+        trainer.train()
+    assert latest_checkpoint(tmp_path / "run").name == f"step-0000000{every or 3}"
+    resumed = start_run(config, tmp_path / "run", resume=True)
+    resumed.train()
+    start_run(config, tmp_path / "whole").train()
+    assert log(tmp_path / "run") == log(tmp_path / "whole")
 
 
 def test_gradient_checkpointing_changes_nothing(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -226,3 +248,20 @@ def test_missing_gpu_is_named(run_config: Callable[..., RunConfig], tmp_path: Pa
         pytest.skip("a GPU is there")
     with pytest.raises(ConfigError, match="device is 'cuda', but no GPU is available"):
         start_run(run_config(device="cuda"), tmp_path / "run")
+
+
+def test_a_callback_whose_end_fails_leaves_no_other_out(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    ended = []
+
+    class Ends(Callback):
+        def on_end(self, trainer: Trainer) -> None:
+            ended.append(self)
+            raise OSError("no end")
+
+    callbacks = [Ends(), Ends()]
+    trainer = start_run(run_config(max_steps=1), tmp_path / "run", callbacks=callbacks)
+    with pytest.raises(OSError, match="no end"):
+        trainer.train()
+    assert sorted(map(id, ended)) == sorted(map(id, callbacks))
+    assert trainer.lock is None
+    assert list_checkpoints(tmp_path / "run")

@@ -33,7 +33,7 @@ def run(out: Path, name: str, seed: int) -> int:
     trainer = start_run(plan.run_config(share.variant, seed, share.steps), target, resume=True)
     if not trainer.state.finished:
         trainer.train()
-    if trainer.interrupted:
+    if trainer.interrupted or trainer.signals.received:  # a signal may come too late to interrupt the training
         return INTERRUPTED
     replace_file(target / folder.RESULT, json.dumps(run_figures(plan, share.variant, seed, trainer)))
     return 0

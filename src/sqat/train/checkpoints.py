@@ -36,7 +36,8 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write `checkpoints/step-…` of a run, the model's files by `write_model`, the state's `tensors` as
-    :func:`sqat.train.state.state_tensors` gives them; then drop all but the `keep` newest and the best (lowest loss).
+    :func:`sqat.train.state.state_tensors` gives them; then drop all but the `keep` newest, the best (lowest loss), and
+    those that may be the best, since their state cannot be read.
 
     Raises:
         StorageError: the system refuses; earlier checkpoints stay as they are.
@@ -76,8 +77,7 @@ def best_checkpoint(run: Path) -> Path | None:
     whether they are whole, so that no worse model ever stands in for the best one unasked.
     """
     checkpoints = list_checkpoints(run)
-    scored = [(loss, path) for path in checkpoints if (loss := _validation_loss(path)) is not None]
-    return min(scored)[1] if scored else (checkpoints[-1] if checkpoints else None)
+    return _best(_read_states(checkpoints)) or (checkpoints[-1] if checkpoints else None)
 
 
 def find_model(path: str | Path) -> Path:
@@ -97,22 +97,32 @@ def find_model(path: str | Path) -> Path:
     )
 
 
-def _validation_loss(folder: Path) -> float | None:
-    """The validation loss of these very weights, or `None`: not evaluated at this step, or no number."""
-    try:
-        state = read_state(folder)
-    except CheckpointError as error:
-        logger.warning("passing over %s", error)
-        return None
-    evaluation = state.own_evaluation
-    return evaluation["loss"] if evaluation and math.isfinite(evaluation["loss"]) else None
+def _read_states(checkpoints: list[Path]) -> dict[Path, TrainState]:
+    """In their order, without those that cannot be read, each with a warning."""
+    states = {}
+    for path in checkpoints:
+        try:
+            states[path] = read_state(path)
+        except CheckpointError as error:
+            logger.warning("passing over %s", error)
+    return states
+
+
+def _best(states: dict[Path, TrainState]) -> Path | None:
+    """Where the lowest validation loss is of these very weights; `None` where none was evaluated at its own step, or to
+    no number.
+    """
+    evaluations = {path: state.own_evaluation for path, state in states.items()}
+    losses = [(found["loss"], path) for path, found in evaluations.items() if found and math.isfinite(found["loss"])]
+    return min(losses)[1] if losses else None
 
 
 def _rotate(run: Path, keep: int) -> None:
     checkpoints = list_checkpoints(run)
     remove_remains(run / FOLDER)
-    kept = {*checkpoints[-keep:], best_checkpoint(run)}
-    for path in checkpoints:
+    states = _read_states(checkpoints)
+    kept = {*[*states][-keep:], _best(states)}
+    for path in states:  # what cannot be read may be the best
         if path not in kept:
             with writing(path):
                 remove_folder(path)

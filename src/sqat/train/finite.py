@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sqat.data.batches import BatchState
-from sqat.errors import TrainingError
+from sqat.errors import StorageError, TrainingError
 from sqat.train.bad_batch import FOLDER, save_bad_batch
 
 if TYPE_CHECKING:
@@ -74,19 +74,18 @@ class SkippedSteps:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self.too_many: str | None = None  # why the run ends
         self._unread: list[_Step] = []
 
     def add(self, before: BatchState, sums: StepSums) -> None:
-        """Take the step that was just done. Raises as :meth:`settle`."""
+        """Take the step that was just done."""
         self._unread.append(_Step(self.trainer.state.step, before, sums))
         if not waits(sums.skipped):
             self.settle()
 
     def settle(self) -> None:
-        """Bring the state up to date, for which a GPU is waited for.
-
-        Raises:
-            TrainingError: too many skipped steps in a row.
+        """Bring the state up to date, for which a GPU is waited for. Too many skipped steps in a row interrupt the
+        run.
         """
         state, limit = self.trainer.state, self.trainer.config.max_skipped_steps
         for step, skipped in self._verdicts():
@@ -99,13 +98,33 @@ class SkippedSteps:
             saved = save_bad_batch(self.trainer, step.number, step.before, step.sums)
             where = "" if saved is None else f"; its batch is in {saved}"
             logger.warning("step %d is skipped: %s%s", step.number, found, where)
-            if state.skipped_in_a_row >= limit:
-                raise TrainingError(
-                    f"the last {limit} steps, up to step {step.number}, had no finite loss or gradient (now {found}) "
-                    f"and were skipped: the run ends. Earlier checkpoints are kept, and the batches are in the run's "
-                    f"folder {FOLDER}. A lower train.learning_rate or some train.warmup_steps may help; "
-                    f"train.max_skipped_steps ({limit}) is how many in a row are too many"
+            if state.skipped_in_a_row >= limit and self.too_many is None:
+                self.too_many = (
+                    f"the last {state.skipped_in_a_row} steps, up to step {step.number}, had no finite loss or "
+                    f"gradient (now {found}) and were skipped"
                 )
+                self.trainer.interrupt("too many skipped steps in a row")
+
+    def finish(self) -> None:
+        """When no more steps come: nothing, unless too many were skipped. Then a checkpoint is saved, unless weights
+        are no numbers: skipped steps have left them as they were.
+
+        Raises:
+            TrainingError: too many were skipped.
+        """
+        self.settle()
+        if self.too_many is None:
+            return
+        try:
+            saved = self.trainer.save()
+            kept = "" if saved is None else f"{saved} is saved, and --resume goes on from it with the next batch; "
+        except (StorageError, TrainingError) as error:
+            kept = f"{error}; "
+        raise TrainingError(
+            f"{self.too_many}: the run ends. {kept}the batches are in the run's folder {FOLDER}. A lower "
+            f"train.learning_rate or some train.warmup_steps may help; train.max_skipped_steps "
+            f"({self.trainer.config.max_skipped_steps}) is how many in a row are too many"
+        )
 
     def _verdicts(self) -> Iterator[tuple[_Step, bool]]:
         steps, self._unread = self._unread, []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,8 @@ class Trainer:
 
     @naming_loss()
     def train(self) -> Evaluation | None:
-        """Run to the end, a stop request or a signal; a checkpoint is left either way. Returns the last evaluation, if
-        there was one.
+        """Run to the end, a stop request or a signal; a checkpoint is left either way. A signal that comes after the
+        last step changes nothing. Returns the last evaluation, if there was one.
 
         Raises:
             StorageError: a checkpoint or log cannot be written; earlier checkpoints are whole.
@@ -131,7 +132,7 @@ class Trainer:
         try:
             with self.signals:
                 self.engine.rehearse(self.batches)
-                if self._owed():
+                if self.state.owes_evaluation(self.config, self.total_steps):
                     evaluation = self.evaluate()
                     if self.state.step:  # of the checkpoint that was resumed, which lacks it
                         self.save()
@@ -144,11 +145,12 @@ class Trainer:
                     evaluation = self._after_step()
                     if self.stop_reason:
                         break
-            evaluation = self._finish(evaluation)
+                evaluation = self._finish(evaluation)
         finally:
-            for callback in self.callbacks:
-                callback.on_end(self)
-            self.lock = None
+            with ExitStack() as ends:  # one that fails leaves none of the others out
+                ends.callback(setattr, self, "lock", None)
+                for callback in reversed(self.callbacks):
+                    ends.callback(callback.on_end, self)
         return evaluation
 
     def stop(self, reason: str) -> None:
@@ -179,7 +181,7 @@ class Trainer:
 
         Raises:
             StorageError: it cannot be written; earlier checkpoints are whole.
-            TrainingError: weights that are no longer numbers, or too many skipped steps in a row.
+            TrainingError: weights that are no longer numbers.
         """
         return persist.save(self)
 
@@ -216,23 +218,18 @@ class Trainer:
         last = step == self.total_steps
         if step % config.log_every == 0 or last:
             self.skipped.settle()
-            metrics = {
-                "step": step,
-                "tokens": self.state.tokens,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "skipped_steps": self.state.skipped_steps,
-                **self.window.read(),
-            }
+            metrics = self.state.progress(self.optimizer.param_groups[0]["lr"]) | self.window.read()
             for callback in self.callbacks:
                 callback.on_log(self, metrics)
         self._agree()
         if last or self.stop_reason:  # the end has its own evaluation and checkpoint
             return None
-        evaluation, best_before = None, self.state.best_loss
-        if config.evaluate_every and step % config.evaluate_every == 0:
-            evaluation = self.evaluate()
-        due = config.checkpoint_every and step % config.checkpoint_every == 0
-        saved = self.save() if due or self.state.best_loss != best_before else None
+        best_before = self.state.best_loss
+        # The checkpoint comes first, since an evaluation may fail, or be killed; then again, with its figures.
+        saved = self.save() if config.checkpoint_every and step % config.checkpoint_every == 0 else None
+        evaluation = self.evaluate() if config.evaluate_every and step % config.evaluate_every == 0 else None
+        if evaluation and (saved or self.state.best_loss != best_before):
+            self.save()
         if evaluation or saved:  # meanwhile more may have been asked
             self._agree()
         self.window.restart()
@@ -242,17 +239,14 @@ class Trainer:
         """Make a request to stop that any process has everyone's, at the same step."""
         self.interrupted, self.stop_reason = agree_to_stop(*self._asked)
 
-    def _owed(self) -> bool:
-        """Whether an evaluation comes before the next step: the first one, or one that a signal's stop left out."""
-        step, every = self.state.step, self.config.evaluate_every
-        due = step % every == 0 if step and every else step == 0 and self.config.evaluate_first
-        return due and step < self.total_steps and self.state.own_evaluation is None
-
     def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
+        self.skipped.finish()
         if self.stop_reason and is_first():
             logger.warning("stopping at step %d of %d: %s", self.state.step, self.total_steps, self.stop_reason)
         if not self.interrupted and not self.state.finished:
-            evaluation = self.evaluate() if self.state.own_evaluation is None else evaluation
+            if self.validation is not None and self.state.own_evaluation is None:
+                self.save()  # first, as after any step
+                evaluation = self.evaluate()
             self.state.finished = self.state.step == self.total_steps
         self.save()
         return evaluation

@@ -22,6 +22,7 @@ from sqat.train.callbacks import Callback, JsonlLog, TensorBoard, tensorboard_av
 from sqat.train.checkpoints import list_checkpoints
 from sqat.train.claim import claim
 from sqat.train.distributed import naming_loss
+from sqat.train.job import is_own, sign
 from sqat.train.loop import Trainer
 from sqat.train.prepare import PreparedData, Progress, prepare_data
 
@@ -54,8 +55,8 @@ def start_run(
     Args:
         config: the whole run. It is written to `out/config.yaml`.
         out: the run's folder: configuration, `metrics.jsonl`, `checkpoints/`, `tensorboard/`.
-        resume: go on from the newest checkpoint there (a run that has none starts at the beginning). So does a run that
-            torchrun has started again.
+        resume: go on from the newest checkpoint there (a run that has none starts at the beginning). What torchrun has
+            started again goes on with the run that it began, or resumed, before.
         callbacks: beside the logs, which are always written.
         progress: told (documents, tokens) while text is tokenised.
 
@@ -81,15 +82,18 @@ def begin_run(config: Any, out: Path, resume: bool, prepare: Callable[[], T]) ->
     resume, the folder's lock in the first process, to be kept until the trainer has it).
     """
     distributed.join(config.train.device)
-    resume = resume or distributed.restarts() > 0
+    restarted = any(distributed.gather(distributed.restarts()))
     locks: list[Lock | None] = []
 
-    def take_folder() -> None:
+    def take_folder() -> bool:
         locks.append(claim(out))
-        check_folder(config, out, resume)
+        goes_on = is_own(out, restarted) or resume
+        check_folder(config, out, goes_on)
+        sign(out)
+        return goes_on
 
-    distributed.first_does(take_folder)
-    return distributed.in_turn(prepare), resume, locks
+    goes_on = distributed.first_does(take_folder)
+    return distributed.in_turn(prepare), goes_on, locks
 
 
 def open_run(config: Config, out: Path, trainer: Trainer, resume: bool) -> None:

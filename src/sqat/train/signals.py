@@ -8,12 +8,14 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from sqat.train.distributed import launched
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignals:
     """While open, the first SIGINT or SIGTERM calls `stop(reason)`; the second does what it did before. Idle outside
-    the main thread.
+    the main thread. Where it is left by an error, in one of several processes, SIGTERM is ignored from then on.
     """
 
     def __init__(self, stop: Callable[[str], None]) -> None:
@@ -30,6 +32,9 @@ class StopOnSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        if error is not None and launched() > 1 and threading.current_thread() is threading.main_thread():
+            # A launcher ends all processes where one is lost; what is to be said of it is said before.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._restore()

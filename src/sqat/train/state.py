@@ -18,6 +18,7 @@ from torch import Tensor
 from sqat.checksums import check_files
 from sqat.data.batches import BatchState
 from sqat.errors import CheckpointError
+from sqat.run_config import TrainConfig
 from sqat.train.distributed import is_first
 from sqat.train.parallel import cut_as, whole
 from sqat.untrusted import read_json, shown
@@ -46,6 +47,19 @@ class TrainState:
     def own_evaluation(self) -> dict[str, Any] | None:
         """The evaluation of the weights of this very step; an earlier step's is not theirs."""
         return self.evaluation if self.evaluation and self.evaluation.get("step") == self.step else None
+
+    def owes_evaluation(self, config: TrainConfig, total_steps: int) -> bool:
+        """Whether an evaluation comes before the next step: the first one, or one that was due and did not come, since
+        the run was stopped.
+        """
+        every = config.evaluate_every
+        due = self.step % every == 0 if self.step and every else self.step == 0 and config.evaluate_first
+        return due and self.step < total_steps and self.own_evaluation is None
+
+    def progress(self, learning_rate: float) -> dict[str, Any]:
+        """What every log line begins with."""
+        counts = {"step": self.step, "tokens": self.tokens, "learning_rate": learning_rate}
+        return {**counts, "skipped_steps": self.skipped_steps}
 
     def record(self, evaluation: dict[str, Any]) -> None:
         """Remember an evaluation of this very step. A loss that is no number is no best one."""
