@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config
 
 import sqat
 from sqat.checkpoint import load_model, save_model
-from sqat.errors import CheckpointError
+from sqat.errors import CheckpointError, ConfigError
 from sqat.hf import SQATForCausalLM, SQATModel, from_decoder
+from sqat.hf.core import to_transformers_config
 from sqat.model import Decoder
 
 from .conftest import QUIRKS
@@ -59,6 +60,28 @@ def test_the_originals_layout(tiny_model: Model, tokens: torch.Tensor, tmp_path:
     torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
     assert SQATForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
     assert isinstance(SQATModel.from_pretrained(folder), SQATModel)
+
+
+def test_the_originals_layout_with_a_config_of_ones_own(
+    tiny_model: Model, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    core = tiny_model(hidden_size=60, **QUIRKS)
+    folder = save_model(core, tmp_path / "original", layout="rxnn")
+    config = to_transformers_config(core.config.replace(feedforward_dropout=0.0))
+    model, info = SQATForCausalLM.from_pretrained(folder, config=config, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.config.feedforward_dropout == 0.0
+    torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
+    config.save_pretrained(tmp_path / "config")
+    model = SQATForCausalLM.from_pretrained(folder, config=tmp_path / "config")
+    torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
+    other = to_transformers_config(core.config.replace(num_query_heads=3, rope_theta=7.0))
+    with pytest.raises(
+        ConfigError, match=r"config does not fit the tensors of .*original: num_query_heads is 3, there 6"
+    ):
+        SQATForCausalLM.from_pretrained(folder, config=other)
+    with pytest.raises(ConfigError, match="config is of type GPT2Config, but must be an SQATConfig"):
+        SQATForCausalLM.from_pretrained(folder, config=GPT2Config())
 
 
 def test_the_originals_layout_damaged(tiny_model: Model, tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ class SQATPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> PreTrainedModel:
         """As transformers' own; where sqat is installed, also from folders and Hub ids in the original's layout."""
-        if cls._read_original is not None and pretrained_model_name_or_path is not None and "config" not in kwargs:
+        if cls._read_original is not None and pretrained_model_name_or_path is not None:
             original = cls._read_original(pretrained_model_name_or_path, **kwargs)
             if original is not None:
                 kwargs["config"], kwargs["state_dict"] = original
