@@ -17,7 +17,10 @@ import sqat
 from sqat.checkpoint import load_model, save_model
 from sqat.errors import CheckpointError, ConfigError
 from sqat.hf import SQATForCausalLM, SQATModel, from_decoder
+from sqat.hf.beside import AUTO_MAP
 from sqat.hf.core import to_transformers_config
+from sqat.hf.export import export
+from sqat.hub.model_folder import check_model
 from sqat.model import Decoder
 
 from .conftest import QUIRKS
@@ -140,3 +143,28 @@ def test_written_configurations_have_one_name_for_one_thing(saved: Callable[...,
     values = json.loads((tmp_path / "again" / "config.json").read_text())
     assert values["num_query_heads"] == 6
     assert "num_attention_heads" not in values
+
+
+@pytest.mark.parametrize("on_the_hub", [False, True])
+@pytest.mark.parametrize("kind", [SQATForCausalLM, SQATModel])
+def test_what_carries_its_code_still_does_when_saved_again(
+    kind: type[SQATForCausalLM] | type[SQATModel], on_the_hub: bool, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    export(saved(), tmp_path / "exported", "native")
+    model = kind.from_pretrained(tmp_path / "exported")
+    if on_the_hub:  # as transformers has it of a model from there
+        model.config.auto_map = {key: f"me/mine--{name}" for key, name in AUTO_MAP.items()}
+    model.save_pretrained(tmp_path / "again")
+    for name in ("configuration_sqat.py", "modeling_sqat.py"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "exported" / name).read_bytes()
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == AUTO_MAP
+    if kind is SQATForCausalLM:
+        assert check_model(tmp_path / "again").form == "native"
+        assert "trust_remote_code=True" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_somebody_elses_code_is_left_alone(saved: Callable[..., Path], tmp_path: Path) -> None:
+    model = SQATForCausalLM.from_pretrained(saved())
+    model.config.auto_map = {"AutoModelForCausalLM": "modeling_theirs.Theirs"}
+    model.save_pretrained(tmp_path / "again")
+    assert not list((tmp_path / "again").glob("*.py"))

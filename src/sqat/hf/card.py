@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 _BLANK = "[More Information Needed]"  # in the cards that transformers writes
 
 
-def write_card(model: PreTrainedModel, folder: str | Path) -> None:
+def write_card(model: PreTrainedModel, folder: Path, form: str) -> None:
     """Write README.md where a language model was saved, unless there is one that somebody has filled in.
 
     Adapters have cards of their own, and a model without its head is no language model.
     """
-    path = Path(folder) / CARD_FILE
+    path = folder / CARD_FILE
     is_whole = isinstance(model, SQATForCausalLM) and not getattr(model, "_hf_peft_config_loaded", False)
     if not is_whole or not path.parent.is_dir() or (path.is_file() and _BLANK not in path.read_text(encoding="utf-8")):
         return
@@ -33,4 +33,4 @@ def write_card(model: PreTrainedModel, folder: str | Path) -> None:
         logger.warning("no model card: %s", error)
         return
     tokenizer = (path.parent / TOKENIZER_FILE).is_file()
-    path.write_text(model_card(config, "sqat", tokenizer=tokenizer), encoding="utf-8")
+    path.write_text(model_card(config, form, tokenizer=tokenizer), encoding="utf-8")

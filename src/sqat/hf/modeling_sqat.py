@@ -274,7 +274,7 @@ class SQATPreTrainedModel(PreTrainedModel):
 
     # Set where sqat is:
     _read_original: Callable | None = None  # reads checkpoints of the original system
-    _write_card: Callable | None = None  # writes a model card into a folder that has none
+    _complete: Callable | None = None  # puts beside saved weights what belongs there: modelling code, model card
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> PreTrainedModel:
@@ -287,15 +287,15 @@ class SQATPreTrainedModel(PreTrainedModel):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory: object, *args: object, **kwargs: object) -> None:
-        """As transformers' own; where sqat is installed, with a model card."""
+        """As transformers' own; where sqat is installed, with a model card, and this code if `auto_map` names it."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        if self._write_card is not None and kwargs.get("is_main_process", True):
-            self._write_card(self, save_directory)
+        if self._complete is not None and kwargs.get("is_main_process", True):
+            self._complete(self, save_directory)
 
     def _upload_modified_files(self, working_dir: object, *args: object, **kwargs: object) -> object:
         """What transformers calls before it uploads a folder, to which it has added a card full of blanks."""
-        if self._write_card is not None:
-            self._write_card(self, working_dir)
+        if self._complete is not None:
+            self._complete(self, working_dir)
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @torch.no_grad()
