@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from sqat.convert import convert, plan_conversion, verify
 from sqat.convert.report import write_report
-from sqat.errors import ConfigError, DataError
+from sqat.errors import ConfigError
 
 
 def test_a_model_is_close_to_itself(stock_model, rows):
@@ -57,7 +57,12 @@ def test_report_is_one_file_with_a_heat_map(stock_model, rows, tmp_path):
 
 def test_what_cannot_be_compared_is_refused(stock_model, rows):
     model = stock_model("llama")
-    with pytest.raises(DataError, match=r"data has the shape \(5, 1\), but must be \(rows, tokens\)"):
+    with pytest.raises(ConfigError, match=r"data has the shape \(5, 1\), but must be \(rows, tokens\)"):
         verify(model, model, rows[:, :1])
+    rows[2, 3] = 307
+    with pytest.raises(
+        ConfigError, match=r"data holds token 307, but must hold ids from 0 to 306: .* vocab_size is 307"
+    ):
+        verify(model, model, rows)
     with pytest.raises(ConfigError, match="num_hidden_layers is 2 after and 3 before, but must be the same"):
         verify(model, stock_model("llama", num_hidden_layers=2), rows)

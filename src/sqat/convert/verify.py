@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sqat.errors import ConfigError, DataError
+from sqat.convert.arguments import require_rows
+from sqat.errors import ConfigError
 
 BINS = 16  # of positions, in the heat map
 BATCH_TOKENS = 1024  # at a time: logits of two models exist for all of them
@@ -54,15 +55,14 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> Ver
         data: (rows, tokens) int64 token ids, at least two tokens a row.
 
     Raises:
-        DataError: `data` of another shape.
-        ConfigError: models of different vocabulary or depth.
+        ConfigError: `data` of another shape, or with ids that the models do not have; models of different vocabulary
+            or depth.
     """
-    if data.dim() != 2 or data.shape[1] < 2 or not len(data):
-        raise DataError(f"data has the shape {tuple(data.shape)}, but must be (rows, tokens) with at least two tokens")
     for field in ("vocab_size", "num_hidden_layers"):
         old, new = getattr(before.config, field), getattr(after.config, field)
         if old != new:
             raise ConfigError(f"{field} is {new} after and {old} before, but must be the same")
+    require_rows(data, "data", before.config.vocab_size, least=2)
     modes = [(model, model.training) for model in (before, after)]
     try:
         for model, _ in modes:
