@@ -8,8 +8,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from sqat.errors import ConfigError
 from sqat.hf import configuration_sqat, modeling_sqat
 from sqat.hf.card import write_card
+from sqat.model_card import Known
 
 AUTO_MAP = {
     "AutoConfig": "configuration_sqat.SQATConfig",
@@ -18,10 +20,19 @@ AUTO_MAP = {
 }
 
 
-def complete(model: PreTrainedModel, folder: str | Path) -> None:
-    """Make a folder that transformers has saved a model into whole."""
+def complete(
+    model: PreTrainedModel, folder: str | Path, *, known: Known | None = None, repo_id: str | None = None
+) -> None:
+    """Make a folder that transformers has saved a model into whole; `repo_id` is where it goes, if it does.
+
+    Raises:
+        ConfigError: `known` is something else; see also :func:`write_card`.
+    """
+    if not isinstance(known, Known | None):
+        raise ConfigError(f"known is of type {type(known).__name__}, but must be a sqat.model_card.Known")
     write_code(model, Path(folder))
-    write_card(model, Path(folder), "native" if carries_code(model) else "sqat")
+    form = "native" if carries_code(model) else "sqat"
+    write_card(model, Path(folder), form, known=known or Known(), repo_id=repo_id)
 
 
 def carries_code(model: PreTrainedModel) -> bool:

@@ -77,7 +77,7 @@ def _check_tokenizer(parts: dict[str, Any]) -> None:
         **{f"model.{name}": parts["model"].get(name) or None for name in _BPE_OPTIONS},
         "added_tokens": [t["content"] for t in parts["added_tokens"] if t["content"] not in SPECIAL_TOKENS],
     }
-    right = {
+    right: dict[str, Any] = {
         **dict.fromkeys(found),
         "pre_tokenizer": "ByteLevel",
         "pre_tokenizer.use_regex": True,
