@@ -13,10 +13,9 @@ from sqat.errors import ConfigError
 from sqat.hf.core import to_model_config
 from sqat.hf.modeling_sqat import SQATForCausalLM
 from sqat.model_card import CARD_FILE, Known, model_card, with_known
+from sqat.model_card.upkeep import BLANK
 
 logger = logging.getLogger(__name__)
-
-_BLANK = "[More Information Needed]"  # in the cards that transformers writes
 
 
 def write_card(
@@ -36,7 +35,7 @@ def write_card(
     if not is_whole or not folder.is_dir():
         return
     there = path.read_text(encoding="utf-8") if path.is_file() else None
-    if there is not None and _BLANK not in there:
+    if there is not None and BLANK not in there:
         if (changed := with_known(there, known)) != there:
             path.write_text(changed, encoding="utf-8")
         return

@@ -17,6 +17,7 @@ from sqat.model_card.origin import Origin
 from sqat.model_card.results import conversion_results, eval_results, metric_names, results_section, stated_results
 from sqat.model_card.text import public_name, table
 from sqat.model_card.training import training_section
+from sqat.model_card.upkeep import sealed
 from sqat.revision import revision
 from sqat.variants import attention_name
 
@@ -146,7 +147,7 @@ def _compose(subject: Subject, form: str, origin: Origin, known: Known, repo_id:
     sections.append(f"## Loading\n\n{loading_section(form, repo_id, tokenizer=tokenizer)}")
     sections.append(_footer())
     tags = (*tags, *(MIXIN_TAGS if form == "rxnn" else ()))
-    text = "\n\n".join(sections)
+    text = sealed("\n\n".join(sections))
     return f"---\n{_metadata(title, form, tags, origin, known).to_yaml()}\n---\n\n{text}\n"
 
 

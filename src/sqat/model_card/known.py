@@ -8,10 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from huggingface_hub import ModelCard
-
 from sqat.errors import ConfigError
 from sqat.hub.transfer import require_repo_id
+from sqat.model_card.upkeep import read_card
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -92,10 +91,7 @@ def with_known(card: str, known: Known) -> str:
     """
     if not (changes := known.metadata()):
         return card
-    try:
-        result = ModelCard(card)
-    except Exception as error:  # whatever its YAML is
-        raise ConfigError(f"README.md has metadata that cannot be read: {error}") from error
+    result = read_card(card)
     for name, value in changes.items():
         result.data[name] = value
     return str(result)
