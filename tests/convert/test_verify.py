@@ -37,6 +37,19 @@ def test_figures_are_those_of_the_definition(stock_model, rows):
     assert figures.similarity[1] == pytest.approx(float(cosine.mean()), rel=1e-4)
     assert figures.heat_map[1][0] == pytest.approx(float(cosine[:, :2].mean()), rel=1e-4)  # 17 positions in 16 parts
     assert [len(row) for row in figures.heat_map] == [16, 16, 16]
+    with torch.no_grad():  # the last layer's own output, not what the final norm makes of it
+        last = [m.model.layers[2](o.hidden_states[2], **_arguments(m, rows)) for m, o in ((model, old), (result, new))]
+    cosine = F.cosine_similarity(*last, dim=-1)
+    assert figures.similarity[2] == pytest.approx(float(cosine.mean()), rel=1e-4)
+    normed = F.cosine_similarity(old.hidden_states[3], new.hidden_states[3], dim=-1)
+    assert figures.similarity[2] != pytest.approx(float(normed.mean()), rel=1e-3)
+
+
+def _arguments(model, rows):
+    positions = torch.arange(rows.shape[1]).unsqueeze(0)
+    hidden = model.model.embed_tokens(rows)
+    mask = torch.full((1, 1, rows.shape[1], rows.shape[1]), float("-inf")).triu(1)
+    return {"position_embeddings": model.model.rotary_emb(hidden, positions), "attention_mask": mask}
 
 
 def test_report_is_one_file_with_a_heat_map(stock_model, rows, tmp_path):
