@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -87,6 +88,23 @@ def files_of(folder):
     """All but the list of checksums, which is made anew wherever a folder is written."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_what_the_page_shows(hub, command, run_folder):
+    """The lines of docs/ecosystem.md, one after the other."""
+    page = (Path(__file__).parents[2] / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+    [block] = [block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "sqat push" in block]
+    shutil.copytree(run_folder, "runs/mine")
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[0] == "sqat":
+            code, out, err = command(*words[1:], *(("--max-tokens", "3") if words[1] == "generate" else ()))
+            assert (code, bool(out)) == (0, True), (line, err)
+    repository = hub.repositories["me/my-model"]
+    assert repository.private
+    assert "license: apache-2.0" in repository.commits[-1].files["README.md"].decode()
+    assert [commit.message for commit in repository.branches["with-code"]][-1] == "With its modelling code"
+    assert Path("models/mine/modeling_sqat.py").is_file()
 
 
 class TestRoundTrip:
