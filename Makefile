@@ -23,7 +23,7 @@ test: setup
 
 # Runs killed at every change to the disk and at random moments: 20 minutes on two cores; `make test` does a few of them.
 test-faults: setup
-	SQAT_FAULTS=full $(BIN)/python -m pytest tests/faults tests/distributed $(PYTEST_ARGS)
+	SQAT_FAULTS=full $(BIN)/python -m pytest tests/faults tests/distributed tests/hf/test_fresh_environment.py $(PYTEST_ARGS)
 
 # The peers of `sqat bench`. rxlm comes without its dependencies: it pins transformers below 5, huggingface_hub below 0.34
 # and transformer-engine, which contradict ours; it runs with the versions of constraints.txt all the same.
