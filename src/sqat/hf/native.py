@@ -7,7 +7,7 @@ from pathlib import Path
 from sqat.data.tokenizer import Tokenizer
 from sqat.hf.beside import AUTO_MAP
 from sqat.hf.core import from_decoder
-from sqat.hf.tokenizer import to_transformers
+from sqat.hf.tokenizer import write_tokenizer
 from sqat.model import Decoder
 
 
@@ -18,6 +18,5 @@ def write_native(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> s
     converted = from_decoder(model)
     converted.config.auto_map = dict(AUTO_MAP)
     converted.save_pretrained(folder)  # with the code, which it now names
-    if tokenizer is not None:
-        to_transformers(tokenizer, with_end=False).save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     return "SQAT, with its modelling code"

@@ -73,8 +73,10 @@ def stock_card(
 ) -> str:
     """README.md of a stock checkpoint, or of one whose layers differ in their heads; converted, uptrained or neither.
     Arguments as :func:`model_card`."""
+    from sqat.convert.modeling_mixed_heads import PREFIX
+
     origin = origin or Origin()
-    form = "mixed" if config.model_type.startswith("mixed_heads_") else "stock"
+    form = "mixed" if config.model_type.startswith(PREFIX) else "stock"
     return _compose(_of_stock(config, origin), form, origin, known or Known(), repo_id, tokenizer)
 
 
