@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+EXTRAS = {  # what an example may import -> what it needs besides
+    "peft": (),
+    "lm_eval": (),
+    "xllamacpp": ("gguf",),
+    "onnxruntime": ("onnx", "onnxscript"),
+}
+
+
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
@@ -24,14 +33,25 @@ def needs_hub(code: str) -> bool:
     return "ReactiveAI/" in code  # run against a local Hub in tests/rxnn
 
 
+def missing_extras(code: str) -> list[str]:
+    """The packages that an example needs and that are optional, as far as they are not installed."""
+    used = [name for name in EXTRAS if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE)]
+    return [package for name in used for package in (name, *EXTRAS[name]) if find_spec(package) is None]
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
     namespace: dict[str, object] = {}
+    skipped = []
     for code in blocks(page, "python"):
-        if not needs_hub(code):
+        if missing := missing_extras(code):
+            skipped += missing
+        elif not needs_hub(code):
             exec(compile(code, page.name, "exec"), namespace)
+    if skipped:
+        pytest.skip(f"all other examples ran, but {', '.join(skipped)} of the extras are not installed")
 
 
 def commands() -> list[tuple[str, str]]:

@@ -206,6 +206,15 @@ def test_runs_are_not_mixed_up(folders, tmp_path, stock_folder):
         trainer.load_weights(latest_checkpoint(run))
 
 
+def test_rows_are_no_longer_than_the_models_take(folders, tmp_path, stock_folder):
+    student, teacher, text = folders()
+    with pytest.raises(ConfigError, match=r"--context\) is 62, but must be at most 61, the max_position_embeddings of"):
+        start_uptraining(config(student, teacher, text, model__context_length=62), tmp_path / "run")
+    short = stock_folder("qwen3", "short", max_position_embeddings=29)
+    with pytest.raises(ConfigError, match=r"is 31, but must be at most 29, .* of the model in .*short"):
+        start_uptraining(config(student, short, text, model__context_length=31), tmp_path / "run")
+
+
 def test_vocabularies_have_to_be_one(folders, tmp_path, stock_folder):
     student, _, text = folders()
     other = stock_folder("llama", "other", vocab_size=311)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from sqat.convert import convert, plan_conversion, verify
 from sqat.convert.report import write_report
-from sqat.errors import ConfigError, DataError
+from sqat.errors import ConfigError
 
 
 def test_a_model_is_close_to_itself(stock_model, rows):
@@ -37,6 +37,19 @@ def test_figures_are_those_of_the_definition(stock_model, rows):
     assert figures.similarity[1] == pytest.approx(float(cosine.mean()), rel=1e-4)
     assert figures.heat_map[1][0] == pytest.approx(float(cosine[:, :2].mean()), rel=1e-4)  # 17 positions in 16 parts
     assert [len(row) for row in figures.heat_map] == [16, 16, 16]
+    with torch.no_grad():  # the last layer's own output, not what the final norm makes of it
+        last = [m.model.layers[2](o.hidden_states[2], **_arguments(m, rows)) for m, o in ((model, old), (result, new))]
+    cosine = F.cosine_similarity(*last, dim=-1)
+    assert figures.similarity[2] == pytest.approx(float(cosine.mean()), rel=1e-4)
+    normed = F.cosine_similarity(old.hidden_states[3], new.hidden_states[3], dim=-1)
+    assert figures.similarity[2] != pytest.approx(float(normed.mean()), rel=1e-3)
+
+
+def _arguments(model, rows):
+    positions = torch.arange(rows.shape[1]).unsqueeze(0)
+    hidden = model.model.embed_tokens(rows)
+    mask = torch.full((1, 1, rows.shape[1], rows.shape[1]), float("-inf")).triu(1)
+    return {"position_embeddings": model.model.rotary_emb(hidden, positions), "attention_mask": mask}
 
 
 def test_report_is_one_file_with_a_heat_map(stock_model, rows, tmp_path):
@@ -57,7 +70,12 @@ def test_report_is_one_file_with_a_heat_map(stock_model, rows, tmp_path):
 
 def test_what_cannot_be_compared_is_refused(stock_model, rows):
     model = stock_model("llama")
-    with pytest.raises(DataError, match=r"data has the shape \(5, 1\), but must be \(rows, tokens\)"):
+    with pytest.raises(ConfigError, match=r"data has the shape \(5, 1\), but must be \(rows, tokens\)"):
         verify(model, model, rows[:, :1])
+    rows[2, 3] = 307
+    with pytest.raises(
+        ConfigError, match=r"data holds token 307, but must hold ids from 0 to 306: .* vocab_size is 307"
+    ):
+        verify(model, model, rows)
     with pytest.raises(ConfigError, match="num_hidden_layers is 2 after and 3 before, but must be the same"):
         verify(model, stock_model("llama", num_hidden_layers=2), rows)

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from sqat.errors import ConfigError
 from sqat.hf import SQATForCausalLM, SQATModel, from_decoder
 from sqat.hf.core import to_transformers_config
 from sqat.model import Decoder
+from sqat.model_card import Known, Metric
 
 Model = Callable[..., Decoder]
 
@@ -31,6 +33,37 @@ def test_only_one_with_blanks_is_replaced(tiny_model: Model, tmp_path: Path) -> 
         path.write_text(text)
         model.save_pretrained(tmp_path)
         assert (path.read_text() == text) == stays
+
+
+KNOWN = Known(
+    license="mit",
+    datasets=("a/b",),
+    base_model="c/d",
+    metrics=(Metric("perplexity", 9.125, "e to the mean loss on the validation split of a/b"),),
+    training="python train.py --steps 300",
+)
+
+
+def test_what_the_user_knows(tiny_model: Model, tmp_path: Path) -> None:
+    model = from_decoder(tiny_model())
+    model.save_pretrained(tmp_path, known=KNOWN)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.to_dict() == {
+        "license": "mit",
+        "datasets": ["a/b"],
+        "base_model": "c/d",
+        "metrics": ["perplexity"],
+        "library_name": "sqat",
+        "pipeline_tag": "text-generation",
+        "tags": ["GroupedQueryAttention", "GQA"],
+    }
+    assert "| perplexity | 9.125 | e to the mean loss on the validation split of a/b |" in card.text
+    assert "## Training\n\n```sh\npython train.py --steps 300\n```" in card.text
+    (tmp_path / "README.md").write_text("# Mine\n")
+    model.save_pretrained(tmp_path, known=Known(license="apache-2.0"))
+    assert (tmp_path / "README.md").read_text() == "---\nlicense: apache-2.0\n---\n# Mine\n"
+    with pytest.raises(ConfigError, match=r"known is of type dict, but must be a sqat\.model_card\.Known"):
+        model.save_pretrained(tmp_path, known={"license": "mit"})
 
 
 def test_a_model_without_its_head_is_no_language_model(tiny_config: Callable[..., object], tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_nothing_is_half_written(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("sqat.hf.native.to_transformers", fail)
+    monkeypatch.setattr("sqat.hf.native.write_tokenizer", fail)
     with pytest.raises(OSError, match="disk full"):
         export(folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]

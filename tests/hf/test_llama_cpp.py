@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import normalizers, pre_tokenizers
 
 from sqat.checkpoint import save_model
 from sqat.data.stories import story
@@ -111,14 +113,54 @@ def test_what_llama_cpp_does_not_compute(
     assert not (tmp_path / "out").exists()
 
 
-def test_unfit_tokenizers(tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    import tokenizers
-
+def test_without_a_tokenizer(tiny_model: Model, tmp_path: Path) -> None:
     folder = save_model(tiny_model(vocab_size=409), tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         export(folder, tmp_path / "out", "gguf")
+
+
+def _set(backend: Any, name: str, value: Any) -> None:
+    setattr(backend, name, value)
+
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+PLAIN = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda backend: _set(backend, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+            "puts a space before a text",
+        ),
+        (
+            lambda backend: _set(backend, "normalizer", normalizers.Lowercase()),
+            "normalizer is 'Lowercase', but must be None",
+        ),
+        (lambda backend: _set(backend, "normalizer", normalizers.NFKC()), "normalizer is 'NFKC', but must be None"),
+        (
+            lambda backend: _set(backend, "pre_tokenizer", pre_tokenizers.Sequence([pre_tokenizers.Digits(), BYTES])),
+            "pre_tokenizer is 'Sequence', but must be 'ByteLevel'",
+        ),
+        (
+            lambda backend: _set(backend, "pre_tokenizer", PLAIN),
+            r"pre_tokenizer\.use_regex is False, but must be True",
+        ),
+        (
+            lambda backend: _set(backend.model, "ignore_merges", True),
+            r"model\.ignore_merges is True, but must be False",
+        ),
+        (lambda backend: backend.add_tokens(["cat"]), r"added_tokens is \['cat'\], but must be \[\]"),
+    ],
+)
+def test_tokenizers_that_a_file_cannot_hold(
+    change: Callable[[Any], object], message: str, tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = save_model(tiny_model(vocab_size=409, hidden_size=24), tmp_path / "checkpoint")
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    change(backend)
     Tokenizer(backend).save(folder)
-    with pytest.raises(ConfigError, match="puts a space before a text"):
+    with pytest.raises(ConfigError, match=message):
         export(folder, tmp_path / "out", "gguf")
+    assert not (tmp_path / "out").exists()

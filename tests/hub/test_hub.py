@@ -145,12 +145,14 @@ def test_transformers_classes(hub: Hub, run: Callable[[str], str]) -> None:
     """They read Hub ids, and upload with a card, in place of the one full of blanks that transformers makes; one that
     somebody has filled in stays.
     """
-    hub.add("somebody/filled", {"README.md": b"# Filled in\n"})
+    for name in ("filled", "kept"):
+        hub.add(f"somebody/{name}", {"README.md": b"# Filled in\n"})
     out = run(
         """
 import torch
 from rxnn.experimental.models import ExperimentalAttentionTransformer
 from sqat.hf import SQATForCausalLM
+from sqat.model_card import Known
 
 ours = SQATForCausalLM.from_pretrained("ReactiveAI/SQAT-mm")
 card = ExperimentalAttentionTransformer.from_pretrained("ReactiveAI/SQAT-mm").eval()
@@ -161,17 +163,25 @@ try:
 except OSError as error:
     print("nothing" in str(error))
 
-ours.push_to_hub("somebody/pushed", token="hf_x", private=True)
-ours.save_pretrained("saved", push_to_hub=True, repo_id="somebody/saved", token="hf_x")
-ours.push_to_hub("somebody/filled", token="hf_x")
+known = Known(license="mit")
+ours.push_to_hub("somebody/pushed", token="hf_x", private=True, tags=["stories"], known=known)
+ours.save_pretrained("saved", push_to_hub=True, repo_id="somebody/saved", token="hf_x", known=known)
+ours.push_to_hub("somebody/filled", token="hf_x", known=known)
+ours.push_to_hub("somebody/kept", token="hf_x")
 """
     )
     assert out.split() == ["True", "2", "True"]
     for name in ("pushed", "saved"):
         [commit] = hub.repositories[f"somebody/{name}"].commits
         card = commit.files["README.md"].decode()
-        assert card.startswith("---\nlibrary_name: sqat\n")
+        assert {"license: mit", "library_name: sqat"} <= set(card.splitlines())
+        assert f"# {name}\n" in card
+        assert f"sqat pull somebody/{name} model" in card
+        assert ("- stories\n" in card) == (name == "pushed")
         assert "| this model | 2 | 1 |" in card
         assert "More Information" not in card
         assert "model.safetensors" in commit.files
-    assert hub.repositories["somebody/filled"].commits[-1].files["README.md"].endswith(b"# Filled in\n")
+    filled, kept = (hub.repositories[f"somebody/{name}"].commits[-1].files["README.md"] for name in ("filled", "kept"))
+    assert filled == b"---\nlicense: mit\n---\n# Filled in\n"
+    assert kept.endswith(b"# Filled in\n")
+    assert b"license" not in kept

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -87,6 +88,23 @@ def files_of(folder):
     """All but the list of checksums, which is made anew wherever a folder is written."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def test_what_the_page_shows(hub, command, run_folder):
+    """The lines of docs/ecosystem.md, one after the other."""
+    page = (Path(__file__).parents[2] / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+    [block] = [block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "sqat push" in block]
+    shutil.copytree(run_folder, "runs/mine")
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        if words[0] == "sqat":
+            code, out, err = command(*words[1:], *(("--max-tokens", "3") if words[1] == "generate" else ()))
+            assert (code, bool(out)) == (0, True), (line, err)
+    repository = hub.repositories["me/my-model"]
+    assert repository.private
+    assert "license: apache-2.0" in repository.commits[-1].files["README.md"].decode()
+    assert [commit.message for commit in repository.branches["with-code"]][-1] == "With its modelling code"
+    assert Path("models/mine/modeling_sqat.py").is_file()
 
 
 class TestRoundTrip:
@@ -207,6 +225,54 @@ class TestPush:
         cards = [commit.files["README.md"].decode() for commit in hub.repositories[REPO].commits]
         assert cards == [own, "---\nlicense: mit\ndatasets:\n- a/b\n---\n\n# Mine\n"]
         assert (folder / "README.md").read_text() == own
+
+    def test_a_card_that_was_filled_in_on_the_hub(self, hub, command, run_folder):
+        assert command("push", run_folder, REPO)[0] == 0
+        written = hub.repositories[REPO].commits[-1].files["README.md"].decode()
+        edited = written.replace("## Cost", "## My words\n\nIt likes cats.\n\n## Cost")
+        hub.add(REPO, {"README.md": edited.encode()})
+        for options in ((), ("--dataset", "a/b"), ("--branch", "new"), ("--to", "stock")):
+            assert command("push", run_folder, REPO, *options)[0] == 0
+            repository = hub.repositories[REPO]
+            last = (repository.branches["new"] if "--branch" in options else repository.commits)[-1]
+            card = last.files["README.md"].decode()
+            assert "It likes cats." in card
+            assert ("- a/b" in card) == (options != ())  # said once, it stays
+            assert ("With transformers alone" in card, "sqat pull" in card) == (
+                ("--to" in options),
+                "--to" not in options,
+            )
+        export(run_folder, "exported", "native")  # with a card that nobody has changed
+        assert command("push", "exported", REPO)[0] == 0
+        card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
+        assert "It likes cats." in card
+        assert "library_name: transformers" in card
+        assert "trust_remote_code=True" in card
+
+    def test_a_card_that_nobody_has_changed_is_renewed(self, hub, command, run_folder):
+        """With new figures, but what was set on the Hub's page stays."""
+        assert command("push", run_folder, REPO, "--license", "mit")[0] == 0
+        written = hub.repositories[REPO].commits[-1].files["README.md"].decode()
+        hub.add(REPO, {"README.md": written.replace("license: mit", "license: mit\nlanguage: en").encode()})
+        state = best_checkpoint(run_folder) / "training.json"
+        values = json.loads(state.read_text())
+        loss = values["evaluation"]["loss"]
+        state.write_text(json.dumps({**values, "evaluation": {**values["evaluation"], "loss": 1.25}}))
+        for path in state.parent.glob("*.sha256"):
+            path.unlink()
+        assert command("push", run_folder, REPO)[0] == 0
+        card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
+        assert "| loss | 1.2500 |" in card
+        assert f"{loss:.4f}" not in card
+        assert {"license: mit", "language: en"} <= set(card.splitlines())
+
+    @pytest.mark.parametrize("to", ["native", "stock"])
+    def test_a_card_of_ones_own_for_another_form(self, to, hub, command, run_folder):
+        folder = best_checkpoint(run_folder)
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
+        assert command("push", folder, REPO, "--to", to, "--dataset", "a/b")[0] == 0
+        card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
+        assert card == "---\nlicense: mit\ndatasets:\n- a/b\n---\n\n# Mine\n"
 
     def test_nothing_is_written_beside_the_model(self, command, run_folder):
         before = files_of(run_folder)

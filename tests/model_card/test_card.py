@@ -177,6 +177,11 @@ class TestKnown:
             ({"license": "My License"}, "license is 'My License', but must be one of the Hub's identifiers"),
             ({"datasets": ("a/b/c",)}, "dataset is 'a/b/c'"),
             ({"base_model": "not an id"}, "base_model is 'not an id'"),
+            ({"datasets": "a/b"}, r"datasets is 'a/b', but must be a tuple of names, such as \('a/b',\)"),
+            ({"metrics": (("perplexity", 9.0),)}, r"must hold Metric\(name, value, meaning\)"),
+            ({"metrics": (("perplexity", 9.0, " "),)}, "a metric's meaning is ' ', but must be text"),
+            ({"metrics": (("perplexity", "9", "low"),)}, "the metric 'perplexity' is '9', but must be a number"),
+            ({"training": ""}, "training is '', but must be a command"),
         ],
     )
     def test_names_that_cannot_be(self, fields, message):

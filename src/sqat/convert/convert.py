@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sqat.convert.architectures import Heads, attention_layers, attention_prefix, heads_of
+from sqat.convert.architectures import Heads, attention_layers, attention_prefix, heads_by_layer, heads_of
+from sqat.convert.arguments import require_groups, require_rows
 from sqat.convert.heads import ActivationObserver, Groups, Observed, group_heads, observe_weights
 from sqat.convert.merge import merge_attention
 from sqat.convert.modeling_mixed_heads import CLASSES
@@ -37,10 +38,15 @@ def convert(
         groups: of :func:`choose_heads`, if already known.
 
     Raises:
-        ConfigError: the plan is of another model, or needs calibration text that is not given.
+        ConfigError: the plan is of another model, or needs calibration text that is not given; calibration that is no
+            rows of the model's token ids; groups that are not the plan's.
     """
     old = heads_of(plan.config)
-    groups = choose_heads(model, plan, calibration) if groups is None else groups
+    if groups is None:
+        groups = choose_heads(model, plan, calibration)
+    else:
+        _require_planned_for(model, plan)
+        require_groups(groups, old, plan.heads)
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for layer, (merged, new) in enumerate(zip(groups, plan.heads, strict=True)):
         if new == old:
@@ -59,23 +65,30 @@ def choose_heads(model: PreTrainedModel, plan: ConversionPlan, calibration: Tens
     :func:`convert`.
     """
     old = heads_of(plan.config)
-    if (type(model.config), heads_of(model.config)) != (type(plan.config), old):
-        raise ConfigError(
-            f"the plan is for {plan.config.model_type} with {old}, but the model is {model.config.model_type} with "
-            f"{heads_of(model.config)}: plan for its own configuration"
-        )
+    _require_planned_for(model, plan)
     if plan.needs_calibration:
         if calibration is None:
             raise ConfigError(
                 f'calibration is None, but method "{plan.method}" by score "activation" needs text (--calibrate '
                 'DATA[:n]); score "norm" does without'
             )
+        require_rows(calibration, "calibration", plan.config.vocab_size, least=1)
         observed: list[Observed | None] = [*_observe(model, old, calibration)]
     elif plan.method == "mean":
         observed = [None] * plan.config.num_hidden_layers
     else:
         observed = [observe_weights(attention, old) for attention in attention_layers(model)]
     return [group_heads(plan.method, old, new, layer) for new, layer in zip(plan.heads, observed, strict=True)]
+
+
+def _require_planned_for(model: PreTrainedModel, plan: ConversionPlan) -> None:
+    planned, own = heads_by_layer(plan.config), heads_by_layer(model.config)
+    if (type(model.config), own) != (type(plan.config), planned):
+        raise ConfigError(
+            f"the plan is for {plan.config.model_type} with {len(planned)} layers of {heads_of(plan.config)}, but the "
+            f"model is {model.config.model_type} with {len(own)} of {heads_of(model.config)}: plan for its own "
+            "configuration"
+        )
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging
 
 from sqat.checkpoint.headers import require_inside
+from sqat.checkpoint.model_files import CONFIG_FILE
 from sqat.checkpoint.store import write_folder
 from sqat.checksums import check_files
 from sqat.convert.heads import Groups
@@ -32,7 +33,6 @@ from sqat.model_card.origin import RECORD_FILE
 from sqat.model_card.text import public_name
 from sqat.untrusted import shown
 
-CONFIG_FILE = "config.json"
 _HUB_FILES = (*TOKENIZER_FILES, "*.json", "*.safetensors")
 
 

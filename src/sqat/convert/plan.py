@@ -6,6 +6,7 @@ Shape letters: D hidden size, C head_dim, T tokens of a sequence.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,10 @@ def _layers(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]
         if match is None:
             raise ConfigError(f"layers is {layers!r}, but {right}")
         layers = int(match[1]), int(match[2])
-    first, last = layers
+    try:
+        first, last = (operator.index(layer) for layer in layers)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"layers is {layers!r}, but {right}; or (a, b)") from error
     if not 0 <= first <= last < count:
         raise ConfigError(f"layers is {first}-{last}, but {right}")
     return first, last

@@ -13,14 +13,14 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from sqat.checkpoint.headers import read_headers, require_inside, weight_files
+from sqat.checkpoint.model_files import WEIGHTS_FILE
 from sqat.convert.architectures import heads_of, require_known
 from sqat.convert.modeling_mixed_heads import PREFIX
+from sqat.data.tokenizer import TOKENIZER_FILE
 from sqat.data.tokenizer_check import read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
 from sqat.untrusted import MAX_JSON_BYTES, read_json, shown
 
-WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
 MAX_STOCK_CONFIG_BYTES = 1 << 20
 MAX_NUMBER = 1 << 24  # of any count in a configuration
 MAX_LAYERS = 1 << 10

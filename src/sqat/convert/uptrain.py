@@ -122,7 +122,7 @@ def start_uptraining(
 
     Raises:
         ConfigError: `out` holds a run and `resume` is false, or a run of another configuration, or one that is going on
-            in another process; student and teacher have different vocabularies.
+            in another process; student and teacher have different vocabularies; rows longer than either model takes.
         DataError, CheckpointError: data or checkpoints cannot be read.
     """
     out = Path(out)
@@ -186,5 +186,10 @@ def _models(config: UptrainConfig) -> tuple[StockDecoder, StockDecoder | None, A
 
 def _decoder(folder: Path, config: UptrainConfig) -> StockDecoder:
     model = read_model(folder, dtype=torch.float32)
-    own = getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT
-    return StockDecoder(model, config.model.context_length or min(own, DEFAULT_CONTEXT))
+    own, wanted = getattr(model.config, "max_position_embeddings", None), config.model.context_length
+    if own is not None and wanted is not None and wanted > own:
+        raise ConfigError(
+            f"model.context_length (--context) is {wanted}, but must be at most {own}, the max_position_embeddings of "
+            f"the model in {folder}"
+        )
+    return StockDecoder(model, wanted or min(own or DEFAULT_CONTEXT, DEFAULT_CONTEXT))

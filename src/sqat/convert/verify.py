@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sqat.errors import ConfigError, DataError
+from sqat.convert.arguments import require_rows
+from sqat.errors import ConfigError
 
 BINS = 16  # of positions, in the heat map
 BATCH_TOKENS = 1024  # at a time: logits of two models exist for all of them
@@ -28,7 +29,9 @@ class Verification:
     perplexity_before: float
     perplexity_after: float
     agreement: float  # share of positions where both find the same token likeliest
-    similarity: tuple[float, ...]  # per layer: cosine of the two models' hidden states after it, mean over positions
+    similarity: tuple[
+        float, ...
+    ]  # per layer: cosine of both models' outputs of it (no final norm), mean over positions
     heat_map: tuple[tuple[float, ...], ...]  # the same, per layer and by position in the row: equal parts, in order
     tokens: int
     row_length: int
@@ -54,15 +57,14 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> Ver
         data: (rows, tokens) int64 token ids, at least two tokens a row.
 
     Raises:
-        DataError: `data` of another shape.
-        ConfigError: models of different vocabulary or depth.
+        ConfigError: `data` of another shape, or with ids that the models do not have; models of different vocabulary
+            or depth.
     """
-    if data.dim() != 2 or data.shape[1] < 2 or not len(data):
-        raise DataError(f"data has the shape {tuple(data.shape)}, but must be (rows, tokens) with at least two tokens")
     for field in ("vocab_size", "num_hidden_layers"):
         old, new = getattr(before.config, field), getattr(after.config, field)
         if old != new:
             raise ConfigError(f"{field} is {new} after and {old} before, but must be the same")
+    require_rows(data, "data", before.config.vocab_size, least=2)
     modes = [(model, model.training) for model in (before, after)]
     try:
         for model, _ in modes:
@@ -93,14 +95,28 @@ def _compare(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> t
     sums = torch.zeros(4, dtype=torch.float64)
     cosine_LT = torch.zeros(before.config.num_hidden_layers, data.shape[1], dtype=torch.float64)
     for rows in data.split(max(1, BATCH_TOKENS // data.shape[1])):
-        old, new = (
-            model(rows.to(model.device), use_cache=False, output_hidden_states=True) for model in (before, after)
-        )
-        sums += _sums(old.logits.float().cpu(), new.logits.float().cpu(), rows.cpu())
-        for layer, pair in enumerate(zip(old.hidden_states[1:], new.hidden_states[1:], strict=True)):
+        (old, old_states), (new, new_states) = (_run(model, rows) for model in (before, after))
+        sums += _sums(old, new, rows.cpu())
+        for layer, pair in enumerate(zip(old_states, new_states, strict=True)):
             cosine_BT = F.cosine_similarity(pair[0].float().cpu(), pair[1].float().cpu(), dim=-1)
             cosine_LT[layer] += cosine_BT.double().sum(dim=0)
     return sums, cosine_LT
+
+
+def _run(model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits, and the output of each layer. (The last of transformers' own `hidden_states` is after the final norm.)"""
+    states: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: object, output: Any) -> None:
+        states.append(output if isinstance(output, Tensor) else output[0])
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.get_decoder().layers]
+    try:
+        logits = model(rows.to(model.device), use_cache=False).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return logits.float().cpu(), states
 
 
 def _sums(before_BTV: Tensor, after_BTV: Tensor, rows_BT: Tensor) -> Tensor:

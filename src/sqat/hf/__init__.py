@@ -6,7 +6,7 @@ in folders and on the Hub.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from sqat.hf.card import write_card
+from sqat.hf.beside import complete
 from sqat.hf.configuration_sqat import SQATConfig
 from sqat.hf.core import from_decoder, to_decoder
 from sqat.hf.modeling_sqat import SQATForCausalLM, SQATModel, SQATPreTrainedModel
@@ -16,6 +16,6 @@ AutoConfig.register("sqat", SQATConfig, exist_ok=True)
 AutoModel.register(SQATConfig, SQATModel, exist_ok=True)
 AutoModelForCausalLM.register(SQATConfig, SQATForCausalLM, exist_ok=True)
 SQATPreTrainedModel._read_original = staticmethod(read_original)
-SQATPreTrainedModel._write_card = staticmethod(write_card)
+SQATPreTrainedModel._complete = staticmethod(complete)
 
 __all__ = ["SQATConfig", "SQATForCausalLM", "SQATModel", "from_decoder", "to_decoder"]

@@ -18,11 +18,13 @@ from sqat.data.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, Tokenizer
 from sqat.errors import CheckpointError, ConfigError
 from sqat.hf.stock import choose, norm_eps, stock_tensors
 from sqat.model import Decoder
+from sqat.untrusted import shown
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 FILE = "model.gguf"
+_BPE_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
 
 
 def write_gguf(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
@@ -59,8 +61,39 @@ def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
         raise ConfigError(
             f"activation is {config.activation!r}, but must be 'silu' for GGUF: llama.cpp's llama has no other"
         )
-    if tokenizer.decode(tokenizer.encode("a"), continuation=True) != "a":
+    _check_tokenizer(json.loads(tokenizer.backend.to_str()))
+
+
+def _check_tokenizer(parts: dict[str, Any]) -> None:
+    """What is written is GPT-2's: text as it is, cut by GPT-2's regular expression, merged by BPE."""
+    cut = parts["pre_tokenizer"]
+    if cut.get("add_prefix_space"):
         raise ConfigError("the tokenizer puts a space before a text, which llama.cpp's byte-level BPE does not")
+    found = {
+        "normalizer": _kind(parts["normalizer"]),
+        "pre_tokenizer": _kind(cut),
+        "pre_tokenizer.use_regex": cut.get("use_regex", True),
+        "model.ignore_merges": parts["model"].get("ignore_merges", False),
+        **{f"model.{name}": parts["model"].get(name) or None for name in _BPE_OPTIONS},
+        "added_tokens": [t["content"] for t in parts["added_tokens"] if t["content"] not in SPECIAL_TOKENS],
+    }
+    right: dict[str, Any] = {
+        **dict.fromkeys(found),
+        "pre_tokenizer": "ByteLevel",
+        "pre_tokenizer.use_regex": True,
+        "model.ignore_merges": False,
+        "added_tokens": [],  # besides the special ones
+    }
+    for name, value in found.items():
+        if value != right[name]:
+            raise ConfigError(
+                f"the tokenizer's {name} is {shown(value)}, but must be {right[name]!r} for GGUF: of llama.cpp's "
+                "byte-level BPEs, GPT-2's alone is written"
+            )
+
+
+def _kind(part: dict[str, Any] | None) -> str | None:
+    return None if part is None else part["type"]
 
 
 def _add_shape(writer: GGUFWriter, config: ModelConfig) -> None:

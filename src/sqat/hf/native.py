@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from sqat.data.tokenizer import Tokenizer
-from sqat.hf import configuration_sqat, modeling_sqat
+from sqat.hf.beside import AUTO_MAP
 from sqat.hf.core import from_decoder
-from sqat.hf.tokenizer import to_transformers
+from sqat.hf.tokenizer import write_tokenizer
 from sqat.model import Decoder
-
-AUTO_MAP = {
-    "AutoConfig": "configuration_sqat.SQATConfig",
-    "AutoModel": "modeling_sqat.SQATModel",
-    "AutoModelForCausalLM": "modeling_sqat.SQATForCausalLM",
-}
 
 
 def write_native(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
@@ -23,10 +16,7 @@ def write_native(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> s
     folder; returns the architecture's name.
     """
     converted = from_decoder(model)
-    converted.config.auto_map = AUTO_MAP
-    converted.save_pretrained(folder)
-    for module in (configuration_sqat, modeling_sqat):
-        shutil.copy(str(module.__file__), folder)
-    if tokenizer is not None:
-        to_transformers(tokenizer, with_end=False).save_pretrained(folder)
+    converted.config.auto_map = dict(AUTO_MAP)
+    converted.save_pretrained(folder)  # with the code, which it now names
+    write_tokenizer(tokenizer, folder)
     return "SQAT, with its modelling code"

@@ -17,7 +17,7 @@ from sqat.data.tokenizer import Tokenizer
 from sqat.errors import ConfigError
 from sqat.hf.core import from_decoder
 from sqat.hf.modeling_sqat import SQATForCausalLM
-from sqat.hf.tokenizer import to_transformers
+from sqat.hf.tokenizer import write_tokenizer
 from sqat.model import Decoder
 
 FILE = "model.onnx"
@@ -62,6 +62,5 @@ def write_onnx(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str
         )
     assert program is not None
     program.save(str(folder / FILE))
-    if tokenizer is not None:
-        to_transformers(tokenizer, with_end=False).save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     return f"ONNX ({FILE})"

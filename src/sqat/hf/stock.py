@@ -30,7 +30,7 @@ from sqat.checkpoint.model_files import native_tensors
 from sqat.config import ModelConfig
 from sqat.data.tokenizer import BOS, EOS, PAD, Tokenizer
 from sqat.errors import ConfigError
-from sqat.hf.tokenizer import to_transformers
+from sqat.hf.tokenizer import write_tokenizer
 from sqat.model import Decoder
 
 
@@ -99,8 +99,7 @@ def to_stock(model: Decoder) -> PreTrainedModel:
 def write_stock(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
     """Write a stock checkpoint, with tokenizer, into an existing folder; returns the architecture's name."""
     to_stock(model).save_pretrained(folder)
-    if tokenizer is not None:
-        to_transformers(tokenizer, with_end=False).save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     return choose(model.config).name
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import tokenizers
 from tokenizers import decoders, processors
 from transformers import PreTrainedTokenizerFast
@@ -31,3 +33,9 @@ def to_transformers(tokenizer: Tokenizer, *, with_end: bool = True) -> PreTraine
         model_input_names=["input_ids", "attention_mask"],  # without token types, which `generate` would refuse
         **names,
     )
+
+
+def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Put a tokenizer, if there is one, beside an export: one for texts to be continued."""
+    if tokenizer is not None:
+        to_transformers(tokenizer, with_end=False).save_pretrained(folder)

@@ -10,8 +10,9 @@ from sqat.checkpoint import read_config
 from sqat.errors import ConfigError
 from sqat.hub.model_folder import ModelFolder, belongs, check_model, form_of, model_files
 from sqat.hub.tokens import require_token
-from sqat.hub.transfer import commit, require_repo_id
+from sqat.hub.transfer import commit, read_text, require_repo_id
 from sqat.model_card import CARD_FILE, Known, model_card, read_origin, stock_card, with_known
+from sqat.model_card.upkeep import for_form, is_edited, with_metadata_of
 from sqat.train.checkpoints import find_model
 
 MESSAGE = "Upload model"
@@ -32,8 +33,8 @@ def push(
     """Upload a model with its tokenizer and card in one commit; returns the commit's address.
 
     What the repository holds of an earlier model goes in the same commit; other files stay. The optimizer's state and a
-    run's logs are never uploaded. A README.md beside the model is its card, which `known` changes in its metadata
-    alone; where there is none, one is written for the upload.
+    run's logs are never uploaded. A card that somebody has written or changed, the README.md beside the model or else
+    the repository's, stays; `known` changes its metadata alone. Otherwise one is written for the upload.
 
     Args:
         folder: a run (its best checkpoint is meant), a checkpoint of either layout, or what `sqat export` and `sqat
@@ -67,7 +68,8 @@ def push(
         source = found if to is None else _converted(found, to, Path(temporary) / "model")
         files: dict[str, Path | bytes] = {name: source / name for name in model_files(source)}
         model = check_model(source)
-        files[CARD_FILE] = _card(model, found, known or Known(), repo_id).encode()
+        there = read_text(repo_id, CARD_FILE, branch=branch, token=token)
+        files[CARD_FILE] = _card(model, found, known or Known(), repo_id, there).encode()
         return commit(
             files,
             repo_id,
@@ -99,11 +101,29 @@ def _converted(checkpoint: Path, to: str, out: Path) -> Path:
     return out
 
 
-def _card(model: ModelFolder, checkpoint: Path, known: Known, repo_id: str) -> str:
-    """The card beside the model, or a new one of what is on record of `checkpoint`, which the model was or is."""
-    path = model.folder / CARD_FILE
-    if model.folder == checkpoint and path.is_file():
-        return with_known(path.read_text(encoding="utf-8"), known)
+def _card(model: ModelFolder, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
+    """Somebody's own card, the one beside the checkpoint or else the Hub's (`there`), for the model's form; without
+    either what was written beside the model, or a new one of what is on record of `checkpoint`, which the model was or
+    is, with the metadata of the one that it replaces.
+    """
+    path = checkpoint / CARD_FILE
+    beside = path.read_text(encoding="utf-8") if path.is_file() else None
+    as_it_is = model.folder == checkpoint
+    for card in (beside, there):
+        if card is not None and is_edited(card):
+            if not (as_it_is and card is beside):
+                card = for_form(card, model.form, repo_id, tokenizer=model.tokenizer)
+            return with_known(card, known)
+    if beside is not None and as_it_is:
+        return with_known(beside, known)
+    result = _new_card(model, checkpoint, known, repo_id)
+    for card in (beside, there):
+        if card is not None:
+            result = with_metadata_of(card, result)
+    return result
+
+
+def _new_card(model: ModelFolder, checkpoint: Path, known: Known, repo_id: str) -> str:
     facts: dict[str, Any] = {
         "origin": read_origin(checkpoint),
         "known": known,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import (
+    HFValidationError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sqat.checksums import MANIFEST
@@ -99,6 +105,28 @@ def fetch(
         at = "" if revision is None else f" at {revision!r}"
         problem = f"{repo_id!r}{at} cannot be had from the Hub"
         raise CheckpointError(f"{problem}: {explain(error, repo_id, token=token)}") from cause(error, token)
+
+
+def read_text(repo_id: str, name: str, *, branch: str | None = None, token: str | bool | None = None) -> str | None:
+    """A small text file of a model repository, as it is now; `None` where there is none. A branch that is not there
+    yet has what the main branch has.
+
+    Raises:
+        CheckpointError: the Hub refused, or could not be reached; the file is no text.
+    """
+    usable_token(token)
+    with tempfile.TemporaryDirectory(prefix="sqat-hub-") as folder:
+        try:
+            return Path(hf_hub_download(repo_id, name, revision=branch, token=token, cache_dir=folder)).read_text(
+                encoding="utf-8"
+            )
+        except RevisionNotFoundError:
+            return None if branch is None else read_text(repo_id, name, token=token)
+        except (RemoteEntryNotFoundError, RepositoryNotFoundError):
+            return None
+        except FAILURES as error:
+            problem = f"{name} of {repo_id!r} cannot be had from the Hub"
+            raise CheckpointError(f"{problem}: {explain(error, repo_id, token=token)}") from cause(error, token)
 
 
 def upload(

@@ -14,9 +14,10 @@ from sqat.model_card.costs import Cost, cost_section, model_costs, recorded_cost
 from sqat.model_card.known import Known
 from sqat.model_card.loading import LIBRARIES, loading_section
 from sqat.model_card.origin import Origin
-from sqat.model_card.results import conversion_results, eval_results, metric_names, results_section
+from sqat.model_card.results import conversion_results, eval_results, metric_names, results_section, stated_results
 from sqat.model_card.text import public_name, table
 from sqat.model_card.training import training_section
+from sqat.model_card.upkeep import sealed
 from sqat.revision import revision
 from sqat.variants import attention_name
 
@@ -72,8 +73,10 @@ def stock_card(
 ) -> str:
     """README.md of a stock checkpoint, or of one whose layers differ in their heads; converted, uptrained or neither.
     Arguments as :func:`model_card`."""
+    from sqat.convert.modeling_mixed_heads import PREFIX
+
     origin = origin or Origin()
-    form = "mixed" if config.model_type.startswith("mixed_heads_") else "stock"
+    form = "mixed" if config.model_type.startswith(PREFIX) else "stock"
     return _compose(_of_stock(config, origin), form, origin, known or Known(), repo_id, tokenizer)
 
 
@@ -132,16 +135,21 @@ def _compose(subject: Subject, form: str, origin: Origin, known: Known, repo_id:
         table(("", ""), subject.rows),
         f"## Cost\n\n{cost_section(subject.costs, subject.context_length)}",
     ]
-    if origin.evaluation is not None:
-        sections.append(f"## Results\n\n{results_section(origin.evaluation, origin.run)}")
+    results = [] if origin.evaluation is None else [results_section(origin.evaluation, origin.run)]
+    if known.metrics:
+        results.append(stated_results(known.metrics))
+    if results:
+        sections.append("\n\n".join(["## Results", *results]))
     if origin.conversion is not None:
         sections.append(f"## Conversion\n\n{_conversion(origin)}")
     if origin.run is not None:
         sections.append(f"## Training\n\n{training_section(origin.run, origin.state)}")
+    elif known.training is not None:
+        sections.append(f"## Training\n\n```sh\n{known.training.strip()}\n```")
     sections.append(f"## Loading\n\n{loading_section(form, repo_id, tokenizer=tokenizer)}")
     sections.append(_footer())
     tags = (*tags, *(MIXIN_TAGS if form == "rxnn" else ()))
-    text = "\n\n".join(sections)
+    text = sealed("\n\n".join(sections))
     return f"---\n{_metadata(title, form, tags, origin, known).to_yaml()}\n---\n\n{text}\n"
 
 
@@ -189,13 +197,14 @@ def _conversion(origin: Origin) -> str:
 def _metadata(title: str, form: str, tags: Sequence[str], origin: Origin, known: Known) -> ModelCardData:
     evaluation = origin.evaluation
     results = [] if evaluation is None else eval_results(evaluation, origin.run, known.datasets)
+    names = [*(metric_names(evaluation) if evaluation else ()), *known.metric_names()]
     return ModelCardData(
         license=known.license,
         library_name=LIBRARIES.get(form, "sqat"),
         pipeline_tag="text-generation",
         datasets=list(known.datasets) or None,
         base_model=known.base_model or origin.base_model,
-        metrics=(evaluation and metric_names(evaluation)) or None,
+        metrics=list(dict.fromkeys(names)) or None,
         model_name=title if results else None,
         eval_results=results or None,
         tags=list(tags),

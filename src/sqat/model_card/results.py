@@ -5,11 +5,13 @@ are named as such.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult
 
 from sqat.convert.uptrain_config import UptrainConfig
+from sqat.model_card.known import Metric
 from sqat.model_card.text import public_name, table
 from sqat.run_config import RunConfig
 
@@ -43,6 +45,12 @@ def results_section(evaluation: dict[str, Any], run: RunConfig | UptrainConfig |
         f"Measured after step {evaluation['step']:,} of training, on {evaluation['targets']:,} targets{on}.\n\n"
         f"{table(('figure', 'value', 'meaning'), rows)}"
     )
+
+
+def stated_results(metrics: Sequence[Metric]) -> str:
+    """Figures that the user gave."""
+    rows = [(name, f"{value:.6g}", meaning) for name, value, meaning in metrics]
+    return f"Measured by the author:\n\n{table(('figure', 'value', 'meaning'), rows)}"
 
 
 def conversion_results(verification: dict[str, Any]) -> str:
