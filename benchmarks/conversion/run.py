@@ -1,6 +1,6 @@
 """Fewer query heads for a trained model, or a model with fewer heads from the start: what each costs in perplexity.
 
-    python benchmarks/conversion/run.py path/to/TinyStories [--tokens 3400000] [--out runs/conversion]
+    python benchmarks/conversion/run.py path/to/TinyStories [--tokens 2000000] [--out runs/conversion]
 
 Trains a small stock Qwen3 and Llama, converts each to half and a quarter of its query heads by every method, uptrains
 each for 1, 5 and 20 % of the original tokens, and trains models with as few heads from scratch for the same shares and
@@ -209,15 +209,15 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Any = parser.add_argument
     add("data", help="a source, as for `sqat train --data`")
-    add("--tokens", type=int, default=3_400_000, help="of the original training")
+    add("--tokens", type=int, default=2_000_000, help="of the original training")
     add("--shares", type=float, nargs="+", default=[1, 5, 20], help="of uptraining, percent of --tokens")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     add("--lr", type=float, default=2e-3, help="from scratch")
     add("--uptrain-lr", type=float, default=5e-4)
-    add("--batch-size", type=int, default=16)
+    add("--batch-size", type=int, default=8)
     add("--limit", type=int, help="at most so many training documents")
-    add("--validation", type=int, default=500, help="validation documents")
+    add("--validation", type=int, default=300, help="validation documents")
     add("--calibration", type=int, default=200, help="documents")
     add("--seed", type=int, default=0)
     add("--device", default="auto")
