@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -88,7 +89,8 @@ def full_disk(commands: Callable[[str], Commands], command: tuple[str, ...], cha
     for n in wanting[::EVERY] if FULL else [first]:
         sqat = commands(f"full-at-{n}")
         ended = sqat(*command, action="fail", at=n, value=errno.ENOSPC)
-        assert_refused(ended, "No space left on device; free some space there", "out cannot be written")
+        assert_refused(ended, "No space left on device; free some space there")
+        assert re.search(r"error: (\S*/)?out(/\S+)? cannot be written", ended.output)  # the folder, or a file in it
         assert litter(sqat.folder) == []
         succeeded(sqat(*command))
         assert litter(sqat.folder) == []

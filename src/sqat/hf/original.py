@@ -60,7 +60,7 @@ def read_original(
 
 def _given(config: object) -> SQATConfig:
     if isinstance(config, str | os.PathLike):
-        config = AutoConfig.from_pretrained(config)
+        config = AutoConfig.from_pretrained(config, trust_remote_code=False)
     if not isinstance(config, SQATConfig):
         raise ConfigError(f"config is of type {type(config).__name__}, but must be an SQATConfig for such a checkpoint")
     return config
