@@ -78,7 +78,9 @@ def command_lines(draw: Any) -> list[str]:
 
 
 @pytest.fixture
-def folder(checkpoint: Path, tmp_path: Path) -> Path:
+def folder(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # "a/b" is a name there
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     (tmp_path / "text.txt").write_text("Once upon a time.\n\nThere was a cat.")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n\n\xff\xfe")
     (tmp_path / "prompts.txt").write_text("Once\nThere\n")
