@@ -236,7 +236,8 @@ def main() -> None:
         lines = "".join(json.dumps(r._asdict()) + "\n" for r in results)
         replace_file(options.raw / "results.jsonl", lines)
         replace_file(options.raw / "table.md", table(results))
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    asked = {name: value for name, value in vars(options).items() if name != "raw"}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
     replace_file(options.raw / "environment.json", json.dumps({**environment(), "options": settings}, indent=1) + "\n")
     print(table(results))
 
