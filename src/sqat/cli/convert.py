@@ -76,22 +76,14 @@ def convert(
 
 
 def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
-    """Write a checkpoint in the other layout; its tokenizer goes along."""
-    from sqat.checkpoint import load_model, write_folder, write_model
-    from sqat.data.tokenizer import Tokenizer
+    """Write a checkpoint in the other layout; its tokenizer goes along, and a model card."""
     from sqat.folders import require_free
-    from sqat.model_card import CARD_FILE, model_card, read_origin
+    from sqat.layout import write_layout
     from sqat.train.checkpoints import find_model
 
     require_free(out, "--out")
     folder = find_model(checkpoint)
-    model = load_model(folder, dtype=None)
-    with write_folder(out) as temporary:
-        write_model(model, temporary, layout=layout)
-        if tokenizer := (folder / "tokenizer.json").is_file():
-            Tokenizer.load(folder).save(temporary)
-        card = model_card(model.config, layout, origin=read_origin(folder), tokenizer=tokenizer)
-        (temporary / CARD_FILE).write_text(card, encoding="utf-8")
+    write_layout(folder, out, layout)
     typer.echo(f"{folder} written to {out} in {layout} layout")
 
 

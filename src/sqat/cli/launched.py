@@ -33,8 +33,10 @@ def is_ours_to_say(error: SqatError) -> bool:
 
     import torch.distributed as dist
 
+    from sqat.train.distributed import restarts
+
     # the store outlives the processes that torchrun starts again: what was said then is said anew
-    said_here = f"sqat/restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    said_here = f"sqat/restart-{restarts()}"
     try:  # the store through which the processes find each other
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(  # type: ignore[attr-defined]  # torch does not say that it is public

@@ -100,12 +100,12 @@ class Folder:
             # The timing pass comes last: until it is done, it may become another.
             free = FREE if (self.out / self.TIMING).is_file() else FREE | {"timing"}
             for name, value in now.items():
-                if name not in free and _plain(before[name]) != _plain(value):
+                if name not in free and plain(before[name]) != plain(value):
                     raise ConfigError(
-                        f"{name} is {_plain(value)!r}, but the comparison in {self.out} has {_plain(before[name])!r}: "
+                        f"{name} is {plain(value)!r}, but the comparison in {self.out} has {plain(before[name])!r}: "
                         "go on with its own plan, or choose another folder (--out)"
                     )
-        replace_file(self.out / self.PLAN, yaml.safe_dump(_plain(plan.to_dict()), sort_keys=False))
+        replace_file(self.out / self.PLAN, yaml.safe_dump(plain(plan.to_dict()), sort_keys=False))
 
     def read_plan(self) -> ComparePlan:
         return ComparePlan.from_dict(read_yaml(self.out / self.PLAN))
@@ -155,6 +155,6 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path} is damaged: {error}") from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """As YAML gives it back: tuples are lists."""
     return json.loads(json.dumps(value))

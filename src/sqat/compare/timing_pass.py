@@ -20,7 +20,7 @@ from sqat.bench.environment import environment
 from sqat.bench.steps import make_step
 from sqat.bench.timing import synchronize
 from sqat.compare.budget import Share
-from sqat.compare.folder import Folder
+from sqat.compare.folder import Folder, plain
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.data.batches import Batch, Batches
 from sqat.durable import replace_file
@@ -56,7 +56,7 @@ def time_variants(plan: ComparePlan, variants: Sequence[Variant | Share], out: P
         "environment": environment(),
         "variants": {name: entry.figures for name, entry in timed.items()},
     }
-    asked = {name: value for name, value in plan.timing.to_dict().items() if name != "rounds"}
+    asked = {name: plain(value) for name, value in plan.timing.to_dict().items() if name != "rounds"}
     done = _go_on(out / PART, asked, result["variants"])
     for round_ in range(done - 1, plan.timing.rounds):  # the first prepares kernels and caches, and does not count
         counts = round_ >= done
@@ -78,7 +78,7 @@ def _go_on(part: Path, asked: dict[str, Any], variants: dict[str, Any]) -> int:
     """
     try:
         before = read_json(part, finite=False)
-        same = before["asked"] == json.loads(json.dumps(asked)) and list(before["variants"]) == list(variants)
+        same = before["asked"] == asked and list(before["variants"]) == list(variants)
     except (OSError, ValueError, KeyError, TypeError):
         return 0
     if not same:

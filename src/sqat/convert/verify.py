@@ -29,9 +29,7 @@ class Verification:
     perplexity_before: float
     perplexity_after: float
     agreement: float  # share of positions where both find the same token likeliest
-    similarity: tuple[
-        float, ...
-    ]  # per layer: cosine of both models' outputs of it (no final norm), mean over positions
+    similarity: tuple[float, ...]  # per layer: cosine of both models' outputs of it, mean over positions
     heat_map: tuple[tuple[float, ...], ...]  # the same, per layer and by position in the row: equal parts, in order
     tokens: int
     row_length: int

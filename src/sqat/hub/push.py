@@ -84,20 +84,16 @@ def push(
 
 def _converted(checkpoint: Path, to: str, out: Path) -> Path:
     """The checkpoint in another form, in a new folder."""
-    from sqat.checkpoint import load_model, write_folder, write_model
-    from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
     from sqat.hf.export import export
+    from sqat.layout import write_layout
 
     forms = ("native", "stock", ORIGINAL)
     if to not in forms:
         raise ConfigError(f"to is {to!r}, but must be one of {', '.join(forms)}")
-    if to != ORIGINAL:
+    if to == ORIGINAL:
+        write_layout(checkpoint, out, "rxnn")
+    else:
         export(checkpoint, out, to)
-        return out
-    with write_folder(out) as temporary:
-        write_model(load_model(checkpoint, dtype=None), temporary, layout="rxnn")
-        if (checkpoint / TOKENIZER_FILE).is_file():
-            Tokenizer.load(checkpoint).save(temporary)
     return out
 
 
