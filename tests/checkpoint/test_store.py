@@ -12,7 +12,7 @@ import pytest
 
 from sqat.checkpoint.store import recover, write_files, write_folder
 from sqat.checksums import MANIFEST, check_files
-from sqat.errors import CheckpointError
+from sqat.errors import CheckpointError, StorageError
 
 
 def write(folder: Path, version: str) -> None:
@@ -110,6 +110,12 @@ def test_a_failing_rename_changes_nothing(folder, monkeypatch, failing):
         write(folder, "new")
     assert content(folder) == of("old")
     assert names(folder.parent) == {"model"}
+
+
+def test_the_root_of_all_folders_is_left_alone():
+    recover("/")
+    with pytest.raises(StorageError, match="^/ cannot be replaced: it is the root of all folders; name one within it"):
+        write(Path("/"), "new")
 
 
 class TestChecksums:

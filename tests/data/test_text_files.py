@@ -163,6 +163,12 @@ class TestParquet:
             documents(path)
         assert documents(path, encoding_errors="replace")[-1] == "ab\ufffd"
 
+    def test_a_name_that_is_no_utf8(self, tmp_path):
+        path = self.write(tmp_path, pa.array(["one"]), "n\u00e9")
+        path.write_bytes(path.read_bytes().replace("n\u00e9".encode(), b"n\xff\xff"))
+        with pytest.raises(DataError, match=r"stories\.parquet: cannot be read: 'utf-8' codec can't decode byte 0xff"):
+            documents(path)
+
     def test_damaged(self, tmp_path):
         path = tmp_path / "stories.parquet"
         path.write_bytes(b"PAR1 is not enough")

@@ -72,17 +72,27 @@ def test_tokenizer(commands: Callable[[str], Commands]) -> None:
     changes = succeeded(whole(*command)).changes
     expected = content(whole.folder / "out")
     assert {*expected} == {"tokenizer.json", "tokenizer_config.json", "checksums.sha256"}
-    for n in numbers(changes, 99, 1):
-        sqat = commands(f"at-{n}")
-        assert sqat(*command, action="kill", at=n).code == KILLED
+
+    def goes_on(sqat: Commands) -> None:
         assert content(sqat.folder / "out").items() <= expected.items()  # each is whole or absent
         succeeded(sqat(*command))
         assert content(sqat.folder / "out") == expected
         assert litter(sqat.folder) == []
-    full_disk(commands, command, changes, "tokenizer.json")
+
+    for n in numbers(changes, 99, 1):
+        sqat = commands(f"at-{n}")
+        assert sqat(*command, action="kill", at=n).code == KILLED
+        goes_on(sqat)
+    full_disk(commands, command, changes, "tokenizer.json", goes_on)
 
 
-def full_disk(commands: Callable[[str], Commands], command: tuple[str, ...], changes: list[str], name: str) -> None:
+def full_disk(
+    commands: Callable[[str], Commands],
+    command: tuple[str, ...],
+    changes: list[str],
+    name: str,
+    goes_on: Callable[[Commands], None],
+) -> None:
     """It is full from the first write of a file on; in the full form, from any change on."""
     wanting = [i + 1 for i, change in enumerate(changes) if not change.startswith(FREEING)]
     first = next(n for n in wanting if changes[n - 1].startswith("write") and name in changes[n - 1])
@@ -92,8 +102,7 @@ def full_disk(commands: Callable[[str], Commands], command: tuple[str, ...], cha
         assert_refused(ended, "No space left on device; free some space there")
         assert re.search(r"error: (\S*/)?out(/\S+)? cannot be written", ended.output)  # the folder, or a file in it
         assert litter(sqat.folder) == []
-        succeeded(sqat(*command))
-        assert litter(sqat.folder) == []
+        goes_on(sqat)
 
 
 def kill_conversion(commands: Callable[[str], Commands], command: tuple[str, ...], modules: tuple[str, ...]) -> None:
@@ -101,10 +110,9 @@ def kill_conversion(commands: Callable[[str], Commands], command: tuple[str, ...
     changes = succeeded(whole(*command, modules=modules)).changes
     expected = content(whole.folder / "out")
     assert {"config.json", "model.safetensors"} <= {*expected}
-    for n in numbers(changes, 99, 1):
-        sqat = commands(f"at-{n}")
-        assert sqat(*command, action="kill", at=n).code == KILLED
-        if (sqat.folder / "out").exists():
+
+    def goes_on(sqat: Commands) -> None:
+        if (sqat.folder / "out").exists():  # whole; what was stopped or refused came after its renaming
             assert content(sqat.folder / "out") == expected
             again = sqat(*command)  # it is done, and not done twice
             assert again.code == 1
@@ -113,7 +121,12 @@ def kill_conversion(commands: Callable[[str], Commands], command: tuple[str, ...
             succeeded(sqat(*command))
         assert content(sqat.folder / "out") == expected
         assert litter(sqat.folder) == []
-    full_disk(commands, command, changes, "config.json")
+
+    for n in numbers(changes, 99, 1):
+        sqat = commands(f"at-{n}")
+        assert sqat(*command, action="kill", at=n).code == KILLED
+        goes_on(sqat)
+    full_disk(commands, command, changes, "config.json", goes_on)
 
 
 def test_convert_layout(commands: Callable[[str], Commands], whole: Commands) -> None:

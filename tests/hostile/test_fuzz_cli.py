@@ -144,6 +144,7 @@ def test_a_message_is_one_line_that_commands_no_terminal() -> None:
     [
         (["train", "sqat-mm", "--data", "x" * 300 + "/a.txt", "--out", "out"], "error: 'xxx"),
         (["info", "x" * 5000], "error: "),
+        (["info", "/"], "error: / is neither a checkpoint"),
         (["tokenizer", "train", "text.txt", "--out", "taken", "--vocab-size", "262"], "error: "),
         (["train", "sqat-mm", "--set", "train.seed=" + "9" * 5000], "error: override 'train.seed=9999"),
         (["compare", "run.yaml", "--seeds", "9" * 5000], "error: --seeds is '9999"),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sqat.checksums import relisted, write_checksums
 from sqat.durable import flush, make_folder, temporary_beside, writing
+from sqat.errors import StorageError
 from sqat.lock import take
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ def write_folder(destination: str | Path) -> Iterator[Path]:
         StorageError: the system refuses, as where the disk is full.
     """
     destination = Path(destination).resolve()  # through a link, to what it stands for
+    if not destination.name:
+        raise StorageError(f"{destination} cannot be replaced: it is the root of all folders; name one within it")
     with writing(destination):
         make_folder(destination.parent)
         recover(destination)
@@ -75,6 +78,8 @@ def recover(destination: str | Path) -> None:
     writer that is between the two renames is waited for.
     """
     destination = Path(destination).resolve()
+    if not destination.name:
+        return  # the root, which nobody replaces
     previous = _previous(destination)
     if not previous.exists():
         return

@@ -64,7 +64,7 @@ class FileReader:
                         yield from _read_jsonl(path, self.field, self.encoding_errors)
                     case _:
                         yield from _read_text(path, self.encoding_errors)
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last of a Parquet column's name
                 raise DataError(f"{path}: cannot be read: {error}") from error
 
     def identity(self) -> list[object]:
