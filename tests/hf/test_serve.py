@@ -1,16 +1,16 @@
-"""`transformers serve` answers from a stock export, in a process that knows nothing of sqat."""
+"""`transformers serve` answers from a stock export, by the lines of docs/ecosystem.md, where nothing knows of sqat."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,52 +24,43 @@ from sqat.model import Decoder
 
 for _name in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(_name, reason=f"{_name} is in the extra 'interop'")
+if shutil.which("curl") is None:
+    pytest.skip("the lines of docs/ecosystem.md need curl", allow_module_level=True)
+
+PAGE = Path(__file__).parents[2] / "docs" / "ecosystem.md"
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[[Path], str]]:
-    """`serve(folder)` starts the server on a checkpoint; returns its address."""
-    processes = []
-
-    def start(folder: Path) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        code = "from transformers.cli.transformers import main; main()"
-        command = [sys.executable, "-c", code, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        log = (folder.parent / "serve.log").open("w")
-        processes.append(subprocess.Popen([*command, "--device", "cpu"], env=environment, stdout=log, stderr=log))
-        return f"http://127.0.0.1:{port}"
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
-def post(url: str, request: dict[str, object], process_log: Path) -> dict[str, object]:
-    data = json.dumps(request).encode()
-    for _ in range(240):
+def run_lines(lines: str, folder: Path) -> str:
+    """What they print, the server among them ended afterwards."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    with (folder / "serve.log").open("w") as log:
+        shell = subprocess.Popen(
+            ["sh", "-c", lines], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+        )
         try:
-            ready = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-            with urllib.request.urlopen(ready, timeout=60) as answer:
-                return dict(json.load(answer))
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.25)
-    raise AssertionError(process_log.read_text())
+            assert shell.stdout is not None
+            return next((line for line in map(bytes.decode, shell.stdout) if line.startswith("{")), "")
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
 
 
 @pytest.mark.slow
-def test_completions(tiny_model: Callable[..., Decoder], serve: Callable[[Path], str], tmp_path: Path) -> None:
+def test_completions(tiny_model: Callable[..., Decoder], tmp_path: Path) -> None:
+    [lines] = re.findall(r"```sh\n(transformers serve .*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     tokenizer = train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 307)
     core = tiny_model(vocab_size=307, context_length=67)
-    checkpoint = save_model(core, tmp_path / "checkpoint")
-    tokenizer.save(checkpoint)
-    out = tmp_path / "out"
-    export(checkpoint, out, "stock")
-    request = {"model": str(out), "prompt": "A cat", "max_tokens": 9, "temperature": 0}
-    answer = post(f"{serve(out)}/v1/completions", request, tmp_path / "serve.log")
-    expected = generate(core, tokenizer, "A cat", SamplingConfig(temperature=0, max_tokens=9))[0]
-    assert [choice["text"] for choice in answer["choices"]] == [expected.text]  # type: ignore[attr-defined]
+    tokenizer.save(save_model(core, tmp_path / "checkpoint"))
+    export(tmp_path / "checkpoint", tmp_path / "runs" / "mine-stock", "stock")
+    answer = run_lines(lines.replace("8000", str(free_port())), tmp_path)
+    assert answer, (tmp_path / "serve.log").read_text()
+    expected = generate(core, tokenizer, "Once upon a time", SamplingConfig(temperature=0, max_tokens=9))[0]
+    assert [choice["text"] for choice in json.loads(answer)["choices"]] == [expected.text]
