@@ -114,7 +114,7 @@ def test_a_failing_rename_changes_nothing(folder, monkeypatch, failing):
 
 def test_the_root_of_all_folders_is_left_alone():
     recover("/")
-    with pytest.raises(StorageError, match="^/ cannot be replaced: it is the root of all folders; name one within it"):
+    with pytest.raises(StorageError, match=r"^/ cannot be replaced: it is the root of all folders; name one within it"):
         write(Path("/"), "new")
 
 
