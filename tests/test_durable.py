@@ -107,6 +107,13 @@ def test_the_outer_name_is_told():
         raise OSError(errno.EFBIG, "x")
 
 
+def test_a_name_that_is_no_utf8():
+    with pytest.raises(StorageError, match=r"^'a\\udcff' cannot be written: its name is no UTF-8"), writing("a\udcff"):
+        "a\udcff".encode()
+    with pytest.raises(UnicodeEncodeError), writing("a"):  # it was not the name
+        "a\udcff".encode()
+
+
 @pytest.mark.parametrize("error", [KeyError, BrokenPipeError])
 def test_other_errors_pass(error):
     with pytest.raises(error, match="x"), writing("a"):

@@ -42,6 +42,10 @@ def writing(path: str | Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise _explained(path, error) from error
+    except UnicodeEncodeError as error:
+        if not re.search("[\ud800-\udfff]", str(path)):  # what is written has half a surrogate pair, not its name
+            raise
+        raise StorageError(f"{str(path)!r} cannot be written: its name is no UTF-8; choose another") from error
 
 
 def _explained(path: str | Path, error: BaseException) -> StorageError:

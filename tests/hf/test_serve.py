@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -37,20 +38,21 @@ def free_port() -> int:
 
 
 def run_lines(lines: str, folder: Path) -> str:
-    """What they print, the server among them ended afterwards."""
+    """The JSON that they print; the server among them, which has a log, is ended afterwards."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     with (folder / "serve.log").open("w") as log:
+        command = ["sh", "-c", f"{lines}\nkill $!"]
         shell = subprocess.Popen(
-            ["sh", "-c", lines], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )
         try:
-            assert shell.stdout is not None
-            return next((line for line in map(bytes.decode, shell.stdout) if line.startswith("{")), "")
+            printed = shell.communicate(timeout=240)[0]
         finally:
-            os.killpg(shell.pid, signal.SIGKILL)
-            shell.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+    return next((line for line in printed.splitlines() if line.startswith("{")), "")
 
 
 @pytest.mark.slow
