@@ -169,6 +169,15 @@ class TestParquet:
         with pytest.raises(DataError, match=r"stories\.parquet: cannot be read: 'utf-8' codec can't decode byte 0xff"):
             documents(path)
 
+    def test_a_schema_that_contradicts_the_statistics(self, tmp_path):
+        """pyarrow's `RowGroupMetaData.column` ends the process there."""
+        path = self.write(tmp_path, pa.array(["one"]))
+        optional, required = (b"\x25" + kind + b"\x18\x04text" for kind in (b"\x02", b"\x00"))
+        assert optional in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(optional, required))
+        with pytest.raises(DataError, match=r"stories\.parquet: cannot be read: .* histogram size mismatch"):
+            documents(path)
+
     def test_damaged(self, tmp_path):
         path = tmp_path / "stories.parquet"
         path.write_bytes(b"PAR1 is not enough")

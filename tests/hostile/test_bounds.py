@@ -295,7 +295,7 @@ class TestText:
             path = tmp_path / f"{number}.parquet"
             pq.write_table(pa.table({"text": ["a" * size], "other": ["b" * 5 * size]}), path, use_dictionary=False)
             with open(path, "rb") as stream:
-                rows = rows_at_a_time(stream, pq.ParquetFile(path).metadata, "text", 10_000)
+                rows = rows_at_a_time(stream, "text", 10_000)
             assert BATCH_BYTES // (size + 1000) <= rows <= BATCH_BYTES // size
 
     def test_a_packed_parquet_file_that_unpacks_without_end(self, tmp_path: Path, monkeypatch: Any) -> None:

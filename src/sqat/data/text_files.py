@@ -133,7 +133,7 @@ def _read_parquet(path: Path, field: str, encoding_errors: str) -> Iterator[str]
         file = stack.enter_context(pq.ParquetFile(stream))
         check_text_column(file.schema_arrow, field, str(path))
         try:
-            rows = rows_at_a_time(stream, file.metadata, field, ROWS_AT_A_TIME)
+            rows = rows_at_a_time(stream, field, ROWS_AT_A_TIME)
         except ValueError as error:
             raise DataError(f"{path}: the field {shown(field)} cannot be read: {error}") from error
         row = 0
