@@ -68,6 +68,9 @@ class TestStories:
 
 
 class TestArguments:
+    def test_a_limit_beyond_all_numbers_of_the_machine(self):
+        assert len(documents("stories:7", limit=10**40)) == 7
+
     @pytest.mark.parametrize("limit", [0, -2])
     def test_limit(self, limit):
         with pytest.raises(ConfigError, match=f"limit is {limit}; it must be"):

@@ -72,6 +72,8 @@ class TestTraining:
     def test_smallest_vocabulary(self):
         with pytest.raises(ConfigError, match="vocab_size is 259; it must be at least 260"):
             train_tokenizer([TEXT], 259)
+        with pytest.raises(ConfigError, match=f"vocab_size is {10**40}; .* at most 4,194,304"):
+            train_tokenizer([TEXT], 10**40)
         assert train_tokenizer([TEXT], 260).vocab_size == 260
 
     def test_small_text(self, caplog):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -82,7 +83,8 @@ class ReadSource:
         return self.reader.name
 
     def documents(self) -> Iterator[str]:
-        return islice((text for text in self.reader.read() if text and not text.isspace()), self.limit)
+        most = None if self.limit is None else min(self.limit, sys.maxsize)  # beyond which nothing counts
+        return islice((text for text in self.reader.read() if text and not text.isspace()), most)
 
     def fingerprint(self) -> str:
         identity = json.dumps([*self.reader.identity(), self.limit])

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sqat.checksums import check_files, relisted
-from sqat.data.tokenizer_check import read_tokenizer_file
+from sqat.data.tokenizer_check import MAX_VOCABULARY, read_tokenizer_file
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.untrusted import shown
@@ -174,13 +174,13 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokeniz
     """Learn a byte-level BPE from a stream of documents. The same documents give the same tokenizer.
 
     All 256 bytes have a token, so any text can be encoded. A text too small or too uniform for `vocab_size` entries
-    gives fewer, with a warning. Raises ConfigError for a vocabulary that cannot hold the bytes and special tokens, and
-    DataError where there are no documents.
+    gives fewer, with a warning. Raises ConfigError for a vocabulary that cannot hold the bytes and special tokens, or is
+    larger than any that is read, and DataError where there are no documents.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
+    if not SMALLEST_VOCABULARY <= vocab_size <= MAX_VOCABULARY:
         raise ConfigError(
             f"vocab_size is {vocab_size}; it must be at least {SMALLEST_VOCABULARY}: 256 bytes and "
-            f"{len(SPECIAL_TOKENS)} special tokens"
+            f"{len(SPECIAL_TOKENS)} special tokens; and at most {MAX_VOCABULARY:,}"
         )
     stream = iter(documents)
     first = next(stream, None)
