@@ -14,6 +14,8 @@ from typing import Any, Self
 from sqat.errors import ConfigError
 from sqat.untrusted import shown
 
+MAX_INTEGER = (1 << 63) - 1  # what the libraries below take
+
 
 class Config:
     """Mixin for frozen dataclasses of plain fields: to and from dictionaries."""
@@ -72,6 +74,8 @@ def convert(value: Any, kind: Any, where: str) -> Any:
             return tuple(convert(item, typing.get_args(option)[0], where) for item in value)
         converted = _convert_scalar(value, option)
         if converted is not None:
+            if isinstance(converted, int) and abs(converted) > MAX_INTEGER:
+                raise ConfigError(f"{where} is {shown(value)}, but must be a number of 64 bits, such as {MAX_INTEGER:,}")
             return converted
     names = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
     raise ConfigError(f"{where} is {shown(value)}, but must be {names}")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
+from sqat.config_fields import MAX_INTEGER
 from sqat.data.batches import Batches
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
@@ -89,7 +90,7 @@ class Trainer:
         told = [*callbacks, *([TokenLimit(config.max_tokens)] if config.max_tokens else [])]
         self.callbacks = [callback for callback in told if is_first() or callback.everywhere]
         per_epoch = math.ceil(len(batches) / config.gradient_accumulation)
-        self.total_steps = config.max_steps or per_epoch * (config.epochs or 1)
+        self.total_steps = min(config.max_steps or per_epoch * (config.epochs or 1), MAX_INTEGER)
 
     def make_task(self) -> nn.Module:
         """Model and loss as the one module that steps run; the model is on its device."""
