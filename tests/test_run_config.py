@@ -115,7 +115,7 @@ class TestRun:
             ({"model": "sqat-mm", "train": {"lr": 1}}, "TrainConfig: unknown field 'lr'"),
             (
                 {"model": "sqat-mm", "train": {"max_steps": 10**40}},
-                f"TrainConfig.max_steps is {10**40}, but must be a number of 64 bits, such as 9,223,372,036,854,775,807",
+                f"TrainConfig.max_steps is {10**40}, but must be at most 9,223,372,036,854,775,807",
             ),
             (
                 {"model": "sqat-mm", "train": {"batch_size": "many"}},

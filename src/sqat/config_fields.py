@@ -75,7 +75,8 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         converted = _convert_scalar(value, option)
         if converted is not None:
             if isinstance(converted, int) and abs(converted) > MAX_INTEGER:
-                raise ConfigError(f"{where} is {shown(value)}, but must be a number of 64 bits, such as {MAX_INTEGER:,}")
+                right = f"at most {MAX_INTEGER:,}" if converted > 0 else f"at least {-MAX_INTEGER:,}"
+                raise ConfigError(f"{where} is {shown(value)}, but must be {right}")
             return converted
     names = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
     raise ConfigError(f"{where} is {shown(value)}, but must be {names}")

@@ -19,6 +19,7 @@ from sqat.errors import CheckpointError
 from sqat.untrusted import read_json, shown
 
 MAX_INDEX_BYTES = 1 << 24
+MAX_NAME_BYTES = 255  # of file systems
 _SPARE_TENSORS = 64  # so that a checkpoint that lacks a few is refused by their names, not by its number of layers
 
 _TYPES = {
@@ -85,7 +86,8 @@ def weight_files(folder: Path, single: str) -> list[Path]:
     if not names:
         raise CheckpointError(f"{index} is damaged: its weight_map names no file")
     for name in names:
-        if not name.endswith(".safetensors") or name != Path(name).name or "\\" in name or not name.isprintable():
+        file_name = name == Path(name).name and "\\" not in name and name.isprintable()
+        if not file_name or not name.endswith(".safetensors") or len(name.encode()) > MAX_NAME_BYTES:
             raise CheckpointError(
                 f"{index}: weight_map names {shown(name)}, but must name .safetensors files of its own folder"
             )

@@ -174,8 +174,8 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokeniz
     """Learn a byte-level BPE from a stream of documents. The same documents give the same tokenizer.
 
     All 256 bytes have a token, so any text can be encoded. A text too small or too uniform for `vocab_size` entries
-    gives fewer, with a warning. Raises ConfigError for a vocabulary that cannot hold the bytes and special tokens, or is
-    larger than any that is read, and DataError where there are no documents.
+    gives fewer, with a warning. Raises ConfigError for a vocabulary that cannot hold the bytes and special tokens, or
+    that is larger than any that is read, and DataError where there are no documents.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= MAX_VOCABULARY:
         raise ConfigError(
