@@ -260,6 +260,7 @@ class TestOrder:
     [
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"context_length": 1}, "context_length is 1; it must be at least 2"),
+        ({"context_length": 10**40}, f"context_length is {10**40}; it must be at most 16,777,216"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"mode": "padded"}, "mode is 'padded'; it must be one of packed, rows"),
         ({"padding_as_target": True}, 'padding_as_target and end_truncated are for mode "rows"'),

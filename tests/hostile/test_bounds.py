@@ -341,6 +341,10 @@ class TestTokenizers:
                 lambda v: v.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AA=="}),
                 "normalizer.type is 'Precompiled'",
             ),
+            (
+                lambda v: v["post_processor"]["special_tokens"].pop("[EOS]"),
+                "post_processor.single names '[EOS]', which its special_tokens lack",
+            ),
             (lambda v: v["added_tokens"].append({"id": 2**31, "content": "x"}), "added_tokens[4].id is 2147483648"),
             (lambda v: v["added_tokens"].append({"id": 9, "content": ""}), "added_tokens[4].content is ''"),
             (

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sqat.config import CEILINGS
 from sqat.data.token_store import TokenStore, to_device
 from sqat.data.tokenizer import EOS, PAD
 from sqat.data.tokens import TokenFile
@@ -108,6 +109,8 @@ class Batches:
     ) -> None:
         _check_at_least("batch_size", batch_size, 1)
         _check_at_least("context_length", context_length, 2)
+        if context_length > CEILINGS["context_length"]:
+            raise ConfigError(f"context_length is {context_length}; it must be at most {CEILINGS['context_length']:,}")
         _check_at_least("seed", seed, 0)
         if mode not in MODES:
             raise ConfigError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")

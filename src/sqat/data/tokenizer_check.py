@@ -123,6 +123,8 @@ def _check_part(part: Any, where: str, kinds: set[str]) -> None:
             raise ValueError(f"{where} is a sequence without a list of steps, or of more than 32")
         for number, step in enumerate(steps):
             _check_part(step, f"{where}[{number}]", kinds)
+    if part["type"] == "TemplateProcessing":
+        _check_template(part, where)
     pattern = part.get("pattern")
     if isinstance(pattern, dict) and "Regex" in pattern:
         try:
@@ -136,3 +138,15 @@ def _check_part(part: Any, where: str, kinds: set[str]) -> None:
     for name in ("content", "prepend"):
         if isinstance(part.get(name), str) and len(part[name]) > MAX_TOKEN:
             raise ValueError(f"{where}.{name} has {len(part[name]):,} characters, but at most {MAX_TOKEN:,} are read")
+
+
+def _check_template(part: dict[str, Any], where: str) -> None:
+    """The library ends in the middle of a text where a template names a special token that it does not have."""
+    known = part.get("special_tokens")
+    for name in ("single", "pair"):
+        steps = part.get(name)
+        for step in steps if isinstance(steps, list) else []:
+            token = step.get("SpecialToken") if isinstance(step, dict) else None
+            special = token.get("id") if isinstance(token, dict) else None
+            if special is not None and not (isinstance(known, dict) and special in known):
+                raise ValueError(f"{where}.{name} names {shown(special)}, which its special_tokens lack")
