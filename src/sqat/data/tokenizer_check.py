@@ -148,5 +148,5 @@ def _check_template(part: dict[str, Any], where: str) -> None:
         for step in steps if isinstance(steps, list) else []:
             token = step.get("SpecialToken") if isinstance(step, dict) else None
             special = token.get("id") if isinstance(token, dict) else None
-            if special is not None and not (isinstance(known, dict) and special in known):
+            if isinstance(special, str) and not (isinstance(known, dict) and special in known):  # else it is refused
                 raise ValueError(f"{where}.{name} names {shown(special)}, which its special_tokens lack")
