@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sqat.cli import main, one_line
 
 # Commands as they work. What they may be changed to is quick: numbers are small or unusable, never large and usable.
-# None has NUL, which the system puts into no command line.
+# None has NUL, which the system puts into no command line, nor names another folder to write to.
 COMMANDS = [
     ["info", "checkpoint", "--context", "7"],
     ["info", "sqat-mm"],
@@ -41,7 +41,7 @@ COMMANDS = [
 ]
 WORDS = [
     *("", "0", "-1", "1e400", "nan", "inf", "-0.5", "9" * 40, "9" * 5000, "1_000", "٣", "true", "None", "x" * 300),
-    *("x" * 5000, ".", "..", "/", "/dev/null", "/proc/self/mem", "~nobody-of-this-name", "./missing", "checkpoint"),
+    *("x" * 5000, ".", "..", "/dev/null", "/proc/self/mem", "~nobody-of-this-name", "./missing", "checkpoint"),
     *("text.txt", "prompts.txt", "run.yaml", "latin.txt", "a=b", "train.seed=[", "model.vocab_size=1e400", "stories:0"),
     *(
         "--",
@@ -66,7 +66,7 @@ def command_lines(draw: Any) -> list[str]:
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0 if draw(st.integers(0, 9)) == 0 else 1, len(line) - 1))
         kind = draw(st.sampled_from(("set", "set", "set", "insert", "remove", "double", "join")))
-        word = draw(st.sampled_from(WORDS)) if draw(st.integers(0, 5)) else draw(st.text(max_size=5)).replace("\0", "")
+        word = draw(st.sampled_from(WORDS)) if draw(st.integers(0, 5)) else draw(st.text(max_size=5)).replace("\0", "").lstrip("/~")
         if kind == "set":
             line[at] = word
         elif kind == "insert":
@@ -148,8 +148,7 @@ def test_a_message_is_one_line_that_commands_no_terminal() -> None:
     [
         (["train", "sqat-mm", "--data", "x" * 300 + "/a.txt", "--out", "out"], "error: 'xxx"),
         (["info", "x" * 5000], "error: "),
-        (["info", "/"], "error: / is neither a checkpoint"),
-        (["tokenizer", "train", "text.txt", "--out", "taken", "--vocab-size", "262"], "error: "),
+                (["tokenizer", "train", "text.txt", "--out", "taken", "--vocab-size", "262"], "error: "),
         (["train", "sqat-mm", "--set", "train.seed=" + "9" * 5000], "error: override 'train.seed=9999"),
         (["compare", "run.yaml", "--seeds", "9" * 5000], "error: --seeds is '9999"),
     ],
