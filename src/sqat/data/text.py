@@ -3,13 +3,13 @@
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from sqat.config_fields import MAX_INTEGER
 from sqat.data.text_files import COMPRESSIONS, FORMATS, FileReader, find_shards, text_format
 from sqat.data.text_hub import HubReader, open_hub
 from sqat.errors import ConfigError, DataError
@@ -83,7 +83,7 @@ class ReadSource:
         return self.reader.name
 
     def documents(self) -> Iterator[str]:
-        most = None if self.limit is None else min(self.limit, sys.maxsize)  # beyond which nothing counts
+        most = None if self.limit is None else min(self.limit, MAX_INTEGER)
         return islice((text for text in self.reader.read() if text and not text.isspace()), most)
 
     def fingerprint(self) -> str:
