@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
+from sqat.cpu import shards
 from sqat.data.batches import Batch
 from sqat.errors import SqatError
 from sqat.run_config import RunConfig
-from sqat.train import Trainer, loop, shards, start_run
+from sqat.train import Trainer, loop, start_run
 from sqat.train.callbacks import Callback
 from sqat.train.distributed import gather, rank
 from sqat.train.feed import StepData

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from sqat.cpu.lean import LeanStep, why_not_lean
+from sqat.cuda.grouped_experts import FEW_TOKENS
 from sqat.generate.choose_step import PlainStep, _can_be_recorded, make_step
-from sqat.generate.lean import LeanStep, why_not_lean
 from sqat.model import Decoder, KVCache
-from sqat.model.grouped_experts import FEW_TOKENS
 
 
 class Doubled(nn.Linear):

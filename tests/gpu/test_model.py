@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqat.generate.static import StaticStep
+from sqat.cuda.grouped_experts import grouped_mm, grouped_mm_naive, run_experts_few, supports_grouped
+from sqat.cuda.static import StaticStep
 from sqat.model import AttentionMask, Decoder, KVCache, flex
 from sqat.model.attend import attend, attend_naive
 from sqat.model.experts import ExpertWeights, run_experts, run_experts_naive
-from sqat.model.grouped_experts import grouped_mm, grouped_mm_naive, run_experts_few, supports_grouped
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU here", allow_module_level=True)

@@ -97,7 +97,7 @@ class TestSkipping:
         self, start, monkeypatch, kind, accumulation, shards
     ) -> None:
         monkeypatch.setattr("sqat.train.loop.suitable_shards", lambda model: shards)
-        monkeypatch.setattr("sqat.train.shards.SHARD_TOKENS", 1)
+        monkeypatch.setattr("sqat.cpu.shards.SHARD_TOKENS", 1)
         copies = Copies()
         trainer = spoil(start(callbacks=(copies,), gradient_accumulation=accumulation), {3, 4, 6}, kind)
         trainer.train()

@@ -51,7 +51,7 @@ def test_resumed_run_is_uninterrupted_run_to_the_bit(
     shards: int,
 ) -> None:
     monkeypatch.setattr("sqat.train.loop.suitable_shards", lambda model: shards)
-    monkeypatch.setattr("sqat.train.shards.SHARD_TOKENS", 1)
+    monkeypatch.setattr("sqat.cpu.shards.SHARD_TOKENS", 1)
     config = run_config(
         max_steps=7, evaluate_every=3, precision=precision, gradient_accumulation=2, data={"mode": mode}
     )

@@ -16,12 +16,12 @@ from rxnn.training.figures import Figures, TensorBoardLog
 from rxnn.training.requirements import require_dataset, require_finite, require_optimizer
 from rxnn.training.trainer_callback import TrainerCallback
 from sqat.config_fields import require, require_choice, require_positive
+from sqat.cpu.allocator import keep_freed_memory
+from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import PAD
 from sqat.errors import ConfigError
-from sqat.train.allocator import keep_freed_memory
 from sqat.train.evaluate import evaluate
-from sqat.train.shards import suitable_shards
 from sqat.train.step import TrainingLoss, train_step
 
 CLIP_NORM = 1.0

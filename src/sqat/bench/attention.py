@@ -53,7 +53,7 @@ def measure_attention(context: Context) -> Result:
 
 
 def _as_in_training() -> None:
-    from sqat.train.allocator import keep_freed_memory
+    from sqat.cpu.allocator import keep_freed_memory
 
     keep_freed_memory()
 

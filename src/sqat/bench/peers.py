@@ -23,7 +23,7 @@ INSTALL = {
     "transformers": 'pip install "transformers>=5.17"',
     "rxlm": "make bench-setup, or: pip install 'sqat[bench]' && pip install --no-deps rxlm==0.3.80",
 }
-# The settings that our training makes for itself (sqat.train.allocator), as glibc reads them from the environment.
+# The settings that our training makes for itself (sqat.cpu.allocator), as glibc reads them from the environment.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),

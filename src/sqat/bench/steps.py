@@ -17,12 +17,12 @@ from sqat.bench.results import NotMeasured
 from sqat.bench.timing import synchronize
 from sqat.bench.workload import load_batch
 from sqat.config import ModelConfig
+from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batch
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
 from sqat.train.device import use_bf16
 from sqat.train.optim import make_optimizer
-from sqat.train.shards import suitable_shards
 from sqat.train.step import TrainingLoss, train_step
 
 Step = Callable[[], Any]
@@ -76,7 +76,7 @@ def _sqat_step(config: ModelConfig, batch: Batch, device: str, *, precision: str
 
 
 def _keep_freed_memory() -> None:
-    from sqat.train.allocator import keep_freed_memory
+    from sqat.cpu.allocator import keep_freed_memory
 
     keep_freed_memory()
 

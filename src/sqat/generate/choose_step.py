@@ -10,10 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sqat.generate.lean import LeanStep, find_hook, why_not_lean
-from sqat.generate.static import StaticStep
+from sqat.cpu.lean import LeanStep, find_hook, why_not_lean
+from sqat.cuda.grouped_experts import FEW_TOKENS
+from sqat.cuda.static import StaticStep
 from sqat.model import Decoder, KVCache
-from sqat.model.grouped_experts import FEW_TOKENS
 
 
 class Step(Protocol):
@@ -38,7 +38,7 @@ class PlainStep:
 def make_step(model: Decoder, cache: KVCache) -> Step:
     """The quickest way to go on from a cache filled with the prompts.
 
-    On a CPU in float32 that is :class:`sqat.generate.lean.LeanStep`, on a GPU a recorded graph; for a model with
+    On a CPU in float32 that is :class:`sqat.cpu.lean.LeanStep`, on a GPU a recorded graph; for a model with
     adapters, hooks or other types, the model itself. The weights must not change while a step is used.
     """
     device = model.embedding.weight.device.type

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sqat.model import flex, tiled
+from sqat.cpu import tiled
+from sqat.cpu.blocked import BlockedAttention, block_length
+from sqat.cuda import flex
 from sqat.model import mask as masks
-from sqat.model.blocked import BlockedAttention, block_length
 from sqat.model.mask import AttentionMask
 
 

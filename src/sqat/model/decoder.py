@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sqat.config import ModelConfig
-from sqat.model import tiled
+from sqat.cpu import tiled
 from sqat.model.block import Block
 from sqat.model.cache import KVCache
 from sqat.model.init import initialise

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sqat.cpu.sorted_experts import SortedExperts
+from sqat.cuda.grouped_experts import run_experts_few, run_experts_grouped, supports_grouped, takes_few
 from sqat.model.feedforward import ACTIVATIONS
-from sqat.model.grouped_experts import run_experts_few, run_experts_grouped, supports_grouped, takes_few
-from sqat.model.sorted_experts import SortedExperts
 
 
 class ExpertWeights(NamedTuple):

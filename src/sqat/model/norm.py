@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqat import kernels
+from sqat import cpu as kernels
 
 
 def make_norm(kind: str | None, hidden_size: int, eps: float | None) -> nn.Module:
@@ -45,7 +45,7 @@ class RMSNorm(nn.RMSNorm):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        from sqat.kernels.norm import rms_norm
+        from sqat.cpu.norm import rms_norm
 
         x_ND = x.reshape(-1, x.shape[-1]).contiguous()
         out_ND, scale_N = rms_norm(x_ND, weight_D, eps)
@@ -54,7 +54,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        from sqat.kernels.norm import rms_norm_backward
+        from sqat.cpu.norm import rms_norm_backward
 
         x_ND, weight_D, scale_N = ctx.saved_tensors
         d_x_ND, d_weight_D = rms_norm_backward(grad.reshape(x_ND.shape).contiguous(), x_ND, weight_D, scale_N)

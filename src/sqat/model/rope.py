@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sqat import kernels
+from sqat import cpu as kernels
 
 
 class RotaryTables(NamedTuple):
@@ -67,7 +67,7 @@ def _turn(x_BHTC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dt
     """Rotation by the angles, or back for `sign` -1.0; by a compiled loop where wanted and possible."""
     x_BTHC = x_BHTC.transpose(1, 2)
     if compiled and x_BTHC.is_contiguous() and _has_loop(x_BHTC, cos, dtype):
-        from sqat.kernels.rope import rotate as rotate_in_one_pass
+        from sqat.cpu.rope import rotate as rotate_in_one_pass
 
         return rotate_in_one_pass(x_BTHC, cos.contiguous(), sin.contiguous(), sign, dtype).transpose(1, 2)
     exact = x_BHTC.float()

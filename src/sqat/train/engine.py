@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sqat.cpu.allocator import keep_freed_memory
 from sqat.data.batches import Batches
 from sqat.errors import ConfigError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
 from sqat.train import distributed
-from sqat.train.allocator import keep_freed_memory
 from sqat.train.device import make_accelerator, use_bf16
 from sqat.train.feed import StepData
 from sqat.train.optim import make_optimizer, set_learning_rate

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
 from sqat.config_fields import MAX_INTEGER
+from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batches
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
@@ -31,7 +32,6 @@ from sqat.train.finite import SkippedSteps
 from sqat.train.memory import explain_out_of_memory
 from sqat.train.optim import learning_rate
 from sqat.train.parallel import load_whole
-from sqat.train.shards import suitable_shards
 from sqat.train.signals import StopOnSignals
 from sqat.train.state import TrainState
 from sqat.train.step import StepSums, TrainingLoss

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sqat import kernels
+from sqat import cpu as kernels
 from sqat.data.batches import IGNORE
 from sqat.errors import ConfigError
 from sqat.model.moe import RouterStats
@@ -120,7 +120,7 @@ def _losses(
     """
     exact = torch.promote_types(logits_RV.dtype, torch.float32)
     if logits_RV.device.type == "cpu" and exact == torch.float32 and kernels.available():
-        from sqat.kernels.cross_entropy import cross_entropy
+        from sqat.cpu.cross_entropy import cross_entropy
 
         bias = torch.zeros(logits_RV.shape[1]) if bias_V is None else bias_V.float()
         d_bias_TV = torch.zeros(torch.get_num_threads(), logits_RV.shape[1]) if train else None

@@ -1,6 +1,6 @@
 """Each process's share of a batch or of an evaluation, and the sums over all shares.
 
-Rows are cut among processes as they are cut among shards (:mod:`sqat.train.shards`), and for the same reason: all that
+Rows are cut among processes as they are cut among shards (:mod:`sqat.cpu.shards`), and for the same reason: all that
 a share gives is a sum over its rows, so the sums over all shares are those of the whole batch.
 """
 

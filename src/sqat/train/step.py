@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sqat.cpu.shards import Shards
 from sqat.data.batches import Batch
 from sqat.data.tokenizer import PAD
 from sqat.model import Decoder
@@ -17,7 +18,6 @@ from sqat.model.moe import RouterStats
 from sqat.train.distributed import count
 from sqat.train.finite import not_finite, step_unless
 from sqat.train.loss import LossSums, linear_cross_entropy, router_loss
-from sqat.train.shards import Shards
 from sqat.train.share import own_draws, sum_over_processes
 
 
@@ -43,7 +43,7 @@ class TrainingLoss(nn.Module):
     def __init__(
         self, decoder: Decoder, router_loss: str = "balanced", router_loss_weight: float = 0.01, *, shards: int = 1
     ) -> None:
-        """`shards`: into how many a batch may be cut (see :mod:`sqat.train.shards`)."""
+        """`shards`: into how many a batch may be cut (see :mod:`sqat.cpu.shards`)."""
         super().__init__()
         self.decoder = decoder
         self.router_loss = router_loss

@@ -1,0 +1,136 @@
+"""What compiled loops are written with: their arguments, element types, exponentials, random bits.
+
+All of it is compiled into the loops; only they can call it. bfloat16 elements are 16-bit integers here, the upper half
+of a float32's bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+from llvmlite import binding
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
+from sqat.cpu.threads import FAST, NUM_ARGUMENTS, openmp
+
+_library = openmp()
+for _name in ("omp_get_thread_num", "omp_get_num_threads") if _library is not None else ():
+    binding.add_symbol(_name, ctypes.cast(getattr(_library, _name), ctypes.c_void_p).value)
+_thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+_num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+# Of a function that is not inlined, the process that compiled it would run another version than one that finds it in
+# the cache, rounded otherwise here and there.
+inline = njit(fastmath=FAST, error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@intrinsic
+def _pointer(typing, address):
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+@inline
+def arguments(data):
+    """The numbers of a call."""
+    return to_fixed_tuple(carray(data, (NUM_ARGUMENTS,), np.int64), NUM_ARGUMENTS)
+
+
+@inline
+def share(call):
+    """(thread, first row, row after the last) of this thread; there may be fewer threads than were asked for."""
+    threads, thread, rows = np.int64(_num_threads()), np.int64(_thread_number()), call[0]
+    return thread, thread * rows // threads, (thread + 1) * rows // threads
+
+
+@inline
+def number(bits):
+    """A float among the arguments."""
+    return np.float32(np.int64(bits).view(np.float64))
+
+
+@inline
+def float32s(address, rows, columns):
+    return carray(_pointer(address), (rows, columns), np.float32)
+
+
+@inline
+def bfloat16s(address, rows, columns):
+    return carray(_pointer(address), (rows, columns), np.uint16)
+
+
+@inline
+def int64s(address, count):
+    return carray(_pointer(address), (count,), np.int64)
+
+
+@inline
+def bools(address, count):
+    return carray(_pointer(address), (count,), np.uint8)
+
+
+def widen(value):
+    """An element as float32."""
+    raise NotImplementedError
+
+
+@overload(widen, jit_options={"forceinline": True})
+def _widen(value):
+    if value == types.uint16:
+        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+    return lambda value: value
+
+
+def narrow(value, like):
+    """A float32 as an element of the type of `like`, rounded to the nearest (ties to even)."""
+    raise NotImplementedError
+
+
+@overload(narrow, jit_options={"forceinline": True})
+def _narrow(value, like):
+    if like != types.uint16:
+        return lambda value, like: value
+
+    def rounded(value, like):
+        bits = np.float32(value).view(np.uint32)
+        up = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
+        quiet = np.uint16(np.uint32(bits >> np.uint32(16)) | np.uint32(0x40))
+        near = np.uint16(np.uint32(bits + up) >> np.uint32(16))
+        nan = np.uint32(bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        return quiet if nan else near
+
+    return rounded
+
+
+@inline
+def exp(x):
+    """e^x to 2e-7 of itself, in a form that vectorises (Cephes' expf: 2^n times a polynomial). Below -87 it stays about
+    1e-38, above 88 about 1e38; what is no number stays none.
+    """
+    x = min(max(x, np.float32(-87.0)), np.float32(88.0)) if x == x else x
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375)
+    r = r - n * np.float32(-2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1)
+    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@inline
+def random15(index, seed, salt):
+    """15 random bits for the element at `index`: murmur3's finaliser of a counter, keyed by two 32-bit numbers."""
+    x = np.uint32(np.uint32(index) ^ salt) * np.uint32(0x9E3779B9) + seed
+    x = np.uint32(x ^ np.uint32(x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = np.uint32(x ^ np.uint32(x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return np.uint32(x ^ np.uint32(x >> np.uint32(16))) >> np.uint32(17)

@@ -1,0 +1,63 @@
+"""The compiled cross-entropy equals the one by torch's softmax."""
+
+import pytest
+import torch
+
+from sqat import cpu as kernels
+from sqat.data.batches import IGNORE
+from sqat.train.loss import _losses_by_softmax
+
+if not kernels.available():
+    pytest.skip("numba or GNU OpenMP is missing", allow_module_level=True)
+
+from sqat.cpu.cross_entropy import cross_entropy
+
+ROWS = 211
+
+
+def example(size, dtype=torch.float32):
+    targets = torch.randint(size, (ROWS,))
+    targets[::7] = IGNORE
+    return (3 * torch.randn(ROWS, size)).to(dtype), torch.randn(size), targets
+
+
+def both(logits, bias, targets, train):
+    size = logits.shape[1]
+    by_loop, by_softmax = logits.clone(), logits.clone()
+    d_bias_T = torch.zeros(torch.get_num_threads(), size)
+    d_bias = torch.zeros(size)
+    loop = cross_entropy(by_loop, bias, targets, d_bias_T if train else None)
+    softmax = _losses_by_softmax(by_softmax, bias, targets, train, d_bias if train else None)
+    real = (targets != IGNORE).unsqueeze(1)
+    return (*loop, by_loop * real, d_bias_T.sum(0)), (*softmax, by_softmax * real, d_bias)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 67, 5003])
+def test_equals_softmax(size, train):
+    for ours, theirs in zip(*both(*example(size), train), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16():
+    for ours, theirs in zip(*both(*example(67, torch.bfloat16), True), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-2)
+
+
+def test_equal_logits_count_for_the_first():
+    logits, targets = torch.zeros(3, 5), torch.tensor([0, 1, 4])
+    _, hits = cross_entropy(logits, torch.zeros(5), targets, None)
+    assert hits.tolist() == [True, False, False]
+
+
+def test_far_apart_logits():
+    logits = torch.tensor([[0.0, 1e4, -1e4]] * 3)
+    losses, _ = cross_entropy(logits, torch.zeros(3), torch.tensor([0, 1, 2]), None)
+    torch.testing.assert_close(losses, torch.tensor([1e4, 0.0, 2e4]))
+
+
+def test_what_is_no_number_stays_none():
+    logits = torch.zeros(2, 67)
+    logits[1, 5] = torch.nan
+    losses, _ = cross_entropy(logits, torch.zeros(67), torch.tensor([3, 3]), None)
+    assert losses.isnan().tolist() == [False, True]

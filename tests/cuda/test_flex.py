@@ -1,0 +1,106 @@
+"""FlexAttention's mask function and blocks, held to the rows that the other ways use; tests/gpu has the kernel."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_mask, flex_attention
+
+from sqat.cuda import flex
+from sqat.model.attend import attend_naive
+from sqat.model.mask import AttentionMask
+
+B, T, S = 3, 37, 53
+DOCUMENTS = torch.tensor([[0] * S, [0] * 4 + [1] * 1 + [2] * 48, [0] * 40 + [1] * 13])
+PADDING = torch.tensor([0, 5, 23])
+
+FIRST = torch.tensor([[2], [-19], [9]])  # of a cache that rolls: the position that follows the slots
+
+CASES = {
+    "plain": {},
+    "documents": {"documents_BS": DOCUMENTS},
+    "one row of documents": {"documents_BS": DOCUMENTS[1:2]},
+    "padding": {"first_key_B": PADDING},
+    "documents and padding": {"documents_BS": DOCUMENTS, "first_key_B": PADDING},
+    "of a cache that rolls": None,
+}
+
+
+@pytest.fixture(params=CASES)
+def make_mask(request):
+    def make(queries: int, window: int, global_tokens: int) -> AttentionMask:
+        fields = CASES[request.param]
+        if fields is None:
+            slots = torch.arange(global_tokens)
+            own = (slots.where(slots < FIRST, -1), FIRST + torch.arange(S - global_tokens))
+            fields = {"own_BS": torch.cat(own, dim=1)}
+        device = torch.device("cpu")
+        return AttentionMask(queries, S, device, window=window, global_tokens=global_tokens, **fields)
+
+    return make
+
+
+@pytest.mark.parametrize("queries", [T, S])
+@pytest.mark.parametrize(("window", "global_tokens"), [(1, 0), (7, 0), (7, 3), (60, 2)])
+def test_the_function_is_the_rows(make_mask, queries, window, global_tokens):
+    mask = make_mask(queries, window, global_tokens)
+    seen = create_mask(flex.visible(mask), B, 1, queries, S, device="cpu")
+    assert seen.equal(mask.rows().expand_as(seen))
+
+
+@pytest.mark.parametrize("queries", [T, S])
+@pytest.mark.parametrize(("window", "global_tokens"), [(1, 0), (7, 0), (7, 3), (60, 2)])
+def test_every_pair_seen_is_in_a_needed_block(monkeypatch, make_mask, queries, window, global_tokens):
+    monkeypatch.setattr(flex, "BLOCK", 4)
+    mask = make_mask(queries, window, global_tokens)
+    needed = flex.needed_blocks(mask).repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)[:, :queries, :S]
+    seen = mask.rows()[:, 0]
+    assert not (seen & ~needed).any()
+    assert (window == 60) == bool(needed[:, -1].all())  # and far ones are left out
+
+
+@pytest.mark.parametrize("global_tokens", [0, 3])
+def test_attention_by_the_block_mask(make_mask, global_tokens):
+    mask = make_mask(T, 7, global_tokens)
+    q, k, v = (torch.randn(B, heads, length, 16) for heads, length in ((4, T), (2, S), (2, S)))
+    block_mask = flex.block_mask(mask)
+    assert block_mask.shape[-2:] == (T, S)
+    found = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=True)
+    torch.testing.assert_close(found, attend_naive(q, k, v, mask.rows()), rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_are_listed_from_the_first():
+    mask = AttentionMask(700, 700, torch.device("cpu"), window=130, global_tokens=2)
+    block_mask = flex.block_mask(mask)
+    assert block_mask.kv_num_blocks.tolist() == [[[1, 2, 3, 4, 4, 4]]]
+    assert block_mask.kv_indices[0, 0, 5, :4].tolist() == [0, 3, 4, 5]  # global, query 640 back to 511, itself
+    assert block_mask.q_num_blocks[0, 0].tolist() == [6, 3, 3, 3, 2, 1]
+
+
+def test_one_block_mask_for_all_layers(monkeypatch):
+    """The way that `attend` takes on a GPU, with the plain function for the compiled one."""
+    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
+    mask = AttentionMask(T, T, torch.device("cpu"), window=7, global_tokens=1)
+    q, k, v = (torch.randn(B, 4, T, 16) for _ in range(3))
+    first = flex.attend_flex(q, k, v, mask)
+    made = mask.flex
+    torch.testing.assert_close(flex.attend_flex(q, k, v, mask), first)
+    assert mask.flex is made
+    torch.testing.assert_close(first, attend_naive(q, k, v, mask.rows()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "queries", "head_dim", "window", "compiler", "fits"),
+    [
+        ("cuda", 128, 16, 7, True, True),
+        ("cpu", 128, 16, 7, True, False),
+        ("cuda", 127, 16, 7, True, False),
+        ("cuda", 128, 8, 7, True, False),
+        ("cuda", 128, 16, None, True, False),
+        ("cuda", 128, 16, 7, False, False),
+    ],
+)
+def test_where_it_is_the_way(monkeypatch, device, queries, head_dim, window, compiler, fits):
+    monkeypatch.setattr(flex, "HAS_COMPILER", compiler)
+    q = SimpleNamespace(device=torch.device(device), shape=(1, 1, queries, head_dim))
+    assert flex.fits(q, AttentionMask(queries, queries, torch.device("cpu"), window=window)) == fits

@@ -1,0 +1,128 @@
+"""A step of fixed shapes gives what the step of the growing cache gives. What needs a GPU is in tests/gpu."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sqat.cuda.grouped_experts import run_experts_few
+from sqat.cuda.static import StaticStep
+from sqat.model import KVCache
+
+V, CAPACITY, STEPS = 41, 29, 7
+
+CONFIGS = {
+    "grouped heads": {},
+    "one key head": {"num_kv_heads": 1},
+    "all key heads": {"num_kv_heads": 6},
+    "experts": {"moe": True, "feedforward_bias": True},
+    "layernorm and biases": {"norm": "layernorm", "qkv_bias": True, "attention_out_bias": True, "head_bias": True},
+    "no final norm": {"final_norm": None, "tie_embeddings": False},
+    "reverse": {"num_query_heads": 2, "num_kv_heads": 6},
+    "window": {"window": 5},
+    "window that fills up": {"window": 14},
+    "window and global tokens": {"window": 3, "global_tokens": 2},
+    "window and more global tokens than there are": {"window": 3, "global_tokens": 19},
+}
+PADDING = {"no padding": None, "left padding": [0, 3, 1, 4, 2]}
+
+
+def filled(model, prompt_BT: torch.Tensor, padding: list[int] | None, dtype=torch.float32) -> KVCache:
+    padding_B = None if padding is None else torch.tensor(padding)
+    cache = KVCache(model.config, len(prompt_BT), CAPACITY, padding_B=padding_B, dtype=dtype)
+    for layer in cache.layers if model.config.window is None else []:  # what is there before must not matter
+        layer.keys.fill_(torch.nan)
+        layer.values.fill_(torch.nan)
+    model.hidden_states(prompt_BT, cache=cache)
+    return cache
+
+
+@pytest.fixture
+def prompt_BT() -> torch.Tensor:
+    return torch.randint(V, (5, 11))
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request, tiny_model):
+    return tiny_model(**CONFIGS[request.param])
+
+
+@pytest.mark.parametrize("padding", PADDING)
+@torch.no_grad()
+def test_equals_the_growing_cache(model, prompt_BT, padding):
+    cache, grown = (filled(model, prompt_BT, PADDING[padding]) for _ in range(2))
+    step = StaticStep(model, cache)
+    for tokens_B in torch.randint(V, (STEPS, 5)):
+        expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
+        torch.testing.assert_close(step(tokens_B), expected, rtol=1e-5, atol=1e-5)
+        assert cache.length == grown.length
+    for layer, other in zip(cache.layers, grown.layers, strict=True):
+        torch.testing.assert_close(layer.keys[:, :, : grown.length], other.keys[:, :, : grown.length])
+
+
+@torch.no_grad()
+def test_steps_and_the_growing_cache_take_turns(model, prompt_BT):
+    cache, grown = (filled(model, prompt_BT, PADDING["left padding"]) for _ in range(2))
+    step = StaticStep(model, cache)
+    for i, tokens_B in enumerate(torch.randint(V, (STEPS, 5))):
+        expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
+        found = model(tokens_B.unsqueeze(1), cache=cache).logits[:, 0] if i % 3 == 1 else step(tokens_B)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_from_an_empty_cache_until_it_is_full(model):
+    cache, grown = (KVCache(model.config, 2, 3) for _ in range(2))
+    step = StaticStep(model, cache)
+    for tokens_B in torch.randint(V, (3, 2)):
+        torch.testing.assert_close(
+            step(tokens_B), model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0], rtol=1e-5, atol=1e-5
+        )
+    if step.rolling is None:
+        with pytest.raises(ValueError, match="cache holds 3 positions, but 4 are needed"):
+            step(tokens_B)
+
+
+@torch.no_grad()
+def test_a_cache_of_another_type(tiny_model, prompt_BT):
+    model = tiny_model(moe=True).bfloat16()
+    cache, grown = (filled(model, prompt_BT, None, torch.bfloat16) for _ in range(2))
+    step = StaticStep(model, cache)
+    for tokens_B in torch.randint(V, (STEPS, 5)):
+        expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
+        assert (step(tokens_B) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [{}, {"window": 5, "global_tokens": 2}], ids=["no window", "window"])
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+@torch.no_grad()
+def test_compiles_as_a_whole(tiny_model, prompt_BT, moe, window, monkeypatch):
+    """As on a GPU, where few tokens' experts are batched products; `aot_eager` traces all, and compiles nothing."""
+    monkeypatch.setattr("sqat.model.experts.takes_few", lambda x_ND: True)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="aot_eager", **options))
+    model = tiny_model(moe, **window)
+    cache, grown = (filled(model, prompt_BT, PADDING["left padding"]) for _ in range(2))
+    step = StaticStep(model, cache, compile=True)
+    torch._dynamo.utils.counters.clear()
+    for tokens_B in torch.randint(V, (STEPS, 5)):
+        expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
+        torch.testing.assert_close(step(tokens_B), expected, rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_few_tokens_experts_are_those_of_the_model(tiny_model, prompt_BT, monkeypatch):
+    model = tiny_model(moe=True, feedforward_bias=True)
+    expected = model(prompt_BT).logits
+    calls = []
+    monkeypatch.setattr("sqat.model.experts.takes_few", lambda x_ND: True)
+    monkeypatch.setattr("sqat.model.experts.run_experts_few", lambda *a: calls.append(a) or run_experts_few(*a))
+    torch.testing.assert_close(model(prompt_BT).logits, expected, rtol=1e-5, atol=1e-5)
+    assert calls
+
+
+def test_a_graph_is_for_gpus(tiny_model):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="graph is true, but the model is on cpu"):
+        StaticStep(model, KVCache(model.config, 1, 3), graph=True)
