@@ -6,10 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sqat.bench.child import peak_rss_bytes
-from sqat.bench.environment import environment
+from sqat.bench import environment, peak_memory_bytes
 from sqat.compare.budget import training_flops_per_token
 from sqat.compare.folder import Folder
 from sqat.compare.plan import ComparePlan, Variant
@@ -50,7 +47,7 @@ def run_figures(plan: ComparePlan, variant: Variant, seed: int, trainer: Trainer
         "seconds": seconds,
         "tokens_per_second": state.tokens / seconds if seconds else None,
         "shared_machine": (trainer.out / Folder.SHARED).exists(),
-        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else peak_rss_bytes(),
+        "peak_bytes": peak_memory_bytes("cuda" if cuda else "cpu"),
         "probes": _probes(plan, trainer),
         "stories": _stories(plan, trainer, seed),
         "environment": environment(),

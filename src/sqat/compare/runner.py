@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGINT
 
-from sqat.bench.child import child_environment
+import sqat
 from sqat.compare.budget import shares
 from sqat.compare.child import INTERRUPTED
 from sqat.compare.folder import Folder, Setup
@@ -139,7 +139,6 @@ class _Processes:
     def _start(self, name: str, seed: int) -> subprocess.Popen[bytes]:
         share, target = self.setup.shares[name], self.folder.run(name, seed)
         self.say(f"{name}, seed {seed}: {share.steps:,} steps")
-        threads = {"OMP_NUM_THREADS": str(self.setup.threads)}
         with writing(target):
             make_folder(target)
             if self.plan.processes > 1:
@@ -148,7 +147,7 @@ class _Processes:
         with opened as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "sqat.compare.child", str(self.folder.out), name, str(seed)],
-                env={**child_environment(threads), "TOKENIZERS_PARALLELISM": "false"},
+                env=_environment(self.setup.threads),
                 stdin=subprocess.PIPE,  # closed when we end, however we do: see child.stop_with_parent
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -161,6 +160,18 @@ class _Processes:
 
     def _stop(self, reason: str) -> None:
         self.stopping = reason
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """A run's variables: this process's, and with them this very package is found, with so many threads."""
+    path = [str(Path(sqat.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
 
 
 def _last_error(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""`sqat bench long`: the paper's long-sequence table, whole models, ours beside the paper's figures.
+"""`long`: the paper's long-sequence table, whole models, ours beside the paper's figures.
 
 Shape letters: B rows, T tokens.
 """
@@ -6,20 +6,17 @@ Shape letters: B rows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from benchmarks.harness.results import Result, Table
+from benchmarks.harness.settings import QUICK_MODEL, Context
+from benchmarks.harness.timing import Candidate, Stopwatch, alternate
 
-from sqat.bench.results import Result, Table
-from sqat.bench.settings import QUICK_MODEL, Context
-from sqat.bench.timing import Candidate, Stopwatch, alternate
-from sqat.config import ModelConfig
+from sqat import Decoder, ModelConfig, preset
+from sqat.bench import autocast
 from sqat.data.batches import Batch
-from sqat.model import Decoder
-from sqat.train.device import use_bf16
 from sqat.train.step import TrainingLoss
-from sqat.variants import preset
 
 MODELS = ("xsqat-m", "sqat-m", "ssqat-m", "mqa-ref-mini", "gqa-ref-mini", "mha-ref-mini")
 WINDOWED = "swsqat-m"  # measured beside them
@@ -46,7 +43,7 @@ def title(direction: str, length: int, rows: int) -> str:
 
 
 def measure_long(context: Context) -> Result:
-    """Forward, and forward with backward, at the lengths asked for, or those that suit the device."""
+    """Forward, and forward with backward, at every length."""
     settings = context.settings
     lengths = settings.lengths or (QUICK_LENGTHS if settings.quick else LENGTHS[settings.device])
     tokens = QUICK_TOKENS if settings.quick else TOKENS[settings.device]
@@ -81,17 +78,12 @@ def _run(config: ModelConfig, length: int, rows: int, device: str, backward: boo
     tokens_BT = torch.randint(4, config.vocab_size, (rows, length), device=device)
     batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
 
-    def autocast() -> AbstractContextManager[Any]:
-        if use_bf16("auto", device):
-            return torch.autocast(device, dtype=torch.bfloat16)
-        return nullcontext()
-
     def forward() -> None:
-        with torch.inference_mode(), autocast():
+        with torch.inference_mode(), autocast(device):
             model(tokens_BT)
 
     def both() -> None:
-        with autocast():
+        with autocast(device):
             loss = task(batch, tokens_BT.numel(), 1.0)[0]
         loss.backward()
         model.zero_grad()

@@ -1,4 +1,4 @@
-"""`sqat bench generation`: tokens per second of one stream and of many, and the wait for the first token.
+"""`generation`: tokens per second of one stream and of many, and the wait for the first token.
 
 Shape letters: B rows, T tokens.
 """
@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 
 import torch
+from benchmarks.harness.peers import qwen3, rxlm_model, silenced
+from benchmarks.harness.results import Result, Table
+from benchmarks.harness.settings import Context
+from benchmarks.harness.timing import Candidate, Sample, alternate
 from torch import Tensor, nn
 
-from sqat.bench.peers import absent, missing, qwen3, rxlm_model, silenced
-from sqat.bench.results import Result, Table
-from sqat.bench.settings import Context
-from sqat.bench.timing import Candidate, Sample, alternate, synchronize
+from sqat import Decoder
+from sqat.bench import synchronize
 from sqat.generate import SamplingConfig, decode_tokens
-from sqat.model import Decoder
 
 ONE, MANY, FIRST = "generation, one stream", "generation, many streams", "time to first token"
 GREEDY, SAMPLED = "sqat greedy", "sqat sampled"
@@ -25,15 +26,15 @@ TOKENS, STREAMS, PROMPT, LONG_PROMPT = 240, 64, 8, 8192
 QUICK = {"tokens": 5, "streams": 3, "long": 37}
 TEMPERATURE, TOP_P = 0.1, 0.9  # what the card's snippet samples with
 NOTES = [
-    "float32, random weights; the first call does not count and stands beside the others",
+    "float32, random weights; the first call does not count and has a column of its own",
     f"'{SAMPLED}' and '{RXLM}': temperature {TEMPERATURE}, top-p {TOP_P}, as the card's snippet; others greedy",
 ]
 
-Generate = Callable[[Tensor, int], int]  # (prompts (B, T), new tokens) to how many were made
+Generate = Callable[[Tensor, int], int]  # from prompts (B, T) and a number of new tokens to how many were made
 
 
 def measure_generation(context: Context) -> Result:
-    """All three tables."""
+    """One stream, many streams, first token."""
     quick = context.settings.quick
     tokens, streams, long = QUICK.values() if quick else (TOKENS, STREAMS, LONG_PROMPT)
     generators = _generators(context)
@@ -46,7 +47,7 @@ def measure_generation(context: Context) -> Result:
     ]
     tables[0].notes += [f"{tokens} new tokens after {PROMPT}"]
     tables[1].notes += [f"{streams} streams of {tokens} new tokens"]
-    return Result("generation", tables, absent("transformers", "rxlm"))
+    return Result("generation", tables, context.absent("transformers", "rxlm"))
 
 
 def _generators(context: Context) -> dict[str, Generate]:
@@ -57,15 +58,15 @@ def _generators(context: Context) -> dict[str, Generate]:
         GREEDY: _sqat(model, temperature=0.0),
         SAMPLED: _sqat(model, temperature=TEMPERATURE),
     }
-    if not missing("transformers"):
+    if context.has("transformers"):
         found[TRANSFORMERS] = _transformers(qwen3(config).to(device).eval())
-    if not missing("rxlm"):
+    if context.has("rxlm"):
         found[RXLM] = _rxlm(rxlm_model(config).to(device).eval(), device)
     return found
 
 
 def _rates(context: Context, table: Table, generators: dict[str, Generate], streams: int, tokens: int) -> Table:
-    """Tokens per second, all streams together; the first call's seconds beside it."""
+    """Tokens per second, all streams together."""
     device, vocabulary = context.settings.device, context.settings.config.vocab_size
     prompts_BT = torch.randint(4, vocabulary, (streams, PROMPT), device=device)
     candidates: dict[str, Candidate] = {
@@ -129,7 +130,7 @@ def _transformers(model: nn.Module) -> Generate:
 
 
 def _rxlm(model: nn.Module, device: str) -> Generate:
-    """As the card calls it: its temperature and top-p, and the mask of its tokenizer; no token ends the answer."""
+    """As the card calls it, with its temperature and top-p and its tokenizer's mask; no token ends the answer."""
     with silenced():
         from rxlm.transformers.sampler import Sampler
 

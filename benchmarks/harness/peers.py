@@ -1,29 +1,28 @@
-"""The peers: whether they are here, and models of the same sizes on them."""
+"""The peers: whether they are installed, and models of the same sizes on them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqat.bench.results import Result, Table
-from sqat.bench.settings import Context
+from benchmarks.harness.results import Result, Table
+
+from sqat.bench import package_version
 from sqat.config import ModelConfig
 
-# What each needs to be imported, and how to get it. `rxlm` pins versions of transformers and others that contradict
+if TYPE_CHECKING:
+    from benchmarks.harness.settings import Context
+
+# What each peer needs to be imported, and how to get it. rxlm pins versions of transformers and others that contradict
 # ours, but runs with ours: so it is installed without its dependencies.
 REQUIRED = {
     "transformers": ("transformers",),
     "rxlm": ("rxlm", "datasets", "nltk", "sklearn", "tensorboard"),
 }
-INSTALL = {
-    "transformers": 'pip install "transformers>=5.17"',
-    "rxlm": "make bench-setup, or: pip install 'sqat[bench]' && pip install --no-deps rxlm==0.3.80",
-}
-# The settings that our training makes for itself (sqat.cpu.allocator), as glibc reads them from the environment.
+# The settings that our training makes for itself (keep_freed_memory), as glibc reads them from the environment.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
@@ -33,35 +32,19 @@ EXPERTS = ("eager", "grouped_mm", "batched_mm")  # of transformers; its others n
 
 
 def missing(peer: str) -> str | None:
-    """How to install a peer, or `None` where it is here."""
+    """How to install a peer, or `None` where it is installed."""
     lacking = [module for module in REQUIRED[peer] if find_spec(module) is None]
-    return f"{', '.join(lacking)} not installed: {INSTALL[peer]}" if lacking else None
-
-
-def absent(*peers: str) -> dict[str, str]:
-    """Those of the peers that are not here, and how to install them."""
-    return {peer: how for peer in peers if (how := missing(peer))}
-
-
-def package_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return f"{', '.join(lacking)} not installed: make bench-setup" if lacking else None
 
 
 def measure_peers(context: Context) -> Result:
-    """Which peers are here."""
-    table = Table(
-        "peers",
-        "here: 1",
-        notes=[f"{name} {package_version(name)}: installed" for name in REQUIRED if not missing(name)],
-    )
-    return Result("peers", [table], absent(*REQUIRED))
+    """Which peers are installed."""
+    notes = [f"{name} {package_version(name)}: installed" for name in REQUIRED if not missing(name)]
+    return Result("peers", [Table("peers", "installed: 1", notes=notes)], context.absent(*REQUIRED))
 
 
 def qwen3(config: ModelConfig, experts: str = "eager") -> Any:
-    """transformers' Qwen3 or Qwen3-MoE of the same sizes (without our biases; with its norms on queries and keys)."""
+    """transformers' Qwen3 or Qwen3-MoE of the same sizes (without our biases; with norms of queries and keys)."""
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     sizes: dict[str, Any] = {
@@ -92,8 +75,8 @@ def qwen3(config: ModelConfig, experts: str = "eager") -> Any:
 
 
 def batched_bytes(config: ModelConfig, tokens: int) -> int:
-    """What transformers' "batched_mm" takes in a training step: a copy of the expert's bf16 weights for every token it
-    chose, kept for backward in every layer.
+    """What transformers' "batched_mm" takes in a training step: for every token and every expert it visits, a copy of
+    the expert's bf16 weights, kept for backward in every layer.
     """
     expert = 3 * config.hidden_size * config.intermediate_size
     return 2 * expert * tokens * config.experts_per_token * config.num_layers
@@ -111,6 +94,6 @@ def rxlm_model(config: ModelConfig) -> Any:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Without what a library prints."""
+    """Discard what a library prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.results import Result, Spread, Table
+from benchmarks.harness.targets import Outcome
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from sqat.bench.results import Result, Spread, Table
-from sqat.bench.targets import Outcome
 from sqat.durable import replace_file
 
 SUMMARY_FILE = "summary.md"

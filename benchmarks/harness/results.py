@@ -1,4 +1,4 @@
-"""What a benchmark found: values per round, and ratios taken pair by pair within a round."""
+"""What a benchmark found: values per round, and ratios taken within a round."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 
 class BenchError(RuntimeError):
-    """A candidate failed; the message says why, and stands in the report."""
+    """A candidate failed; the report quotes the message."""
 
 
 class NotMeasured(BenchError):
-    """A candidate was left out on purpose, such as for lack of memory or time; that is no failure."""
+    """A candidate was left out on purpose, for lack of memory or time. That is no failure."""
 
 
 class Spread(NamedTuple):
-    """Median, smallest and largest of some rounds."""
+    """Median, smallest and largest of several rounds."""
 
     median: float
     low: float
@@ -30,7 +30,7 @@ class Spread(NamedTuple):
 
 @dataclass
 class Series:
-    """One candidate: its value in every round, and further figures about it (medians over the rounds)."""
+    """One candidate: its value in every round, and medians of what else was measured."""
 
     name: str
     values: list[float]
@@ -51,9 +51,9 @@ class Table:
         series: in the order in which they ran.
         higher_is_better: true for rates, false for seconds and bytes.
         baseline: the series that the others are compared with.
-        failed: candidates that failed, and how.
-        skipped: candidates that were not measured, and why.
-        notes: what a reader must know to read the values.
+        failed: error messages of candidates that failed.
+        skipped: why a candidate was not measured.
+        notes: what a reader must know to interpret the values.
     """
 
     title: str
@@ -79,19 +79,19 @@ class Table:
 
 @dataclass
 class Result:
-    """One benchmark's tables, and the peers that are not installed."""
+    """The tables of one benchmark, and how to install the peers that are missing."""
 
     benchmark: str
     tables: list[Table] = field(default_factory=list)
-    absent: dict[str, str] = field(default_factory=dict)  # peer: how to install it
+    absent: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    error: str | None = None  # what ended the benchmark before its time
+    error: str | None = None  # what ended the benchmark early
 
     @property
     def failures(self) -> list[str]:
-        """One line for everything that failed."""
+        """One line for each failure."""
         own = [f"{self.benchmark}: {self.error}"] if self.error else []
         return own + [f"{t.title}: {name}: {why}" for t in self.tables for name, why in t.failed.items()]
 

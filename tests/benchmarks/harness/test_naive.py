@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from benchmarks.harness.naive import loss_naive
 
-from sqat.bench.naive import loss_naive
 from sqat.data.batches import IGNORE, Batch
 from sqat.model import Decoder
 from sqat.train.step import TrainingLoss

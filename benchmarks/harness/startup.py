@@ -1,4 +1,4 @@
-"""`sqat bench startup`: seconds until there is something to see, each in a new process."""
+"""`startup`: seconds until there is something to see, each in a new process."""
 
 from __future__ import annotations
 
@@ -8,23 +8,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqat.bench.child import child_environment
-from sqat.bench.peers import absent, missing
-from sqat.bench.results import BenchError, NotMeasured, Result, Table
-from sqat.bench.settings import Context
-from sqat.bench.timing import OUT_OF_TIME, Candidate, Sample, alternate
-from sqat.checkpoint import save_model
-from sqat.data.tokenizer import Tokenizer
-from sqat.model import Decoder
+from benchmarks.harness.child import child_environment
+from benchmarks.harness.results import BenchError, NotMeasured, Result, Table
+from benchmarks.harness.settings import Context
+from benchmarks.harness.timing import OUT_OF_TIME, Candidate, Sample, alternate
+
+from sqat import Decoder, Tokenizer, save_model
 
 STARTUP = "start-up"
-PYTHON, TORCH, IMPORT, HELP, FIRST = (
-    "python alone",
-    "import torch",
-    "import sqat",
-    "sqat --help",
-    "sqat generate: load, write one token",
-)
 
 
 def measure_startup(context: Context) -> Result:
@@ -32,20 +23,22 @@ def measure_startup(context: Context) -> Result:
     checkpoint = _checkpoint(context)
     generate = ("-m", "sqat", "generate", str(checkpoint), "Once", "--max-tokens", "1")
     commands: dict[str, Sequence[str]] = {
-        PYTHON: ("-c", "pass"),
-        IMPORT: ("-c", "import sqat"),
-        HELP: ("-m", "sqat", "--help"),
-        TORCH: ("-c", "import torch"),
+        "python alone": ("-c", "pass"),
+        "import sqat": ("-c", "import sqat"),
+        "sqat --help": ("-m", "sqat", "--help"),
+        "import torch": ("-c", "import torch"),
         "import sqat.model": ("-c", "import sqat.model"),
-        FIRST: generate,
+        "sqat generate: load, write one token": generate,
     }
-    if not missing("transformers"):
+    if context.has("transformers"):
         commands["import transformers' Qwen3-MoE"] = ("-c", "from transformers import Qwen3MoeForCausalLM")
-    if not missing("rxlm"):
+    if context.has("rxlm"):
         commands["import rxlm's models"] = ("-c", "import rxlm.experimental.models")
     table = Table(STARTUP, "s", higher_is_better=False, notes=["whole processes, the interpreter's start included"])
     candidates: dict[str, Candidate] = {name: _run(context, command) for name, command in commands.items()}
-    return Result("startup", [alternate(table, candidates, **context.alternation)], absent("transformers", "rxlm"))
+    return Result(
+        "startup", [alternate(table, candidates, **context.alternation)], context.absent("transformers", "rxlm")
+    )
 
 
 def _checkpoint(context: Context) -> Path:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-
-from sqat.bench.results import NotMeasured, Table
-from sqat.bench.timing import OUT_OF_TIME, Sample, Stopwatch, alternate
+from benchmarks.harness.results import NotMeasured, Table
+from benchmarks.harness.timing import OUT_OF_TIME, Sample, Stopwatch, alternate
 
 
 class Script:
@@ -85,7 +84,7 @@ def test_time_that_runs_out_keeps_the_rounds_there_were() -> None:
 @pytest.mark.parametrize(("least", "calls"), [(0.0, 1), (8.0, 1), (20.0, 3)])
 def test_a_stopwatch_calls_as_often_as_it_must(monkeypatch: pytest.MonkeyPatch, least: float, calls: int) -> None:
     clock = [0.0]
-    monkeypatch.setattr("sqat.bench.timing.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.harness.timing.time.perf_counter", lambda: clock[0])
     counted: list[int] = []
 
     def nine_seconds() -> None:

@@ -1,4 +1,4 @@
-"""Peers that are absent are named, and those that are here have our sizes."""
+"""Peers that are missing are named, and those that are installed have our sizes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from benchmarks.harness.settings import Context
 
-from sqat.bench import peers
-from sqat.bench.settings import Context
+from benchmarks.harness import peers
 from sqat.config import ModelConfig
 from sqat.cost import parameters
 from sqat.variants import preset
@@ -17,17 +17,11 @@ from sqat.variants import preset
 needs_rxlm = pytest.mark.skipif(peers.missing("rxlm") is not None, reason=str(peers.missing("rxlm")))
 
 
-def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
-    find = peers.find_spec
-    monkeypatch.setattr(peers, "find_spec", lambda name: None if name in modules else find(name))
-
-
-def test_absent_peers_are_named(monkeypatch: pytest.MonkeyPatch, context: Callable[..., Context]) -> None:
-    hide(monkeypatch, *peers.REQUIRED["rxlm"])
-    result = peers.measure_peers(context())
-    assert list(result.absent) == ["rxlm"]
+def test_missing_peers_are_named(monkeypatch: pytest.MonkeyPatch, context: Callable[..., Context]) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name in peers.REQUIRED["rxlm"] else "found")
+    result = peers.measure_peers(context(peers=True))
     lacking = ", ".join(peers.REQUIRED["rxlm"])
-    assert result.absent["rxlm"].startswith(f"{lacking} not installed: make bench-setup")
+    assert result.absent == {"rxlm": f"{lacking} not installed: make bench-setup"}
     assert not any("rxlm" in note for note in result.tables[0].notes)
 
 
@@ -48,9 +42,7 @@ def test_rxlm_model_has_our_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_what_batched_mm_would_copy() -> None:
-    """Of sqat-mm at 64 × 256: over 30 GiB."""
-    expert = 3 * 128 * 256 * 2
+def test_batched_mm_would_copy_over_30_gib() -> None:
     copied = peers.batched_bytes(preset("sqat-mm"), 64 * 256)
-    assert copied == math.prod((expert, 64, 256, 2, 6))
+    assert copied == math.prod((3 * 128 * 256 * 2, 64, 256, 2, 6))
     assert copied > 30 * 2**30

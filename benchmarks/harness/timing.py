@@ -1,4 +1,4 @@
-"""Alternating measurement: A B C, A B C, …, so that whatever else the machine does falls on all candidates alike."""
+"""Alternating measurement: A B C, A B C, ..., so that a disturbance of the machine falls on all candidates alike."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
+from benchmarks.harness.results import NotMeasured, Series, Table
 
-from sqat.bench.results import NotMeasured, Series, Table
+from sqat.bench import synchronize
 
 OUT_OF_TIME = "the time budget was used up before its turn"
 
 
 class Sample(NamedTuple):
-    """What one run of a candidate gave: the value compared, and further figures."""
+    """One measurement of a candidate: the value compared, and what else was measured."""
 
     value: float
     figures: Mapping[str, float] = {}
@@ -29,13 +29,13 @@ Candidate = Callable[[], Sample]
 def alternate(
     table: Table, candidates: Mapping[str, Candidate], *, rounds: int, warmup: bool = True, deadline: float = math.inf
 ) -> Table:
-    """Run the candidates in turn, `rounds` times, and put what they gave into `table`.
+    """Run the candidates in turn, `rounds` times, and add their series to `table`.
 
     Args:
-        candidates: by name. One that raises is taken out, and named in the table with its error.
+        candidates: by name. One that raises is taken out and listed in the table with its error.
         rounds: how often each runs.
-        warmup: run each once before, which does not count; its figure "seconds", if any, becomes "first call, s".
-        deadline: on the clock of `time.monotonic`; nothing is begun after it.
+        warmup: run each once before; this does not count, but its "seconds", if any, become "first call, s".
+        deadline: on the clock of `time.monotonic`; nothing starts after it.
     """
     left = dict(candidates)
     samples: dict[str, list[Sample]] = {name: [] for name in left}
@@ -54,7 +54,8 @@ def alternate(
     for name, found in samples.items():
         if found:
             figures = {"first call, s": first[name]} if name in first else {}
-            table.series.append(Series(name, [sample.value for sample in found], {**figures, **_medians(found)}))
+            figures |= {key: statistics.median(sample.figures[key] for sample in found) for key in found[0].figures}
+            table.series.append(Series(name, [sample.value for sample in found], figures))
         else:
             table.skipped[name] = OUT_OF_TIME
     return table
@@ -65,20 +66,16 @@ def _attempt(table: Table, name: str, candidate: Candidate) -> Sample | None:
         return candidate()
     except NotMeasured as reason:
         table.skipped[name] = str(reason)
-    except Exception as error:  # noqa: BLE001 - a peer may fail in any way; the others are measured all the same
+    except Exception as error:  # noqa: BLE001 - a peer may fail in any way; the others are still measured
         table.failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     gc.collect()
     return None
 
 
-def _medians(samples: list[Sample]) -> dict[str, float]:
-    return {key: statistics.median(sample.figures[key] for sample in samples) for key in samples[0].figures}
-
-
 class Stopwatch:
-    """A candidate that gives the seconds of one call, averaged over as many as take `least_seconds` together.
+    """A candidate that times a function: seconds of one call, averaged over at least `least_seconds` of calls.
 
-    How many that is, the first call decides: it should be the warm-up.
+    The first measurement, which should be the warm-up, decides how many calls that takes.
     """
 
     def __init__(self, function: Callable[[], Any], device: str = "cpu", least_seconds: float = 0.0) -> None:
@@ -89,7 +86,7 @@ class Stopwatch:
         if self.calls is None:
             first = self._seconds(1)
             self.calls = max(1, math.ceil(self.least_seconds / max(first, 1e-9)))
-            if self.calls > 1:  # the first may have been far from the usual
+            if self.calls > 1:  # the first call may have been far slower than the next
                 self.calls = max(1, math.ceil(self.least_seconds / max(self._seconds(1), 1e-9)))
             return Sample(first)
         return Sample(self._seconds(self.calls))
@@ -101,9 +98,3 @@ class Stopwatch:
             self.function()
         synchronize(self.device)
         return (time.perf_counter() - start) / calls
-
-
-def synchronize(device: str) -> None:
-    """Wait until the device has done what it was told."""
-    if device == "cuda":
-        torch.cuda.synchronize()
