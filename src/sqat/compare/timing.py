@@ -1,4 +1,4 @@
-"""Time, compared fairly: every variant in turn, again and again, in one process and with nothing else running.
+"""Time, compared fairly: every variant in turn, round after round, in one process and with nothing else running.
 
 Wall clocks of training runs depend on when they ran and beside what; ratios within a round do not.
 """
@@ -19,42 +19,43 @@ from sqat.bench.attention import BOTH, FORWARD, attention_call
 from sqat.bench.environment import environment
 from sqat.bench.steps import make_step
 from sqat.bench.timing import synchronize
-from sqat.compare.budget import Share
 from sqat.compare.folder import Folder, plain
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.data.batches import Batch, Batches
 from sqat.durable import replace_file
-from sqat.errors import DataError
 from sqat.generate import SamplingConfig, decode_tokens
 from sqat.model import Decoder
 from sqat.train.device import make_accelerator, use_bf16
-from sqat.train.prepare import prepare_data
+from sqat.train.prepare import PreparedData, prepare_data
 from sqat.untrusted import read_json
 
-ATTENTION_TOKENS = 16384  # of a batch, or one row where that is longer
+ATTENTION_TOKENS = 16384  # in a batch on which attention alone is timed; one row where that is longer
 PART = ".timing.part.json"  # rounds that are done, until all are
 
 
-def time_variants(plan: ComparePlan, variants: Sequence[Variant | Share], out: Path) -> dict[str, Any]:
-    """Measure, write timing.json, and return what it holds."""
-    chosen = [entry.variant if isinstance(entry, Share) else entry for entry in variants]
-    device = make_accelerator(plan.train.device).device.type
-    data = prepare_data(plan.data, chosen[0].model.vocab_size)
-    rows = Batches(
+def batches_of(plan: ComparePlan, data: PreparedData) -> Batches:
+    """The training batches that all variants share."""
+    return Batches(
         data.train,
         batch_size=plan.train.batch_size,
-        context_length=chosen[0].model.context_length,
+        context_length=plan.models()[0].model.context_length,
         mode=plan.data.mode,
         padding_as_target=plan.data.padding_as_target,
     )
-    batch = rows.batch(0, 0).to(device)
-    timed = {variant.name: _Timed(plan, variant, batch, device) for variant in chosen}
+
+
+def time_variants(plan: ComparePlan, variants: Sequence[Variant], out: Path) -> dict[str, Any]:
+    """Measure every variant, write timing.json, and return what it holds. Goes on after a stop, round by round."""
+    device = make_accelerator(plan.train.device).device.type
+    batches = batches_of(plan, prepare_data(plan.data, variants[0].model.vocab_size))
+    batch = batches.batch(0, 0).to(device)
+    timed = {variant.name: _Timed(plan, variant, batch, device) for variant in variants}
     result: dict[str, Any] = {
         "rounds": plan.timing.rounds,
         "batch_size": plan.train.batch_size,
-        "context": chosen[0].model.context_length,
+        "context": variants[0].model.context_length,
         "environment": environment(),
-        "variants": {name: entry.figures for name, entry in timed.items()},
+        "variants": {name: entry.times for name, entry in timed.items()},
     }
     asked = {name: plain(value) for name, value in plan.timing.to_dict().items() if name != "rounds"}
     done = _go_on(out / PART, asked, result["variants"])
@@ -73,8 +74,8 @@ def time_variants(plan: ComparePlan, variants: Sequence[Variant | Share], out: P
 
 
 def _go_on(part: Path, asked: dict[str, Any], variants: dict[str, Any]) -> int:
-    """Take over the rounds that were measured before a stop; returns how many. Ratios are taken within rounds, so they
-    may be of another hour. What is damaged, of other variants or not measured as `asked` now is measured again.
+    """Take over the rounds that were measured before a stop; returns how many. They may be of another hour, since
+    ratios are taken within rounds. What is damaged, of other variants, or was measured otherwise is measured again.
     """
     try:
         before = read_json(part, finite=False)
@@ -83,24 +84,13 @@ def _go_on(part: Path, asked: dict[str, Any], variants: dict[str, Any]) -> int:
         return 0
     if not same:
         return 0
-    for name, entry in variants.items():
-        entry.update(before["variants"][name])
+    for name, times in variants.items():
+        times.update(before["variants"][name])
     return len(next(iter(variants.values()))["evaluate_seconds"])
 
 
-def read_timing(out: Path) -> dict[str, Any] | None:
-    """What :func:`time_variants` wrote, or `None`. Raises DataError where it is damaged."""
-    path = out / Folder.TIMING
-    if not path.is_file():
-        return None
-    try:
-        return read_json(path, finite=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-
-
 class _Timed:
-    """One variant, and what was measured of it so far."""
+    """One variant, and the times measured of it so far."""
 
     def __init__(self, plan: ComparePlan, variant: Variant, batch: Batch, device: str) -> None:
         self.plan, self.config, self.batch, self.device = plan, variant.model, batch, device
@@ -109,7 +99,7 @@ class _Timed:
         self.model = Decoder(variant.model).to(device).eval()
         self.prompt = torch.randint(4, variant.model.vocab_size, (plan.timing.prompt_tokens,)).tolist()
         self.calls = {length: self._attention(length) for length in plan.timing.lengths}
-        self.figures: dict[str, Any] = {
+        self.times: dict[str, Any] = {
             "step_seconds": [],
             "evaluate_seconds": [],
             "prompt_seconds": [],
@@ -119,22 +109,22 @@ class _Timed:
         }
 
     def measure_step(self, *, counts: bool) -> None:
-        """One training step: what varies from second to second then falls on all variants alike."""
+        """Time one training step. Variants take turns step by step: whatever slows the machine slows all alike."""
         parts = self.plan.train.gradient_accumulation  # each timed with an optimizer's step of its own
         seconds = self._seconds(lambda: [self.step() for _ in range(parts)])
         if counts:
-            self.figures["step_seconds"].append(seconds)
+            self.times["step_seconds"].append(seconds)
 
     def measure(self, *, counts: bool) -> None:
-        """All else."""
+        """Time everything else."""
         found: dict[str, float] = {"evaluate_seconds": self._seconds(self._evaluate)}
         found["prompt_seconds"], found["decode_seconds_per_token"] = self._generate()
         attention = {length: [self._seconds(call) for call in calls] for length, calls in self.calls.items()}
         if counts:
             for name, value in found.items():
-                self.figures[name].append(value)
+                self.times[name].append(value)
             for length, values in attention.items():
-                for series, value in zip(self.figures["attention"][str(length)], values, strict=True):
+                for series, value in zip(self.times["attention"][str(length)], values, strict=True):
                     series.append(value)
 
     def _evaluate(self) -> None:
