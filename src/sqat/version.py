@@ -1,4 +1,4 @@
-"""Which state of this package is running."""
+"""Which version of this package is running."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+__version__ = "0.1.0"
+
 
 @cache
 def revision() -> str | None:
-    """This package's git revision, with "+" where files differ from it; `None` outside a repository."""
+    """The git revision that this package runs from, "+" if tracked files differ; None outside its repository."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
