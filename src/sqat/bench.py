@@ -30,12 +30,12 @@ from sqat.generate import SamplingConfig, decode_tokens
 from sqat.model import Decoder
 from sqat.model.attend import attend, kernel_dtype
 from sqat.model.mask import AttentionMask
-from sqat.revision import revision
 from sqat.run_config import TrainConfig
 from sqat.train.device import use_bf16
 from sqat.train.optim import make_optimizer
 from sqat.train.step import TrainingLoss, train_step
 from sqat.variants import preset
+from sqat.version import revision
 
 PACKAGES = ("sqat", "torch", "transformers", "rxlm", "tokenizers", "datasets", "numpy", "numba", "triton")
 VARIABLES = ("MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "PYTORCH_", "TOKENIZERS_")
