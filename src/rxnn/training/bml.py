@@ -15,7 +15,7 @@ from torch import Tensor
 from rxnn.experimental.models import ExperimentalAttentionTransformer, require_model
 from rxnn.training.callbacks import TrainerCallback
 from rxnn.training.dataset import AutoregressiveLMDataset
-from sqat.config_fields import require, require_choice, require_positive
+from sqat.config import require, require_choice, require_positive
 from sqat.cpu.allocator import keep_freed_memory
 from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batch, Batches, BatchState
