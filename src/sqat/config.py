@@ -74,7 +74,7 @@ class ModelConfig(Config):
     rope_theta: float = 10000.0
     attention_dropout: float = 0.0
     feedforward_dropout: float = 0.0  # between the two feed-forward layers
-    init: str = "normal"  # or "torch", PyTorch's defaults, as the card's models; see sqat.model.init
+    init: str = "normal"  # or "torch", PyTorch's defaults, as the card's models; see sqat.model.decoder
     window: int | None = None  # how many positions a token sees, itself the last of them; null for all before it
     global_tokens: int = 0  # a document's first so many positions are seen by all after them; needs a window
 

@@ -140,7 +140,7 @@ def _core(rows: int, length: int, shape: _Shape, dtype: torch.dtype, device: str
     mask = None  # a stack of layers makes it once
     if shape.window is not None and shape.window < length:
         limits = shape.window, shape.global_tokens
-        mask = AttentionMask(length, length, torch.device(device), window=limits[0], global_tokens=limits[1]).keep()
+        mask = AttentionMask(length, length, torch.device(device), window=limits[0], global_tokens=limits[1])
     gradient = torch.randn(rows, length, shape.score_heads, shape.head_dim, device=device, dtype=dtype).transpose(1, 2)
 
     def run() -> None:
