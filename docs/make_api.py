@@ -70,18 +70,14 @@ def header(node: ast.AST, lines: list[str]) -> str:
         f"@{ast.unparse(mark)}" for mark in node.decorator_list if ast.unparse(mark) in ("property", "classmethod")
     ]  # type: ignore[attr-defined]
     text = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.body[0].lineno - 1]))  # type: ignore[attr-defined]
+    text = re.sub(r"(\(\s*)(?:self|cls)(?:,\s*|(?=\)))", r"\1", text, count=1)
     return "\n".join([*marks, text.strip().removesuffix(":")])
 
 
 def constructor(node: ast.ClassDef, lines: list[str]) -> str:
     for method in node.body:
         if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-            return (
-                header(method, lines)
-                .replace("def __init__", f"class {node.name}", 1)
-                .replace("self, ", "", 1)
-                .removesuffix(" -> None")
-            )
+            return header(method, lines).replace("def __init__", f"class {node.name}", 1).removesuffix(" -> None")
     return f"class {node.name}({', '.join(ast.unparse(base) for base in node.bases)})"
 
 
