@@ -16,8 +16,7 @@ from sqat.checkpoint.headers import read_headers, require_inside, weight_files
 from sqat.checkpoint.model_files import WEIGHTS_FILE
 from sqat.convert.architectures import heads_of, require_known
 from sqat.convert.modeling_mixed_heads import PREFIX
-from sqat.data.tokenizer import TOKENIZER_FILE
-from sqat.data.tokenizer_check import read_tokenizer_file
+from sqat.data.tokenizer import TOKENIZER_FILE, read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
 from sqat.untrusted import MAX_JSON_BYTES, read_json, shown
 
@@ -139,7 +138,7 @@ def require_plain_tokenizer(folder: Path) -> None:
     try:
         read_tokenizer_file(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a tokenizer: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():
             values = read_plain_json(folder / name, MAX_JSON_BYTES)
