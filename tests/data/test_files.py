@@ -73,6 +73,12 @@ class TestText:
         expected = data.decode("utf-8", "replace").replace("\r\n", "\n")
         assert documents(path, encoding_errors="replace") == [expected]
 
+    def test_invalid_utf8_is_counted_in_the_unpacked_text(self, tmp_path):
+        path = tmp_path / "stories.txt.gz"
+        path.write_bytes(gzip.compress(b"one\n\n" * 9973 + b"\xff"))
+        with pytest.raises(DataError, match="invalid UTF-8 at byte 49865"):
+            documents(path)
+
     @pytest.mark.parametrize("suffix", [".gz", ".zst"])
     def test_damaged_compression(self, tmp_path, suffix):
         path = tmp_path / f"stories.txt{suffix}"

@@ -3,7 +3,6 @@
 Everything streams: memory holds a chunk of a file or some hundred rows, and the document being read.
 """
 
-import codecs
 import io
 import json
 import re
@@ -127,10 +126,13 @@ def _json_field(line: str, field: str, encoding_errors: str, place: str) -> str:
 def _read_text(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
     r"""Documents between <|endoftext|>, or between blank lines if the file has no <|endoftext|>. All line ends are read
     as "\n", and those around a document belong to the separator."""
-    chunks = _decoded_chunks(path, encoding_errors)
-    documents = _pieces(chunks, END_OF_TEXT, path) if _holds_marker(path) else _between_blank_lines(chunks, path)
-    for document in documents:
-        yield document.strip("\n")
+    separate = _between_markers if _holds_marker(path) else _between_blank_lines
+    with _open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", encoding_errors) as text:
+        try:
+            for document in separate(text, path):
+                yield document.strip("\n")
+        except UnicodeDecodeError as error:  # it counts from the start of what was decoded last
+            raise _invalid_utf8(str(path), stream.tell() - len(error.object) + error.start) from error
 
 
 def _holds_marker(path: Path) -> bool:
@@ -144,35 +146,27 @@ def _holds_marker(path: Path) -> bool:
     return False
 
 
-def _between_blank_lines(chunks: Iterator[str], path: Path) -> Iterator[str]:
+def _between_markers(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    rest = ""
+    while chunk := text.read(CHUNK_BYTES):
+        *documents, rest = (rest + chunk).split(END_OF_TEXT)
+        yield from documents
+        _require_length(len(rest), path)
+    yield rest
+
+
+def _between_blank_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
     document: list[str] = []
     length = 0
-    for line in _pieces(chunks, "\n", path):  # str.splitlines would also split at characters of the text
-        if line and not line.isspace():
-            document.append(line)
-            length += len(line) + 1
-            _require_length(length, path)
-        else:
-            yield "\n".join(document)
+    while line := text.readline(MAX_DOCUMENT_BYTES + 1):
+        if line.isspace():
+            yield "".join(document)
             document, length = [], 0
-    yield "\n".join(document)
-
-
-def _pieces(chunks: Iterator[str], separator: str, path: Path) -> Iterator[str]:
-    """What lies between separators; the end of a chunk may cut a separator."""
-    held: list[str] = []  # the piece being read, except its edge
-    edge = ""
-    for chunk in chunks:
-        *pieces, rest = (edge + chunk).split(separator)
-        if pieces:
-            yield "".join(held) + pieces[0]
-            yield from pieces[1:]
-            held = []
-        cut = max(0, len(rest) - len(separator) + 1)
-        held.append(rest[:cut])
-        edge = rest[cut:]
-        _require_length(sum(map(len, held)), path)
-    yield "".join(held) + edge
+        else:
+            document.append(line)
+            length += len(line)
+            _require_length(length, path)
+    yield "".join(document)
 
 
 def _require_length(characters: int, path: Path) -> None:
@@ -181,28 +175,6 @@ def _require_length(characters: int, path: Path) -> None:
             f"{path}: a document of more than {MAX_DOCUMENT_BYTES:,} characters: put {END_OF_TEXT} or blank lines "
             "between documents"
         )
-
-
-def _decoded_chunks(path: Path, encoding_errors: str) -> Iterator[str]:
-    """The text of a file, without a byte order mark, in chunks that never cut a character."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(encoding_errors), translate=True)
-    consumed = 0
-    at_start = True
-    with _open_bytes(path) as stream:
-        while True:
-            chunk = stream.read(CHUNK_BYTES)
-            try:
-                text = decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                held_back = len(error.object) - len(chunk)  # an unfinished character from the chunk before
-                raise _invalid_utf8(str(path), consumed - held_back + error.start) from error
-            consumed += len(chunk)
-            if at_start and text:
-                text = text.removeprefix("\ufeff")
-                at_start = False
-            yield text
-            if not chunk:
-                return
 
 
 def _decode(data: bytes, encoding_errors: str, place: str) -> str:
