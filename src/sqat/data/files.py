@@ -49,15 +49,25 @@ def read_file(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _open_bytes(path: Path) -> io.BufferedReader:
-    return io.BufferedReader(pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix.lower())))
+class _Unpacked(io.BufferedReader):
+    """The bytes of a file, unpacked. It counts those that a TextIOWrapper has read: no compressed stream tells them."""
+
+    def __init__(self, path: Path) -> None:
+        compression = COMPRESSIONS.get(path.suffix.lower())
+        super().__init__(pa.input_stream(str(path), compression=compression))
+        self.count = 0
+
+    def read1(self, size: int = -1) -> bytes:
+        data = super().read1(size)
+        self.count += len(data)
+        return data
 
 
 def _read_parquet(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
     with tempfile.TemporaryFile() as unpacked, open(path, "rb") as file:
         stream: BinaryIO = file
         if path.suffix.lower() in COMPRESSIONS:  # Parquet is read from its end, a compressed stream only forwards
-            with _open_bytes(path) as packed:
+            with _Unpacked(path) as packed:
                 shutil.copyfileobj(packed, unpacked)
             stream = unpacked
         parquet = pq.ParquetFile(stream, **THRIFT_LIMITS)
@@ -91,7 +101,7 @@ def column_texts(column: pa.Array | pa.ChunkedArray, encoding_errors: str, place
 
 
 def _read_jsonl(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
-    with _open_bytes(path) as stream:
+    with _Unpacked(path) as stream:
         lines = iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b"")
         for number, line in enumerate(lines, 1):
             if not line.isspace():
@@ -127,18 +137,18 @@ def _read_text(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
     r"""Documents between <|endoftext|>, or between blank lines if the file has no <|endoftext|>. All line ends are read
     as "\n", and those around a document belong to the separator."""
     separate = _between_markers if _holds_marker(path) else _between_blank_lines
-    with _open_bytes(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", encoding_errors) as text:
+    with _Unpacked(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", encoding_errors) as text:
         try:
             for document in separate(text, path):
                 yield document.strip("\n")
         except UnicodeDecodeError as error:  # it counts from the start of what was decoded last
-            raise _invalid_utf8(str(path), stream.tell() - len(error.object) + error.start) from error
+            raise _invalid_utf8(str(path), stream.count - len(error.object) + error.start) from error
 
 
 def _holds_marker(path: Path) -> bool:
     marker = END_OF_TEXT.encode()
     window = b""
-    with _open_bytes(path) as stream:
+    with _Unpacked(path) as stream:
         while chunk := stream.read(CHUNK_BYTES):
             window = window[1 - len(marker) :] + chunk
             if marker in window:
