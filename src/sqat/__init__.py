@@ -54,10 +54,10 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from sqat.run_config import DataConfig as DataConfig
     from sqat.run_config import RunConfig as RunConfig
     from sqat.run_config import TrainConfig as TrainConfig
-    from sqat.train import Evaluation as Evaluation
     from sqat.train import Trainer as Trainer
-    from sqat.train import evaluate as evaluate
     from sqat.train import start_run as start_run
+    from sqat.train.evaluate import Evaluation as Evaluation
+    from sqat.train.evaluate import evaluate as evaluate
     from sqat.variants import head_counts as head_counts
     from sqat.variants import preset as preset
 
