@@ -18,7 +18,7 @@ from sqat.bench.long import PAPER, measure_long
 from sqat.bench.results import BenchError, Result, Table
 from sqat.bench.settings import Context
 from sqat.bench.workload import load_batch, save_batch
-from sqat.checkpoint.rxnn_config import config_to_rxnn
+from sqat.checkpoint.rxnn import config_to_rxnn
 from sqat.data.batches import Batch
 from sqat.variants import VARIANTS
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sqat.checkpoint import load_model, save_model
-from sqat.checkpoint.rxnn_config import ATT_TYPES, config_from_rxnn, config_to_rxnn
+from sqat.checkpoint.rxnn import ATT_TYPES, config_from_rxnn, config_to_rxnn
 from sqat.checksums import MANIFEST
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder

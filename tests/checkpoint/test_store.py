@@ -1,11 +1,9 @@
 """Folders that are there whole or not at all: whatever goes wrong, and wherever a writer is killed."""
 
-import fcntl
 import logging
 import os
 import shutil
 import stat
-import threading
 from pathlib import Path
 
 import pytest
@@ -196,79 +194,6 @@ class TestKilled:
             folder.rename(folder.with_name(".model.previous"))
 
         assert {*versions_after(prepare)} == {"old", "new"}
-
-
-class TestReaderBetweenTheRenames:
-    """It may come at the one moment at which there is no folder."""
-
-    @pytest.fixture
-    def comes(self, folder, monkeypatch):
-        """Has a reader come there, in a thread of its own, and waits a little for it; returns what it found."""
-        rename, found = Path.rename, []
-
-        def read():
-            recover(folder)
-            found.append(content(folder))
-
-        reader = threading.Thread(target=read)
-
-        def with_reader(self, target):
-            result = rename(self, target)
-            if target.name == ".model.previous" and not reader.ident:
-                reader.start()
-                reader.join(timeout=0.2)
-            return result
-
-        monkeypatch.setattr(Path, "rename", with_reader)
-        return lambda: (reader.join(), *found)[1]
-
-    def test_it_waits_for_the_writer(self, folder, comes, caplog):
-        write(folder, "old")
-        write(folder, "new")
-        assert comes() == of("new")
-        assert content(folder) == of("new")
-        assert names(folder.parent) == {"model"}
-        assert "put back" not in caplog.text
-
-    def test_without_locks_the_writer_tries_again(self, folder, comes, monkeypatch):
-        def none(*_):
-            raise OSError("not supported")
-
-        monkeypatch.setattr(fcntl, "flock", none)
-        write(folder, "old")
-        write(folder, "new")
-        assert comes() == of("old")
-        assert content(folder) == of("new")
-        assert names(folder.parent) == {"model"}
-
-    def test_writers_at_once(self, folder):
-        """Whoever comes last, there is one whole folder all along, and no writer fails."""
-        write(folder, "old")
-        failures, ended = [], threading.Event()
-
-        def repeat(action):
-            try:
-                action()
-            except BaseException as error:  # noqa: BLE001
-                failures.append(error)
-
-        def watch():
-            while not ended.is_set():
-                recover(folder)
-
-        writers = [
-            threading.Thread(target=repeat, args=(lambda v=v: [write(folder, v) for _ in range(20)],)) for v in "abc"
-        ]
-        watcher = threading.Thread(target=repeat, args=(watch,))
-        for thread in (watcher, *writers):
-            thread.start()
-        for thread in writers:
-            thread.join()
-        ended.set()
-        watcher.join()
-        assert failures == []
-        assert content(folder) in [of(version) for version in "abc"]
-        assert names(folder.parent) == {"model"}
 
 
 class TestRecover:

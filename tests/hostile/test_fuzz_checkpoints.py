@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sqat.checkpoint import load_model, read_config
-from sqat.checkpoint.rxnn_config import config_to_rxnn
+from sqat.checkpoint.rxnn import config_to_rxnn
 from sqat.checksums import MANIFEST, check_files, write_checksums
 from sqat.config import ModelConfig
 from sqat.data.batches import BatchState

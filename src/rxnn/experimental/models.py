@@ -24,7 +24,7 @@ from sqat.checkpoint.model_files import (
     read_config,
     write_model,
 )
-from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
+from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
 from sqat.checkpoint.store import write_files, write_folder
 from sqat.checksums import MANIFEST
 from sqat.errors import ConfigError

@@ -12,7 +12,7 @@ from sqat.bench.peers import ALLOCATOR, missing
 from sqat.bench.results import BenchError, Table
 from sqat.bench.settings import Context
 from sqat.bench.timing import Candidate, Sample, alternate
-from sqat.checkpoint.rxnn_config import config_to_rxnn
+from sqat.checkpoint.rxnn import config_to_rxnn
 from sqat.errors import ConfigError
 
 END_TO_END = "training end to end"

@@ -13,7 +13,7 @@ from sqat.bench.results import NotMeasured, Result, Series, Table
 from sqat.bench.settings import Context
 from sqat.bench.timing import Candidate, Sample, alternate
 from sqat.bench.workload import plain, save_batch
-from sqat.checkpoint.rxnn_config import config_to_rxnn
+from sqat.checkpoint.rxnn import config_to_rxnn
 from sqat.cost import kv_bytes, kv_bytes_per_token
 from sqat.errors import ConfigError
 from sqat.variants import PRESETS, preset

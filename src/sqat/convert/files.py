@@ -15,8 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from sqat.checkpoint.headers import require_inside
-from sqat.checkpoint.model_files import CONFIG_FILE
+from sqat.checkpoint.model_files import CONFIG_FILE, require_inside
 from sqat.checkpoint.store import write_folder
 from sqat.checksums import check_files
 from sqat.convert.heads import Groups

@@ -12,8 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from sqat.checkpoint.headers import read_headers, require_inside, weight_files
-from sqat.checkpoint.model_files import WEIGHTS_FILE
+from sqat.checkpoint.model_files import WEIGHTS_FILE, read_headers, require_inside, weight_files
 from sqat.convert.architectures import heads_of, require_known
 from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.data.tokenizer import TOKENIZER_FILE

@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 
 from sqat.checkpoint import load_model
 from sqat.checkpoint.model_files import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, expected_shapes, native_tensors
-from sqat.checkpoint.rxnn_config import is_rxnn_config
+from sqat.checkpoint.rxnn import is_rxnn_config
 from sqat.config import ModelConfig
 from sqat.errors import ConfigError
 from sqat.hf.configuration_sqat import SQATConfig

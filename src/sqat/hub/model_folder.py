@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqat.checkpoint import load_model
 from sqat.checkpoint.model_files import CONFIG_FILE, MODEL_TYPE, read_config
-from sqat.checkpoint.rxnn_config import is_rxnn_config
+from sqat.checkpoint.rxnn import is_rxnn_config
 from sqat.convert.architectures import MODEL_TYPES
 from sqat.convert.files import read_config as read_stock_config
 from sqat.convert.files import read_model
