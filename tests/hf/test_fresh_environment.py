@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from sqat.checkpoint import save_model
 from sqat.data.stories import story
 from sqat.data.tokenizer import train_tokenizer
-from sqat.hf.export import export
+from sqat.formats import export
 from sqat.model import Decoder
 
 pytestmark = [
@@ -28,7 +28,7 @@ pytestmark = [
 LOAD = """
 import importlib.util, json, sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, trusted = sys.argv[1], sys.argv[2] == "native"
+folder, trusted = sys.argv[1], sys.argv[2] == "transformers"
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusted)
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
 with torch.no_grad():
@@ -54,7 +54,7 @@ def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("form", "changes", "name"),
     [
-        ("native", {"moe": True, "window": 5}, "SQATForCausalLM"),
+        ("transformers", {"moe": True, "window": 5}, "SQATForCausalLM"),
         ("stock", {"moe": True, "hidden_size": 24, "intermediate_size": 16}, "MixtralForCausalLM"),
     ],
 )

@@ -19,11 +19,11 @@ from sqat.config import ModelConfig
 from sqat.convert.files import read_config
 from sqat.convert.plan import plan_conversion
 from sqat.convert.tokenizer import StockTokenizer
-from sqat.convert.uptrain_config import UptrainConfig
 from sqat.data.tokenizer import Tokenizer
 from sqat.run_config import DataConfig, RunConfig, TrainConfig, read_yaml, with_overrides
 from sqat.train.callbacks import JsonlLog
 from sqat.train.state import TrainState
+from sqat.uptrain_config import UptrainConfig
 
 RUN = {
     "model": {"preset": "sqat-mm", "num_layers": 3, "window": None},

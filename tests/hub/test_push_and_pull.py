@@ -18,7 +18,7 @@ from sqat.checksums import MANIFEST
 from sqat.cli import main
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError
-from sqat.hf.export import export
+from sqat.formats import export
 from sqat.train.checkpoints import best_checkpoint
 
 REPO = "somebody/mine"
@@ -145,16 +145,16 @@ class TestRoundTrip:
             "tags": ["MultiQueryAttention", "MQA"],  # 2 of 2 query heads
         }
 
-    @pytest.mark.parametrize("form", ["native", "stock"])
+    @pytest.mark.parametrize("form", ["transformers", "stock"])
     def test_of_an_export(self, form, hub, command, run_folder):
         export(run_folder, "exported", form)
         code, _, err = command("push", "exported", REPO)
         assert code == 0, err
         assert command("pull", REPO, "--out", "back")[0] == 0
         assert files_of(Path("back")) == files_of(Path("exported"))
-        assert ("modeling_sqat.py" in files_of(Path("back"))) == (form == "native")
+        assert ("modeling_sqat.py" in files_of(Path("back"))) == (form == "transformers")
 
-    @pytest.mark.parametrize("form", ["native", "stock"])
+    @pytest.mark.parametrize("form", ["transformers", "stock"])
     def test_exported_on_the_way(self, form, hub, command, run_folder):
         assert command("push", run_folder, REPO, "--to", form)[0] == 0
         assert command("pull", REPO)[0] == 0
@@ -170,8 +170,8 @@ class TestRoundTrip:
     def test_in_the_originals_layout(self, hub, command, tiny_model, tmp_path):
         quirks = {"tie_embeddings": False, "attention_out_bias": True, "feedforward_bias": True, "head_bias": True}
         model = tiny_model(hidden_size=60, final_norm=None, norm_eps=None, init="torch", **quirks)
-        folder = save_model(model, tmp_path / "native")
-        assert command("push", folder, REPO, "--to", "original")[0] == 0
+        folder = save_model(model, tmp_path / "transformers")
+        assert command("push", folder, REPO, "--to", "rxnn")[0] == 0
         assert command("pull", REPO)[0] == 0
         assert json.loads(Path("mine/config.json").read_text())["att_type"] == "gqa"
         tensors = load_model("mine").state_dict()
@@ -242,7 +242,7 @@ class TestPush:
                 ("--to" in options),
                 "--to" not in options,
             )
-        export(run_folder, "exported", "native")  # with a card that nobody has changed
+        export(run_folder, "exported", "transformers")  # with a card that nobody has changed
         assert command("push", "exported", REPO)[0] == 0
         card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
         assert "It likes cats." in card
@@ -266,7 +266,7 @@ class TestPush:
         assert f"{loss:.4f}" not in card
         assert {"license: mit", "language: en"} <= set(card.splitlines())
 
-    @pytest.mark.parametrize("to", ["native", "stock"])
+    @pytest.mark.parametrize("to", ["transformers", "stock"])
     def test_a_card_of_ones_own_for_another_form(self, to, hub, command, run_folder):
         folder = best_checkpoint(run_folder)
         (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
@@ -276,7 +276,7 @@ class TestPush:
 
     def test_nothing_is_written_beside_the_model(self, command, run_folder):
         before = files_of(run_folder)
-        assert command("push", run_folder, REPO, "--to", "native")[0] == 0
+        assert command("push", run_folder, REPO, "--to", "transformers")[0] == 0
         assert files_of(run_folder) == before
 
     @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ class TestPush:
 
     @pytest.mark.parametrize("token", [f"{SECRET}\x01", f"{SECRET} ", f"{SECRET}é"])
     def test_a_token_that_cannot_be_is_not_shown(self, token, run_folder, monkeypatch):
-        monkeypatch.setattr("sqat.hub.tokens.get_token", lambda: token)
+        monkeypatch.setattr("sqat.hub.get_token", lambda: token)
         with pytest.raises(ConfigError, match="characters that no token has") as error:
             sqat.push(run_folder, REPO)
         assert SECRET not in repr(error.value.__cause__) + str(error.value)
@@ -362,7 +362,7 @@ class TestPush:
         def refuse(*args, **kwargs):
             raise ValueError(f"bad header Bearer {SECRET}")
 
-        monkeypatch.setattr("sqat.hub.transfer.HfApi.create_commit", refuse)
+        monkeypatch.setattr("sqat.hub.HfApi.create_commit", refuse)
         assert "bad header Bearer <token>" in command("push", run_folder, REPO)[2]
 
     def test_no_network(self, command, run_folder, monkeypatch):
@@ -382,8 +382,8 @@ class TestPush:
         [
             (("mine",), "repository is 'mine', but must be owner/name"),
             (("a/b/c",), "repository is 'a/b/c'"),
-            ((REPO, "--to", "gguf"), "to is 'gguf', but must be one of native, stock, original"),
-            ((REPO, "--to", "original"), "RxNN's layout holds models with"),
+            ((REPO, "--to", "gguf"), "to is 'gguf', but must be one of transformers, stock, rxnn, sqat"),
+            ((REPO, "--to", "rxnn"), "RxNN's layout holds models with"),
             ((REPO, "--message", " "), "message is empty"),
             ((REPO, "--license", "The License"), "license is 'The License'"),
             ((REPO, "--dataset", "a b"), "dataset is 'a b'"),
@@ -436,7 +436,7 @@ class TestPull:
         assert ".tmp" not in err
         assert sorted(Path().iterdir()) == before
 
-    @pytest.mark.parametrize("form", ["native", "stock"])
+    @pytest.mark.parametrize("form", ["transformers", "stock"])
     def test_code_in_a_repository_is_not_run(self, form, hub, command, run_folder):
         export(run_folder, "exported", form)
         code = f"open({str(Path.cwd() / 'ran')!r}, 'w')\n".encode()

@@ -28,7 +28,7 @@ from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
 from sqat.checkpoint.store import write_files, write_folder
 from sqat.checksums import MANIFEST
 from sqat.errors import ConfigError
-from sqat.hub.transfer import download
+from sqat.hub import download
 
 CARD_FILE = "README.md"
 
@@ -119,7 +119,7 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         """Load `config.json` and `model.safetensors` from a folder or the Hub, in evaluation mode, never from a pickle.
 
         Args:
-            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.hub.transfer.download`.
+            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.hub.download`.
             map_location: device to put the model on.
             model_kwargs: constructor arguments that replace the file's, such as `ff_dropout`.
 

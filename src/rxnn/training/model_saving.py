@@ -19,7 +19,7 @@ from sqat.checkpoint.store import write_folder
 from sqat.config_fields import require, require_positive
 from sqat.durable import remove_folder
 from sqat.errors import CheckpointError
-from sqat.hub.transfer import require_repo_id, upload
+from sqat.hub import require_repo_id, upload
 
 if TYPE_CHECKING:
     from rxnn.experimental.models import ExperimentalAttentionTransformer as Model

@@ -63,7 +63,11 @@ def convert(
         for name, value in options.items():
             if value is not None:
                 raise ConfigError(f"{name} is {value!r}, but goes with --query-heads, which is missing")
-        convert_layout(Path(model), out, layout or "rxnn")
+        from sqat.cli.export import export
+
+        layout = layout or "rxnn"
+        typer.echo(f"hint: without --query-heads this is now `sqat export {model} --to {layout} --out {out}`", err=True)
+        export(Path(model), out, layout)
         return
     if layout is not None:
         raise ConfigError(f"--layout is {layout!r}, but goes without --query-heads: the architecture stays the model's")
@@ -73,18 +77,6 @@ def convert(
     choices = (("method", method), ("score", score), ("to", to))
     changes |= {name: value for name, value in choices if value is not None}
     convert_heads(model, out, changes, calibrate=calibrate, verify_on=verify, context=context or 512)
-
-
-def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
-    """Write a checkpoint in the other layout; its tokenizer goes along, and a model card."""
-    from sqat.folders import require_free
-    from sqat.layout import write_layout
-    from sqat.train.checkpoints import find_model
-
-    require_free(out, "--out")
-    folder = find_model(checkpoint)
-    write_layout(folder, out, layout)
-    typer.echo(f"{folder} written to {out} in {layout} layout")
 
 
 def convert_heads(

@@ -25,11 +25,8 @@ from sqat.convert.tokenizer import TOKENIZER_FILES
 from sqat.convert.verify import Verification
 from sqat.errors import CheckpointError, ConfigError
 from sqat.folders import require_free
-from sqat.hub.failures import FAILURES
-from sqat.hub.tokens import cause, usable_token, without_tokens
-from sqat.model_card import CARD_FILE, read_origin, stock_card
-from sqat.model_card.origin import RECORD_FILE
-from sqat.model_card.text import public_name
+from sqat.hub import FAILURES, cause, usable_token, without_tokens
+from sqat.model_card import CARD_FILE, RECORD_FILE, public_name, read_origin, stock_card
 from sqat.untrusted import shown
 
 _HUB_FILES = (*TOKENIZER_FILES, "*.json", "*.safetensors")
@@ -147,7 +144,10 @@ def write_conversion(
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
     tokenizer = any(path for pattern in TOKENIZER_FILES for path in out.glob(pattern))
-    card = stock_card(plan.new_config, origin=read_origin(out), tokenizer=tokenizer)
+    form, costs = "stock" if plan.to == "stock" else "mixed", asdict(plan.after)
+    card = stock_card(
+        plan.new_config, form, plan.heads, costs, plan.context_length, origin=read_origin(out), tokenizer=tokenizer
+    )
     (out / CARD_FILE).write_text(card, encoding="utf-8")
 
 

@@ -9,8 +9,8 @@ Shape letters: B batch, T tokens, S keys, D width, H query heads, K key/value he
 experts, k experts per token, F expert hidden, I = F (or 2F, gated), V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -273,51 +273,28 @@ class SQATPreTrainedModel(PreTrainedModel):
         "attentions": SQATAttention,
     }
 
-    # Set where sqat is:
-    _read_original: Callable | None = None  # reads checkpoints of the original system
-    _complete: Callable | None = None  # puts beside saved weights what belongs there: modelling code, model card
-    _known: object = None  # what the card is to say, while it is written
+    companion: Any = None  # sqat.hf puts its module `pretrained` here; this file alone does without
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> PreTrainedModel:
-        """As transformers' own; where sqat is installed, also from folders and Hub ids in the original's layout."""
-        if cls._read_original is not None and pretrained_model_name_or_path is not None:
-            original = cls._read_original(pretrained_model_name_or_path, **kwargs)
-            if original is not None:
-                kwargs["config"], kwargs["state_dict"] = original
-                pretrained_model_name_or_path = None
+    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: Any) -> PreTrainedModel:
+        """As transformers' own; where sqat is installed, also from folders and Hub ids in RxNN's layout."""
+        if cls.companion is not None:
+            pretrained_model_name_or_path, kwargs = cls.companion.resolve(pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-    def save_pretrained(self, save_directory: object, *args: object, **kwargs: object) -> None:
-        """As transformers' own; where sqat is installed, with a model card, and this code if `auto_map` names it.
+    def save_pretrained(self, save_directory: object, *args: object, **kwargs: Any) -> object:
+        """As transformers' own; where sqat is installed, with a model card, and with this code if `auto_map` names it.
         `known`, a `sqat.model_card.Known`, is what the card cannot know by itself.
         """
-        with self._telling(kwargs):
-            super().save_pretrained(save_directory, *args, **kwargs)
-            if self._complete is not None and kwargs.get("is_main_process", True):
-                self._complete(self, save_directory, known=self._known)
+        if self.companion is None:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        return self.companion.save(self, super().save_pretrained, save_directory, *args, **kwargs)
 
-    def push_to_hub(self, repo_id: str, *args: object, **kwargs: object) -> object:
-        """As transformers' own; the card, and `known`, as of :meth:`save_pretrained`."""
-        with self._telling(kwargs):
-            return super().push_to_hub(repo_id, *args, **kwargs)
-
-    @contextmanager
-    def _telling(self, kwargs: dict) -> Iterator[None]:
-        """Takes `known` out of arguments, and keeps it for the methods that are called within."""
-        before = self._known
-        if self._complete is not None:
-            self._known = kwargs.pop("known", None) or before
-        try:
-            yield
-        finally:
-            self._known = before
-
-    def _upload_modified_files(self, working_dir: object, repo_id: str, *args: object, **kwargs: object) -> object:
-        """What transformers calls before it uploads a folder, to which it has added a card full of blanks."""
-        if self._complete is not None:
-            self._complete(self, working_dir, known=self._known, repo_id=repo_id)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> object:
+        """As transformers' own; where sqat is installed, with a model card and `known`, as :meth:`save_pretrained`."""
+        if self.companion is None:
+            return super().push_to_hub(repo_id, **kwargs)
+        return self.companion.push(self, super().push_to_hub, repo_id, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
