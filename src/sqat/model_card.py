@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,12 +21,10 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-import sqat
 from sqat.config import ModelConfig
 from sqat.cost import flops_per_token, kv_bytes_per_token, parameters
 from sqat.errors import CheckpointError, ConfigError
 from sqat.hub import require_repo_id
-from sqat.revision import revision
 from sqat.run_config import DataConfig, RunConfig, TrainConfig, read_yaml
 from sqat.train.checkpoints import FOLDER
 from sqat.train.run import CONFIG_FILE, FREE_ON_RESUME
@@ -33,6 +32,7 @@ from sqat.train.state import STATE_FILE, TrainState, read_state
 from sqat.untrusted import read_json
 from sqat.uptrain_config import DEFAULTS, StudentConfig, UptrainConfig
 from sqat.variants import PRESETS, VARIANTS, attention_name, head_counts, preset
+from sqat.version import __version__, revision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -374,7 +374,7 @@ def _render(
         command=training_command(run) if run else known.training and known.training.strip(),
         settings=run and settings(run).rstrip(),
         state=origin.state,
-        version=sqat.__version__,
+        version=__version__,
         revision=revision(),
     )
     text = _tidy(card.text)
