@@ -48,10 +48,6 @@ FILE_CIRCLES = {
 PACKAGE_CIRCLES = {
     ("sqat.model", "sqat.cpu"),
     ("sqat.model", "sqat.cuda"),
-    ("sqat.hub", "sqat.convert"),
-    ("sqat.hub", "sqat.hf"),
-    ("sqat.model_card", "sqat.convert"),
-    ("sqat.model_card", "sqat.hub"),
 }
 IMPURE_MODEL_FILES = {"attend", "decoder", "dropout", "experts", "norm", "rope"}  # those that still import more
 

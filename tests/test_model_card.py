@@ -128,18 +128,18 @@ class TestText:
         assert "(MHA)" in text
         assert "(GQA)" not in text
 
-    def test_figures_and_their_meanings(self):
+    def test_results_and_their_meanings(self):
         rows = rows_of(model_card(preset("sqat-mm"), "sqat", origin=origin()))
         assert rows["loss"] == ["2.3457", "mean cross-entropy in nats per real target; padding does not count"]
         assert rows["accuracy"][0] == "45.68%"
         assert rows["loss, padding counted"][0] == "1.1111"
         assert "not comparable with the loss above" in rows["loss, padding counted"][1]
 
-    def test_figures_that_do_not_exist(self):
+    def test_results_that_do_not_exist_are_left_out(self):
         evaluation = {**EVALUATION, "card_loss": None, "card_accuracy": None}
         assert "padding counted" not in model_card(preset("sqat-mm"), "sqat", origin=origin(evaluation))
 
-    def test_an_earlier_steps_figures_are_not_this_checkpoints(self):
+    def test_results_of_an_earlier_step_are_not_this_checkpoints(self):
         text = model_card(preset("sqat-mm"), "sqat", origin=origin(step=37))
         assert "## Results" not in text
         assert "metrics" not in ModelCard(text).data.to_dict()

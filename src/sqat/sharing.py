@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from sqat.checkpoint import load_model, read_config, write_folder
 from sqat.checkpoint.model_files import CONFIG_FILE
 from sqat.convert.architectures import heads_by_layer
+from sqat.convert.files import TOKENIZER_FILES, read_model
 from sqat.convert.files import read_config as read_stock_config
-from sqat.convert.files import read_model
 from sqat.convert.plan import context_of, costs_of
-from sqat.convert.tokenizer import TOKENIZER_FILES, StockTokenizer
+from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.errors import CheckpointError, ConfigError, SqatError
 from sqat.formats import FORMER_NAMES, detect, export

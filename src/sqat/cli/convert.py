@@ -1,4 +1,4 @@
-"""`sqat convert`: a checkpoint in the other layout, or a pretrained model with fewer query heads."""
+"""`sqat convert`: a pretrained model with fewer query heads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import typer
 
 
 def convert(
-    model: Annotated[
-        str, typer.Argument(help="With --query-heads: a stock checkpoint's folder or Hub id. Else one of this package.")
-    ],
+    model: Annotated[str, typer.Argument(help="A stock checkpoint: a folder, or a Hub id.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     query_heads: Annotated[int | None, typer.Option(help="Query heads to keep, of a pretrained model.")] = None,
     kv_heads: Annotated[
@@ -36,13 +34,10 @@ def convert(
         int | None,
         typer.Option(help="Tokens per row of calibration and verification; default: the model's, at most 512."),
     ] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="Without --query-heads: sqat, or rxnn for the original's (the default).")
-    ] = None,
+    layout: Annotated[str | None, typer.Option(hidden=True)] = None,  # of the former spelling of `sqat export`
 ) -> None:
-    """Give a pretrained model fewer query heads (--query-heads), in its own stock architecture or, for some layers
-    alone, with modelling code beside it (--to native); or write a checkpoint of this package in the other layout, bit
-    for bit the same model (--layout).
+    """Give a pretrained model fewer query heads, in its own stock architecture or, for some layers, with modelling
+    code beside it (--to native).
     """
     from sqat.errors import ConfigError
 

@@ -177,8 +177,15 @@ def write_conversion(
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
     form, costs = "stock" if plan.to == "stock" else "mixed", asdict(plan.after)
-    facts = {"origin": read_origin(out), "tokenizer": bool(tokenizer)}
-    card = stock_card(plan.new_config, form, plan.heads, costs, plan.context_length, **facts)
+    card = stock_card(
+        plan.new_config,
+        form,
+        plan.heads,
+        costs,
+        plan.context_length,
+        origin=read_origin(out),
+        tokenizer=bool(tokenizer),
+    )
     (out / CARD_FILE).write_text(card, encoding="utf-8")
 
 
