@@ -33,8 +33,6 @@ ECOSYSTEM = {
 # Circles that are still there, as (importer, imported). These lists may only shrink: whoever breaks a circle deletes
 # its line.
 FILE_CIRCLES = {
-    ("sqat.bench.settings", "sqat.bench.ceiling"),
-    ("sqat.bench.settings", "sqat.bench.workload"),
     ("sqat.cuda.grouped_experts", "sqat.model.experts"),
     ("sqat.generate.draw", "sqat.generate.sample"),
     ("sqat.model.init", "sqat.model.decoder"),
