@@ -21,7 +21,7 @@ Model = Callable[..., Decoder]
 def test_there_and_back(tiny_model: Model, tmp_path: Path) -> None:
     biases = dict.fromkeys(("attention_out_bias", "feedforward_bias", "head_bias"), True)
     others = {"norm_eps": None, "final_norm": None, "tie_embeddings": False, "init": "torch"}
-    model = tiny_model(hidden_size=60, **biases, **others)
+    model = tiny_model(hidden_size=60, vocab_size=303, **biases, **others)
     folder = save_model(model, tmp_path / "first")
     train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 303).save(folder)
     export(folder, tmp_path / "rxnn", "rxnn")
