@@ -1,10 +1,10 @@
 """Who and what a built-in story is about: the cast that fills the slots of a plot."""
 
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, TypeVar
-
-from sqat.data import stories_words as words
 
 Option = TypeVar("Option")
 
@@ -16,6 +16,7 @@ class Draw:
         self._random = Random(key).random
 
     def one(self, options: Sequence[Option]) -> Option:
+        """One of the options."""
         return options[int(self._random() * len(options))]
 
     def several(self, options: Sequence[Option], count: int) -> list[Option]:
@@ -28,12 +29,12 @@ class Draw:
         return chosen
 
 
-def article(phrase: str) -> str:
+def _article(phrase: str) -> str:
     return "an" if phrase[0] in "aeiou" else "a"
 
 
 class Person(NamedTuple):
-    """A child, a grown-up or an animal; `they`, `them` and `their` are its pronouns, such as "he", "him" and "his"."""
+    """A child, a grown-up or an animal, with its pronouns, such as "he", "him" and "his"."""
 
     name: str
     kind: str
@@ -48,7 +49,7 @@ class Person(NamedTuple):
     @property
     def a(self) -> str:
         """How a story introduces them: "a little girl"."""
-        return f"{article(self.adjective)} {self.adjective} {self.kind}"
+        return f"{_article(self.adjective)} {self.adjective} {self.kind}"
 
     @property
     def They(self) -> str:
@@ -60,7 +61,7 @@ class Person(NamedTuple):
 
 
 class Noun(NamedTuple):
-    """Something that can be counted, with a colour where stories tell it."""
+    """A thing that can be counted, with a colour where stories tell it."""
 
     name: str
     colour: str = ""
@@ -70,7 +71,7 @@ class Noun(NamedTuple):
 
     @property
     def article(self) -> str:
-        return article(self.colour or self.name)
+        return _article(self.colour or self.name)
 
     @property
     def a(self) -> str:
@@ -79,6 +80,8 @@ class Noun(NamedTuple):
 
 
 class Place(NamedTuple):
+    """Somewhere to go, or to hide something."""
+
     name: str
     preposition: str
 
@@ -91,42 +94,56 @@ class Place(NamedTuple):
         return f"{self.preposition} the"
 
 
-def _places(groups: dict[str, tuple[str, ...]]) -> list[Place]:
-    return [Place(name, preposition) for preposition, names in groups.items() for name in names]
+def _split(words: Any) -> Any:
+    """Strings of words as tuples of words."""
+    if isinstance(words, dict):
+        return {name: _split(group) for name, group in words.items()}
+    return tuple(words.split()) if isinstance(words, str) else words
+
+
+WORDS: dict[str, Any] = _split(tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8")))
+
+
+def _nouns(group: str) -> list[Noun]:
+    return [Noun(name) for name in WORDS[group]]
+
+
+def _places(group: str) -> list[Place]:
+    return [Place(name, preposition) for preposition, names in WORDS[group].items() for name in names]
 
 
 _PRONOUNS = {"she": ("she", "her", "her"), "he": ("he", "him", "his")}
-_CHILDREN = [(name, "girl", "she") for name in words.GIRLS] + [(name, "boy", "he") for name in words.BOYS]
-_ANIMALS = [(name, "she") for name in words.FEMALE_ANIMALS] + [(name, "he") for name in words.MALE_ANIMALS]
-_ELDERS = [Person(name, name, "", *_PRONOUNS[pronoun]) for name, pronoun in words.ELDERS.items()]
+_CHILDREN = [(name, "girl", "she") for name in WORDS["girls"]] + [(name, "boy", "he") for name in WORDS["boys"]]
+_ANIMALS = [(name, "she") for name in WORDS["female_animals"]] + [(name, "he") for name in WORDS["male_animals"]]
+_ELDERS = [Person(name, name, "", *_PRONOUNS[pronoun]) for name, (pronoun,) in WORDS["elders"].items()]
 _HEROES_ARE_ANIMALS = (True, False, False, False)
 
-# The slots of a plot beside its people, with the words that fill them; slots of one line get different words.
+# The slots of a plot, apart from people, with the words that fill them; slots of one line get different words.
 _SLOTS: dict[str, Sequence[Any]] = {
-    "colour colour2 colour3": words.COLOURS,
-    "toy toy2": words.TOYS,
-    "clothing": words.CLOTHES,
-    "fragile": words.FRAGILE,
-    "box": words.CONTAINERS,
-    "paintable": words.PAINTABLE,
-    "shells": words.SMALL_THINGS,
-    "number": words.NUMBERS,
-    "food food2": [Noun(name) for name in words.FOODS],
-    "ingredient ingredient2 ingredient3": words.INGREDIENTS,
-    "dish": words.DISHES,
-    "animal animal2 animal3": [Noun(name) for name in words.WILD_ANIMALS],
-    "place place2 place3": _places(words.PLACES),
-    "shop": _places(words.SHOPS),
-    "spot spot2": _places(words.SPOTS),
-    "hobby": words.HOBBIES,
-    "one_day": words.DAYS,
+    "colour colour2 colour3": WORDS["colours"],
+    "toy toy2": WORDS["toys"],
+    "clothing": WORDS["clothes"],
+    "fragile": WORDS["fragile"],
+    "box": WORDS["containers"],
+    "paintable": WORDS["paintable"],
+    "shells": WORDS["small_things"],
+    "number": WORDS["numbers"],
+    "food food2": _nouns("foods"),
+    "ingredient ingredient2 ingredient3": WORDS["ingredients"],
+    "dish": WORDS["dishes"],
+    "animal animal2 animal3": _nouns("wild_animals"),
+    "place place2 place3": _places("places"),
+    "shop": _places("shops"),
+    "spot spot2": _places("spots"),
+    "hobby": WORDS["hobbies"],
+    "one_day": WORDS["days"],
 }
 _GROUPS = {slot: (line.split(), options) for line, options in _SLOTS.items() for slot in line.split()}
 _COLOUR_OF = {"toy": "colour", "toy2": "colour2", "clothing": "colour3", "fragile": "colour3", "box": "colour3"}
 
 
 class Cast(dict[str, Any]):
-    """The people and things of one story by slot; things are drawn when a slot is first named, as plots need few."""
+    """The people and things of one story by slot. A thing is drawn when its slot is first named: plots need few."""
 
     def __init__(self, draw: Draw) -> None:
         super().__init__(_draw_people(draw))
@@ -140,17 +157,19 @@ class Cast(dict[str, Any]):
 
 
 def _draw_people(draw: Draw) -> dict[str, Person]:
-    """A hero with an elder, two friends of the hero's world (child or animal) and a pet; their names are different."""
+    """A hero with an elder, two friends of the same kind (child or animal) and a pet, all with different names."""
     (pet_name, pet_pronoun), *animals = draw.several(_ANIMALS, 4)
     if draw.one(_HEROES_ARE_ANIMALS):
-        kinds = draw.several(words.CHARACTER_ANIMALS, 3)
+        kinds = draw.several(WORDS["character_animals"], 3)
         people = [(name, kind, pronoun) for (name, pronoun), kind in zip(animals, kinds, strict=True)]
     else:
         people = draw.several(_CHILDREN, 3)
-    people.append((pet_name, draw.one(words.PETS), pet_pronoun))
+    people.append((pet_name, draw.one(WORDS["pets"]), pet_pronoun))
     slots = ("hero", "friend", "friend2", "pet")
     cast = {
         slot: Person(name, kind, adjective, *_PRONOUNS[pronoun])
-        for slot, (name, kind, pronoun), adjective in zip(slots, people, draw.several(words.ADJECTIVES, 4), strict=True)
+        for slot, (name, kind, pronoun), adjective in zip(
+            slots, people, draw.several(WORDS["adjectives"], 4), strict=True
+        )
     }
     return cast | {"elder": draw.one(_ELDERS)}

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sqat.data import text_files
+from sqat.data import files
 from sqat.data.text import open_source
 from sqat.errors import DataError
 
@@ -28,7 +28,7 @@ def compress(data: bytes, suffix: str) -> bytes:
 @pytest.fixture(params=[1 << 20, 1, 7], ids="chunk={}".format)
 def chunks(request, monkeypatch):
     """Chunk sizes that cut characters, line ends and markers apart."""
-    monkeypatch.setattr(text_files, "CHUNK_BYTES", request.param)
+    monkeypatch.setattr(files, "CHUNK_BYTES", request.param)
 
 
 class TestText:
@@ -73,6 +73,12 @@ class TestText:
         expected = data.decode("utf-8", "replace").replace("\r\n", "\n")
         assert documents(path, encoding_errors="replace") == [expected]
 
+    def test_invalid_utf8_is_counted_in_the_unpacked_text(self, tmp_path):
+        path = tmp_path / "stories.txt.gz"
+        path.write_bytes(gzip.compress(b"one\n\n" * 9973 + b"\xff"))
+        with pytest.raises(DataError, match="invalid UTF-8 at byte 49865"):
+            documents(path)
+
     @pytest.mark.parametrize("suffix", [".gz", ".zst"])
     def test_damaged_compression(self, tmp_path, suffix):
         path = tmp_path / f"stories.txt{suffix}"
@@ -109,6 +115,8 @@ class TestJsonLines:
             (b'{"text": "x"', "not JSON: "),
             (b'{"text": "\xff"}', "invalid UTF-8 at byte 10"),
             (b'{"text": "\\ud83d"}', "half a surrogate pair"),
+            (b"[" * 100_000, "not JSON: "),
+            (b'{"text": ' + b"1" * 5000 + b"}", "not JSON: "),
         ],
     )
     def test_unusable_line(self, tmp_path, line, message):
@@ -163,19 +171,10 @@ class TestParquet:
             documents(path)
         assert documents(path, encoding_errors="replace")[-1] == "ab\ufffd"
 
-    def test_a_name_that_is_no_utf8(self, tmp_path):
+    def test_damaged_column_name(self, tmp_path):
         path = self.write(tmp_path, pa.array(["one"]), "n\u00e9")
         path.write_bytes(path.read_bytes().replace("n\u00e9".encode(), b"n\xff\xff"))
         with pytest.raises(DataError, match=r"stories\.parquet: cannot be read: 'utf-8' codec can't decode byte 0xff"):
-            documents(path)
-
-    def test_a_schema_that_contradicts_the_statistics(self, tmp_path):
-        """pyarrow's `RowGroupMetaData.column` ends the process there."""
-        path = self.write(tmp_path, pa.array(["one"]))
-        optional, required = (b"\x25" + kind + b"\x18\x04text" for kind in (b"\x02", b"\x00"))
-        assert optional in path.read_bytes()
-        path.write_bytes(path.read_bytes().replace(optional, required))
-        with pytest.raises(DataError, match=r"stories\.parquet: cannot be read: .* histogram size mismatch"):
             documents(path)
 
     def test_damaged(self, tmp_path):
@@ -194,3 +193,13 @@ def test_file_that_disappears(tmp_path):
         list(source.documents())
     with pytest.raises(DataError, match=r"stories\.txt: cannot be read"):
         source.fingerprint()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("name", ["long.jsonl", "long.txt"])
+def test_document_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch, name, suffix):
+    monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 1 << 20)
+    path = tmp_path / f"{name}{suffix}"
+    path.write_bytes(compress(b"a" * (5 << 20), suffix))
+    with pytest.raises(DataError, match="1,048,576"):
+        documents(path)
