@@ -30,8 +30,8 @@ _HOMES = {
     "start_run": "sqat.train",
     "Evaluation": "sqat.train",
     "evaluate": "sqat.train",
-    "push": "sqat.hub.push",
-    "pull": "sqat.hub.pull",
+    "push": "sqat.sharing",
+    "pull": "sqat.sharing",
     "SqatError": "sqat.errors",
 }
 
@@ -44,8 +44,6 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from sqat.data.tokenizer import Tokenizer as Tokenizer
     from sqat.errors import SqatError as SqatError
     from sqat.generate import SamplingConfig as SamplingConfig
-    from sqat.hub.pull import pull as pull
-    from sqat.hub.push import push as push
     from sqat.model import Attention as Attention
     from sqat.model import AttentionMask as AttentionMask
     from sqat.model import Decoder as Decoder
@@ -54,6 +52,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from sqat.run_config import DataConfig as DataConfig
     from sqat.run_config import RunConfig as RunConfig
     from sqat.run_config import TrainConfig as TrainConfig
+    from sqat.sharing import pull as pull
+    from sqat.sharing import push as push
     from sqat.train import Trainer as Trainer
     from sqat.train import start_run as start_run
     from sqat.train.evaluate import Evaluation as Evaluation
