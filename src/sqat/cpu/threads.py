@@ -8,7 +8,12 @@ torch loaded calls a loop once in each thread, and the loop takes its share of t
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqat.cpu.cache import kept_on_disk
+from sqat.folders import default_cache
 
 # Sums in any order, products and sums at once; but numbers that are none stay none.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 NUM_ARGUMENTS = 20  # at most, of a loop
 SERIAL_ELEMENTS = 2**14  # fewer are not worth waking a thread
+
+_lock = threading.Lock()  # numba's setting is one for all threads
 
 
 def available() -> bool:
@@ -127,3 +134,35 @@ def compiled(body: Callable[[Any], None]) -> Callable[[Any], None]:
             return compiled_body
         finally:
             config.OPT = before
+
+
+@contextmanager
+def kept_on_disk() -> Iterator[bool]:
+    """Functions made in here for numba's cache are kept in a folder of ours (in $NUMBA_CACHE_DIR, or with what else we
+    can make again); says whether there can be one.
+
+    numba looks at the time of a function's own file alone. What it calls lies in others here, so the folder is that of
+    these very sources.
+    """
+    from numba import config
+
+    folder = _folder()
+    with _lock:
+        before, config.CACHE_DIR = config.CACHE_DIR, folder or config.CACHE_DIR
+        try:
+            yield folder is not None
+        finally:
+            config.CACHE_DIR = before
+
+
+@cache
+def _folder() -> str | None:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or default_cache() / "kernels") / f"sqat-{digest[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder)
+    except OSError:  # read-only: compiled anew in every process
+        return None

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sqat.data.batches import IGNORE, Batch
-from sqat.model.seeds import draw_seeds
+from sqat.seeds import draw_seeds
 from sqat.train.distributed import count, rank
 
 T = TypeVar("T")
