@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sqat.bench.peers import package_version
-from sqat.revision import revision
+from sqat.version import revision
 
 PACKAGES = ("sqat", "torch", "transformers", "rxlm", "accelerate", "tokenizers", "datasets", "numpy", "triton")
 VARIABLES = ("MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "PYTORCH_", "TOKENIZERS_")

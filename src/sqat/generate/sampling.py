@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sqat.config_fields import Config, require, require_positive
+from sqat.config import Config, require, require_positive
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
