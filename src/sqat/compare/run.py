@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from sqat.bench.child import peak_rss_bytes
-from sqat.bench.environment import environment
+from sqat.bench import environment, peak_memory_bytes
 from sqat.compare.folder import Folder, read_results
 from sqat.compare.plan import ComparePlan, training_flops_per_token
 from sqat.compare.probes import score_probes
@@ -73,7 +72,7 @@ def run_result(plan: ComparePlan, seed: int, trainer: Trainer) -> dict[str, Any]
         "seconds": seconds,
         "tokens_per_second": state.tokens / seconds if seconds else None,
         "shared_machine": (trainer.out / Folder.SHARED).exists(),
-        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else peak_rss_bytes(),
+        "peak_bytes": peak_memory_bytes("cuda" if cuda else "cpu"),
         "probes": _probes(plan, trainer),
         "stories": _stories(plan, trainer, seed),
         "environment": environment(),

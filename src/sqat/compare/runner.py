@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGINT
 
-from sqat.bench.child import child_environment
+import sqat
 from sqat.compare.folder import Folder, Setup
 from sqat.compare.plan import ComparePlan, share_budget
 from sqat.compare.run import INTERRUPTED
@@ -134,7 +134,6 @@ class _Processes:
     def _start(self, name: str, seed: int) -> subprocess.Popen[bytes]:
         target = self.folder.run(name, seed)
         self.say(f"{name}, seed {seed}: {self.setup.variants[name].steps:,} steps")
-        threads = {"OMP_NUM_THREADS": str(self.setup.threads)}
         with writing(target):
             make_folder(target)
             if self.plan.processes > 1:
@@ -143,7 +142,7 @@ class _Processes:
         with opened as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "sqat.compare.run", str(self.folder.out), name, str(seed)],
-                env={**child_environment(threads), "TOKENIZERS_PARALLELISM": "false"},
+                env=_environment(self.setup.threads),
                 stdin=subprocess.PIPE,  # closes when this process ends, however it ends: see run.stop_with_parent
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -156,6 +155,18 @@ class _Processes:
 
     def _stop(self, reason: str) -> None:
         self.stopping = reason
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """A run's environment variables: it imports this very package and computes with so many threads."""
+    path = [str(Path(sqat.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
 
 
 def _last_error(log: Path) -> str:

@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import gc
 import json
-import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sqat.bench.attention import BOTH, FORWARD, attention_call
-from sqat.bench.environment import environment
-from sqat.bench.steps import make_step
-from sqat.bench.timing import synchronize
+from sqat.bench import ModelTimer, attention_call, environment, seconds
 from sqat.compare.folder import Folder, plain
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.data.batches import Batch, Batches
 from sqat.durable import replace_file
-from sqat.generate import SamplingConfig, decode_tokens
-from sqat.model import Decoder
-from sqat.train.device import make_accelerator, use_bf16
+from sqat.train.device import make_accelerator
 from sqat.train.prepare import PreparedData, prepare_data
 from sqat.untrusted import read_json
 
@@ -93,12 +84,16 @@ class _Timed:
     """One variant, and the times measured of it so far."""
 
     def __init__(self, plan: ComparePlan, variant: Variant, batch: Batch, device: str) -> None:
-        self.plan, self.config, self.batch, self.device = plan, variant.model, batch, device
-        precise = plan.train.precision == "float32"
-        self.step = make_step("sqat float32" if precise else "sqat", variant.model, batch, device)
-        self.model = Decoder(variant.model).to(device).eval()
-        self.prompt = torch.randint(4, variant.model.vocab_size, (plan.timing.prompt_tokens,)).tolist()
-        self.calls = {length: self._attention(length) for length in plan.timing.lengths}
+        self.plan, self.device = plan, device
+        self.timer = ModelTimer(
+            variant.model,
+            batch,
+            device,
+            precision=plan.train.precision,
+            prompt_tokens=plan.timing.prompt_tokens,
+            new_tokens=plan.timing.new_tokens,
+        )
+        self.calls = {length: _attention(variant, length, device) for length in plan.timing.lengths}
         self.times: dict[str, Any] = {
             "step_seconds": [],
             "evaluate_seconds": [],
@@ -111,15 +106,15 @@ class _Timed:
     def measure_step(self, *, counts: bool) -> None:
         """Time one training step. Variants take turns step by step: whatever slows the machine slows all alike."""
         parts = self.plan.train.gradient_accumulation  # each timed with an optimizer's step of its own
-        seconds = self._seconds(lambda: [self.step() for _ in range(parts)])
+        taken = sum(self.timer.train() for _ in range(parts))
         if counts:
-            self.times["step_seconds"].append(seconds)
+            self.times["step_seconds"].append(taken)
 
     def measure(self, *, counts: bool) -> None:
         """Time everything else."""
-        found: dict[str, float] = {"evaluate_seconds": self._seconds(self._evaluate)}
-        found["prompt_seconds"], found["decode_seconds_per_token"] = self._generate()
-        attention = {length: [self._seconds(call) for call in calls] for length, calls in self.calls.items()}
+        found: dict[str, float] = {"evaluate_seconds": self.timer.evaluate()}
+        found["prompt_seconds"], found["decode_seconds_per_token"] = self.timer.generate()
+        attention = {length: [seconds(call, self.device) for call in calls] for length, calls in self.calls.items()}
         if counts:
             for name, value in found.items():
                 self.times[name].append(value)
@@ -127,32 +122,8 @@ class _Timed:
                 for series, value in zip(self.times["attention"][str(length)], values, strict=True):
                     series.append(value)
 
-    def _evaluate(self) -> None:
-        bf16 = use_bf16(self.plan.train.precision, self.device)
-        with torch.no_grad(), torch.autocast(self.device, dtype=torch.bfloat16) if bf16 else nullcontext():
-            batch = self.batch
-            self.model.hidden_states(batch.inputs, positions=batch.positions, documents=batch.documents)
 
-    def _generate(self) -> tuple[float, float]:
-        """Seconds until a prompt's first token, and for each of those that follow."""
-        config = SamplingConfig(temperature=0.0, max_tokens=self.plan.timing.new_tokens + 1)
-        synchronize(self.device)
-        start = time.perf_counter()
-        tokens = decode_tokens(self.model, [self.prompt], config)
-        next(tokens).cpu()
-        first = time.perf_counter()
-        for token in tokens:
-            last = token
-        last.cpu()
-        return first - start, (time.perf_counter() - first) / self.plan.timing.new_tokens
-
-    def _attention(self, length: int) -> list[Callable[[], Any]]:
-        rows = max(1, ATTENTION_TOKENS // length)
-        return [attention_call(self.config, rows, length, self.device, direction) for direction in (FORWARD, BOTH)]
-
-    def _seconds(self, call: Callable[[], Any]) -> float:
-        synchronize(self.device)
-        start = time.perf_counter()
-        call()
-        synchronize(self.device)
-        return time.perf_counter() - start
+def _attention(variant: Variant, length: int, device: str) -> list[Callable[[], Any]]:
+    """Attention forward, and forward with backward."""
+    rows = max(1, ATTENTION_TOKENS // length)
+    return [attention_call(variant.model, rows, length, device, backward=backward) for backward in (False, True)]

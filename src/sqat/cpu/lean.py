@@ -20,8 +20,8 @@ from sqat.config import ModelConfig
 from sqat.cpu.threads import available, openmp
 from sqat.model import Decoder, KVCache
 from sqat.model.attention import Attention
-from sqat.model.block import Block
 from sqat.model.cache import LayerCache, RollingLayer
+from sqat.model.decoder import Block
 from sqat.model.feedforward import FeedForward
 from sqat.model.moe import MoE
 from sqat.model.norm import RMSNorm
