@@ -40,12 +40,7 @@ FILE_CIRCLES = {
     ("sqat.train.finite", "sqat.train.step"),
     ("sqat.train.persist", "sqat.train.loop"),
 }
-PACKAGE_CIRCLES = {
-    ("sqat.hub", "sqat.convert"),
-    ("sqat.hub", "sqat.hf"),
-    ("sqat.model_card", "sqat.convert"),
-    ("sqat.model_card", "sqat.hub"),
-}
+PACKAGE_CIRCLES: set[tuple[str, str]] = set()
 
 
 def module_name(path: Path) -> str:

@@ -87,7 +87,7 @@ def test_a_damaged_tokenizer_is_named(damage, stock_folder):
         values["model"]["merges"] = [["no", "such"]]
         damage = json.dumps(values)
     path.write_text(damage)
-    with pytest.raises(CheckpointError, match=r"pretrained/tokenizer.json: damaged, or not a tokenizer: "):
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: damaged, or not|has a tokenizer that .* cannot read"):
         StockTokenizer(path.parent)
 
 

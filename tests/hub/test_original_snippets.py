@@ -1,0 +1,117 @@
+"""The two snippets of the original's model card, as they stand there, against a Hub; and the same path without them."""
+
+import re
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load
+
+ORIGINAL_CARD = Path(__file__).resolve().parents[3] / "shared" / "seed" / "sqat-mm-model-card.md"
+TOKEN = "hf_secret"
+
+
+def snippets():
+    """Its Python code: inference, training."""
+    if not ORIGINAL_CARD.is_file():
+        pytest.skip(f"{ORIGINAL_CARD} is not here")
+    return re.findall(r"```python\n(.*?)```", ORIGINAL_CARD.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def substitute(code, changes):
+    for before, after in changes.items():
+        assert before in code
+        code = code.replace(before, after)
+    return code
+
+
+@pytest.fixture
+def training(stories_folder):
+    """The training snippet, with a data set, sizes and epochs for a test."""
+    _, code = snippets()
+    changes = {
+        "'hf-dataset-id'": repr(str(stories_folder)),
+        "batch_size = 256": "batch_size = 4",
+        "epochs = 5": "epochs = 2",
+        "seq_len = 1024": "seq_len = 32",
+        "vocab_size = 10_000": "vocab_size = 300",
+    }
+    return f"YOUR_HF_TOKEN = {TOKEN!r}\n" + substitute(code, changes)
+
+
+def check_uploads(hub, repo_id, saved, epochs=2):
+    """Every checkpoint, each better than the last, came in a commit, and so did the final model; all as on disk."""
+    repository = hub.repositories[repo_id]
+    *checkpoints, final = repository.commits
+    assert repository.private
+    assert {commit.token for commit in repository.commits} == {TOKEN}
+    assert len(checkpoints) == epochs
+    for epoch, commit in enumerate(checkpoints):
+        match = re.fullmatch(rf"Epoch {epoch} - Val loss (\d+\.\d{{4}})", commit.message)
+        check_files(commit, saved / f"epoch_{epoch}_val_loss_{match[1]}")
+    assert final.message == "Final commit message"
+    check_files(final, saved / "final_model")
+    return final
+
+
+def check_files(commit, folder):
+    assert commit.files == {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".sha256"}
+    assert set(commit.files) == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_inference_as_the_original_has_it(hub, run):
+    code, _ = snippets()
+    output = run(code + "\nprint()\nprint(repr(generated))")
+    streamed, shown = output.rsplit("\n", 2)[:2]
+    assert streamed.startswith("Example model input for text generation - print streamed response...")
+    assert shown.startswith("'Example model input for text generation...")
+    assert "Ġ" not in output
+    fetched = {path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET"}
+    assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_training_as_the_original_has_it(hub, run, training, tmp_path):
+    output = run(training)
+    working = tmp_path / "working"
+    final = check_uploads(hub, "somebody/your-model-id", working / "path" / "to" / "save")
+    start = hub.repositories["ReactiveAI/SQAT-mm"].commits[0].files
+    assert final.files["config.json"] == start["config.json"]
+    before, after = (load(files["model.safetensors"]) for files in (start, final.files))
+    assert any((before[name] != after[name]).any() for name in before)
+    assert list((working / "tensorboard_logs").glob("events.out.tfevents.*"))
+    assert re.search(r"Epoch 1: validation loss \d\.\d{4} \(real tokens\)", output)
+    assert re.search(r"Epoch 1: validation accuracy .*% \(real tokens\), .*% \(padding counted, as RxNN\)", output)
+    assert re.search(r"Total tokens: [\d,]+", output)
+
+
+SHORT = """
+import torch
+from rxnn.experimental.models import ExperimentalAttentionTransformer
+from rxnn.training.bml import AutoregressiveTrainer
+from rxnn.training.callbacks import ModelSaveCallback
+from rxnn.training.dataset import AutoregressiveLMDataset
+from rxnn.training.tokenizer import load_tokenizer_from_hf_hub
+from rxnn.transformers.sampler import SampleDecoder, Sampler
+
+model = ExperimentalAttentionTransformer.from_pretrained("ReactiveAI/SQAT-mm")
+tokenizer = load_tokenizer_from_hf_hub("ReactiveAI/SQAT-mm")
+train = AutoregressiveLMDataset.from_hf_hub(FOLDER, tokenizer=tokenizer, max_seq_len=32)
+valid = AutoregressiveLMDataset.from_hf_hub(FOLDER, split="validation", tokenizer=tokenizer, max_seq_len=32)
+saving = ModelSaveCallback("saved", push_to_hub=True, hub_model_id="somebody/model", private_repo=True,
+                           hf_token=TOKEN, final_commit_message="Final commit message")
+trainer = AutoregressiveTrainer(model, "cpu", dataset=train, validation_dataset=valid, callbacks=[saving])
+trainer(epochs=2, batch_size=4, optimizer=torch.optim.AdamW(model.parameters(), lr=2e-3))
+
+again = ExperimentalAttentionTransformer.from_pretrained("somebody/model", token=TOKEN)
+assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+SampleDecoder(Sampler(again, "cpu", end_token_id=3), tokenizer)("Once", max_seq_len=9, print_stream=True)
+"""
+
+
+def test_the_whole_path_with_a_failing_hub(hub, run, stories_folder, tmp_path):
+    """Uploads that fail are told of and tried again, in order: the Hub ends up with all of them."""
+    hub.fail_commits = 2
+    output = run(f"FOLDER = {str(stories_folder)!r}\nTOKEN = {TOKEN!r}\n{SHORT}")
+    check_uploads(hub, "somebody/model", tmp_path / "working" / "saved")
+    assert output.count("Upload failed: ") == 2
+    assert output.count("Uploaded ") == 3
+    assert "\nOnce" in output
