@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("hypothesis", reason='hypothesis is missing: pip install "sqat[dev]"')
+pytest.importorskip("hypothesis", reason="hypothesis is missing: make setup")
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st

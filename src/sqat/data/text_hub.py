@@ -47,7 +47,7 @@ def open_hub(dataset_id: str, subset: str | None, split: str, field: str, encodi
         import datasets
     except ImportError as error:
         raise DataError(
-            f'{dataset_id!r} is not an existing file or folder, and reading the Hub needs: pip install "sqat[hub-data]"'
+            f"{dataset_id!r} is not an existing file or folder, and reading the Hub needs: pip install datasets"
         ) from error
     try:
         dataset = datasets.load_dataset(dataset_id, subset, split=split)
