@@ -157,7 +157,7 @@ class TestYaml:
     @pytest.mark.parametrize("name", ["configs/card/sqat-mm.yaml", "card/sqat-mm.yaml"])
     def test_packaged_configurations_are_found_from_every_folder(self, tmp_path, monkeypatch, name):
         monkeypatch.chdir(tmp_path)
-        assert read_yaml(name)["model"]["preset"] == "sqat-mm"
+        assert read_yaml(name)["model"] == "sqat-mm"
         own = tmp_path / name
         own.parent.mkdir(parents=True)
         own.write_text("model: sqat-s")
