@@ -13,7 +13,10 @@ from sqat.cli.numbers import whole_numbers
 
 def compare(
     plan: Annotated[
-        Path | None, typer.Argument(help="A YAML file; configs/compare has examples. Not needed with --report-only.")
+        Path | None,
+        typer.Argument(
+            help="A YAML file; configs/compare, which comes with sqat, has examples. Not needed with --report-only."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The comparison's folder; default runs/NAME.")] = None,
     match: Annotated[str | None, typer.Option(help="tokens, flops, time or parameters.")] = None,
