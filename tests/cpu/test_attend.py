@@ -1,10 +1,9 @@
-"""Attention by tiles equals its definition, gradients too, over exactly the keys that each query sees."""
+"""Attention by the compiled loop equals its definition, gradients too, over exactly the keys that each query sees."""
 
 import pytest
 import torch
 
 from sqat import cpu as kernels
-from sqat.model import attend as attending
 from sqat.model.attend import attend, attend_naive
 from sqat.model.mask import AttentionMask, window_naive
 
@@ -18,18 +17,6 @@ def documents(rows, length):
     return (torch.arange(length) >= torch.randint(1, length, (rows, 1))).long()
 
 
-def masks(kind, rows, length):
-    """The mask, and which keys queries see by its definition, (B or 1, 1, T, T)."""
-    seen = window_naive(length, length, 3 if kind in ("window", "both") else None)[None, None]
-    if kind == "causal":
-        return None, seen
-    numbers = documents(rows, length) if kind in ("documents", "both") else None
-    if numbers is not None:
-        seen = seen & (numbers[:, None, :, None] == numbers[:, None, None, :])
-    window = 3 if kind in ("window", "both") else None
-    return AttentionMask(length, length, torch.device("cpu"), documents_BS=numbers, window=window), seen
-
-
 def results(compute, tensors, grad):
     inputs = [x.clone().requires_grad_() for x in tensors]
     out = compute(*inputs)
@@ -37,21 +24,26 @@ def results(compute, tensors, grad):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", ["causal", "documents", "window", "both"])
-def test_equals_the_definition(shape, kind):
+@pytest.mark.parametrize("packed", [False, True], ids=["one document", "documents"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_equals_the_definition(shape, packed, window):
     rows, length, heads, kv_heads, width = shape
     tensors = [2 * torch.randn(rows, count, length, width) for count in (heads, kv_heads, kv_heads)]
     grad = torch.randn(rows, heads, length, width)
-    mask, seen = masks(kind, rows, length)
-    ours = results(lambda q, k, v: attend(q, k, v, mask=mask), tensors, grad)
+    numbers, seen = documents(rows, length) if packed else None, window_naive(length, length, window)
+    if numbers is not None:
+        seen = seen & (numbers[:, None, :, None] == numbers[:, None, None, :])
+    mask = AttentionMask(length, length, torch.device("cpu"), documents_BS=numbers, window=window)
+    ours = results(lambda q, k, v: attend(q, k, v, mask=mask if packed or window else None), tensors, grad)
     exact = results(lambda q, k, v: attend_naive(q, k, v, seen), [x.double() for x in tensors], grad.double())
     torch.testing.assert_close(ours, [x.float() for x in exact], atol=2e-5, rtol=1e-5)
 
 
-def test_the_loop_is_what_ran(monkeypatch):
-    monkeypatch.setattr(attending, "BlockedAttention", None)
+def test_training_takes_the_loop_and_a_prompt_does_not():
     q = torch.randn(2, 3, 67, 10, requires_grad=True)
     assert "TiledAttention" in type(attend(q, q, q).grad_fn).__name__
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, q, q), attend_naive(q, q, q, window_naive(67, 67, None)))
 
 
 def test_hidden_keys_count_for_nothing():
@@ -69,7 +61,7 @@ def test_scores_of_any_size_are_exact():
     torch.testing.assert_close(attend(q.requires_grad_(), k, v), expected.float(), atol=1e-3, rtol=1e-3)
 
 
-def test_what_is_no_number_stays_none():
+def test_nan_propagates_to_the_queries_that_see_it():
     q, k, v = (torch.randn(1, 1, 37, 16) for _ in range(3))
     k[0, 0, 5, 3] = torch.nan
     out = attend(q.requires_grad_(), k, v)

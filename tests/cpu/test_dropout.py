@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sqat.model.dropout import dropout, dropout_mask, keep_bits, keep_only
+from sqat.cpu.dropout import dropout_mask, keep_bits
+from sqat.model.feedforward import dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.375, 0.9])
@@ -50,10 +51,3 @@ def test_exactly_the_right_share_of_all_draws_is_dropped(p: float) -> None:
     assert (kept == 0).sum().item() == 2 * round(p * 2**15)
     wide = keep_bits(every.to(torch.int32), p)
     assert torch.equal(wide, kept.to(torch.int32))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_bits_keep_elements_as_they_are_or_make_them_zero(dtype: torch.dtype) -> None:
-    x = torch.randn(11, 7).to(dtype)
-    bits = -torch.randint(2, x.shape).to({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
-    assert torch.equal(keep_only(x.clone(), bits), torch.where(bits == 0, 0, x))

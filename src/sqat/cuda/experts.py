@@ -1,5 +1,7 @@
 """Experts on GPUs, without waiting for the device: grouped matrix products, and batched ones where tokens are few.
 
+Elsewhere (other types than bfloat16, older GPUs) the model's plain code runs.
+
 Shape letters: N tokens, k experts per token, E experts, D width, F expert hidden, I = F (or 2F, gated); R rows of the
 buffer sorted by expert, S = N·k selections.
 """
@@ -8,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sqat.model.feedforward import ACTIVATIONS
-
-if TYPE_CHECKING:
-    from sqat.model.experts import ExpertWeights
+from sqat.model.dispatch import implements
+from sqat.model.feedforward import ACTIVATIONS, activate
+from sqat.model.moe import ExpertWeights, SortedRows, by_expert, compute_dtype, sort_by_expert
 
 ROWS = 8  # an expert's rows are filled up to a multiple: 16 bytes of bfloat16, which the kernels want of every stride
 MAX_EXPERTS = 1023  # of torch's kernel
@@ -37,15 +38,71 @@ _ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of (g
 }
 
 
-def supports_grouped(x_ND: Tensor, weights: ExpertWeights, compute: torch.dtype) -> bool:
+def _takes_few(
+    x_ND: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    weights: ExpertWeights,
+    activation: str,
+    gated: bool,
+    p: float = 0.0,
+) -> bool:
+    """Whether these are few tokens without gradients: decoding."""
+    return not p and len(x_ND) <= FEW_TOKENS and not torch.is_grad_enabled()
+
+
+@implements("run_experts", "cuda", fits=_takes_few, compiles=True)
+def run_experts_few(
+    x_ND: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    weights: ExpertWeights,
+    activation: str,
+    gated: bool,
+    p: float = 0.0,
+) -> Tensor:
+    """As :func:`sqat.model.moe.run_experts`, for few tokens: one product for all experts' rows."""
+    compute, fc1_bias, fc2_bias = compute_dtype(x_ND), weights.fc1_bias_EI, weights.fc2_bias_ED
+    (num_tokens, per_token), num_experts = experts_Nk.shape, len(weights.fc1_EID)
+    gathered = num_tokens * per_token <= num_experts
+    with torch.autocast(x_ND.device.type, enabled=False):
+        x, fc1, fc2 = x_ND.to(compute), weights.fc1_EID.to(compute), weights.fc2_EDF.to(compute)
+        if gathered:  # the chosen experts' weights, S of them, on one row each
+            chosen_S = experts_Nk.flatten()
+            fc1, fc2 = fc1.index_select(0, chosen_S), fc2.index_select(0, chosen_S)
+            fc1_bias, fc2_bias = (None if b is None else b.index_select(0, chosen_S) for b in (fc1_bias, fc2_bias))
+            x = x.repeat_interleave(per_token, dim=0).unsqueeze(1)
+        else:  # every expert on every token: its weights have to be read whatever the number of rows
+            x = x.expand(num_experts, *x.shape)
+        hidden = _batched_linear(x, fc1, fc1_bias)
+        y = _batched_linear(activate(hidden, activation, gated), fc2, fc2_bias)
+        if gathered:
+            return (y.view(num_tokens, per_token, -1) * weights_Nk.unsqueeze(-1)).sum(dim=1)
+        return (y * by_expert(weights_Nk, experts_Nk, num_experts).T.unsqueeze(-1)).sum(dim=0)
+
+
+def _batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(G, M, in) with weights (G, out, in) and biases (G, out)."""
+    if bias is None:
+        return torch.bmm(x, weight.transpose(1, 2))
+    return torch.baddbmm(bias.to(x.dtype).unsqueeze(1), x, weight.transpose(1, 2))
+
+
+def supports_grouped(
+    x_ND: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    weights: ExpertWeights,
+    activation: str,
+    gated: bool,
+    p: float = 0.0,
+) -> bool:
     """Whether torch has a kernel for these experts that computes all groups at once: on GPUs of compute capability 9
     and 10, in bfloat16, for widths that are multiples of 8. Elsewhere `grouped_mm` loops over the groups and waits.
     """
-    if x_ND.device.type != "cuda" or compute != torch.bfloat16:
-        return False
     widths = (*weights.fc1_EID.shape[1:], weights.fc2_EDF.shape[2])
-    fits = len(x_ND) > 0 and len(weights.fc1_EID) <= MAX_EXPERTS and not any(width % ROWS for width in widths)
-    return fits and _has_kernel(x_ND.device.index or 0)
+    sizes = len(x_ND) > 0 and len(weights.fc1_EID) <= MAX_EXPERTS and not any(width % ROWS for width in widths)
+    return sizes and compute_dtype(x_ND) == torch.bfloat16 and _has_kernel(x_ND.device.index or 0)
 
 
 def _has_kernel(device: int) -> bool:
@@ -53,36 +110,7 @@ def _has_kernel(device: int) -> bool:
     return torch.version.cuda is not None and torch.cuda.get_device_properties(device).major in (9, 10)
 
 
-class Arrangement(NamedTuple):
-    """A buffer with a row for every selection, those of one expert together. Some rows only fill it up."""
-
-    token_R: Tensor  # which token a row is; token 0 in rows that fill up
-    place_Nk: Tensor  # which row a selection has
-    ends_E: Tensor  # int32, where each expert's rows end
-
-
-def arrange(experts_Nk: Tensor, num_experts: int) -> Arrangement:
-    """Sort selections by expert, without waiting: the number of rows depends on shapes alone.
-
-    Every expert has at least `ROWS` rows, since kernels have been seen to hang, or to leave garbage in the gradient of
-    a weight, where a group is empty; the last expert's reach to the end of the buffer, so that none is left undefined.
-    """
-    device, num_selections = experts_Nk.device, experts_Nk.numel()
-    num_rows = (-(-num_selections // ROWS) + num_experts) * ROWS
-    small = torch.uint8 if num_experts <= 256 else torch.int16  # a radix sort's passes are the key's bytes
-    sorted_S, order_S = experts_Nk.flatten().to(small).sort(stable=True)
-    ends_E = torch.searchsorted(sorted_S, torch.arange(num_experts, dtype=small, device=device), right=True)
-    count_E = ends_E.diff(prepend=ends_E.new_zeros(1))
-    room_E = ((count_E + ROWS - 1).div(ROWS, rounding_mode="floor") * ROWS).clamp(min=ROWS)
-    room_ends_E = room_E.cumsum(0)
-    shift_E = (room_ends_E - room_E) - (ends_E - count_E)
-    row_S = torch.arange(num_selections, device=device) + shift_E[sorted_S.long()]
-    token_R = order_S.new_zeros(num_rows).scatter_(0, row_S, order_S.div(experts_Nk.shape[1], rounding_mode="floor"))
-    place_S = torch.empty_like(order_S).scatter_(0, order_S, row_S)
-    room_ends_E[-1:].fill_(num_rows)
-    return Arrangement(token_R, place_S.view_as(experts_Nk), room_ends_E.int())
-
-
+@implements("run_experts", "cuda", fits=supports_grouped, compiles=True)
 def run_experts_grouped(
     x_ND: Tensor,
     experts_Nk: Tensor,
@@ -90,12 +118,12 @@ def run_experts_grouped(
     weights: ExpertWeights,
     activation: str,
     gated: bool,
-    dropout: float = 0.0,
+    p: float = 0.0,
 ) -> Tensor:
-    """As :func:`sqat.model.experts.run_experts`, by grouped products; see `supports_grouped`."""
-    compute = _compute_dtype(x_ND)
+    """As :func:`sqat.model.moe.run_experts`, by grouped products; see :func:`supports_grouped`."""
+    compute = compute_dtype(x_ND)
     with torch.autocast(x_ND.device.type, enabled=False):
-        return GroupedExperts.apply(x_ND, experts_Nk, weights_Nk, *weights, activation, gated, dropout, compute)
+        return GroupedExperts.apply(x_ND, experts_Nk, weights_Nk, *weights, activation, gated, p, compute)
 
 
 def grouped_mm_naive(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
@@ -104,6 +132,16 @@ def grouped_mm_naive(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
     if b.dim() == 3:
         return torch.cat([a[span] @ b[e] for e, span in enumerate(spans)])
     return torch.stack([a[:, span] @ b[span] for span in spans])
+
+
+def arrange(experts_Nk: Tensor, num_experts: int) -> SortedRows:
+    """Rows sorted by expert, as the kernels want them: `ends_E` are int32, and the last expert's rows reach to the end
+    of the buffer, so that none is left undefined. (No group is empty: kernels have been seen to hang then, or to leave
+    garbage in the gradient of a weight.)
+    """
+    rows = sort_by_expert(experts_Nk, num_experts, ROWS)
+    rows.ends_E[-1:].fill_(len(rows.token_R))
+    return rows._replace(ends_E=rows.ends_E.int())
 
 
 class GroupedExperts(torch.autograd.Function):
@@ -134,13 +172,13 @@ class GroupedExperts(torch.autograd.Function):
             x = torch.cat((x, x.new_ones(len(x), ROWS)), dim=1)
             fc1 = torch.cat((fc1, F.pad(fc1_bias_EI.to(compute).unsqueeze(-1), (0, ROWS - 1))), dim=-1)
         hidden_RI = grouped_mm(x.index_select(0, rows.token_R), fc1.transpose(1, 2), offs=rows.ends_E)
-        activated_RF, kept_RF = _activate(hidden_RI, activation, gated), None
+        activated_RF, kept_RF = activate(hidden_RI, activation, gated), None
         if dropout:
             activated_RF, kept_RF = torch.native_dropout(activated_RF, dropout, True)
         y_RD = grouped_mm(activated_RF, fc2.transpose(1, 2), offs=rows.ends_E)
         out_ND = (y_RD[rows.place_Nk] * weights_Nk.unsqueeze(-1)).sum(dim=1)
         if fc2_bias_ED is not None:
-            out_ND += _shares(experts_Nk, weights_Nk, len(fc1)) @ fc2_bias_ED.to(out_ND.dtype)
+            out_ND += by_expert(weights_Nk, experts_Nk, len(fc1)) @ fc2_bias_ED.to(out_ND.dtype)
         ctx.save_for_backward(x, experts_Nk, weights_Nk, fc1, fc2, fc2_bias_ED, hidden_RI, kept_RF, *rows)
         ctx.settings = (activation, gated, 1.0 / (1.0 - dropout), x_ND.dtype, fc1_EID.dtype, fc1_bias_EI is not None)
         return out_ND
@@ -155,7 +193,7 @@ class GroupedExperts(torch.autograd.Function):
         grad_RD = grad_ND.to(x.dtype).index_select(0, token_R)
         weight_R1 = weights_Nk.new_zeros(len(token_R), 1)  # zero in rows that only fill up
         weight_R1.view(-1).scatter_(0, place_Nk.flatten(), weights_Nk.flatten())
-        activated_RF = _activate(hidden_RI, activation, gated)
+        activated_RF = activate(hidden_RI, activation, gated)
         d_activated_RF = grouped_mm(grad_RD, fc2, offs=ends_E)
         if kept_RF is not None:
             activated_RF = _aten.native_dropout_backward(activated_RF, kept_RF, scale)
@@ -171,49 +209,13 @@ class GroupedExperts(torch.autograd.Function):
         d_x = d_x_RD[place_Nk].sum(dim=1, dtype=torch.promote_types(x_dtype, torch.float32)).to(x_dtype)
         d_weights, d_fc2_bias = d_weight_R[place_Nk], None
         if fc2_bias_ED is not None:
-            exact, shares_NE = grad_ND.to(weights_Nk.dtype), _shares(experts_Nk, weights_Nk, len(fc1))
+            exact, shares_NE = grad_ND.to(weights_Nk.dtype), by_expert(weights_Nk, experts_Nk, len(fc1))
             with torch.autocast(grad_ND.device.type, enabled=False):  # it may be on around `backward`
                 d_weights = d_weights + (exact @ fc2_bias_ED.to(exact.dtype).T).gather(1, experts_Nk)
                 d_fc2_bias = (shares_NE.T @ exact).to(weight_dtype)
         d_fc1_bias = d_fc1[:, :, width].to(weight_dtype) if has_bias else None
         d_fc1, d_fc2 = d_fc1[:, :, :width].to(weight_dtype), d_fc2.to(weight_dtype)
         return d_x, None, d_weights, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, None, None, None, None
-
-
-def run_experts_few(
-    x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, weights: ExpertWeights, activation: str, gated: bool
-) -> Tensor:
-    """As :func:`sqat.model.experts.run_experts`, for few tokens, as in decoding: one product for all experts' rows."""
-    compute, fc1_bias, fc2_bias = _compute_dtype(x_ND), weights.fc1_bias_EI, weights.fc2_bias_ED
-    (num_tokens, per_token), num_experts = experts_Nk.shape, len(weights.fc1_EID)
-    gathered = num_tokens * per_token <= num_experts
-    with torch.autocast(x_ND.device.type, enabled=False):
-        x, fc1, fc2 = x_ND.to(compute), weights.fc1_EID.to(compute), weights.fc2_EDF.to(compute)
-        if gathered:  # the chosen experts' weights, S of them, on one row each
-            chosen_S = experts_Nk.flatten()
-            fc1, fc2 = fc1.index_select(0, chosen_S), fc2.index_select(0, chosen_S)
-            fc1_bias, fc2_bias = (None if b is None else b.index_select(0, chosen_S) for b in (fc1_bias, fc2_bias))
-            x = x.repeat_interleave(per_token, dim=0).unsqueeze(1)
-        else:  # every expert on every token: its weights have to be read whatever the number of rows
-            x = x.expand(num_experts, *x.shape)
-        hidden = _batched_linear(x, fc1, fc1_bias)
-        y = _batched_linear(_activate(hidden, activation, gated), fc2, fc2_bias)
-        if gathered:
-            return (y.view(num_tokens, per_token, -1) * weights_Nk.unsqueeze(-1)).sum(dim=1)
-        return (y * _shares(experts_Nk, weights_Nk, num_experts).T.unsqueeze(-1)).sum(dim=0)
-
-
-def takes_few(x_ND: Tensor) -> bool:
-    """Whether `run_experts_few` is the way for these tokens: decoding on a GPU."""
-    return x_ND.device.type == "cuda" and len(x_ND) <= FEW_TOKENS and not torch.is_grad_enabled()
-
-
-def _activate(hidden: Tensor, activation: str, gated: bool) -> Tensor:
-    """(…, I) to (…, F)."""
-    if not gated:
-        return ACTIVATIONS[activation](hidden)
-    linear, gate = hidden.chunk(2, dim=-1)
-    return linear * ACTIVATIONS[activation](gate)
 
 
 def _activate_backward(grad_RF: Tensor, hidden_RI: Tensor, activation: str, gated: bool) -> Tensor:
@@ -223,20 +225,3 @@ def _activate_backward(grad_RF: Tensor, hidden_RI: Tensor, activation: str, gate
         return backward(grad_RF, hidden_RI)
     linear, gate = hidden_RI.chunk(2, dim=-1)
     return torch.cat((grad_RF * ACTIVATIONS[activation](gate), backward(grad_RF * linear, gate)), dim=-1)
-
-
-def _batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(G, M, in) with weights (G, out, in) and biases (G, out)."""
-    if bias is None:
-        return torch.bmm(x, weight.transpose(1, 2))
-    return torch.baddbmm(bias.to(x.dtype).unsqueeze(1), x, weight.transpose(1, 2))
-
-
-def _shares(experts_Nk: Tensor, weights_Nk: Tensor, num_experts: int) -> Tensor:
-    """How much of each expert a token takes, (N, E)."""
-    return weights_Nk.new_zeros(len(weights_Nk), num_experts).scatter_add_(1, experts_Nk, weights_Nk)
-
-
-def _compute_dtype(x_ND: Tensor) -> torch.dtype:
-    device = x_ND.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
