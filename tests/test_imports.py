@@ -45,7 +45,6 @@ PACKAGE_CIRCLES = {
     ("sqat.hub", "sqat.convert"),
     ("sqat.hub", "sqat.hf"),
     ("sqat.model_card", "sqat.convert"),
-    ("sqat.model_card", "sqat.hub"),
 }
 
 
