@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sqat.train.feed import StepData
 
 from sqat.cpu import shards
 from sqat.data.batches import Batch
@@ -21,7 +22,6 @@ from sqat.run_config import RunConfig
 from sqat.train import Trainer, loop, start_run
 from sqat.train.callbacks import Callback
 from sqat.train.distributed import gather, rank
-from sqat.train.feed import StepData
 
 
 class At(Callback):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from harness import KILLED, TRAIN, Commands, Ended, assert_whole_and_goes_on
+from sqat.train.claim import LOCK_FILE, claim
 
 from sqat.lock import Lock
-from sqat.train.claim import LOCK_FILE, claim
 
 
 def assert_refused(ended: Ended, what: str) -> None:

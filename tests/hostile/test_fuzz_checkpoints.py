@@ -15,6 +15,7 @@ from fuzzing import bounded, changed_bytes, changed_json, fuzz, json_files, litt
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from sqat.train.window import MetricsWindow
 
 from sqat.checkpoint import load_model, read_config
 from sqat.checkpoint.rxnn_config import config_to_rxnn
@@ -25,7 +26,6 @@ from sqat.data.tokenizer import Tokenizer
 from sqat.generate import SamplingConfig, generate
 from sqat.model import Decoder
 from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, read_state, restore, state_tensors, write_state
-from sqat.train.window import MetricsWindow
 from sqat.variants import preset
 
 NAMES = tuple(ModelConfig.__dataclass_fields__)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sqat.train.damage import newest_whole_checkpoint
 
 from sqat.checkpoint import load_model
 from sqat.checksums import MANIFEST
@@ -21,7 +22,6 @@ from sqat.run_config import RunConfig
 from sqat.train import Trainer, start_run
 from sqat.train.callbacks import Callback
 from sqat.train.checkpoints import best_checkpoint, find_model, latest_checkpoint, list_checkpoints
-from sqat.train.damage import newest_whole_checkpoint
 from sqat.train.state import read_state, restore
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]

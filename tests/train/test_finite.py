@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from sqat.train.bad_batch import KEPT
+from sqat.train.finite import not_finite, step_unless
 from torch import Tensor, nn
 
 from sqat.checkpoint import load_model
@@ -24,10 +26,8 @@ from sqat.data.tokenizer import Tokenizer
 from sqat.errors import ConfigError, StorageError, TrainingError
 from sqat.run_config import RunConfig
 from sqat.train import Trainer, start_run
-from sqat.train.bad_batch import KEPT
 from sqat.train.callbacks import Callback
 from sqat.train.checkpoints import latest_checkpoint
-from sqat.train.finite import not_finite, step_unless
 from sqat.train.optim import cosine_with_warmup
 
 KINDS = ["loss", "gradient", "both"]

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqat.train.job import FILE
 
 from sqat.errors import ConfigError
 from sqat.run_config import RunConfig
 from sqat.train import Trainer, start_run
 from sqat.train.callbacks import Callback
 from sqat.train.checkpoints import list_checkpoints
-from sqat.train.job import FILE
 
 REFUSED = r"holds a run already: resume it \(--resume\)"
 

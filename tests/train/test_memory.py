@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from sqat.train.memory import explain_out_of_memory
 from torch import nn
 
 from sqat.errors import ConfigError, TrainingError
 from sqat.run_config import RunConfig
 from sqat.train import Trainer, start_run
 from sqat.train.checkpoints import latest_checkpoint
-from sqat.train.memory import explain_out_of_memory
 
 
 class Full(nn.Module):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from sqat.train.window import MetricsWindow
 
 from sqat.model.moe import RouterStats
 from sqat.train.step import StepSums
-from sqat.train.window import MetricsWindow
 
 
 def step(n: int) -> StepSums:

@@ -203,12 +203,11 @@ class AutoregressiveTrainer:
                 [batch.to(self.device) for batch in group],
                 run.optimizer,
                 total_targets=targets,
-                backward=Tensor.backward,
-                clip=lambda: torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM),
+                clip_norm=CLIP_NORM,
             )
         if run.scheduler is not None:
             run.scheduler.step()
-        return self.figures.training_loss(sums.loss / targets, sums.router_loss)
+        return self.figures.training_loss(sums["loss"] / targets, sums["router_loss"])
 
     def _after_batch(self, run: _Run, batch: Batch, batch_idx: int, loss: Tensor) -> bool:
         """Log, tell the callbacks; whether to stop."""

@@ -20,7 +20,7 @@ from sqat.cost import visible_keys
 from sqat.model.attend import attend, kernel_dtype
 from sqat.model.attention import Attention
 from sqat.model.mask import AttentionMask
-from sqat.train.device import use_bf16
+from sqat.train.step import use_bf16
 from sqat.variants import VARIANTS, head_counts
 
 HEADS, HEAD_DIM = 16, 16  # the card's mini family

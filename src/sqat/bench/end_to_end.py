@@ -57,9 +57,7 @@ class Clock:
 def sqat_training(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`sqat train` with the given configuration; `settings`: run, out, warmup, steps, device."""
     from sqat.run_config import RunConfig
-    from sqat.train import start_run
-    from sqat.train.callbacks import Callback
-    from sqat.train.loop import Trainer
+    from sqat.train import Callback, Trainer, start_run
 
     class Watch(Callback):
         def __init__(self) -> None:

@@ -17,8 +17,7 @@ from sqat.bench.timing import Candidate, Stopwatch, alternate
 from sqat.config import ModelConfig
 from sqat.data.batches import Batch
 from sqat.model import Decoder
-from sqat.train.device import use_bf16
-from sqat.train.step import TrainingLoss
+from sqat.train.step import TrainingLoss, use_bf16
 from sqat.variants import preset
 
 MODELS = ("xsqat-m", "sqat-m", "ssqat-m", "mqa-ref-mini", "gqa-ref-mini", "mha-ref-mini")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,9 +20,8 @@ from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batch
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
-from sqat.train.device import use_bf16
 from sqat.train.optim import make_optimizer
-from sqat.train.step import TrainingLoss, train_step
+from sqat.train.step import TrainingLoss, autocast, train_step
 
 Step = Callable[[], Any]
 NAIVE_ROWS = 4  # of a batch at a time: every expert on every token, and all of it kept for backward
@@ -62,14 +60,13 @@ def _sqat_step(config: ModelConfig, batch: Batch, device: str, *, precision: str
     targets = batch.num_targets
 
     def step() -> None:
-        with _autocast(device, precision):
+        with autocast(precision, device):
             train_step(
                 task,
                 [batch],
                 optimizer,
                 total_targets=targets,
-                backward=torch.Tensor.backward,
-                clip=lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0),
+                clip_norm=1.0,
             )
 
     return step
@@ -107,7 +104,7 @@ def _qwen3_step(config: ModelConfig, experts: str, batch: Batch, device: str) ->
     labels = torch.where(batch.targets.roll(1, dims=1) == -100, -100, batch.inputs)
 
     def step() -> None:
-        with _autocast(device, "auto"):
+        with autocast("auto", device):
             loss = model(input_ids=batch.inputs, labels=labels, use_cache=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -115,12 +112,6 @@ def _qwen3_step(config: ModelConfig, experts: str, batch: Batch, device: str) ->
         optimizer.zero_grad()
 
     return step
-
-
-def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
-    if use_bf16(precision, device):
-        return torch.autocast(device, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def _require_memory(wanted: int, device: str) -> None:

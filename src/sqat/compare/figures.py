@@ -17,7 +17,7 @@ from sqat.compare.probes import score_probes
 from sqat.cost import kv_bytes_per_token, parameters
 from sqat.errors import DataError
 from sqat.generate import SamplingConfig, generate
-from sqat.train.loop import Trainer
+from sqat.train import Trainer
 from sqat.train.run import METRICS_FILE
 from sqat.untrusted import parse_json
 
@@ -32,7 +32,7 @@ def run_figures(plan: ComparePlan, variant: Variant, seed: int, trainer: Trainer
     assert trainer.out is not None
     log = read_log(trainer.out / METRICS_FILE)
     seconds = _seconds(log)
-    cuda = trainer.accelerator.device.type == "cuda"
+    cuda = trainer.device.type == "cuda"
     return {
         "variant": variant.name,
         "seed": seed,

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from sqat.compare.plan import ComparePlan, Variant
 from sqat.config import ModelConfig
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
-from sqat.lock import Lock, take
+from sqat.lock import locked, take
 from sqat.run_config import read_yaml
 from sqat.untrusted import parse_json, read_json
 
@@ -67,11 +67,10 @@ class Folder:
             ConfigError: another process has it.
             StorageError: it cannot be made.
         """
-        with writing(self.out):
-            make_folder(self.out)
-            own = Lock(self.out / ".lock", f"a comparison is running in {self.out}")
-        with own:
+        with ExitStack() as held:
             with writing(self.out):
+                make_folder(self.out)
+                held.enter_context(locked(self.out / ".lock", f"a comparison is running in {self.out}"))
                 runs = self._lock_of_runs(say)
             try:
                 yield runs

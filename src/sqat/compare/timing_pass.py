@@ -27,8 +27,9 @@ from sqat.durable import replace_file
 from sqat.errors import DataError
 from sqat.generate import SamplingConfig, decode_tokens
 from sqat.model import Decoder
-from sqat.train.device import make_accelerator, use_bf16
+from sqat.train.distributed import choose_device
 from sqat.train.prepare import prepare_data
+from sqat.train.step import use_bf16
 from sqat.untrusted import read_json
 
 ATTENTION_TOKENS = 16384  # of a batch, or one row where that is longer
@@ -38,7 +39,7 @@ PART = ".timing.part.json"  # rounds that are done, until all are
 def time_variants(plan: ComparePlan, variants: Sequence[Variant | Share], out: Path) -> dict[str, Any]:
     """Measure, write timing.json, and return what it holds."""
     chosen = [entry.variant if isinstance(entry, Share) else entry for entry in variants]
-    device = make_accelerator(plan.train.device).device.type
+    device = choose_device(plan.train.device).type
     data = prepare_data(plan.data, chosen[0].model.vocab_size)
     rows = Batches(
         data.train,
