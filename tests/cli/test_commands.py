@@ -123,7 +123,7 @@ def test_demo_ends_with_three_commands(sqat: Sqat) -> None:
     assert "step 0: validation loss" in out
     assert "step 1: validation loss" in out
     assert "Once upon a time" in out
-    commands = [line for line in out.splitlines() if line.startswith(".venv/bin/sqat ")]
+    commands = [line for line in out.splitlines() if line.startswith("sqat ")]
     assert len(commands) == 3
     assert sqat("info", "demo")[0] == 0
 

@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 from sqat.checkpoint import load_model, read_config, save_model
 from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
 from sqat.checksums import MANIFEST
-from sqat.config import CEILINGS, ModelConfig
-from sqat.config_fields import convert
+from sqat.config import CEILINGS, ModelConfig, convert
 from sqat.data import parquet_pages, text_files
 from sqat.data.parquet_pages import BATCH_BYTES, rows_at_a_time
 from sqat.data.regex_check import require_quick_regex
@@ -29,10 +28,9 @@ from sqat.data.text import open_source
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError, DataError, SqatError
 from sqat.model import Decoder
-from sqat.run_config import RunConfig, read_yaml, with_overrides
+from sqat.run_config import RunConfig, with_overrides
 from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, restore, state_tensors, write_state
 from sqat.untrusted import MAX_DEPTH, parse_json, shown
-from sqat.untrusted_yaml import parse_yaml
 from sqat.variants import preset
 
 MEGABYTE = 1 << 20
@@ -109,7 +107,7 @@ class TestSizes:
         assert shown(10**5000) == "a int too large to show"
 
 
-class TestJsonAndYaml:
+class TestJson:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -130,41 +128,6 @@ class TestJsonAndYaml:
         (checkpoint / "config.json").write_text(" " * (MEGABYTE + 1))
         with pytest.raises(CheckpointError, match="larger than 1,048,576 bytes"):
             read_config(checkpoint)
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            (
-                "a: [x, &a ["
-                + ", ".join(["y"] * 100)
-                + "]]\nb: &b ["
-                + ", ".join(["*a"] * 100)
-                + "]\nc: &c ["
-                + ", ".join(["*b"] * 100)
-                + "]\nd: ["
-                + ", ".join(["*c"] * 100)
-                + "]",
-                "more than 100,000 values",
-            ),
-            ("&a [*a]", "or in itself"),
-            ("{a: " * 200 + "1" + "}" * 200, "nested more than 64 deep"),
-            ("!!python/object/apply:os.system [echo]", "could not determine a constructor"),
-            ("a: 2001-99-99", "month must be in 1..12"),
-            ("a: " + "9" * 5000, "4300 digits"),
-            ("a: \x07", "special characters are not allowed"),
-            ("#" * (1 << 19), "larger than 262,144"),
-        ],
-        ids=["laughs", "itself", "deep", "object", "date", "digits", "bell", "large"],
-    )
-    def test_yaml(self, tmp_path: Path, text: str, message: str) -> None:
-        with little_memory(), pytest.raises(ValueError, match=re.escape(message)):
-            parse_yaml(text)
-        (tmp_path / "run.yaml").write_text(text)
-        with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML"):
-            read_yaml(tmp_path / "run.yaml")
-
-    def test_aliases_of_ordinary_files_work(self) -> None:
-        assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]")["b"] == {"x": 1, "y": 2}
 
     def test_overrides_of_many_digits(self) -> None:
         with pytest.raises(ConfigError, match=r"override 'train.seed=999.*the value is not valid YAML"):

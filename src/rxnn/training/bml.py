@@ -15,7 +15,7 @@ from rxnn.training.dataset import AutoregressiveLMDataset
 from rxnn.training.figures import Figures, TensorBoardLog
 from rxnn.training.requirements import require_dataset, require_finite, require_optimizer
 from rxnn.training.trainer_callback import TrainerCallback
-from sqat.config_fields import require, require_choice, require_positive
+from sqat.config import require, require_choice, require_positive
 from sqat.cpu.allocator import keep_freed_memory
 from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batch, Batches, BatchState

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rxnn.training.model_saving import ModelSaveCallback
 from rxnn.training.trainer_callback import TrainerCallback
-from sqat.config_fields import require, require_positive
+from sqat.config import require, require_positive
 
 if TYPE_CHECKING:
     from rxnn.experimental.models import ExperimentalAttentionTransformer as Model

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rxnn.training.trainer_callback import TrainerCallback
 from sqat.checkpoint.store import write_folder
-from sqat.config_fields import require, require_positive
+from sqat.config import require, require_positive
 from sqat.durable import remove_folder
 from sqat.errors import CheckpointError
 from sqat.hub.transfer import require_repo_id, upload

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqat.bench.results import NotMeasured
-from sqat.config import ModelConfig
-from sqat.config_fields import Config, require, require_choice, require_positive
+from sqat.config import Config, ModelConfig, require, require_choice, require_positive
 from sqat.variants import preset
 
 if TYPE_CHECKING:

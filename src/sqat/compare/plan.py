@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqat.config import ModelConfig
-from sqat.config_fields import Config, require, require_choice
+from sqat.config import Config, ModelConfig, require, require_choice
 from sqat.errors import ConfigError
 from sqat.run_config import DataConfig, RunConfig, TrainConfig, read_yaml, with_overrides
 from sqat.untrusted import shown

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqat.config_fields import Config, require
+from sqat.config import Config, require
 from sqat.run_config import DataConfig, TrainConfig
 
 DEFAULTS = {"train": {"learning_rate": 3e-4, "batch_size": 16}}  # where it differs from training from scratch

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from sqat.config_fields import MAX_INTEGER
+from sqat.config import MAX_INTEGER
 from sqat.data.text_files import COMPRESSIONS, FORMATS, FileReader, find_shards, text_format
 from sqat.data.text_hub import HubReader, open_hub
 from sqat.errors import ConfigError, DataError

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
-from sqat.config_fields import MAX_INTEGER
+from sqat.config import MAX_INTEGER
 from sqat.cpu.allocator import keep_freed_memory
 from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batch, Batches, BatchState
