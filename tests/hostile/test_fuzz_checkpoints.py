@@ -15,7 +15,6 @@ from fuzzing import bounded, changed_bytes, changed_json, fuzz, json_files, litt
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from sqat.train.window import MetricsWindow
 
 from sqat.checkpoint import load_model, read_config
 from sqat.checkpoint.rxnn_config import config_to_rxnn
@@ -25,6 +24,7 @@ from sqat.data.batches import BatchState
 from sqat.data.tokenizer import Tokenizer
 from sqat.generate import SamplingConfig, generate
 from sqat.model import Decoder
+from sqat.train.metrics import MetricsWindow
 from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, read_state, restore, state_tensors, write_state
 from sqat.variants import preset
 
@@ -151,7 +151,8 @@ def _trained(model: Decoder) -> torch.optim.Optimizer:
 
 def test_training_json(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> None:
     state = TrainState(7, 70, BatchState(1, 5), 2.5, {"step": 7, "loss": 2.5, "router_load": [[0.5, 0.5]]})
-    write_state(tmp_path, state, state_tensors(_trained(tiny_model()), {}))
+    model = tiny_model()
+    write_state(tmp_path, state, state_tensors(model, _trained(model), {}))
     valid = json.loads((tmp_path / STATE_FILE).read_text())
 
     @fuzz(150)
@@ -167,10 +168,11 @@ def test_training_json(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> No
 
 
 def test_training_tensors(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> None:
-    optimizer = _trained(tiny_model())
+    model = tiny_model()
+    optimizer = _trained(model)
     window = {name: torch.ones(2) for name in ("loss", "correct", "targets", "router_loss", "grad_norm", "skipped")}
     window["clock"] = torch.ones(2, dtype=torch.float64)
-    write_state(tmp_path, TrainState(1, 3), state_tensors(optimizer, window))
+    write_state(tmp_path, TrainState(1, 3), state_tensors(model, optimizer, window))
     valid = (tmp_path / TENSORS_FILE).read_bytes()
 
     @fuzz(30)
@@ -178,7 +180,7 @@ def test_training_tensors(tmp_path: Path, tiny_model: Callable[..., Decoder]) ->
     def check(data: bytes) -> None:
         (tmp_path / TENSORS_FILE).write_bytes(data)
         with bounded():
-            _, unlogged = restore(tmp_path, optimizer)
+            _, unlogged = restore(tmp_path, model, optimizer)
             optimizer.step()  # what was restored can be gone on from
             with contextlib.suppress(KeyError, RuntimeError, TypeError, ValueError):  # for which `resume` has one error
                 MetricsWindow().restore(unlogged, torch.device("cpu"))

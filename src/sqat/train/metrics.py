@@ -66,7 +66,7 @@ class MetricsWindow:
         rows = zip(*(column.unbind() for column in columns.values()), strict=True)
         self.steps = [dict(zip(columns, row, strict=True)) for row in rows]
         self.seconds, self.data_seconds = tensors["clock"].tolist()
-        if any(step.keys() < {"loss", *_NOT_PER_TARGET} for step in self.steps):
+        if not {"loss", *_NOT_PER_TARGET} <= columns.keys():
             raise KeyError(f"of {sorted(columns)}, some are missing")
 
     def read(self) -> dict[str, float]:
