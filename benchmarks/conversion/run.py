@@ -21,7 +21,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from sqat.bench.environment import environment
+from sqat.bench import environment
 from sqat.checkpoint import write_folder
 from sqat.convert import choose_heads, convert, plan_conversion
 from sqat.convert.files import quiet, read_model, write_conversion

@@ -27,7 +27,7 @@ from harness import (
 pytestmark = pytest.mark.usefixtures("needs_shim")
 
 CONVERT = ("sqat.convert", "sqat.convert.uptrain", "transformers.models.llama.modeling_llama")
-COMPARE = ("sqat.compare.child", "sqat.compare.runner", "sqat.compare.report", "matplotlib.pyplot", "scipy.stats")
+COMPARE = ("sqat.compare.run", "sqat.compare.runner", "sqat.compare.report", "matplotlib.pyplot", "scipy.stats")
 PARTS = 4 if FULL else 1
 
 PLAN = """

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from sqat.convert.plan import ConversionPlan
 
 
 def convert(
@@ -90,12 +87,13 @@ def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
 def convert_heads(
     name: str, out: Path, changes: dict[str, Any], *, calibrate: str | None, verify_on: str | None, context: int
 ) -> None:
-    """Write a pretrained model with fewer heads; what can be refused is, before weights are read."""
+    """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read."""
+    from sqat.compare.report import require_packages
     from sqat.convert import choose_heads, convert, plan_conversion, verify
-    from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, write_conversion
-    from sqat.convert.report import require_packages, write_report
-    from sqat.convert.stock_files import require_weights
+    from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, require_weights, write_conversion
     from sqat.convert.tokenizer import StockTokenizer, token_rows
+    from sqat.convert.verify import write_report
+    from sqat.errors import ConfigError
     from sqat.folders import require_free
 
     require_free(out, "--out")
@@ -103,7 +101,15 @@ def convert_heads(
     config = read_config(folder)
     require_weights(folder, config)
     plan = plan_conversion(config, **changes)
-    _check_calibration(plan, calibrate)
+    if plan.needs_calibration and calibrate is None:
+        raise ConfigError(
+            f'--calibrate is missing, but must name text for method "{plan.method}" by score "activation"; '
+            "--score norm does without"
+        )
+    if calibrate is not None and not plan.needs_calibration:
+        raise ConfigError(
+            f"--calibrate is {calibrate!r}, but goes with --method select or cluster, by --score activation"
+        )
     if verify_on is not None:
         require_packages()
     context = min(context, getattr(config, "max_position_embeddings", context))
@@ -117,25 +123,11 @@ def convert_heads(
     groups = choose_heads(model, plan, rows)
     with quiet():
         result = convert(model, plan, groups=groups)
-    figures = None if texts is None else verify(model, result, texts)
+    verification = None if texts is None else verify(model, result, texts)
     with new_folder(out) as temporary:
-        write_conversion(result, plan, groups, folder, name, temporary, figures=figures, text=verify_on)
-        if figures is not None:
+        write_conversion(result, plan, groups, folder, name, temporary, verification=verification, text=verify_on)
+        if verification is not None:
             title = f"{name} with {plan.after.query_heads} of {plan.before.query_heads} query heads{where}"
-            write_report(figures, temporary / "verification.html", title=title, plan=plan)
-            typer.echo(figures.summary())
+            write_report(verification, temporary / "verification.html", title=title, plan=plan)
+            typer.echo(verification.summary())
     typer.echo(f"{name} written to {out} with {plan.after.query_heads} query heads{where} ({plan.method})")
-
-
-def _check_calibration(plan: ConversionPlan, calibrate: str | None) -> None:
-    from sqat.errors import ConfigError
-
-    if plan.needs_calibration and calibrate is None:
-        raise ConfigError(
-            f'--calibrate is missing, but must name text for method "{plan.method}" by score "activation"; '
-            "--score norm does without"
-        )
-    if calibrate is not None and not plan.needs_calibration:
-        raise ConfigError(
-            f"--calibrate is {calibrate!r}, but goes with --method select or cluster, by --score activation"
-        )

@@ -10,10 +10,10 @@ from sqat.checkpoint import load_model
 from sqat.checkpoint.model_files import CONFIG_FILE, MODEL_TYPE, read_config
 from sqat.checkpoint.rxnn_config import is_rxnn_config
 from sqat.convert.architectures import MODEL_TYPES
+from sqat.convert.files import TOKENIZER_FILES, read_model
 from sqat.convert.files import read_config as read_stock_config
-from sqat.convert.files import read_model
 from sqat.convert.modeling_mixed_heads import PREFIX
-from sqat.convert.tokenizer import TOKENIZER_FILES, StockTokenizer
+from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.errors import CheckpointError
 from sqat.model_card import CARD_FILE

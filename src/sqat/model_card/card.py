@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from huggingface_hub import ModelCardData
 
-import sqat
 from sqat.config import ModelConfig
 from sqat.model_card.costs import Cost, cost_section, model_costs, recorded_cost
 from sqat.model_card.known import Known
@@ -18,8 +17,8 @@ from sqat.model_card.results import conversion_results, eval_results, metric_nam
 from sqat.model_card.text import public_name, table
 from sqat.model_card.training import training_section
 from sqat.model_card.upkeep import sealed
-from sqat.revision import revision
 from sqat.variants import attention_name
+from sqat.version import __version__, revision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -213,4 +212,4 @@ def _metadata(title: str, form: str, tags: Sequence[str], origin: Origin, known:
 
 def _footer() -> str:
     at = revision()
-    return f"Written by sqat {sqat.__version__}" + (f", revision {at}." if at else ".")
+    return f"Written by sqat {__version__}" + (f", revision {at}." if at else ".")
