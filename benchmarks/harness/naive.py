@@ -13,10 +13,9 @@ from sqat.data.batches import Batch
 from sqat.model import Decoder
 from sqat.model.attend import attend_naive
 from sqat.model.attention import Attention
-from sqat.model.block import Block
-from sqat.model.experts import ExpertWeights, run_experts_naive
+from sqat.model.decoder import Block
 from sqat.model.mask import window_naive
-from sqat.model.moe import MoE, RouterStats, router_stats
+from sqat.model.moe import ExpertWeights, MoE, RouterStats, router_stats, run_experts_naive
 from sqat.model.rope import rotary_tables, rotate_naive
 from sqat.train.loss import cross_entropy_naive, router_loss
 

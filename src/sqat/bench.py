@@ -233,7 +233,7 @@ def attention_call(
     mask = None  # made once, as it is for all layers of a model
     if config.window is not None and config.window < length:
         window, global_tokens = config.window, config.global_tokens
-        mask = AttentionMask(length, length, torch.device(device), window=window, global_tokens=global_tokens).keep()
+        mask = AttentionMask(length, length, torch.device(device), window=window, global_tokens=global_tokens)
     gradient_BHTC = heads(config.num_score_heads).detach()
 
     def run() -> None:

@@ -189,7 +189,7 @@ class ModelConfig(Config):
         rope_theta: base of the rotary embedding.
         attention_dropout: dropout of attention weights.
         feedforward_dropout: dropout between the two feed-forward projections.
-        init: "normal", or "torch" for PyTorch's defaults, as in the original; see `sqat.model.init`.
+        init: "normal", or "torch" for PyTorch's defaults, as in the original; see `sqat.model.decoder`.
         window: positions that a token attends to, itself included; None for all before it.
         global_tokens: the first tokens of a document that all later ones attend to; needs a window.
 

@@ -30,8 +30,7 @@ from sqat.convert.heads import Groups
 from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.convert.plan import ConversionPlan
 from sqat.convert.verify import Verification
-from sqat.data.tokenizer import TOKENIZER_FILE
-from sqat.data.tokenizer_check import read_tokenizer_file
+from sqat.data.tokenizer import TOKENIZER_FILE, read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
 from sqat.folders import require_free
 from sqat.hub.failures import FAILURES
@@ -237,7 +236,7 @@ def require_plain_tokenizer(folder: Path) -> None:
     try:
         read_tokenizer_file(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a tokenizer: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():
             values = _read_plain_json(folder / name, MAX_JSON_BYTES)
