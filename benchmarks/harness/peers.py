@@ -84,7 +84,7 @@ def batched_bytes(config: ModelConfig, tokens: int) -> int:
 
 def rxlm_model(config: ModelConfig) -> Any:
     """rxlm's model class with the arguments of the card's checkpoint; weights are random."""
-    from sqat.checkpoint.rxnn_config import config_to_rxnn
+    from sqat.checkpoint.rxnn import config_to_rxnn
 
     with silenced():
         from rxlm.experimental.models import ExperimentalAttentionTransformer

@@ -15,7 +15,7 @@ from benchmarks.harness.settings import Context, plain, save_batch
 from benchmarks.harness.tasks import TimedStep
 from benchmarks.harness.timing import Candidate, Sample, alternate
 
-from sqat.checkpoint.rxnn_config import config_to_rxnn
+from sqat.checkpoint.rxnn import config_to_rxnn
 from sqat.cost import flops_per_token, kv_bytes, kv_bytes_per_token
 from sqat.data.batches import Batch
 from sqat.errors import ConfigError

@@ -26,8 +26,8 @@ _HOMES = {
     "RunConfig": "sqat.run_config",
     "DataConfig": "sqat.run_config",
     "TrainConfig": "sqat.run_config",
-    "push": "sqat.hub.push",
-    "pull": "sqat.hub.pull",
+    "push": "sqat.sharing",
+    "pull": "sqat.sharing",
 }
 
 __all__ = [*_HOMES, "__version__"]
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from sqat.config import ModelConfig as ModelConfig
     from sqat.data.tokenizer import Tokenizer as Tokenizer
     from sqat.generate import SamplingConfig as SamplingConfig
-    from sqat.hub.pull import pull as pull
-    from sqat.hub.push import push as push
     from sqat.model import Attention as Attention
     from sqat.model import Decoder as Decoder
     from sqat.model import KVCache as KVCache
     from sqat.run_config import DataConfig as DataConfig
     from sqat.run_config import RunConfig as RunConfig
     from sqat.run_config import TrainConfig as TrainConfig
+    from sqat.sharing import pull as pull
+    from sqat.sharing import push as push
     from sqat.train import Trainer as Trainer
     from sqat.train import start_run as start_run
     from sqat.variants import head_counts as head_counts

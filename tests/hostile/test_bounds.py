@@ -14,7 +14,7 @@ from fuzzing import bounded, little_memory
 from safetensors.torch import save_file
 
 from sqat.checkpoint import load_model, read_config, save_model
-from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
+from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
 from sqat.checksums import MANIFEST
 from sqat.config import CEILINGS, ModelConfig, convert
 from sqat.data.text import open_source

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqat.checkpoint import load_model, read_config
-from sqat.checkpoint.rxnn_config import config_to_rxnn
+from sqat.checkpoint.rxnn import config_to_rxnn
 from sqat.checksums import MANIFEST, check_files, write_checksums
 from sqat.config import ModelConfig
 from sqat.data.batches import Batches, BatchState

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import save_file
+from sqat.convert.uptrain_config import UptrainConfig
 
 import sqat
 from sqat.checkpoint import save_model
 from sqat.convert import convert, plan_conversion
 from sqat.convert.files import read_model
 from sqat.convert.uptrain import start_uptraining
-from sqat.convert.uptrain_config import UptrainConfig
 from sqat.data.stories import story
 from sqat.data.tokenizer import train_tokenizer
 from sqat.run_config import RunConfig

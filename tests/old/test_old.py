@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from sqat import load_model
 from sqat.convert.files import read_model
 from sqat.convert.uptrain import start_uptraining
-from sqat.convert.uptrain_config import UptrainConfig
 from sqat.run_config import RunConfig, read_yaml
 from sqat.train import start_run
 from sqat.train.checkpoints import best_checkpoint, latest_checkpoint
+from sqat.uptrain_config import UptrainConfig
 
 HERE = Path(__file__).parent
 START: dict[str, Callable[..., Any]] = {"dense": start_run, "moe": start_run, "uptrain": start_uptraining}

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rxnn.experimental.models import ExperimentalAttentionTransformer
 from sqat.checkpoint import save_model
-from sqat.checkpoint.rxnn import tensors_to_rxnn
-from sqat.checkpoint.rxnn_config import DEFAULTS, config_to_rxnn
+from sqat.checkpoint.rxnn import DEFAULTS, config_to_rxnn, tensors_to_rxnn
 from sqat.errors import CheckpointError, ConfigError, TrainingError
 from sqat.variants import preset
 

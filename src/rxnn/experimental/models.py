@@ -23,11 +23,11 @@ from sqat.checkpoint.model_files import (
     read_config,
     write_model,
 )
-from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
+from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
 from sqat.checkpoint.store import write_files, write_folder
 from sqat.checksums import MANIFEST
 from sqat.errors import ConfigError, TrainingError
-from sqat.hub.transfer import download
+from sqat.hub import download
 from sqat.model import Decoder, DecoderOutput, RouterStats
 from sqat.train.loss import router_loss
 
@@ -159,7 +159,7 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         read.
 
         Args:
-            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.hub.transfer.download`.
+            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.hub.download`.
             map_location: the device to put the model on.
             model_kwargs: constructor arguments that replace those in the file, such as `ff_dropout`.
 

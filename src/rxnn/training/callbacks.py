@@ -16,7 +16,7 @@ from sqat.checkpoint.store import write_folder
 from sqat.config import require, require_positive
 from sqat.durable import remove_folder
 from sqat.errors import CheckpointError
-from sqat.hub.transfer import require_repo_id, upload
+from sqat.hub import require_repo_id, upload
 
 FINAL_FOLDER = "final_model"
 RETRY_PAUSES = (1, 4, 16)  # seconds, at the end of training

@@ -14,7 +14,7 @@ from sqat.data.text import open_source
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, train_tokenizer
 from sqat.errors import ConfigError, DataError
 from sqat.hf.tokenizer import to_transformers
-from sqat.hub.transfer import download, upload
+from sqat.hub import download, upload
 
 MODEL_TYPE = "byte-level-bpe"
 
@@ -24,7 +24,7 @@ def load_tokenizer_from_hf_hub(repo_id: str, **kwargs: Any) -> PreTrainedTokeniz
 
     Args:
         repo_id: "owner/name", or the folder.
-        kwargs: `revision`, `token` and so on, see :func:`sqat.hub.transfer.download`.
+        kwargs: `revision`, `token` and so on, see :func:`sqat.hub.download`.
 
     Raises:
         CheckpointError: the repository or its tokenizer.json cannot be downloaded.

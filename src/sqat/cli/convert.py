@@ -1,4 +1,4 @@
-"""`sqat convert`: a checkpoint in the other layout, or a pretrained model with fewer query heads."""
+"""`sqat convert`: a pretrained model with fewer query heads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import typer
 
 
 def convert(
-    model: Annotated[
-        str, typer.Argument(help="With --query-heads: a stock checkpoint's folder or Hub id. Else one of this package.")
-    ],
+    model: Annotated[str, typer.Argument(help="A stock checkpoint: a folder, or a Hub id.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     query_heads: Annotated[int | None, typer.Option(help="Query heads to keep, of a pretrained model.")] = None,
     kv_heads: Annotated[
@@ -36,13 +34,10 @@ def convert(
         int | None,
         typer.Option(help="Tokens per row of calibration and verification; default: the model's, at most 512."),
     ] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="Without --query-heads: sqat, or rxnn for the original's (the default).")
-    ] = None,
+    layout: Annotated[str | None, typer.Option(hidden=True)] = None,  # of the former spelling of `sqat export`
 ) -> None:
-    """Give a pretrained model fewer query heads (--query-heads), in its own stock architecture or, for some layers
-    alone, with modelling code beside it (--to native); or write a checkpoint of this package in the other layout, bit
-    for bit the same model (--layout).
+    """Give a pretrained model fewer query heads, in its own stock architecture or, for some layers, with modelling
+    code beside it (--to native).
     """
     from sqat.errors import ConfigError
 
@@ -60,7 +55,11 @@ def convert(
         for name, value in options.items():
             if value is not None:
                 raise ConfigError(f"{name} is {value!r}, but goes with --query-heads, which is missing")
-        convert_layout(Path(model), out, layout or "rxnn")
+        from sqat.cli.export import export
+
+        layout = layout or "rxnn"
+        typer.echo(f"hint: without --query-heads this is now `sqat export {model} --to {layout} --out {out}`", err=True)
+        export(Path(model), out, layout)
         return
     if layout is not None:
         raise ConfigError(f"--layout is {layout!r}, but goes without --query-heads: the architecture stays the model's")
@@ -70,18 +69,6 @@ def convert(
     choices = (("method", method), ("score", score), ("to", to))
     changes |= {name: value for name, value in choices if value is not None}
     convert_heads(model, out, changes, calibrate=calibrate, verify_on=verify, context=context or 512)
-
-
-def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
-    """Write a checkpoint in the other layout; its tokenizer goes along, and a model card."""
-    from sqat.folders import require_free
-    from sqat.layout import write_layout
-    from sqat.train.checkpoints import find_model
-
-    require_free(out, "--out")
-    folder = find_model(checkpoint)
-    write_layout(folder, out, layout)
-    typer.echo(f"{folder} written to {out} in {layout} layout")
 
 
 def convert_heads(

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGINT
 
-import sqat
 from sqat.compare.folder import Folder, Setup
 from sqat.compare.plan import ComparePlan, share_budget
 from sqat.compare.run import INTERRUPTED
@@ -159,7 +158,7 @@ class _Processes:
 
 def _environment(threads: int) -> dict[str, str]:
     """A run's environment variables: it imports this very package and computes with so many threads."""
-    path = [str(Path(sqat.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    path = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

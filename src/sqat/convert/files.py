@@ -21,8 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from sqat.checkpoint.headers import read_headers, require_inside, weight_files
-from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE
+from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, read_headers, require_inside, weight_files
 from sqat.checkpoint.store import write_folder
 from sqat.checksums import check_files
 from sqat.convert.architectures import heads_of, require_known
@@ -33,11 +32,8 @@ from sqat.convert.verify import Verification
 from sqat.data.tokenizer import TOKENIZER_FILE, read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
 from sqat.folders import require_free
-from sqat.hub.failures import FAILURES
-from sqat.hub.tokens import cause, usable_token, without_tokens
-from sqat.model_card import CARD_FILE, read_origin, stock_card
-from sqat.model_card.origin import RECORD_FILE
-from sqat.model_card.text import public_name
+from sqat.hub import FAILURES, cause, usable_token, without_tokens
+from sqat.model_card import CARD_FILE, RECORD_FILE, public_name, read_origin, stock_card
 from sqat.untrusted import MAX_JSON_BYTES, read_json, shown
 
 # The tokenizer's files under all their names, and what belongs to them.
@@ -179,7 +175,16 @@ def write_conversion(
         "merged_heads": groups,  # per layer, for each query head
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
-    card = stock_card(plan.new_config, origin=read_origin(out), tokenizer=bool(tokenizer))
+    form, costs = "stock" if plan.to == "stock" else "mixed", asdict(plan.after)
+    card = stock_card(
+        plan.new_config,
+        form,
+        plan.heads,
+        costs,
+        plan.context_length,
+        origin=read_origin(out),
+        tokenizer=bool(tokenizer),
+    )
     (out / CARD_FILE).write_text(card, encoding="utf-8")
 
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from sqat.cli import main
-from sqat.convert.uptrain_config import UptrainConfig
-from sqat.model_card.training import settings, training_command
+from sqat.model_card import settings, training_command
 from sqat.run_config import RunConfig
+from sqat.uptrain_config import UptrainConfig
 
 RUNS = [
     {"model": "sqat-mm"},

@@ -14,8 +14,7 @@ from sqat.data.batches import BatchState
 from sqat.data.stories import story
 from sqat.data.tokenizer import train_tokenizer
 from sqat.errors import CheckpointError, ConfigError
-from sqat.model_card import Known, Origin, model_card, read_origin, with_known
-from sqat.model_card.loading import FORMS
+from sqat.model_card import FORMS, Known, Origin, model_card, read_origin, with_known
 from sqat.run_config import RunConfig
 from sqat.train.state import TrainState
 from sqat.variants import preset
@@ -56,7 +55,9 @@ class TestMetadata:
 
     def test_all_of_it(self):
         known = Known(license="mit", datasets=("roneneldan/TinyStories",), base_model="owner/base")
-        card = ModelCard(model_card(preset("sqat-mm"), "native", origin=origin(), known=known, repo_id="owner/mine"))
+        card = ModelCard(
+            model_card(preset("sqat-mm"), "transformers", origin=origin(), known=known, repo_id="owner/mine")
+        )
         data = card.data.to_dict()
         assert (data["license"], data["base_model"], data["library_name"]) == ("mit", "owner/base", "transformers")
         assert data["metrics"] == ["perplexity", "accuracy"]
@@ -127,18 +128,18 @@ class TestText:
         assert "(MHA)" in text
         assert "(GQA)" not in text
 
-    def test_figures_and_their_meanings(self):
+    def test_results_and_their_meanings(self):
         rows = rows_of(model_card(preset("sqat-mm"), "sqat", origin=origin()))
-        assert rows["loss"] == ["2.3457", "mean cross-entropy in nats per real target; padding is none"]
+        assert rows["loss"] == ["2.3457", "mean cross-entropy in nats per real target; padding does not count"]
         assert rows["accuracy"][0] == "45.68%"
         assert rows["loss, padding counted"][0] == "1.1111"
         assert "not comparable with the loss above" in rows["loss, padding counted"][1]
 
-    def test_figures_that_do_not_exist(self):
+    def test_results_that_do_not_exist_are_left_out(self):
         evaluation = {**EVALUATION, "card_loss": None, "card_accuracy": None}
         assert "padding counted" not in model_card(preset("sqat-mm"), "sqat", origin=origin(evaluation))
 
-    def test_an_earlier_steps_figures_are_not_this_checkpoints(self):
+    def test_results_of_an_earlier_step_are_not_this_checkpoints(self):
         text = model_card(preset("sqat-mm"), "sqat", origin=origin(step=37))
         assert "## Results" not in text
         assert "metrics" not in ModelCard(text).data.to_dict()
@@ -166,7 +167,7 @@ class TestLoading:
         assert capsys.readouterr().out.strip()
 
     def test_without_a_tokenizer_there_is_nothing_to_write_with(self):
-        for form in ("sqat", "rxnn", "native", "stock"):
+        for form in ("sqat", "rxnn", "transformers", "stock"):
             assert "okenizer" not in model_card(preset("sqat-mm"), form, tokenizer=False)
 
 
