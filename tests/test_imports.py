@@ -35,12 +35,7 @@ ECOSYSTEM = {
 FILE_CIRCLES = {
     ("sqat.generate.draw", "sqat.generate.sample"),
 }
-PACKAGE_CIRCLES = {
-    ("sqat.hub", "sqat.convert"),
-    ("sqat.hub", "sqat.hf"),
-    ("sqat.model_card", "sqat.convert"),
-    ("sqat.model_card", "sqat.hub"),
-}
+PACKAGE_CIRCLES: set[tuple[str, str]] = set()
 
 
 def module_name(path: Path) -> str:
