@@ -18,10 +18,11 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from sqat.cpu.threads import FAST, NUM_ARGUMENTS, openmp
 
 _library = openmp()
-for _name in ("omp_get_thread_num", "omp_get_num_threads") if _library is not None else ():
+for _name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier") if _library is not None else ():
     binding.add_symbol(_name, ctypes.cast(getattr(_library, _name), ctypes.c_void_p).value)
 _thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 _num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+barrier = types.ExternalFunction("GOMP_barrier", types.void())  # waits until all threads have come to it
 
 # Of a function that is not inlined, the process that compiled it would run another version than one that finds it in
 # the cache, rounded otherwise here and there.
@@ -29,7 +30,7 @@ inline = njit(fastmath=FAST, error_model="numpy", forceinline=True, no_cpython_w
 
 
 @intrinsic
-def _pointer(typing, address):
+def pointer(typing, address):
     def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
@@ -45,8 +46,15 @@ def arguments(data):
 @inline
 def share(call):
     """(thread, first row, row after the last) of this thread; there may be fewer threads than were asked for."""
-    threads, thread, rows = np.int64(_num_threads()), np.int64(_thread_number()), call[0]
-    return thread, thread * rows // threads, (thread + 1) * rows // threads
+    start, stop = part(call[0])
+    return np.int64(_thread_number()), start, stop
+
+
+@inline
+def part(count):
+    """(first, after the last) of this thread's part of `count` items."""
+    threads, thread = np.int64(_num_threads()), np.int64(_thread_number())
+    return thread * count // threads, (thread + 1) * count // threads
 
 
 @inline
@@ -57,22 +65,22 @@ def number(bits):
 
 @inline
 def float32s(address, rows, columns):
-    return carray(_pointer(address), (rows, columns), np.float32)
+    return carray(pointer(address), (rows, columns), np.float32)
 
 
 @inline
 def bfloat16s(address, rows, columns):
-    return carray(_pointer(address), (rows, columns), np.uint16)
+    return carray(pointer(address), (rows, columns), np.uint16)
 
 
 @inline
 def int64s(address, count):
-    return carray(_pointer(address), (count,), np.int64)
+    return carray(pointer(address), (count,), np.int64)
 
 
 @inline
 def bools(address, count):
-    return carray(_pointer(address), (count,), np.uint8)
+    return carray(pointer(address), (count,), np.uint8)
 
 
 def widen(value):

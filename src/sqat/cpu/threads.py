@@ -86,44 +86,21 @@ def _bits(number: int | float) -> int:
 
 def compiled_loop(body: Callable[[Any], None]) -> Loop:
     """Compile a loop and make it callable."""
-    from numba import cfunc, types
+    from numba import types
 
-    signature = types.void(types.CPointer(types.int64))
-    with kept_on_disk() as keep:
-        return Loop(cfunc(signature, cache=keep, nopython=True, fastmath=FAST, error_model="numpy")(body))
+    return Loop(compile_callback(body, types.CPointer(types.int64)))
 
 
-class Call:
-    """A compiled function with its arguments, which are written down once: what is left of a call is a microsecond.
+def compile_callback(body: Callable[[Any], None], argument: Any, level: int = 3) -> Any:
+    """Compile a C function of one argument, of the numba type `argument`. Its `address` is valid while it lives.
 
-    Args:
-        function: of :func:`compiled`.
-        arguments: contiguous arrays go in as addresses (they live as long), numbers as they are.
+    LLVM's optimisation `level` 2 instead of 3 takes a quarter less time to compile.
     """
+    from numba import cfunc, config, types
 
-    def __init__(self, function: Callable[[Any], None], *arguments: np.ndarray | int | float) -> None:
-        self._function, self._kept = function, arguments
-        self.data = np.zeros(NUM_ARGUMENTS, np.int64)  # may be changed between calls
-        packed = [x.ctypes.data if isinstance(x, np.ndarray) else _bits(x) for x in arguments]
-        self.data[: len(packed)] = packed
-
-    def __call__(self) -> None:
-        self._function(self.data)
-
-
-def compiled(body: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Compile a function of an array of 64-bit integers that runs in the thread that calls it.
-
-    With a little less optimisation than numba's default, which took a quarter longer to compile and ran no faster:
-    somebody waits for it, for the first answer of a model.
-    """
-    from numba import config, njit, types
-
-    signature = types.void(types.int64[::1])
     with kept_on_disk() as keep:
-        before, config.OPT = config.OPT, type(config.OPT)(2)
+        before, config.OPT = config.OPT, type(config.OPT)(level)
         try:
-            compiled_body: Callable[[Any], None] = njit(signature, cache=keep, fastmath=FAST, error_model="numpy")(body)
-            return compiled_body
+            return cfunc(types.void(argument), cache=keep, nopython=True, fastmath=FAST, error_model="numpy")(body)
         finally:
             config.OPT = before
