@@ -9,7 +9,7 @@ from sqat.cost import parameters
 from sqat.errors import ConfigError
 from sqat.run_config import RunConfig, read_yaml
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "src" / "sqat" / "configs"
 
 
 @pytest.mark.parametrize(
