@@ -50,15 +50,9 @@ def config(student, teacher, text, **changes):
     values = {
         "model": {"path": str(student), "teacher": teacher and str(teacher), "tokens": 1500, "context_length": 23},
         "data": {"source": str(text)},
-        "train": {
-            "batch_size": 5,
-            "precision": "float32",
-            "tensorboard": False,
-            "log_every": 3,
-            "device": "cpu",
-            "learning_rate": 3e-3,
-        },
+        "train": {"batch_size": 5, "precision": "float32", "tensorboard": False, "log_every": 3, "device": "cpu"},
     }
+    values["train"]["learning_rate"] = 3e-3
     for name, value in changes.items():
         section, _, field = name.partition("__")
         values[section][field] = value
