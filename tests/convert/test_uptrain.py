@@ -139,7 +139,7 @@ def test_a_step_without_numbers_is_skipped_and_its_text_kept(folders, tmp_path):
     assert (len(before), trainer.state.skipped_steps, trainer.state.skipped_in_a_row) == (1, 1, 0)
     train = log(tmp_path / "run", "train")
     assert [line["skipped_steps"] for line in train[:4]] == [0, 0, 1, 1]
-    assert all(line["kl"] > 0 for line in train)
+    assert all(line["kl"] > 0 for line in train if line["loss"] is not None)
     about = json.loads((tmp_path / "run" / "skipped" / "step-00000003-rank-0" / "batch.json").read_text())
     assert about["gradient_norm"] == "nan"
     assert any("The cat number" in row for row in about["text"][0])
