@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def train(
     model: Annotated[
-        str, typer.Argument(help="A preset (`sqat info` lists them) or a YAML file with model, data and train.")
+        str,
+        typer.Argument(
+            help="A preset (`sqat info` lists them) or a YAML file, such as configs/stories-s.yaml (in sqat)."
+        ),
     ],
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/MODEL.")] = None,
@@ -94,7 +97,7 @@ def evaluate(
     from sqat.data.tokens import cached_tokens
     from sqat.errors import ConfigError
     from sqat.train.evaluate import evaluate as evaluate_model
-    from sqat.train.memory import explain_out_of_memory
+    from sqat.train.step import explain_out_of_memory
 
     for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2)):
         if value is not None and value < least:

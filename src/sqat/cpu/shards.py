@@ -1,8 +1,8 @@
 """A batch cut into shards, each computed in a thread of its own.
 
-torch's CPU operators take turns: each shares its work among all threads, and before the next one starts all have to
-meet. A training step has thousands of short ones, between which the other threads wait. Shards, forward and backward
-each from beginning to end in one thread, meet twice a step.
+Every CPU operator of torch divides its work among all threads, which then have to meet before the next one starts. A
+training step has thousands of short operators. Shards run forward and backward in one thread each, and meet twice a
+step.
 
 Shapes: B rows of a batch, B/n of a shard.
 """
@@ -21,16 +21,16 @@ from sqat.data.batches import Batch
 from sqat.model import Decoder
 from sqat.model.seeds import draw_seeds, drawing_from
 
-Compute = Callable[[Batch], tuple[Tensor, ...]]
+Compute = Callable[[Batch], dict[str, Tensor]]
 MOST = 4  # Python runs in one thread at a time: more shards would wait for each other
-SHARD_TOKENS = 1024  # a shard has at least so many
+SHARD_TOKENS = 1024  # a shard has at least this many
 
 
 def suitable_shards(model: Decoder) -> int:
-    """How many shards training a model is worth where it lies: one a thread on a CPU, at most `MOST`.
+    """How many shards pay off in training a model: on a CPU one a thread, at most `MOST`; elsewhere one.
 
-    One, too, where torch itself draws random numbers (attention's dropout) or puts its generator back (checkpointing):
-    it serves all threads, in the order in which they happen to ask, and a run would not be the same twice.
+    Also one where torch itself draws random numbers (attention's dropout) or resets its generator (gradient
+    checkpointing): all threads share that generator, so a run would not be the same twice.
     """
     on_cpu = model.embedding.weight.device.type == "cpu"
     if not on_cpu or model.config.attention_dropout or model.gradient_checkpointing:
@@ -42,9 +42,10 @@ class Shards:
     """Computes a batch in at most `count` shards side by side.
 
     Args:
-        compute: gives tensors that are sums over a batch's rows; it draws random numbers by
-            :func:`sqat.model.seeds.draw_seeds` alone.
+        compute: returns, by name, sums over a batch's rows; it draws random numbers only by
+            :func:`sqat.model.seeds.draw_seeds`.
         parameters: what `compute` reads and gradients are wanted of.
+        count: at most so many shards.
     """
 
     def __init__(self, compute: Compute, parameters: Sequence[Tensor], count: int) -> None:
@@ -53,21 +54,22 @@ class Shards:
         self.count = count
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="shard")
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What `compute` gives for the batch, differentiable by the parameters once."""
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """What `compute` returns for the batch, differentiable by the parameters, once."""
         count = min(self.count, len(batch.inputs), batch.inputs.numel() // SHARD_TOKENS)
         if count <= 1 or not torch.is_grad_enabled():
             return self.compute(batch)
-        parts: tuple[Tensor, ...] = _Sharded.apply(self, _cut(batch, count), *self.parameters)
-        return parts
+        parts = self.forward(_cut(batch, count))
+        sums = _Sharded.apply(self, [tuple(part.values()) for part in parts], *self.parameters)
+        return dict(zip(parts[0], sums, strict=True))
 
-    def forward(self, batches: Sequence[Batch]) -> list[tuple[Tensor, ...]]:
-        """What `compute` gives for each, with its graph."""
+    def forward(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        """What `compute` returns for each batch, with its graph."""
         device = batches[0].inputs.device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
-        def compute(batch: Batch, seed: int) -> tuple[Tensor, ...]:
-            # Without a cache: it would be one for all threads.
+        def compute(batch: Batch, seed: int) -> dict[str, Tensor]:
+            # Without a cache: all threads would share it.
             with (
                 drawing_from(torch.Generator().manual_seed(seed)),
                 torch.enable_grad(),
@@ -104,11 +106,10 @@ class Shards:
 
 
 class _Sharded(torch.autograd.Function):
-    """Shards as one differentiable function of the parameters."""
+    """The sums over shards, as one differentiable function of the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, shards: Shards, batches: list[Batch], *_: Tensor) -> tuple[Tensor, ...]:
-        parts = shards.forward(batches)
+    def forward(ctx: Any, shards: Shards, parts: list[tuple[Tensor, ...]], *_: Tensor) -> tuple[Tensor, ...]:
         ctx.shards, ctx.parts = shards, parts
         sums = [torch.stack([y.detach() for y in same]).sum(dim=0) for same in zip(*parts, strict=True)]
         ctx.mark_non_differentiable(*[total for total, y in zip(sums, parts[0], strict=True) if not y.requires_grad])
@@ -130,7 +131,7 @@ def _cut(batch: Batch, count: int) -> list[Batch]:
 
 
 def _sum(shares: Sequence[Tensor | None]) -> Tensor | None:
-    """In place, into the first: nobody else has it."""
+    """The sum, computed in place in the first share, which nothing else refers to."""
     present = [share for share in shares if share is not None]
     if not present:
         return None

@@ -37,7 +37,7 @@ def write_gguf(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str
     try:
         from gguf import GGUFWriter
     except ModuleNotFoundError as error:
-        raise ConfigError("GGUF files need the package gguf: pip install 'sqat[gguf]'") from error
+        raise ConfigError("GGUF files need the package gguf: pip install gguf") from error
     if tokenizer is None:
         raise CheckpointError("the checkpoint has no tokenizer.json, which a GGUF file has to contain")
     _check(model.config, tokenizer)

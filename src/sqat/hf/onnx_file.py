@@ -43,7 +43,7 @@ def write_onnx(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str
         ConfigError: onnx or onnxscript is not installed.
     """
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"ONNX files need the package {missing[0]}: pip install 'sqat[onnx]'")
+        raise ConfigError(f"ONNX files need the package {missing[0]}: pip install onnx onnxscript")
     converted = from_decoder(model)
     if model.config.is_moe:
         converted.set_experts_implementation("batched_mm")  # the one without loops or kernels of its own
