@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqat.durable import flush, make_folder, replace_file, writing
-from sqat.errors import ConfigError
+from sqat.errors import ConfigError, StorageError
 from sqat.train.evaluate import Evaluation
 from sqat.train.state import TrainState
 from sqat.train.trainer import Callback, Trainer
@@ -160,13 +160,10 @@ class TensorBoard(Callback):
 
     def _try(self, call: Callable[..., object], *arguments: object) -> None:
         try:
-            call(*arguments)
-        except OSError as error:
-            logger.warning(
-                "%s cannot be written: %s. The run goes on without TensorBoard; its log has the same metrics",
-                self.folder,
-                error,
-            )
+            with writing(self.folder):
+                call(*arguments)
+        except StorageError as error:
+            logger.warning("%s. The run goes on without TensorBoard; its log has the same metrics", error)
             writer, self.writer = self.writer, None
             with suppress(OSError):  # the same error again
                 if writer is not None:
