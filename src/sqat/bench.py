@@ -31,9 +31,8 @@ from sqat.model import Decoder
 from sqat.model.attend import attend, kernel_dtype
 from sqat.model.mask import AttentionMask
 from sqat.run_config import TrainConfig
-from sqat.train.device import use_bf16
 from sqat.train.optim import make_optimizer
-from sqat.train.step import TrainingLoss, train_step
+from sqat.train.step import TrainingLoss, train_step, use_bf16
 from sqat.variants import preset
 from sqat.version import revision
 
@@ -208,14 +207,7 @@ def training_step(
 
     def step() -> None:
         with autocast(device, precision):
-            train_step(
-                task,
-                [batch],
-                optimizer,
-                total_targets=targets,
-                backward=torch.Tensor.backward,
-                clip=lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0),
-            )
+            train_step(task, [batch], optimizer, total_targets=targets, clip_norm=1.0)
 
     return step
 

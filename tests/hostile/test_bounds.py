@@ -183,15 +183,16 @@ class TestPaths:
         "name", ["config.json", "model.safetensors", "tokenizer.json", STATE_FILE, TENSORS_FILE, MANIFEST]
     )
     def test_devices_and_pipes_are_not_read(self, checkpoint: Path, name: str) -> None:
-        optimizer = torch.optim.AdamW(load_model(checkpoint).parameters())
-        write_state(checkpoint, TrainState(), state_tensors(optimizer, {}))
+        model = load_model(checkpoint)
+        optimizer = torch.optim.AdamW(model.parameters())
+        write_state(checkpoint, TrainState(), state_tensors(model, optimizer, {}))
         (checkpoint / name).unlink(missing_ok=True)
         for make in (lambda path: path.symlink_to("/dev/zero"), os.mkfifo):
             make(checkpoint / name)
             with little_memory(), bounded():
                 load_model(checkpoint)
                 Tokenizer.load(checkpoint)
-                restore(checkpoint, optimizer)
+                restore(checkpoint, model, optimizer)
                 pytest.fail(f"{name} was read from a device or pipe")
             (checkpoint / name).unlink()
 
