@@ -38,7 +38,7 @@ def _masked_groups(
 
 @implements("attend", "cuda", fits=_masked_groups, compiles=True)
 def attend_in_groups(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, **kind: Any) -> Tensor:
-    """With a mask, grouped heads would fall back to the kernel that stores all scores, so heads are repeated instead."""
+    """With a mask, grouped heads would fall back to the kernel that stores all scores, so heads are repeated."""
     groups = q_BHTC.shape[1] // k_BKSC.shape[1]
     k_BHSC, v_BHSC = (x.repeat_interleave(groups, dim=1) for x in (k_BKSC, v_BKSC))
     return attend.plain(q_BHTC, k_BHSC, v_BHSC, **kind)
