@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto
 
-.PHONY: demo test test-faults fuzz lint types setup bench-setup interop-setup clean
+.PHONY: bench demo test test-faults fuzz lint types setup bench-setup interop-setup clean
 
 setup: .venv/.complete
 
@@ -30,7 +30,12 @@ FUZZ ?= 1000
 fuzz: setup
 	SQAT_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/hostile -k fuzz $(PYTEST_ARGS)
 
-# The peers of `sqat bench`. rxlm comes without its dependencies: it pins transformers below 5, huggingface_hub below 0.34
+# sqat beside its peers, or beside another checkout: make bench BENCH_ARGS="training --against ../before"
+BENCH_ARGS ?= all --out results
+bench: setup
+	$(BIN)/python -m benchmarks.harness $(BENCH_ARGS)
+
+# The peers of `make bench`. rxlm comes without its dependencies: it pins transformers below 5, huggingface_hub below 0.34
 # and transformer-engine, which contradict ours; it runs with the versions of constraints.txt all the same.
 bench-setup: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'

@@ -7,7 +7,7 @@ import re
 import shlex
 import statistics
 import subprocess
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -140,3 +140,12 @@ def test_the_readme_table_says_what_the_results_say() -> None:
         assert faster is not None
         quality = f"{loss:.3f} ± {loss_half:.3f} | {recall:.0f} ± {recall_half:.0f} %"
         assert f"| {heads} | {quality} | {step:.2f} | {prompt:,.0f} | {float(faster[1] or 1):.2f}× |" in readme
+
+
+def test_the_api_page_is_current() -> None:
+    spec = spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    assert spec is not None
+    assert spec.loader is not None
+    make_api = module_from_spec(spec)
+    spec.loader.exec_module(make_api)
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == make_api.page(), "run python docs/make_api.py"

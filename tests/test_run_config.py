@@ -141,6 +141,8 @@ class TestYaml:
         ("content", "message"),
         [
             (b"a: [1", "is not valid YAML"),
+            (b"a: 2001-99-99", "is not valid YAML: month must be in 1..12"),
+            (b"!!python/object/apply:os.system [echo]", "is not valid YAML: could not determine a constructor"),
             (b"\xff\xfe\xfa", "is not valid YAML"),
             (b"- a\n- b", "holds list, but must hold a mapping with model, data and train"),
             (b"", "holds NoneType, but must hold a mapping"),

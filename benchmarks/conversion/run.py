@@ -21,19 +21,19 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from sqat.bench.environment import environment
+from sqat.bench import environment
 from sqat.checkpoint import write_folder
 from sqat.convert import choose_heads, convert, plan_conversion
 from sqat.convert.files import quiet, read_model, write_conversion
 from sqat.convert.tokenizer import StockTokenizer, token_rows
 from sqat.convert.uptrain import start_uptraining
-from sqat.convert.uptrain_config import UptrainConfig
 from sqat.data.tokenizer import BOS, EOS, PAD
 from sqat.durable import replace_file
 from sqat.run_config import DataConfig
 from sqat.train.checkpoints import best_checkpoint, latest_checkpoint
 from sqat.train.prepare import cached_tokenizer, open_sources
 from sqat.train.state import read_state
+from sqat.uptrain_config import UptrainConfig
 
 HERE = Path(__file__).parent
 ARCHITECTURES = {"qwen3": transformers.Qwen3Config, "llama": transformers.LlamaConfig}

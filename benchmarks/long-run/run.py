@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sqat.bench.environment import environment
+from sqat.bench import environment
 from sqat.cli.train import read_run
 from sqat.durable import replace_file
 from sqat.train import Trainer, start_run

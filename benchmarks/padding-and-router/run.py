@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from sqat.bench.environment import environment
+from sqat.bench import environment
 from sqat.cli.train import read_run
 from sqat.durable import replace_file
 from sqat.train.checkpoints import latest_checkpoint

@@ -1,1 +1,1 @@
-"""The import paths of RxNN, as the model cards of the SQAT family use them: only names are adapted to `sqat` here."""
+"""RxNN's import paths, as the model cards of the SQAT family use them: a thin layer over `sqat`."""

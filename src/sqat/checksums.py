@@ -1,8 +1,10 @@
-"""Checksums of a folder's files, so that damage is seen when they are read.
+"""Checksums of a folder's files, so that damage is noticed when they are read.
 
-`checksums.sha256` has a line a file, as `sha256sum` writes it and `sha256sum --check` reads it. Its first line, a
-comment there, has the checksum of the others, so that damage to this file is not taken for damage to those it lists.
+`checksums.sha256` has one line per file, in the format of `sha256sum`, which can check it. Its first line, a comment
+to `sha256sum`, is the checksum of the other lines, so that a damaged list is not mistaken for damaged files.
 """
+
+from __future__ import annotations
 
 import hashlib
 import logging
@@ -20,12 +22,12 @@ logger = logging.getLogger(__name__)
 MANIFEST = "checksums.sha256"
 _HEAD = "# SHA-256 of the lines below: "
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_LARGEST = 1 << 24  # bytes; more is no list of a folder's files
-_LONGEST = 4096  # characters of a file's name, those of folders above it among them; systems have no longer ones
+_LARGEST = 1 << 24  # bytes of a list
+_LONGEST = 4096  # characters of a path; no system has longer ones
 
 
 def write_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
-    """List files in the folder's manifest: `names`, or all that are there, those of folders in it too."""
+    """List the checksums of `names`, or of every file in the folder and below it."""
     if names is None:
         paths = (path for path in folder.rglob("*") if path.is_file())
         names = [name for path in paths if (name := path.relative_to(folder).as_posix()) != MANIFEST]
@@ -33,16 +35,16 @@ def write_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def add_checksums(folder: Path, names: Iterable[str]) -> None:
-    """List `names` in the folder's manifest, anew where they are in it; what it has of other files stays. There is one
-    from then on, if there was none.
-    """
+    """Add `names` to the folder's list, or make one; the entries of other files stay."""
     _write(folder, {**_trusted(folder), **{name: _sha256(folder / name) for name in names}})
 
 
 @contextmanager
 def relisted(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """For a folder whose files `names` are replaced meanwhile: a manifest that is there lacks them until the end, and
-    has them then. Who is killed in between leaves them unlisted, and no file that seems damaged.
+    """Wrap the replacement of the files `names` in a folder that may have a list of checksums.
+
+    The list lacks them until the end, when their new checksums are added. A process killed in between leaves the files
+    unlisted rather than seemingly damaged.
     """
     names = list(names)
     if listed := (folder / MANIFEST).exists():
@@ -53,11 +55,12 @@ def relisted(folder: Path, names: Iterable[str]) -> Iterator[None]:
 
 
 def check_files(folder: Path, names: Iterable[str] | None = None, *, error: type[SqatError] = CheckpointError) -> None:
-    """Compare files with the folder's manifest: `names`, or all that it lists. A file that it does not list, or any in
-    a folder without one (as others make them), is not checked.
+    """Compare files with the folder's list of checksums: `names`, or all that it lists.
+
+    Files that the list does not have, and folders without a list (as other programs write them), pass unchecked.
 
     Raises:
-        error: a file is missing, cannot be read or is not what it was, or the manifest is not; the message names it.
+        error: a file is missing, unreadable or changed, or the list itself is damaged; the message names it.
     """
     sums = _read(folder / MANIFEST, error)
     for name in sums if names is None else [name for name in names if name in sums]:
@@ -76,7 +79,7 @@ def check_files(folder: Path, names: Iterable[str] | None = None, *, error: type
 
 
 def _read(path: Path, error: type[SqatError]) -> dict[str, str]:
-    """The checksums in a manifest by file name; none where it is not there."""
+    """The checksums in a list by file name; empty if there is no list."""
     try:
         head, _, lines = read_bytes(path, _LARGEST).partition(b"\n")
     except FileNotFoundError:
@@ -103,11 +106,11 @@ def _read(path: Path, error: type[SqatError]) -> dict[str, str]:
 
 
 def _trusted(folder: Path) -> dict[str, str]:
-    """The checksums in a manifest that is to be replaced; one that is damaged says nothing of any file."""
+    """The checksums in a list that is about to be rewritten; a damaged one is dropped, with a warning."""
     try:
         return _read(folder / MANIFEST, CheckpointError)
     except CheckpointError as error:
-        logger.warning("%s. It is written anew, of the files that are written now alone", error)
+        logger.warning("%s. The new list has only the files that are written now", error)
         return {}
 
 

@@ -1,27 +1,31 @@
-"""The description of a model: a frozen dataclass, validated once, when it is built."""
+"""Configurations are frozen dataclasses: read strictly from plain data, validated once, when they are built.
+
+:class:`Config` reads and writes all of them, the `require` functions validate them, and :class:`ModelConfig`
+describes a model.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sqat.config_fields import (
-    Config,
-    require,
-    require_at_most,
-    require_choice,
-    require_finite,
-    require_fraction,
-    require_positive,
-)
+from sqat.errors import ConfigError
+from sqat.untrusted import shown
+
+MAX_INTEGER = (1 << 63) - 1  # the largest number that torch and Arrow take
 
 ACTIVATIONS = ("silu", "swish", "gelu", "relu", "sigmoid", "linear")
 NORMS = ("rmsnorm", "layernorm")
 INITS = ("normal", "torch")
 
-# Far above any model there is. A configuration may come with a checkpoint from anywhere: beyond these, building so
-# much as a list of its layers would take minutes or all memory.
+# Far above any real model. A config.json may come from anywhere, and must not make us allocate without end.
 CEILINGS = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
@@ -36,47 +40,189 @@ CEILINGS = {
 }
 
 
+class Config:
+    """Mixin for frozen dataclasses of plain fields: conversion from and to dictionaries.
+
+    A subclass declares its fields with types and defaults, and checks their values in `__post_init__` with
+    :func:`require` and its short forms.
+    """
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from plain data, such as parsed YAML or JSON.
+
+        Raises:
+            ConfigError: an unknown or missing field, or a value of the wrong type.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{cls.__name__}: expected a mapping of fields, found {shown(values)}")
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for name in values:
+            if name not in fields:
+                close = difflib.get_close_matches(str(name)[:100], fields, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(fields)}"
+                raise ConfigError(f"{cls.__name__}: unknown field {shown(name)}; {hint}")
+        for name, field in fields.items():
+            no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if no_default and name not in values:
+                raise ConfigError(f"{cls.__name__}: field {name!r} is missing")
+        types_of = _types_of(cls)  # type: ignore[arg-type]
+        return cls(**{name: convert(value, types_of[name], f"{cls.__name__}.{name}") for name, value in values.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain data; `from_dict` builds an equal configuration from it."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+@functools.cache
+def _types_of(cls: type) -> dict[str, Any]:
+    """The types of the fields; cached, because Python compiles every annotation anew."""
+    return typing.get_type_hints(cls)
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as type `kind`: int, float, bool, str, None, a union or tuple of these, a dict, or a Config.
+
+    Lenient where YAML and command lines are: "2e-3" is a float, "null" is None, 3.0 is an int.
+
+    Raises:
+        ConfigError: naming `where`, the value and the right type.
+    """
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    empty = value is None or (isinstance(value, str) and value.lower() in ("null", "none"))
+    if empty and types.NoneType in options:
+        return None
+    for option in options:
+        if option is Any:
+            return value
+        if typing.get_origin(option) is dict and isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(option, type) and issubclass(option, Config):
+            return value if isinstance(value, option) else option.from_dict(value)
+        if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            return tuple(convert(item, typing.get_args(option)[0], where) for item in value)
+        converted = _convert_scalar(value, option)
+        if converted is not None:
+            if isinstance(converted, int) and abs(converted) > MAX_INTEGER:
+                right = f"at most {MAX_INTEGER:,}" if converted > 0 else f"at least {-MAX_INTEGER:,}"
+                raise ConfigError(f"{where} is {shown(value)}, but must be {right}")
+            return converted
+    names = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
+    raise ConfigError(f"{where} is {shown(value)}, but must be {names}")
+
+
+def _convert_scalar(value: Any, kind: Any) -> Any:
+    """`value` as a bool, str, int or float; None if it is not one."""
+    if kind is bool:
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool):
+        return None
+    if kind is str:
+        return value if isinstance(value, str) else None
+    if kind in (int, float) and isinstance(value, (int, float, str)):
+        try:
+            number = float(value)  # YAML 1.1 reads "2e-3" as a string
+        except (ValueError, OverflowError):
+            return None
+        if not math.isfinite(number):
+            return None
+        if kind is float:
+            return number
+        if isinstance(value, int):
+            return value
+        return int(number) if number.is_integer() else None
+    return None
+
+
+def require(condition: bool, config: object, field: str, right: str) -> None:
+    """Unless `condition` holds, raise a ConfigError that names the field, its value and what would be right."""
+    if not condition:
+        raise ConfigError(f"{type(config).__name__}.{field} is {shown(getattr(config, field))}, but must be {right}")
+
+
+def require_positive(config: object, field: str) -> None:
+    """Raise a ConfigError unless the field is at least 1."""
+    require(getattr(config, field) >= 1, config, field, "at least 1")
+
+
+def require_at_most(config: object, field: str, most: int) -> None:
+    """Raise a ConfigError if the field is larger than `most`."""
+    require(getattr(config, field) <= most, config, field, f"at most {most:,}")
+
+
+def require_choice(config: object, field: str, choices: Sequence[str | None]) -> None:
+    """Raise a ConfigError unless the field is one of `choices`, which may begin with None."""
+    names = ", ".join(choice for choice in choices if choice is not None)
+    right = f"null or one of {names}" if None in choices else f"one of {names}"
+    require(getattr(config, field) in choices, config, field, right)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
-    """Everything that determines a :class:`sqat.model.Decoder` but its weights.
+    """Everything that determines a :class:`sqat.model.Decoder`, except its weights.
 
-    The attention variant is three numbers: ``num_query_heads`` (Hq), ``num_kv_heads`` (Hkv) and ``head_dim``. The
-    number of heads that full attention of the same width would have is ``num_heads`` = H = ``hidden_size / head_dim``;
-    Sparse Query Attention (arXiv 2510.01817) is Hq < H, and Hq < Hkv its reverse form, where every query head serves
-    several key/value heads. :func:`sqat.variants.head_counts` turns a variant's name into the numbers.
+    Three numbers make the attention variant: `num_query_heads` (Hq), `num_kv_heads` (Hkv) and `head_dim`. Full
+    attention of the same width would have H = `hidden_size / head_dim` heads. Sparse Query Attention (arXiv
+    2510.01817) has Hq < H; its reverse form has Hq < Hkv, where one query head serves several key/value heads.
+    :func:`sqat.variants.head_counts` turns the name of a variant into these numbers.
+
+    Args:
+        vocab_size: entries of the embedding.
+        hidden_size: D, the width of the residual stream.
+        num_layers: decoder layers.
+        num_query_heads: Hq; a multiple or a divisor of Hkv.
+        num_kv_heads: Hkv.
+        head_dim: size of one head; even, since rotary embeddings turn pairs.
+        intermediate_size: hidden width of the feed-forward layer, or of each expert.
+        context_length: tokens in a training row; rotary tables grow beyond it on demand.
+        num_experts: experts in each layer; 0 for one dense feed-forward layer.
+        experts_per_token: experts that the router picks for a token; ignored if `num_experts` is 0.
+        activation: one of `ACTIVATIONS`.
+        gated: multiply the activation by a second projection (as SwiGLU does).
+        norm: norm before attention and feed-forward; one of `NORMS`.
+        norm_eps: epsilon of the norms; None for torch's default.
+        final_norm: norm between the last layer and the head, or None, as in the original RxNN models.
+        tie_embeddings: use the embedding matrix as the head, too.
+        qkv_bias, attention_out_bias, feedforward_bias, head_bias: whether these projections have biases.
+        rope_theta: base of the rotary embedding.
+        attention_dropout: dropout of attention weights.
+        feedforward_dropout: dropout between the two feed-forward projections.
+        init: "normal", or "torch" for PyTorch's defaults, as in the original; see `sqat.model.decoder`.
+        window: positions that a token attends to, itself included; None for all before it.
+        global_tokens: the first tokens of a document that all later ones attend to; needs a window.
 
     Raises:
         ConfigError: a field has an unusable value; the message names it and says what would be right.
     """
 
     vocab_size: int
-    hidden_size: int  # D, the residual stream's width
+    hidden_size: int
     num_layers: int
     num_query_heads: int
     num_kv_heads: int
     head_dim: int
-    intermediate_size: int  # hidden width of the feed-forward, of one expert if there are experts
-    context_length: int  # tokens per training row; rotary tables grow beyond it on demand
-    num_experts: int = 0  # 0: one dense feed-forward per layer
-    experts_per_token: int = 2  # ignored where num_experts is 0
+    intermediate_size: int
+    context_length: int
+    num_experts: int = 0
+    experts_per_token: int = 2
     activation: str = "silu"
     gated: bool = True
     norm: str = "rmsnorm"
-    norm_eps: float | None = 1e-6  # None: torch's own default (RMSNorm: machine epsilon of the input; LayerNorm: 1e-5)
-    final_norm: str | None = (
-        "rmsnorm"  # the norm between the last layer and the head; null for none, as the card's models
-    )
-    tie_embeddings: bool = True  # the head shares the embedding's matrix
+    norm_eps: float | None = 1e-6
+    final_norm: str | None = "rmsnorm"
+    tie_embeddings: bool = True
     qkv_bias: bool = False
     attention_out_bias: bool = False
     feedforward_bias: bool = False
     head_bias: bool = False
     rope_theta: float = 10000.0
     attention_dropout: float = 0.0
-    feedforward_dropout: float = 0.0  # between the two feed-forward layers
-    init: str = "normal"  # or "torch", PyTorch's defaults, as the card's models; see sqat.model.init
-    window: int | None = None  # how many positions a token sees, itself the last of them; null for all before it
-    global_tokens: int = 0  # a document's first so many positions are seen by all after them; needs a window
+    feedforward_dropout: float = 0.0
+    init: str = "normal"
+    window: int | None = None
+    global_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "num_layers", "num_query_heads", "num_kv_heads", "head_dim"):
@@ -87,7 +233,8 @@ class ModelConfig(Config):
             require_at_most(self, name, most)
         require(self.head_dim % 2 == 0, self, "head_dim", "even, since rotary embedding turns pairs")
         query_heads, kv_heads = self.num_query_heads, self.num_kv_heads
-        right = f"a divisor of num_query_heads ({query_heads}): {_divisors(query_heads)}; or a multiple of it"
+        divisors = ", ".join(str(heads) for heads in range(1, query_heads + 1) if query_heads % heads == 0)
+        right = f"a divisor of num_query_heads ({query_heads}): {divisors}; or a multiple of it"
         require(heads_fit(query_heads, kv_heads), self, "num_kv_heads", right)
         require(self.window is None or self.window >= 1, self, "window", "at least 1, or null for no window")
         require(self.global_tokens >= 0, self, "global_tokens", "0 (none) or more")
@@ -100,33 +247,27 @@ class ModelConfig(Config):
             require(1 <= self.experts_per_token <= self.num_experts, self, "experts_per_token", right)
         require_choice(self, "activation", ACTIVATIONS)
         require_choice(self, "norm", NORMS)
-        require(
-            self.final_norm is None or self.final_norm in NORMS,
-            self,
-            "final_norm",
-            f"null or one of {', '.join(NORMS)}",
-        )
+        require_choice(self, "final_norm", (None, *NORMS))
         require_choice(self, "init", INITS)
-        require(self.norm_eps is None or self.norm_eps > 0, self, "norm_eps", "positive, or null for torch's default")
-        require(self.rope_theta > 0, self, "rope_theta", "positive, such as 10000")
-        require_finite(self, "rope_theta")
-        if self.norm_eps is not None:
-            require_finite(self, "norm_eps")
-        require_fraction(self, "attention_dropout")
-        require_fraction(self, "feedforward_dropout")
+        eps, theta = self.norm_eps, self.rope_theta
+        require(eps is None or 0 < eps < math.inf, self, "norm_eps", "positive, or null for torch's default")
+        require(0 < theta < math.inf, self, "rope_theta", "positive and finite, such as 10000")
+        for name in ("attention_dropout", "feedforward_dropout"):
+            require(0 <= getattr(self, name) < 1, self, name, "at least 0 and below 1")
 
     @property
     def num_heads(self) -> int:
-        """H: how many heads full attention of this width would have (at least Hq and Hkv)."""
+        """H: the heads of full attention of this width (at least Hq and Hkv)."""
         return max(self.hidden_size // self.head_dim, self.num_score_heads)
 
     @property
     def num_score_heads(self) -> int:
-        """How many heads scores are computed for, and the output projection reads: Hq, or Hkv where that is more."""
+        """The heads that attention scores are computed for, and that the output projection reads: max(Hq, Hkv)."""
         return max(self.num_query_heads, self.num_kv_heads)
 
     @property
     def is_moe(self) -> bool:
+        """Whether the layers have experts."""
         return self.num_experts > 0
 
     def replace(self, **changes: Any) -> Self:
@@ -137,7 +278,3 @@ class ModelConfig(Config):
 def heads_fit(query_heads: int, kv_heads: int) -> bool:
     """Whether every query head reads one key/value head, or every key/value head serves one query head."""
     return query_heads % kv_heads == 0 or kv_heads % query_heads == 0
-
-
-def _divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqat.config import ModelConfig
-from sqat.config_fields import Config, require, require_at_most, require_choice, require_positive
+import yaml
+
+from sqat.config import Config, ModelConfig, require, require_at_most, require_choice, require_positive
 from sqat.errors import ConfigError
-from sqat.untrusted import read_text, shown
-from sqat.untrusted_yaml import MAX_YAML_BYTES, parse_yaml
+from sqat.untrusted import shown
 from sqat.variants import preset
 
 PRECISIONS = ("auto", "bf16", "float32")
@@ -142,8 +142,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
     try:
-        values = parse_yaml(read_text(path, MAX_YAML_BYTES))
-    except (OSError, ValueError) as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-99-99
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, but must hold a mapping with model, data and train")
@@ -173,7 +173,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[
             level[parent] = dict(below)
             level = level[parent]
         try:
-            level[name] = parse_yaml(text)
-        except ValueError as error:
+            level[name] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
     return result

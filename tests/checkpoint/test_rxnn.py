@@ -1,4 +1,4 @@
-"""The original's layout: names, numbers and configuration, there and back."""
+"""RxNN's layout: names, values and configuration, there and back."""
 
 import json
 import re
@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sqat.checkpoint import load_model, save_model
-from sqat.checkpoint.rxnn_config import ATT_TYPES, config_from_rxnn, config_to_rxnn
+from sqat.checkpoint.rxnn import ATT_TYPES, config_from_rxnn, config_to_rxnn
 from sqat.checksums import MANIFEST
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder
 from sqat.variants import PRESETS, VARIANTS, micro, mini, preset
 
-CARD = [name for name in PRESETS if preset(name).final_norm is None and preset(name).window is None]
+RXNN_PRESETS = [name for name in PRESETS if preset(name).final_norm is None and preset(name).window is None]
 
-VALUES = {  # a small configuration as the original writes it
+VALUES = {  # a small configuration as RxNN writes it
     "att_dropout": 0.0,
     "att_groups": 2,
     "att_heads": 6,
@@ -38,8 +38,8 @@ VALUES = {  # a small configuration as the original writes it
 
 
 @pytest.fixture
-def card_model(tiny_model):
-    """A model such as the original could express: H 6, head_dim 10."""
+def rxnn_model(tiny_model):
+    """A model such as RxNN can express: H 6, head_dim 10."""
     quirks = {
         "norm_eps": None,
         "final_norm": None,
@@ -53,16 +53,16 @@ class TestTensors:
     @pytest.mark.parametrize("moe", [True, False])
     @pytest.mark.parametrize("gated", [True, False])
     @pytest.mark.parametrize(("norm", "final_norm"), [("rmsnorm", None), ("layernorm", "layernorm")])
-    def test_bit_for_bit_there_and_back(self, card_model, tmp_path, moe, gated, norm, final_norm):
-        model = card_model(moe, gated=gated, norm=norm, final_norm=final_norm)
+    def test_bit_for_bit_there_and_back(self, rxnn_model, tmp_path, moe, gated, norm, final_norm):
+        model = rxnn_model(moe, gated=gated, norm=norm, final_norm=final_norm)
         loaded = load_model(save_model(model, tmp_path / "model", layout="rxnn"))
         assert loaded.config == model.config.replace(init="torch")
         torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
 
     @pytest.mark.parametrize("moe", [True, False])
     @pytest.mark.parametrize("gated", [True, False])
-    def test_names_and_shapes(self, card_model, tmp_path, moe, gated):
-        model = card_model(
+    def test_names_and_shapes(self, rxnn_model, tmp_path, moe, gated):
+        model = rxnn_model(
             moe, gated=gated, norm="layernorm", final_norm="layernorm", num_layers=1, num_query_heads=4, num_kv_heads=2
         )
         found = load_file(save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors")
@@ -87,9 +87,9 @@ class TestTensors:
         expected |= {f"model.layers.0.{name}": shape for name, shape in layer.items()}
         assert {name: tuple(tensor.shape) for name, tensor in found.items()} == expected
 
-    def test_rotary_rows_go_from_halves_to_neighbours(self, card_model, tmp_path):
-        """Rows j and j + C/2 of a head in our q_proj and k_proj are rows 2j and 2j + 1 in the original's."""
-        model = card_model()
+    def test_rotary_rows_go_from_halves_to_neighbours(self, rxnn_model, tmp_path):
+        """Rows j and j + C/2 of a head in our q_proj and k_proj are rows 2j and 2j + 1 in RxNN's."""
+        model = rxnn_model()
         found = load_file(save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors")
         for name, heads in [("q_proj", 6), ("k_proj", 3)]:
             ours = model.state_dict()[f"layers.1.attention.{name}.weight"].view(heads, 10, 60)
@@ -99,9 +99,9 @@ class TestTensors:
                 assert theirs[:, 2 * j + 1].equal(ours[:, j + 5])
         assert found["model.layers.1.attention.v_proj.weight"].equal(model.layers[1].attention.v_proj.weight)
 
-    def test_reverse_heads_are_in_the_original_s_order(self, card_model, tmp_path):
+    def test_reverse_heads_are_in_rxnns_order(self, rxnn_model, tmp_path):
         """Of two query heads and six others, its first serves 0, 2 and 4, ours 0, 1 and 2."""
-        model = card_model(num_query_heads=2, num_kv_heads=6)
+        model = rxnn_model(num_query_heads=2, num_kv_heads=6)
         folder = save_model(model, tmp_path / "model", layout="rxnn")
         found = load_file(folder / "model.safetensors")
         ours = model.state_dict()
@@ -113,10 +113,10 @@ class TestTensors:
         torch.testing.assert_close(load_model(folder).state_dict(), ours, rtol=0, atol=0)
 
     @pytest.mark.parametrize("heads", [(2, 6), (1, 3), (3, 6)])
-    def test_reverse_heads_compute_what_rxlm_computes(self, card_model, tmp_path, heads):
+    def test_reverse_heads_compute_what_rxlm_computes(self, rxnn_model, tmp_path, heads):
         """Its `repeat` of query heads, against our neighbours."""
         models = pytest.importorskip("rxlm.experimental.models")
-        model = card_model(num_query_heads=heads[0], num_kv_heads=heads[1])
+        model = rxnn_model(num_query_heads=heads[0], num_kv_heads=heads[1])
         found = load_file(save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors")
         theirs = models.ExperimentalAttentionTransformer(**config_to_rxnn(model.config)).eval()
         names = theirs.state_dict()
@@ -125,8 +125,8 @@ class TestTensors:
         with torch.no_grad():
             torch.testing.assert_close(theirs(tokens), model(tokens).logits, rtol=1e-5, atol=1e-5)
 
-    def test_buffers_are_passed_over(self, card_model, tmp_path):
-        model = card_model()
+    def test_buffers_are_passed_over(self, rxnn_model, tmp_path):
+        model = rxnn_model()
         path = save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors"
         tensors = load_file(path)
         tensors |= {
@@ -137,8 +137,8 @@ class TestTensors:
         (tmp_path / "model" / MANIFEST).unlink()
         torch.testing.assert_close(load_model(tmp_path / "model").state_dict(), model.state_dict(), rtol=0, atol=0)
 
-    def test_the_random_generator_is_left_alone(self, card_model, tmp_path):
-        folder = save_model(card_model(moe=True), tmp_path / "model", layout="rxnn")
+    def test_the_random_generator_is_left_alone(self, rxnn_model, tmp_path):
+        folder = save_model(rxnn_model(moe=True), tmp_path / "model", layout="rxnn")
         before = torch.get_rng_state()
         load_model(folder)
         assert torch.get_rng_state().equal(before)
@@ -163,8 +163,8 @@ class TestTensors:
         ],
         ids=["missing", "unexpected", "misshapen", "misshapen expert", "integers"],
     )
-    def test_problems_are_told_in_the_original_s_names(self, card_model, tmp_path, change, message):
-        path = save_model(card_model(moe=True), tmp_path / "model", layout="rxnn") / "model.safetensors"
+    def test_problems_are_told_in_the_original_s_names(self, rxnn_model, tmp_path, change, message):
+        path = save_model(rxnn_model(moe=True), tmp_path / "model", layout="rxnn") / "model.safetensors"
         tensors = load_file(path)
         change(tensors)
         save_file(tensors, path)
@@ -176,7 +176,7 @@ class TestTensors:
 
 
 class TestConfig:
-    @pytest.mark.parametrize("name", CARD)
+    @pytest.mark.parametrize("name", RXNN_PRESETS)
     def test_card_presets_there_and_back(self, name):
         assert config_from_rxnn(config_to_rxnn(preset(name))) == preset(name)
 
@@ -275,8 +275,8 @@ class TestConfig:
             ("window", 5),
         ],
     )
-    def test_what_the_original_cannot_express_is_named(self, card_model, tmp_path, field, value):
-        model = Decoder(card_model().config.replace(**{field: value}))
+    def test_what_the_original_cannot_express_is_named(self, rxnn_model, tmp_path, field, value):
+        model = Decoder(rxnn_model().config.replace(**{field: value}))
         with pytest.raises(ConfigError, match=f"{field} is {value!r}, but RxNN's layout holds models with {field} "):
             save_model(model, tmp_path / "model", layout="rxnn")
         assert not any(tmp_path.iterdir())

@@ -72,8 +72,8 @@ def test_train_evaluate_generate_info_convert(sqat: Sqat, run_folder: str) -> No
     code, out, _ = sqat("info", run_folder)
     assert "2 query, 1 key/value heads of 10" in out
 
-    assert sqat("convert", run_folder, "--out", "native", "--layout", "sqat")[0] == 0
-    assert sqat("generate", "native", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
+    assert sqat("export", run_folder, "--out", "own", "--to", "sqat")[0] == 0
+    assert sqat("generate", "own", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
 
 
 def test_streamed_and_json_answers_agree(sqat: Sqat, run_folder: str) -> None:
@@ -123,7 +123,7 @@ def test_demo_ends_with_three_commands(sqat: Sqat) -> None:
     assert "step 0: validation loss" in out
     assert "step 1: validation loss" in out
     assert "Once upon a time" in out
-    commands = [line for line in out.splitlines() if line.startswith(".venv/bin/sqat ")]
+    commands = [line for line in out.splitlines() if line.startswith("sqat ")]
     assert len(commands) == 3
     assert sqat("info", "demo")[0] == 0
 
@@ -160,7 +160,10 @@ def test_tokenizer_train_and_encode(sqat: Sqat) -> None:
         (("tokenizer", "train", "stories:3", "--out", "t", "--vocab-size", "9"), "vocab_size is 9"),
         (("convert", "nowhere", "--out", "there"), "nowhere is neither a checkpoint"),
         (("export", "nowhere", "--out", "there"), "nowhere is neither a checkpoint"),
-        (("export", "nowhere", "--out", "there", "--to", "tf"), "to is 'tf', but must be one of native, stock"),
+        (
+            ("export", "nowhere", "--out", "there", "--to", "tf"),
+            "to is 'tf', but must be one of sqat, rxnn",
+        ),
     ],
 )
 def test_wrong_input_is_one_clear_line(sqat: Sqat, arguments: tuple[str, ...], message: str) -> None:
@@ -170,9 +173,17 @@ def test_wrong_input_is_one_clear_line(sqat: Sqat, arguments: tuple[str, ...], m
     assert "Traceback" not in err
 
 
-def test_convert_does_not_overwrite(sqat: Sqat, run_folder: str) -> None:
+def test_former_spellings_still_work_and_give_a_hint(sqat: Sqat, run_folder: str) -> None:
+    code, _, err = sqat("convert", run_folder, "--out", "own", "--layout", "sqat")
+    assert (code, err) == (
+        0,
+        "hint: without --query-heads this is now `sqat export run --to sqat --out own`\n",
+    )
+    assert sqat("generate", "own", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
     code, _, err = sqat("convert", run_folder, "--out", run_folder)
     assert (code, "which exists and is not empty" in err) == (1, True)
+    code, _, err = sqat("export", run_folder, "--to", "native", "--out", "with-code")
+    assert (code, "hint: --to native is now called --to transformers" in err) == (0, True)
 
 
 def test_export(sqat: Sqat, run_folder: str) -> None:
@@ -181,12 +192,12 @@ def test_export(sqat: Sqat, run_folder: str) -> None:
     assert Path("stock/tokenizer.json").is_file()
     code, _, err = sqat("export", run_folder, "--to", "stock", "--out", "stock")
     assert (code, "out is stock, which exists and is not empty" in err) == (1, True)
-    assert sqat("export", run_folder, "--out", "native")[0] == 0
-    assert sqat("generate", "native", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
+    assert sqat("export", run_folder, "--out", "transformers")[0] == 0
+    assert sqat("generate", "transformers", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
 
 
 def test_model_that_the_originals_layout_cannot_hold(sqat: Sqat, run_folder: str) -> None:
-    code, _, err = sqat("convert", run_folder, "--out", "original")
+    code, _, err = sqat("export", run_folder, "--out", "original", "--to", "rxnn")
     assert code == 1
     assert "tie_embeddings is True, but RxNN's layout holds models with tie_embeddings False only" in err
     assert not Path("original").exists()

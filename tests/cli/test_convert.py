@@ -15,6 +15,8 @@ from sqat.convert.files import quiet
 from sqat.data.tokenizer import train_tokenizer
 
 TEXT = "\n\n".join(f"The cat number {n} sat on mat {n * 7}. It was happy, and so it purred." for n in range(210))
+UPTRAIN = ["--teacher", "pretrained", "--data", "text.txt", "--out", "run", "--batch-size", "3", "--context", "29"]
+UPTRAIN += ["--device", "cpu", "--set", "train.tensorboard=false"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,18 +25,9 @@ def _pretrained(tmp_path, monkeypatch):
     monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     Path("text.txt").write_text(TEXT)
-    config = transformers.Qwen3Config(
-        vocab_size=307,
-        hidden_size=23,
-        intermediate_size=13,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        head_dim=10,
-        max_position_embeddings=61,
-        bos_token_id=2,
-        eos_token_id=3,
-    )
+    sizes = {"vocab_size": 307, "hidden_size": 23, "intermediate_size": 13, "num_hidden_layers": 2, "head_dim": 10}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 3}
+    config = transformers.Qwen3Config(**sizes, **heads, max_position_embeddings=61, bos_token_id=2, eos_token_id=3)
     with quiet():
         AutoModelForCausalLM.from_config(config).save_pretrained("pretrained")
     train_tokenizer(TEXT.split("\n\n"), 307).save("pretrained")
@@ -55,18 +48,15 @@ def sqat(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        ("--method", "mean"),
-        ("--method", "select", "--score", "norm"),
-        ("--method", "cluster", "--score", "activation", "--calibrate", "text.txt:31"),
-    ],
+    ("method", "options"),
+    [("mean", ""), ("select", "--score norm"), ("cluster", "--score activation --calibrate text.txt:31")],
 )
-def test_convert_writes_a_stock_checkpoint(options, sqat):
-    code, out, err = sqat("convert", "pretrained", "--query-heads", "3", *options, "--layers", "0-1", "--out", "half")
+def test_convert_writes_a_stock_checkpoint(method, options, sqat):
+    command = f"convert pretrained --query-heads 3 --layers 0-1 --out half --method {method} {options}"
+    code, out, err = sqat(*command.split())
     assert code == 0, err
     assert "query heads 6 -> 3 (50%)" in " ".join(out.split())
-    assert f"pretrained written to half with 3 query heads ({options[1]})" in out
+    assert f"pretrained written to half with 3 query heads ({method})" in out
     model = AutoModelForCausalLM.from_pretrained("half")
     assert (model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim) == (3, 3, 10)
     assert (
@@ -83,9 +73,7 @@ def test_some_layers_alone_go_to_native(sqat):
     model = AutoModelForCausalLM.from_pretrained("partly")
     assert [layer.self_attn.q_proj.out_features for layer in model.model.layers] == [60, 30]
     assert sorted(path.name for path in Path("partly").glob("*.py")) == ["modeling_mixed_heads.py"]
-    command = ("uptrain", "partly", "--teacher", "pretrained", "--tokens", "200", "--data", "text.txt", "--out", "run")
-    options = ("--batch-size", "3", "--context", "29", "--set", "train.tensorboard=false", "--device", "cpu")
-    code, _, err = sqat(*command, *options)
+    code, _, err = sqat("uptrain", "partly", "--tokens", "200", *UPTRAIN)
     assert code == 0, err
     assert len(list(Path("run/checkpoints").glob("step-*/modeling_mixed_heads.py"))) >= 1
 
@@ -109,70 +97,47 @@ def test_convert_verifies(sqat):
 
 def test_uptrain_goes_on_where_it_was_stopped(sqat):
     assert sqat("convert", "pretrained", "--query-heads", "3", "--out", "half")[0] == 0
-    command = ("uptrain", "half", "--teacher", "pretrained", "--tokens", "700", "--data", "text.txt", "--out", "run")
-    options = ("--batch-size", "3", "--context", "29", "--set", "train.tensorboard=false", "--device", "cpu")
-    code, out, _ = sqat(*command, *options)
+    command = ("uptrain", "half", "--tokens", "700", *UPTRAIN)
+    code, out, _ = sqat(*command)
     assert code == 0
     assert "Best checkpoint: run/checkpoints/step-" in out
-    code, out, err = sqat(*command, *options)
+    code, out, err = sqat(*command)
     assert (code, "holds a run already: resume it (--resume)" in err) == (1, True)
-    assert sqat(*command, *options, "--resume")[0] == 0
+    assert sqat(*command, "--resume")[0] == 0
     assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])["kl"] > 0
     for checkpoint in Path("run/checkpoints").iterdir():  # they tell where they come from
         assert (checkpoint / "conversion.json").read_bytes() == Path("half/conversion.json").read_bytes()
 
 
+CONVERT = "convert pretrained --out x "
+HALF = CONVERT + "--query-heads 3 "
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
+        (CONVERT + "--method mean", "--method is 'mean', but goes with --query-heads"),
+        (CONVERT + "--kv-heads 2", "--kv-heads is 2, but goes with --query-heads"),
+        (CONVERT + "--to native", "--to is 'native', but goes with --query-heads"),
+        (CONVERT + "--context 9", "--context is 9, but goes with --query-heads"),
+        (CONVERT + "--query-heads 7", "query_heads is 7, but must be 1 to 6"),
+        (HALF + "--layout sqat", "--layout is 'sqat', but goes without --query-heads"),
+        (HALF + "--out text.txt", "--out is text.txt, which exists and is not empty"),
+        (HALF + "--out pretrained", "choose a new or an empty folder"),
+        (HALF + "--layers 0-0", 'layers is 0-0, but must be 0-1 for to "stock": a qwen3 checkpoint holds one number'),
+        (HALF + "--method select", '--calibrate is missing, but must name text for method "select"'),
+        (HALF + "--context 1", "--context is 1, but must be at"),
         (
-            ("convert", "pretrained", "--out", "x", "--method", "mean"),
-            "--method is 'mean', but goes with --query-heads",
-        ),
-        (("convert", "pretrained", "--out", "x", "--kv-heads", "2"), "--kv-heads is 2, but goes with --query-heads"),
-        (
-            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--layout", "sqat"),
-            "--layout is 'sqat', but goes without --query-heads",
-        ),
-        (
-            ("convert", "pretrained", "--out", "text.txt", "--query-heads", "3"),
-            "--out is text.txt, which exists and is not empty",
-        ),
-        (
-            ("convert", "pretrained", "--out", "pretrained", "--query-heads", "3"),
-            "choose a new or an empty folder",
-        ),
-        (("convert", "pretrained", "--out", "x", "--query-heads", "7"), "query_heads is 7, but must be 1 to 6"),
-        (
-            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--layers", "0-0"),
-            'layers is 0-0, but must be 0-1 for to "stock": a qwen3 checkpoint holds one number of heads for all '
-            'layers; to "native" (--to native) holds one for each',
-        ),
-        (
-            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--to", "gguf"),
-            "to is 'gguf', but must be one of",
-        ),
-        (("convert", "pretrained", "--out", "x", "--to", "native"), "--to is 'native', but goes with --query-heads"),
-        (("convert", "pretrained", "--out", "x", "--context", "9"), "--context is 9, but goes with --query-heads"),
-        (
-            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--method", "select"),
-            '--calibrate is missing, but must name text for method "select"',
-        ),
-        (
-            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--context", "1"),
-            "--context is 1, but must be at",
-        ),
-        (
-            ("convert", "pretrained", "--out", "x", "--query-heads", "3", "--calibrate", "text.txt"),
+            HALF + "--calibrate text.txt",
             "--calibrate is 'text.txt', but goes with --method select or cluster, by --score activation",
         ),
-        (("uptrain", "pretrained"), "--tokens is missing, but must be the number of tokens"),
-        (("uptrain", "./nowhere", "--tokens", "5"), "'./nowhere' is no local folder"),
-        (("uptrain", "pretrained", "--tokens", "5", "--set", "train.epoch=1"), "did you mean 'epochs'?"),
+        ("uptrain pretrained", "--tokens is missing, but must be the number of tokens"),
+        ("uptrain ./nowhere --tokens 5", "'./nowhere' is no local folder"),
+        ("uptrain pretrained --tokens 5 --set train.epoch=1", "did you mean 'epochs'?"),
     ],
 )
-def test_wrong_input_is_one_clear_line(arguments, message, sqat):
-    code, _, err = sqat(*arguments)
+def test_wrong_input_is_one_clear_line(command, message, sqat):
+    code, _, err = sqat(*command.split())
     assert code == 1
     assert message in err
     assert "Traceback" not in err

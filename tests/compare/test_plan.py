@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sqat.compare.budget import matched_sizes, shares, training_flops_per_token
-from sqat.compare.plan import ComparePlan, read_plan
+from sqat.compare.plan import ComparePlan, matched_sizes, read_plan, share_budget, training_flops_per_token
 from sqat.cost import parameters
 from sqat.errors import ConfigError
 from sqat.run_config import RunConfig, read_yaml
@@ -101,7 +100,7 @@ SECONDS = {"gqa": [2.0, 4.0, 3.0], "sqa": [1.0, 2.0, 1.5]}
 
 class TestBudget:
     def steps(self, plan):
-        return {share.variant.name: share.steps for share in shares(plan, 10, 100.0, SECONDS)}
+        return {variant.name: variant.steps for variant in share_budget(plan, 10, 100.0, SECONDS)}
 
     def test_tokens(self, tiny_plan):
         assert self.steps(tiny_plan()) == {"gqa": 12, "sqa": 12}
@@ -109,7 +108,7 @@ class TestBudget:
 
     def test_flops(self, tiny_plan):
         plan = tiny_plan(match="flops", train={"max_steps": 1000})
-        found, cost = self.steps(plan), {v.name: training_flops_per_token(v) for v in plan.models()}
+        found, cost = self.steps(plan), {v.name: training_flops_per_token(v.model) for v in plan.models()}
         assert found["gqa"] == 1000 < found["sqa"]
         assert abs(found["sqa"] * cost["sqa"] - 1000 * cost["gqa"]) <= cost["sqa"]
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from sqat.cli import main
-from sqat.compare import child, timing_pass
+from sqat.compare import run, timing
 from sqat.compare.folder import Folder
-from sqat.compare.runner import _settle, run_comparison
+from sqat.compare.runner import run_comparison, settle
 from sqat.errors import ConfigError, DataError, StorageError
 from sqat.train.evaluate import evaluate
 
@@ -30,8 +30,14 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
 
+@pytest.fixture
+def untimed(tiny_plan):
+    """A plan of two runs, and nothing but their training."""
+    return tiny_plan(seeds=[0], timing={"rounds": 0}, probes=0, stories=0)
+
+
 def results(out):
-    """Without what depends on the machine."""
+    """What does not depend on the machine."""
     lines = [json.loads(line) for line in (out / Folder.RESULTS).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in OF_THE_MACHINE} for line in lines]
 
@@ -42,53 +48,38 @@ def start(plan, out):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def children_of(out, parent=None):
-    """Runs of a comparison: of the process `parent`, or all, also those that outlived theirs."""
+def runs_alive(out):
+    """Process ids of a comparison's runs, also of those that outlived it."""
     found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/cmdline") as file:
-                    is_run = "sqat.compare.child" in (line := file.read()) and out.name in line
-                with open(f"/proc/{entry}/status") as file:
-                    if is_run and (parent is None or f"\nPPid:\t{parent}\n" in file.read()):
-                        found.append(int(entry))
-            except OSError:
-                continue
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_text()
+        except OSError:
+            continue
+        if "sqat.compare.run" in line and out.name in line:
+            found.append(int(entry.name))
     return found
 
 
-def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch):
-    plan = tiny_plan()
-    process = start(plan, tmp_path / "whole")
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert "gqa, seed 0: done (" in said
-    assert "(4 of 4)" in said
-    assert "timing all variants in turn" in said
-    whole = results(tmp_path / "whole")
-    assert [(run["variant"], run["seed"]) for run in whole] == [("gqa", 0), ("gqa", 1), ("sqa", 0), ("sqa", 1)]
-    for run in whole:
-        assert run["steps"] == 12
-        assert run["shared_machine"]
-        assert [point["step"] for point in run["curve"]] == [5, 10, 12]
-        assert run["evaluation"]["loss"] == run["curve"][-1]["loss"]
-        assert run["probes"]["number"] == 5
-        assert run["stories"][0].startswith("Once upon a time")
-        assert run["flops"] == run["tokens"] * run["flops_per_token"]
-    assert whole[0]["tokens"] == whole[2]["tokens"]
-    timing = json.loads((tmp_path / "whole" / Folder.TIMING).read_text())
-    assert all(len(entry["step_seconds"]) == 2 * plan.timing.steps for entry in timing["variants"].values())
-    assert_report_only_makes_the_same(tmp_path / "whole", monkeypatch)
+def kill(process):
+    process.kill()
+    process.wait()
 
 
-def report_files(out):
-    return {path: path.read_bytes() for path in [*out.glob("report.*"), *out.glob("pictures/*")]}
+def wait_for_lines(log, number, process):
+    """Until a run's log, which may shrink when the run goes on from a checkpoint, has so many."""
+    while not log.is_file() or len(log.read_bytes().splitlines()) < number:
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
 def assert_report_only_makes_the_same(out, monkeypatch):
     """Byte for byte, in another process than the one before."""
-    before = report_files(out)
+
+    def report():
+        return {path: path.read_bytes() for path in [*out.glob("report.*"), *out.glob("pictures/*")]}
+
+    before = report()
     assert len(before) > 3
     for path in before:
         path.unlink()
@@ -96,65 +87,93 @@ def assert_report_only_makes_the_same(out, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
-    assert report_files(out) == before
+    assert report() == before
+
+
+def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch):
+    plan, out = tiny_plan(), tmp_path / "whole"
+    process = start(plan, out)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    for line in ("gqa, seed 0: done (", "(4 of 4)", "timing all variants in turn"):
+        assert line in said
+    whole = results(out)
+    assert [(r["variant"], r["seed"]) for r in whole] == [("gqa", 0), ("gqa", 1), ("sqa", 0), ("sqa", 1)]
+    for result in whole:
+        assert result["steps"] == 12
+        assert result["shared_machine"]
+        assert [point["step"] for point in result["curve"]] == [5, 10, 12]
+        assert result["evaluation"]["loss"] == result["curve"][-1]["loss"]
+        assert result["probes"]["number"] == 5
+        assert result["stories"][0].startswith("Once upon a time")
+        assert result["flops"] == result["tokens"] * result["flops_per_token"]
+    assert whole[0]["tokens"] == whole[2]["tokens"]
+    timed = Folder(out).read_timing()["variants"]
+    assert all(len(times["step_seconds"]) == 2 * plan.timing.steps for times in timed.values())
+    assert_report_only_makes_the_same(out, monkeypatch)
 
 
 def test_without_seeds_nothing_is_trained(tiny_plan, tmp_path, monkeypatch):
-    process = start(tiny_plan(seeds=[]), tmp_path / "timed")
+    plan, out = tiny_plan(seeds=[]), tmp_path / "timed"
+    process = start(plan, out)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert not (tmp_path / "timed" / "runs").exists()
-    assert not (tmp_path / "timed" / Folder.RESULTS).exists()
-    assert "Nothing was trained" in (tmp_path / "timed" / "report.md").read_text()
-    assert_report_only_makes_the_same(tmp_path / "timed", monkeypatch)
-    assert start(tiny_plan(seeds=[]), tmp_path / "timed").wait(timeout=300) == 0  # has nothing left to do
+    assert not (out / "runs").exists()
+    assert not (out / Folder.RESULTS).exists()
+    assert "Nothing was trained" in (out / "report.md").read_text()
+    assert_report_only_makes_the_same(out, monkeypatch)
+    assert start(plan, out).wait(timeout=300) == 0  # has nothing left to do
 
 
-def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(tiny_plan, tmp_path, monkeypatch):
+@pytest.fixture
+def stopped_timing(tiny_plan, tmp_path, monkeypatch):
+    """A plan of three rounds, and the times of the first, whose timing pass was stopped at the end of the second."""
     plan = tiny_plan(seeds=[], timing={**tiny_plan().timing.to_dict(), "rounds": 3})
-    measured, calls = timing_pass._Timed.measure, []
+    replace_file, rounds = timing.replace_file, []
 
-    def stopped(self, *, counts):  # in the second of the rounds that count, after its first variant
-        if len(calls) == 5:
+    def stop_in_the_second(path, text):
+        rounds.append(path)
+        if len(rounds) == 3:  # after the warm-up and the first
             raise KeyboardInterrupt
-        calls.append(counts)
-        measured(self, counts=counts)
+        replace_file(path, text)
 
-    monkeypatch.setattr(timing_pass._Timed, "measure", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        timing_pass.time_variants(plan, plan.models(), tmp_path)
-    assert timing_pass.read_timing(tmp_path) is None
-    part = (tmp_path / timing_pass.PART).read_text()
-    first = json.loads(part)["variants"]
-    monkeypatch.setattr(timing_pass._Timed, "measure", measured)
-    whole = timing_pass.time_variants(plan, plan.models(), tmp_path)
-    for name, entry in whole["variants"].items():
-        assert len(entry["step_seconds"]) == 3 * plan.timing.steps
-        assert len(entry["evaluate_seconds"]) == len(entry["attention"]["11"][1]) == 3
-        assert entry["step_seconds"][: plan.timing.steps] == first[name]["step_seconds"]
-    assert timing_pass.read_timing(tmp_path) == json.loads(json.dumps(whole))
-    assert not (tmp_path / timing_pass.PART).exists()
-
-    (tmp_path / timing_pass.PART).write_text(part)
-    other = tiny_plan(seeds=[], timing={**plan.timing.to_dict(), "prompt_tokens": 5})
-    timed = timing_pass.time_variants(other, plan.models(), tmp_path)["variants"]
-    assert timed["gqa"]["prompt_tokens"] == 5
-    assert timed["gqa"]["prompt_seconds"][0] != first["gqa"]["prompt_seconds"][0]
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "replace_file", stop_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            timing.time_variants(plan, plan.models(), tmp_path)
+    assert Folder(tmp_path).read_timing() is None
+    return plan, json.loads((tmp_path / timing.PART).read_text())["variants"]
 
 
-@pytest.mark.parametrize("damaged", ["{", "[1]", '{"asked": {}}', '{"asked": {}, "variants": {"mha": {}}}'])
-def test_damaged_rounds_are_measured_again(damaged, tmp_path):
-    (tmp_path / timing_pass.PART).write_text(damaged)
-    variants = {"gqa": {"step_seconds": [], "evaluate_seconds": [], "attention": {"11": [[], []]}}}
-    assert timing_pass._go_on(tmp_path / timing_pass.PART, {}, variants) == 0
-    assert variants["gqa"]["step_seconds"] == []
+def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(stopped_timing, tmp_path):
+    plan, first = stopped_timing
+    whole = timing.time_variants(plan, plan.models(), tmp_path)
+    for name, times in whole["variants"].items():
+        assert len(times["step_seconds"]) == 3 * plan.timing.steps
+        assert len(times["evaluate_seconds"]) == len(times["attention"]["11"][1]) == 3
+        assert times["step_seconds"][: plan.timing.steps] == first[name]["step_seconds"]
+    assert Folder(tmp_path).read_timing() == json.loads(json.dumps(whole))
+    assert not (tmp_path / timing.PART).exists()
+
+
+@pytest.mark.parametrize("part", [None, "{", "[1]", '{"asked": {}}', '{"asked": {}, "variants": {"mha": {}}}'])
+def test_rounds_that_are_damaged_or_were_timed_otherwise_are_measured_again(part, stopped_timing, tiny_plan, tmp_path):
+    plan, first = stopped_timing
+    if part is None:
+        plan = tiny_plan(seeds=[], timing={**plan.timing.to_dict(), "prompt_tokens": 5})
+    else:
+        (tmp_path / timing.PART).write_text(part)
+    times = timing.time_variants(plan, plan.models(), tmp_path)["variants"]["gqa"]
+    assert len(times["evaluate_seconds"]) == 3
+    assert times["prompt_tokens"] == plan.timing.prompt_tokens
+    assert times["prompt_seconds"][0] != first["gqa"]["prompt_seconds"][0]
 
 
 def test_killed_at_any_moment_it_comes_to_the_same(tiny_plan, tmp_path):
     long = {**tiny_plan().train.to_dict(), "max_steps": 180, "checkpoint_every": 7, "evaluate_every": 50}
     plan = tiny_plan(seeds=[3], train=long, probes=3)
-    run_comparison(plan, tmp_path / "whole")
-    parts, draw = tmp_path / "parts", random.Random(5)
+    whole, parts, draw = tmp_path / "whole", tmp_path / "parts", random.Random(5)
+    run_comparison(plan, whole)
     for number in range(3):
         process = start(plan, parts)
         wait_for_lines(parts / "runs" / "gqa-seed3" / "metrics.jsonl", 15 * number + draw.randint(1, 15), process)
@@ -165,35 +184,25 @@ def test_killed_at_any_moment_it_comes_to_the_same(tiny_plan, tmp_path):
             assert process.returncode == 128 + signal.SIGTERM
             assert "the same command goes on" in said
         else:
-            process.kill()
-            process.wait()
-            for child in children_of(parts) if number else []:  # at first they are left to end by themselves
+            kill(process)
+            for child in runs_alive(parts) if number else []:  # at first they are left to end by themselves
                 os.kill(child, signal.SIGKILL)
         assert not (parts / "runs" / "gqa-seed3" / Folder.RESULT).exists()  # so it was in the middle
     process = start(plan, parts)
-    while not (parts / timing_pass.PART).exists():  # the last kill is within the timing pass
+    while not (parts / timing.PART).exists():  # the last kill is within the timing pass
         assert process.poll() is None
         time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert timing_pass.read_timing(parts) is None
+    kill(process)
+    assert Folder(parts).read_timing() is None
     run_comparison(plan, parts)
-    for ours, theirs in zip(results(parts), results(tmp_path / "whole"), strict=True):
-        assert ours == theirs
-    assert timing_pass.read_timing(parts).keys() == timing_pass.read_timing(tmp_path / "whole").keys()
-
-
-def wait_for_lines(log, number, process):
-    """Until a run's log, which may shrink when the run goes on from a checkpoint, has so many."""
-    while not log.is_file() or len(log.read_bytes().splitlines()) < number:
-        assert process.poll() is None
-        time.sleep(0.01)
+    assert results(parts) == results(whole)
+    assert Folder(parts).read_timing().keys() == Folder(whole).read_timing().keys()
 
 
 @pytest.mark.parametrize("match", ["time", "flops", "parameters"])
 def test_other_budgets(match, tiny_plan, tmp_path):
-    timing = {**tiny_plan().timing.to_dict(), "rounds": 1 if match == "time" else 0}
-    less = {"seeds": [0], "timing": timing, "probes": 0, "stories": 0}
+    rounds = {**tiny_plan().timing.to_dict(), "rounds": 1 if match == "time" else 0}
+    less = {"seeds": [0], "timing": rounds, "probes": 0, "stories": 0}
     plan = tiny_plan(match=match, variants=["mha", "xsqa"], reference="mha", **less)
     said = []
     assert run_comparison(plan, tmp_path / "out", said.append) == []
@@ -206,7 +215,7 @@ def test_other_budgets(match, tiny_plan, tmp_path):
         assert abs(xsqa["parameters"]["total"] - mha["parameters"]["total"]) < mha["model"]["hidden_size"] * 4
         assert xsqa["model"]["intermediate_size"] > mha["model"]["intermediate_size"]
     else:
-        timed = timing_pass.read_timing(tmp_path / "out")["variants"]
+        timed = Folder(tmp_path / "out").read_timing()["variants"]
         assert (xsqa["steps"] > 12) == (sum(timed["xsqa"]["step_seconds"]) < sum(timed["mha"]["step_seconds"]))
         assert [line for line in said if "timing" in line] == ["timing all variants in turn, for the budget"]
 
@@ -216,23 +225,21 @@ def test_runs_end_with_a_killed_comparison(tiny_plan, tmp_path):
     plan, out = tiny_plan(seeds=[0], train=long, processes=1, timing={"rounds": 0}), tmp_path / "orphans"
     process = start(plan, out)
     log = out / "runs" / "gqa-seed0" / "metrics.jsonl"
-    while not (log.is_file() and log.stat().st_size) and process.poll() is None:
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
+    wait_for_lines(log, 1, process)
+    kill(process)
     with Folder(out).locked():  # waits for them
-        assert children_of(out) == []
+        assert runs_alive(out) == []
     assert list(log.parent.glob("checkpoints/step-*"))  # saved when it was asked to stop
 
 
-def test_asked_to_stop_in_its_last_evaluation_a_run_leaves_its_figures_to_the_next_start(
+def test_asked_to_stop_in_its_last_evaluation_a_run_leaves_its_results_to_the_next_start(
     tiny_plan, tmp_path, monkeypatch
 ):
     plan, evaluations = tiny_plan(probes=3, stories=0, timing={"rounds": 0}), []
     folder = Folder(tmp_path / "out")
     with folder.locked():
         folder.begin(plan)
-        _settle(plan, folder, str)
+        settle(plan, folder, str)
 
     def signalled(*arguments, **options):
         evaluations.append(1)
@@ -243,55 +250,48 @@ def test_asked_to_stop_in_its_last_evaluation_a_run_leaves_its_figures_to_the_ne
     monkeypatch.setattr("sqat.train.loop.evaluate", signalled)
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     result = folder.run("gqa", 0) / Folder.RESULT
-    assert child.run(folder.out, "gqa", 0) == child.INTERRUPTED
+    assert run.run(folder.out, "gqa", 0) == run.INTERRUPTED
     assert not result.exists()
-    assert child.run(folder.out, "gqa", 0) == 0
+    assert run.run(folder.out, "gqa", 0) == 0
     assert json.loads(result.read_text())["steps"] == 12
     assert len(evaluations) == 3  # the run was finished
 
 
-def test_a_failed_run_is_named_and_the_others_are_done(tiny_plan, tmp_path):
-    plan = tiny_plan(seeds=[0], timing={"rounds": 0}, probes=0, stories=0)
+def test_a_failed_run_is_named_and_the_others_are_done(untimed, tmp_path):
     out = tmp_path / "out"
-    broken = Folder(out).run("gqa", 0)
-    (broken / "checkpoints").mkdir(parents=True)
-    (broken / "checkpoints" / "step-00000002").mkdir()  # a checkpoint without anything in it
-    failures = run_comparison(plan, out)
-    assert len(failures) == 1
-    assert failures[0].startswith("gqa, seed 0: ")
-    assert "step-00000002" in failures[0]
-    assert [run["variant"] for run in results(out)] == ["sqa"]
+    (Folder(out).run("gqa", 0) / "checkpoints" / "step-00000002").mkdir(parents=True)  # an empty checkpoint
+    (failure,) = run_comparison(untimed, out)
+    assert failure.startswith("gqa, seed 0: ")
+    assert "step-00000002" in failure
+    assert [result["variant"] for result in results(out)] == ["sqa"]
 
 
-def test_what_the_system_refuses_is_said_with_what_to_do(tiny_plan, tmp_path, monkeypatch):
-    plan = tiny_plan(seeds=[0], timing={"rounds": 0}, probes=0, stories=0)
+def test_storage_errors_say_what_to_do(untimed, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "runs").touch()
     with pytest.raises(StorageError, match=r"runs/gqa-seed0 cannot be written: .*; choose another name"):
-        run_comparison(plan, tmp_path / "out")
+        run_comparison(untimed, tmp_path / "out")
 
     def full(path, **_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "touch", full)
     with pytest.raises(StorageError, match=r"out cannot be written: No space left on device; free some space there"):
-        run_comparison(plan, tmp_path / "out")
+        run_comparison(untimed, tmp_path / "out")
 
 
-def test_results_are_enough_to_go_on(tiny_plan, tmp_path):
-    plan = tiny_plan(seeds=[0], timing={"rounds": 0}, probes=0, stories=0)
-    run_comparison(plan, tmp_path / "first")
-    kept = tmp_path / "kept"
+def test_results_are_enough_to_go_on(untimed, tmp_path):
+    first, kept, said = tmp_path / "first", tmp_path / "kept", []
+    run_comparison(untimed, first)
     kept.mkdir()
     for name in (Folder.PLAN, Folder.SETUP, Folder.RESULTS):
-        (kept / name).write_bytes((tmp_path / "first" / name).read_bytes())
-    said = []
-    run_comparison(plan, kept, said.append)
+        (kept / name).write_bytes((first / name).read_bytes())
+    run_comparison(untimed, kept, said.append)
     assert said == []
-    assert results(kept) == results(tmp_path / "first")
+    assert (kept / Folder.RESULTS).read_bytes() == (first / Folder.RESULTS).read_bytes()
     (kept / Folder.RESULTS).write_text('{"variant": "gqa"')
     with pytest.raises(DataError, match="is damaged"):
-        run_comparison(plan, kept)
+        run_comparison(untimed, kept)
 
 
 def test_another_plan_in_the_same_folder_is_refused(tiny_plan, tmp_path):
@@ -304,17 +304,13 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_plan, tmp_path):
     with pytest.raises(ConfigError, match=r"timing is .* but the comparison in"):
         folder.begin(tiny_plan())
     folder.begin(tiny_plan(timing=other))
-    with pytest.raises(
-        ConfigError, match=r"seeds is \[0, 7\], but the comparison in .* has \[0, 1\]: go on with its own"
-    ):
+    message = r"seeds is \[0, 7\], but the comparison in .* has \[0, 1\]: go on with its own"
+    with pytest.raises(ConfigError, match=message):
         folder.begin(tiny_plan(seeds=[0, 7], timing=other))
 
 
 def test_one_at_a_time(tiny_plan, tmp_path):
-    with (
-        Folder(tmp_path).locked(),
-        pytest.raises(ConfigError, match="a comparison is running in"),
-    ):
+    with Folder(tmp_path).locked(), pytest.raises(ConfigError, match="a comparison is running in"):
         run_comparison(tiny_plan(), tmp_path)
 
 

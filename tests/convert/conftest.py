@@ -11,7 +11,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from sqat.convert.files import quiet
+from sqat.convert import choose_heads, convert, plan_conversion
+from sqat.convert.files import quiet, read_model, write_conversion
 from sqat.data.tokenizer import train_tokenizer
 
 SIZES = {
@@ -74,6 +75,23 @@ def stock_folder(tmp_path: Path, stock_model: Callable[..., PreTrainedModel]) ->
         texts = [f"The cat number {n} sat on mat {n * 7}. It was happy, and so it purred." for n in range(50)]
         train_tokenizer(texts, SIZES["vocab_size"]).save(path)
         return path
+
+    return write
+
+
+@pytest.fixture
+def converted(stock_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[PreTrainedModel, Path]]:
+    """`converted("qwen3", query_heads=4)`: a model with fewer heads, and the checkpoint it was written to."""
+
+    def write(name: str, **changes: Any) -> tuple[PreTrainedModel, Path]:
+        folder, out = stock_folder(name), tmp_path / "out"
+        model = read_model(folder)
+        plan = plan_conversion(model.config, **changes)
+        groups = choose_heads(model, plan)
+        result = convert(model, plan, groups=groups)
+        out.mkdir()
+        write_conversion(result, plan, groups, folder, "a model", out)
+        return result, out
 
     return write
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from sqat.convert.architectures import Heads, attention_layers, heads_of
-from sqat.convert.convert import _observe
-from sqat.convert.heads import Observed, agglomerate, group_heads, observe_weights
+from sqat.convert.heads import Observed, agglomerate, group_heads, observe_activations, observe_weights
 
 OLD, NEW = Heads(12, 4, 10), Heads(4, 2, 10)
 
@@ -71,7 +70,7 @@ def test_activations_are_those_of_a_naive_pass(stock_model, rows):
     hook.remove()
     x = seen[0].flatten(0, 1).unflatten(1, (12, 10))  # (N, H, C)
     output = layer.o_proj.weight.unflatten(1, (12, 10))  # (D, H, C)
-    found = _observe(model, heads_of(model.config), rows)[2]
+    found = observe_activations(model, heads_of(model.config), rows)[2]
     expected = torch.einsum("nhc,dhc->nhd", x, output).norm(dim=-1).mean(dim=0)
     torch.testing.assert_close(found.score_H, expected, atol=1e-5, rtol=1e-4)
     flat = x.transpose(0, 1).flatten(1)

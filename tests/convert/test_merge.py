@@ -24,32 +24,22 @@ def make_alike(model, of, *, of_kv=1):
                         heads.copy_(heads[::run].repeat_interleave(run, dim=0))
 
 
-@pytest.mark.parametrize("method", ["mean", "cluster"])
+@pytest.mark.parametrize(
+    ("alike", "plan"),
+    [
+        ({"of": 3}, {"query_heads": 4, "method": "mean"}),
+        ({"of": 3}, {"query_heads": 4, "method": "cluster", "score": "norm"}),
+        ({"of": 6, "of_kv": 2}, {"query_heads": 2, "kv_heads": 2}),
+        ({"of": 1, "of_kv": 2}, {"query_heads": 12, "kv_heads": 2}),  # all query heads stay
+    ],
+)
 @pytest.mark.parametrize("name", MODEL_TYPES)
-def test_identical_heads_merge_exactly(name, method, stock_model, rows):
+def test_identical_heads_merge_exactly(name, alike, plan, stock_model, rows):
     model = stock_model(name)
-    make_alike(model, of=3)
-    plan = plan_conversion(model.config, query_heads=4, method=method, score="norm")
-    result = convert(model, plan)
-    assert result.config.num_attention_heads == 4
-    torch.testing.assert_close(result(rows).logits, model(rows).logits, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", MODEL_TYPES)
-def test_identical_key_value_heads_merge_exactly(name, stock_model, rows):
-    model = stock_model(name)
-    make_alike(model, of=6, of_kv=2)
-    result = convert(model, plan_conversion(model.config, query_heads=2, kv_heads=2))
-    assert result.config.num_key_value_heads == 2
-    torch.testing.assert_close(result(rows).logits, model(rows).logits, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", MODEL_TYPES)
-def test_key_value_heads_alone(name, stock_model, rows):
-    """All query heads stay: their keys and values become the means."""
-    model = stock_model(name)
-    make_alike(model, of=1, of_kv=2)
-    result = convert(model, plan_conversion(model.config, query_heads=12, kv_heads=2))
+    make_alike(model, **alike)
+    result = convert(model, plan_conversion(model.config, **plan))
+    assert result.config.num_attention_heads == plan["query_heads"]
+    assert result.config.num_key_value_heads == plan.get("kv_heads", 4)
     torch.testing.assert_close(result(rows).logits, model(rows).logits, rtol=1e-4, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from sqat.convert import choose_heads, convert, plan_conversion, verify
 from sqat.convert.architectures import MODEL_TYPES, attention_layers
-from sqat.convert.files import quiet, read_config, read_model, write_conversion
+from sqat.convert.files import quiet, read_config, read_model
 from sqat.convert.modeling_mixed_heads import CLASSES, STOCK
 from sqat.errors import ConfigError
 
@@ -58,18 +58,10 @@ def test_one_layer_is_converted_and_the_others_stay(name, stock_model, rows):
 
 
 @pytest.mark.parametrize("name", MODEL_TYPES)
-def test_written_checkpoints_are_read_and_generate(name, stock_folder, rows, tmp_path):
-    folder = stock_folder(name)
-    model = read_model(folder)
-    plan = plan_conversion(model.config, query_heads=4, layers="0-1", to="native")
-    groups = choose_heads(model, plan)
-    result = convert(model, plan, groups=groups)
-    out = tmp_path / "out"
-    out.mkdir()
-    write_conversion(result, plan, groups, folder, "a model", out)
+def test_written_checkpoints_are_read_and_generate(name, converted, rows):
+    result, out = converted(name, query_heads=4, layers="0-1", to="native")
     values = json.loads((out / "config.json").read_text())
-    assert values["model_type"] == f"mixed_heads_{name}"
-    assert values["query_heads_per_layer"] == [4, 4, 12]
+    assert (values["model_type"], values["query_heads_per_layer"]) == (f"mixed_heads_{name}", [4, 4, 12])
     assert json.loads((out / "conversion.json").read_text())["layers"] == [0, 1]
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert type(loaded) is CLASSES[f"mixed_heads_{name}"][2]
@@ -87,6 +79,7 @@ def test_back_ends_are_chosen_for_the_whole_model(stock_model, rows):
     model = stock_model("qwen3_moe")
     result = convert(model, plan_conversion(model.config, query_heads=6, layers="1-2", to="native"))
     expected = result(rows).logits
+    assert result.get_experts_implementation()[""] == model.get_experts_implementation()[""] == "grouped_mm"
     result.set_attn_implementation("eager")
     result.set_experts_implementation("eager")
     output = result(rows, output_attentions=True)
@@ -142,15 +135,8 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_it_runs_without_sqat(stock_folder, without_sqat, tmp_path):
-    folder = stock_folder("qwen3")
-    model = read_model(folder)
-    plan = plan_conversion(model.config, query_heads=4, layers="1-1", to="native")
-    groups = choose_heads(model, plan)
-    result = convert(model, plan, groups=groups)
-    out = tmp_path / "out"
-    out.mkdir()
-    write_conversion(result, plan, groups, folder, "a model", out)
+def test_it_runs_without_sqat(converted, without_sqat):
+    result, out = converted("qwen3", query_heads=4, layers="1-1", to="native")
     found = without_sqat(LOAD, out)
     assert (found["class"], found["base"]) == ("MixedHeadsQwen3ForCausalLM", "MixedHeadsQwen3Model")
     assert str(found["module"]).startswith("transformers_modules.")

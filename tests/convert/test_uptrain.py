@@ -12,10 +12,10 @@ from sqat.convert import convert, plan_conversion
 from sqat.convert.files import read_model
 from sqat.convert.tokenizer import StockTokenizer
 from sqat.convert.uptrain import start_uptraining
-from sqat.convert.uptrain_config import UptrainConfig
 from sqat.errors import CheckpointError, ConfigError
 from sqat.train.callbacks import Callback
 from sqat.train.checkpoints import find_model, latest_checkpoint, list_checkpoints
+from sqat.uptrain_config import UptrainConfig
 
 
 class InterruptAt(Callback):

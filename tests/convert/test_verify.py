@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sqat.convert import convert, plan_conversion, verify
-from sqat.convert.report import write_report
+from sqat.convert.verify import write_report
 from sqat.errors import ConfigError
 
 

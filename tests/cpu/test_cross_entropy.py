@@ -5,7 +5,7 @@ import torch
 
 from sqat import cpu as kernels
 from sqat.data.batches import IGNORE
-from sqat.train.loss import _losses_by_softmax
+from sqat.train import loss
 
 if not kernels.available():
     pytest.skip("numba or GNU OpenMP is missing", allow_module_level=True)
@@ -27,7 +27,7 @@ def both(logits, bias, targets, train):
     d_bias_T = torch.zeros(torch.get_num_threads(), size)
     d_bias = torch.zeros(size)
     loop = cross_entropy(by_loop, bias, targets, d_bias_T if train else None)
-    softmax = _losses_by_softmax(by_softmax, bias, targets, train, d_bias if train else None)
+    softmax = loss.cross_entropy.plain(by_softmax, bias, targets, train, d_bias if train else None)
     real = (targets != IGNORE).unsqueeze(1)
     return (*loop, by_loop * real, d_bias_T.sum(0)), (*softmax, by_softmax * real, d_bias)
 
@@ -56,7 +56,7 @@ def test_far_apart_logits():
     torch.testing.assert_close(losses, torch.tensor([1e4, 0.0, 2e4]))
 
 
-def test_what_is_no_number_stays_none():
+def test_nan_propagates():
     logits = torch.zeros(2, 67)
     logits[1, 5] = torch.nan
     losses, _ = cross_entropy(logits, torch.zeros(67), torch.tensor([3, 3]), None)

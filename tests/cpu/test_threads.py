@@ -17,7 +17,7 @@ from sqat.train.step import TrainingLoss
 if not kernels.available():
     pytest.skip("numba or GNU OpenMP is missing", allow_module_level=True)
 
-from sqat.cpu.norm import rms_norm
+from sqat.cpu.loops import rms_norm
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_compiled_now_or_kept_from_before_is_the_same_to_the_bit(tmp_path):
     program = """
 import torch
 from sqat.cpu.cross_entropy import cross_entropy
-from sqat.cpu.norm import rms_norm_backward
+from sqat.cpu.loops import rms_norm_backward
 torch.manual_seed(0)
 logits, d_bias = torch.randn(307, 311), torch.zeros(torch.get_num_threads(), 311)
 results = [*cross_entropy(logits, torch.randn(311), torch.randint(311, (307,)), d_bias), logits, d_bias]

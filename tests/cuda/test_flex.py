@@ -1,7 +1,5 @@
 """FlexAttention's mask function and blocks, held to the rows that the other ways use; tests/gpu has the kernel."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask, flex_attention
@@ -14,28 +12,20 @@ B, T, S = 3, 37, 53
 DOCUMENTS = torch.tensor([[0] * S, [0] * 4 + [1] * 1 + [2] * 48, [0] * 40 + [1] * 13])
 PADDING = torch.tensor([0, 5, 23])
 
-FIRST = torch.tensor([[2], [-19], [9]])  # of a cache that rolls: the position that follows the slots
-
 CASES = {
     "plain": {},
     "documents": {"documents_BS": DOCUMENTS},
     "one row of documents": {"documents_BS": DOCUMENTS[1:2]},
     "padding": {"first_key_B": PADDING},
     "documents and padding": {"documents_BS": DOCUMENTS, "first_key_B": PADDING},
-    "of a cache that rolls": None,
 }
 
 
 @pytest.fixture(params=CASES)
 def make_mask(request):
     def make(queries: int, window: int, global_tokens: int) -> AttentionMask:
-        fields = CASES[request.param]
-        if fields is None:
-            slots = torch.arange(global_tokens)
-            own = (slots.where(slots < FIRST, -1), FIRST + torch.arange(S - global_tokens))
-            fields = {"own_BS": torch.cat(own, dim=1)}
-        device = torch.device("cpu")
-        return AttentionMask(queries, S, device, window=window, global_tokens=global_tokens, **fields)
+        limits = {"window": window, "global_tokens": global_tokens}
+        return AttentionMask(queries, S, torch.device("cpu"), **limits, **CASES[request.param])
 
     return make
 
@@ -44,7 +34,7 @@ def make_mask(request):
 @pytest.mark.parametrize(("window", "global_tokens"), [(1, 0), (7, 0), (7, 3), (60, 2)])
 def test_the_function_is_the_rows(make_mask, queries, window, global_tokens):
     mask = make_mask(queries, window, global_tokens)
-    seen = create_mask(flex.visible(mask), B, 1, queries, S, device="cpu")
+    seen = create_mask(flex.block_mask(mask).mask_mod, B, 1, queries, S, device="cpu")
     assert seen.equal(mask.rows().expand_as(seen))
 
 
@@ -82,25 +72,27 @@ def test_one_block_mask_for_all_layers(monkeypatch):
     monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
     mask = AttentionMask(T, T, torch.device("cpu"), window=7, global_tokens=1)
     q, k, v = (torch.randn(B, 4, T, 16) for _ in range(3))
-    first = flex.attend_flex(q, k, v, mask)
-    made = mask.flex
-    torch.testing.assert_close(flex.attend_flex(q, k, v, mask), first)
-    assert mask.flex is made
+    first = flex.attend_flex(q, k, v, mask=mask)
+    made = mask.made["flex"]
+    torch.testing.assert_close(flex.attend_flex(q, k, v, mask=mask), first)
+    assert mask.made["flex"] is made
     torch.testing.assert_close(first, attend_naive(q, k, v, mask.rows()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("device", "queries", "head_dim", "window", "compiler", "fits"),
+    ("queries", "head_dim", "window", "compiler", "fits"),
     [
-        ("cuda", 128, 16, 7, True, True),
-        ("cpu", 128, 16, 7, True, False),
-        ("cuda", 127, 16, 7, True, False),
-        ("cuda", 128, 8, 7, True, False),
-        ("cuda", 128, 16, None, True, False),
-        ("cuda", 128, 16, 7, False, False),
+        (128, 16, 7, True, True),
+        (127, 16, 7, True, False),
+        (128, 8, 7, True, False),
+        (128, 16, None, True, False),
+        (128, 16, 7, False, False),
     ],
 )
-def test_where_it_is_the_way(monkeypatch, device, queries, head_dim, window, compiler, fits):
+def test_where_it_is_the_way(monkeypatch, queries, head_dim, window, compiler, fits):
     monkeypatch.setattr(flex, "HAS_COMPILER", compiler)
-    q = SimpleNamespace(device=torch.device(device), shape=(1, 1, queries, head_dim))
-    assert flex.fits(q, AttentionMask(queries, queries, torch.device("cpu"), window=window)) == fits
+    q = torch.empty(1, 1, queries, head_dim)
+    mask = AttentionMask(queries, queries, torch.device("cpu"), window=window)
+    assert flex.fits(q, q, q, mask=mask) == fits
+    assert not flex.fits(q, q, q, mask=mask, dropout=0.1)
+    assert not flex.fits(q, q, q)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sqat.cuda.grouped_experts import run_experts_few
+from sqat.cuda.experts import run_experts_few
 from sqat.cuda.static import StaticStep
-from sqat.model import KVCache
+from sqat.model import KVCache, dispatch
+from sqat.model.dispatch import implements
 
 V, CAPACITY, STEPS = 41, 29, 7
 
@@ -93,13 +94,18 @@ def test_a_cache_of_another_type(tiny_model, prompt_BT):
         assert (step(tokens_B) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+def few_tokens_are_batched(monkeypatch):
+    monkeypatch.setitem(dispatch._implementations, ("run_experts", "cpu"), [])
+    implements("run_experts", "cpu", compiles=True)(run_experts_few)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [{}, {"window": 5, "global_tokens": 2}], ids=["no window", "window"])
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
 @torch.no_grad()
 def test_compiles_as_a_whole(tiny_model, prompt_BT, moe, window, monkeypatch):
     """As on a GPU, where few tokens' experts are batched products; `aot_eager` traces all, and compiles nothing."""
-    monkeypatch.setattr("sqat.model.experts.takes_few", lambda x_ND: True)
+    few_tokens_are_batched(monkeypatch)
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="aot_eager", **options))
     model = tiny_model(moe, **window)
@@ -115,11 +121,8 @@ def test_compiles_as_a_whole(tiny_model, prompt_BT, moe, window, monkeypatch):
 def test_few_tokens_experts_are_those_of_the_model(tiny_model, prompt_BT, monkeypatch):
     model = tiny_model(moe=True, feedforward_bias=True)
     expected = model(prompt_BT).logits
-    calls = []
-    monkeypatch.setattr("sqat.model.experts.takes_few", lambda x_ND: True)
-    monkeypatch.setattr("sqat.model.experts.run_experts_few", lambda *a: calls.append(a) or run_experts_few(*a))
+    few_tokens_are_batched(monkeypatch)
     torch.testing.assert_close(model(prompt_BT).logits, expected, rtol=1e-5, atol=1e-5)
-    assert calls
 
 
 def test_a_graph_is_for_gpus(tiny_model):

@@ -1,5 +1,6 @@
 """Batches against naive versions of a few lines, and what must hold of any packing."""
 
+import logging
 from collections import Counter
 from itertools import islice, pairwise
 
@@ -8,7 +9,7 @@ import pytest
 import tokenizers
 import torch
 
-from sqat.data.batches import IGNORE, Batch, Batches, BatchState
+from sqat.data.batches import IGNORE, MEMORY_SHARE, Batch, Batches, BatchState, TokenStore, to_device
 from sqat.data.tokenizer import EOS, PAD
 from sqat.errors import ConfigError
 
@@ -275,3 +276,41 @@ def test_unusable_arguments(tokens, options, message):
 def test_unusable_state():
     with pytest.raises(ConfigError, match=r"the keys \['epoch', 'step'\]; it must have \['epoch', 'row'\]"):
         BatchState.from_dict({"epoch": 0, "step": 3})
+
+
+class TestTokenStore:
+    @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+    def test_reads_every_id(self, dtype):
+        """Ids past the largest signed one too."""
+        ids = np.array([0, 1, 2**15 - 1, 2**15, 2**16 - 1, np.iinfo(dtype).max], dtype=dtype)
+        places = torch.tensor([[5, 4, 3], [2, 1, 0]])
+        read = TokenStore(ids, torch.device("cpu")).read(places)
+        assert read.dtype == torch.int64
+        assert read.tolist() == ids[places.numpy()].tolist()
+
+    def test_tokens_are_not_copied_and_may_be_read_only(self, recwarn):
+        ids = np.arange(7, dtype=np.uint16)
+        ids.flags.writeable = False
+        store = TokenStore(ids, torch.device("cpu"))
+        assert store._ids.data_ptr() == ids.ctypes.data
+        assert not recwarn.list
+
+    def test_uploads_integers_and_truth_values(self):
+        table = TokenStore(np.zeros(1, np.uint16), torch.device("cpu")).upload(
+            np.arange(3), np.array([True, False, True])
+        )
+        assert table.dtype == torch.int64
+        assert table.tolist() == [[0, 1, 2], [1, 0, 1]]
+
+    @pytest.mark.parametrize("room", [True, False])
+    def test_a_gpu_keeps_them_where_it_has_room(self, room, monkeypatch, caplog):
+        store = TokenStore(np.zeros(1000, np.uint16), torch.device("cpu"))
+        free = int(2000 / MEMORY_SHARE) - (0 if room else 1)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+        with caplog.at_level(logging.INFO):
+            assert store._fits(torch.device("cuda")) == room
+        assert ("stay on the host: more than 25 %" in caplog.text) != room
+
+    def test_to_the_same_device_is_no_copy(self):
+        part = torch.arange(3)
+        assert to_device(part, "cpu") is part

@@ -148,7 +148,7 @@ class TestDamage:
     def test_truncated(self, folder, name):
         size = (folder / name).stat().st_size
         os.truncate(folder / name, size - 1)
-        with pytest.raises(DataError, match=rf"{name}: {size - 1} bytes, but meta\.json tells of {size}"):
+        with pytest.raises(DataError, match=rf"{name}: {size - 1} bytes, but meta\.json says {size}"):
             open_tokens(folder)
 
     @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"])

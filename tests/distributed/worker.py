@@ -75,7 +75,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     settings = {"resume": job.get("resume", False), "callbacks": deeds}
     if job.get("uptrain"):
         from sqat.convert.uptrain import start_uptraining
-        from sqat.convert.uptrain_config import UptrainConfig
+        from sqat.uptrain_config import UptrainConfig
 
         trainer: Trainer = start_uptraining(UptrainConfig.from_dict(job["config"]), job["out"], **settings)
     else:

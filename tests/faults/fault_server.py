@@ -110,12 +110,12 @@ def end_as(function: Any) -> None:
 
 
 class ForkedRun:
-    """As `subprocess.Popen`, for the runs of a comparison: a fork that is what `python -m sqat.compare.child` would be,
+    """As `subprocess.Popen`, for the runs of a comparison: a fork that is what `python -m sqat.compare.run` would be,
     without the seconds that importing everything takes.
     """
 
     def __init__(self, command: list[str], *, stdout: Any, pass_fds: list[int], **_: Any) -> None:
-        assert command[1:3] == ["-m", "sqat.compare.child"]
+        assert command[1:3] == ["-m", "sqat.compare.run"]
         self.returncode: int | None = None
         theirs, self.stdin = os.pipe()
         self.pid = os.fork()
@@ -137,9 +137,9 @@ class ForkedRun:
         if hasattr(shim, "fault_arm"):
             shim.fault_arm(b"", 0, 0, 0, 0, -1)  # the fault is the comparison's own
         sys.argv = command[2:]
-        from sqat.compare import child
+        from sqat.compare import run
 
-        end_as(child.main)
+        end_as(run.main)
 
     def poll(self) -> int | None:
         return self._reap(os.WNOHANG)

@@ -27,7 +27,7 @@ from harness import (
 pytestmark = pytest.mark.usefixtures("needs_shim")
 
 CONVERT = ("sqat.convert", "sqat.convert.uptrain", "transformers.models.llama.modeling_llama")
-COMPARE = ("sqat.compare.child", "sqat.compare.runner", "sqat.compare.report", "matplotlib.pyplot", "scipy.stats")
+COMPARE = ("sqat.compare.run", "sqat.compare.runner", "sqat.compare.report", "matplotlib.pyplot", "scipy.stats")
 PARTS = 4 if FULL else 1
 
 PLAN = """
@@ -129,8 +129,8 @@ def kill_conversion(commands: Callable[[str], Commands], command: tuple[str, ...
     full_disk(commands, command, changes, "config.json", goes_on)
 
 
-def test_convert_layout(commands: Callable[[str], Commands], whole: Commands) -> None:
-    kill_conversion(commands, ("convert", str(whole.folder / "run"), "--out", "out", "--layout", "sqat"), ())
+def test_export_layout(commands: Callable[[str], Commands], whole: Commands) -> None:
+    kill_conversion(commands, ("export", str(whole.folder / "run"), "--out", "out", "--to", "sqat"), ())
 
 
 @pytest.fixture

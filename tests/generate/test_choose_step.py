@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from sqat.cpu.lean import LeanStep, why_not_lean
-from sqat.cuda.grouped_experts import FEW_TOKENS
+from sqat.cuda.experts import FEW_TOKENS
 from sqat.generate.choose_step import PlainStep, _can_be_recorded, make_step
 from sqat.model import Decoder, KVCache
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sqat.cuda.grouped_experts import grouped_mm, grouped_mm_naive, run_experts_few, supports_grouped
+from sqat.cuda import flex
+from sqat.cuda.experts import grouped_mm, grouped_mm_naive, run_experts_few, supports_grouped
 from sqat.cuda.static import StaticStep
-from sqat.model import AttentionMask, Decoder, KVCache, flex
+from sqat.model import AttentionMask, Decoder, KVCache
 from sqat.model.attend import attend, attend_naive
-from sqat.model.experts import ExpertWeights, run_experts, run_experts_naive
+from sqat.model.moe import ExpertWeights, run_experts, run_experts_naive
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU here", allow_module_level=True)
@@ -57,7 +58,8 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
 def test_experts(routing: str, gated: bool, biased: bool, bf16: bool, tolerance: float) -> None:
     experts_Nk = ROUTINGS[routing]()
     x, share, weights = draw(experts_Nk, gated, biased)
-    assert supports_grouped(x, weights, torch.bfloat16) == HAS_KERNEL
+    with torch.autocast("cuda", torch.bfloat16):
+        assert supports_grouped(x, experts_Nk, share, weights, "silu", gated) == HAS_KERNEL
     expected = with_gradients(run_experts_naive, x, experts_Nk, share, weights, "silu", gated)
     for _ in range(3):  # what a kernel leaves unwritten differs from run to run
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
@@ -94,7 +96,7 @@ def test_attention(queries: int, padded: bool, kv_heads: int) -> None:
     first_key_B = torch.tensor([0, 3, 7], device="cuda") if padded else None
     made, kept = (AttentionMask(queries, 40, q.device, first_key_B=first_key_B) for _ in range(2))
     expected = attend_naive(q.double(), k.double(), v.double(), made.rows())
-    for mask in (made if padded else None, kept.keep()):
+    for mask in (made if padded else None, kept):
         assert_near(attend(q, k, v, mask=mask), expected, 1e-5)
         assert_near(attend(*(x.bfloat16() for x in (q, k, v)), mask=mask), expected, 0.02)
 
@@ -146,7 +148,7 @@ def test_windowed_attention(window: str, rows: str, heads: tuple[int, int]) -> N
     )
     fields = ROWS[rows]()
     flexible, masked = (
-        AttentionMask(421, 421, q.device, window=width, global_tokens=global_tokens, **fields).keep() for _ in range(2)
+        AttentionMask(421, 421, q.device, window=width, global_tokens=global_tokens, **fields) for _ in range(2)
     )
     scale = torch.linspace(-0.5, 1.5, 421, device="cuda").unsqueeze(1)
 
@@ -156,7 +158,7 @@ def test_windowed_attention(window: str, rows: str, heads: tuple[int, int]) -> N
 
     doubles = [x.detach().double().requires_grad_() for x in (q, k, v)]
     expected = with_gradients(lambda *qkv: attend_naive(*qkv, masked.rows()), *doubles)
-    assert flex.fits(q, flexible)
+    assert flex.fits(q, k, v, mask=flexible)
     for _ in range(2):  # the second time compiled: nothing may wait for the device
         found = with_gradients(lambda *qkv: attend(*qkv, mask=flexible), q, k, v)
     with pytest.MonkeyPatch.context() as patch:
@@ -167,7 +169,7 @@ def test_windowed_attention(window: str, rows: str, heads: tuple[int, int]) -> N
         assert_near(b, c, 1e-5)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        fresh = AttentionMask(421, 421, q.device, window=width, global_tokens=global_tokens, **fields).keep()
+        fresh = AttentionMask(421, 421, q.device, window=width, global_tokens=global_tokens, **fields)
         with_gradients(lambda *qkv: attend(*qkv, mask=fresh), q, k, v)
     finally:
         torch.cuda.set_sync_debug_mode("default")

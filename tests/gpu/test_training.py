@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sqat.config import ModelConfig
-from sqat.data import token_store
+from sqat.data import batches as batches_module
 from sqat.data.batches import Batch, Batches
 from sqat.data.tokens import TokenFile
 from sqat.model import Decoder
@@ -138,7 +138,7 @@ def test_batches_are_those_of_the_cpu(
     tokens: TokenFile, mode: dict[str, Any], room: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not room:
-        monkeypatch.setattr(token_store, "MEMORY_SHARE", 0.0)
+        monkeypatch.setattr(batches_module, "MEMORY_SHARE", 0.0)
     made, expected = (
         Batches(tokens, batch_size=ROWS, context_length=T, device=device, **mode) for device in ("cuda", "cpu")
     )

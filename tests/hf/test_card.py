@@ -83,7 +83,7 @@ def test_a_model_that_the_core_does_not_take_is_saved_without(
         raise ConfigError("a field of another version")
 
     model = from_decoder(tiny_model())
-    monkeypatch.setattr("sqat.hf.card.to_model_config", refuse)
+    monkeypatch.setattr("sqat.hf.pretrained.to_model_config", refuse)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
     assert "no model card: a field of another version" in caplog.text

@@ -14,8 +14,8 @@ from sqat.checkpoint import save_model
 from sqat.data.stories import story
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
 from sqat.errors import CheckpointError, ConfigError
+from sqat.formats import export
 from sqat.generate import SamplingConfig, generate
-from sqat.hf.export import export
 from sqat.hf.stock import choose, to_stock
 from sqat.model import Decoder
 from sqat.variants import PRESETS, preset, small
@@ -76,7 +76,7 @@ def test_native_runs_without_sqat(
     tmp_path: Path,
 ) -> None:
     core, folder = checkpoint(**changes)
-    export(folder, tmp_path / "out", "native")
+    export(folder, tmp_path / "out", "transformers")
     found = without_sqat(LOAD, tmp_path / "out")
     assert (found["class"], found["base"]) == ("SQATForCausalLM", "SQATModel")
     assert str(found["module"]).startswith("transformers_modules.")
@@ -247,7 +247,7 @@ def test_nothing_is_half_written(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("sqat.hf.native.write_tokenizer", fail)
+    monkeypatch.setattr("sqat.hf.pretrained.write_tokenizer", fail)
     with pytest.raises(OSError, match="disk full"):
         export(folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
@@ -255,7 +255,7 @@ def test_nothing_is_half_written(
 
 def test_without_a_tokenizer(tiny_model: Model, tmp_path: Path) -> None:
     folder = save_model(tiny_model(), tmp_path / "checkpoint")
-    for to in ("native", "stock"):
+    for to in ("transformers", "stock"):
         export(folder, tmp_path / to, to)
         assert not (tmp_path / to / "tokenizer.json").exists()
         assert "AutoTokenizer" not in (tmp_path / to / "README.md").read_text()

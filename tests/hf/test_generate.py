@@ -95,23 +95,6 @@ def test_a_windows_cache_stays_small(tiny_model: Model, tokens: torch.Tensor) ->
     assert cache.layers[0].keys.shape == (3, 3, 4, 10)  # the window less the token to come
 
 
-def test_a_draft_model_changes_nothing(tiny_model: Model) -> None:
-    core = tiny_model()
-    draft = from_decoder(tiny_model(num_layers=1))
-    assert theirs(from_decoder(core), PROMPTS[:1], 9, assistant_model=draft) == ours(core, PROMPTS[:1], 9)
-    assert theirs(from_decoder(core), PROMPTS[:1], 9, prompt_lookup_num_tokens=3) == ours(core, PROMPTS[:1], 9)
-
-
-def test_embeddings_in_place_of_tokens(tiny_model: Model) -> None:
-    core = tiny_model()
-    model = from_decoder(core)
-    embeds = model.get_input_embeddings()(torch.tensor(PROMPTS[1:2]))
-    output = model.generate(inputs_embeds=embeds, max_new_tokens=7, do_sample=False, eos_token_id=None)
-    assert output.tolist() == ours(core, PROMPTS[1:2], 7)
-    with pytest.raises(ValueError, match="give either input_ids or inputs_embeds"):
-        model(torch.tensor(PROMPTS[:1]), inputs_embeds=embeds)
-
-
 def test_ends_at_the_end_token(tiny_model: Model) -> None:
     core = tiny_model()
     expected = ours(core, PROMPTS[:1], 9)[0]
@@ -120,42 +103,6 @@ def test_ends_at_the_end_token(tiny_model: Model) -> None:
     output = model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=9, do_sample=False, eos_token_id=end)
     assert output[0, 3:].tolist() == expected[: expected.index(end) + 1]
     assert (model.generation_config.bos_token_id, model.generation_config.eos_token_id) == (2, 3)
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_everything_that_generate_can_return(kind: dict[str, Any], beams: int, tiny_model: Model) -> None:
-    core = tiny_model(**kind)
-    model = from_decoder(core)
-    model.set_attn_implementation("eager")
-    options = {"output_scores": True, "output_logits": True, "output_attentions": True, "output_hidden_states": True}
-    output = model.generate(
-        **padded(PROMPTS),
-        max_new_tokens=4,
-        do_sample=False,
-        num_beams=beams,
-        eos_token_id=None,
-        return_dict_in_generate=True,
-        **options,
-    )
-    rows, heads = 3 * beams, core.config.num_score_heads
-    assert len(output.scores) == len(output.logits) == len(output.attentions) == len(output.hidden_states) == 4
-    assert [tuple(logits.shape) for logits in output.logits] == [(rows, 41)] * 4
-    assert tuple(output.attentions[0][1].shape) == (rows, heads, 9, 9)
-    assert tuple(output.attentions[3][1].shape[:3]) == (rows, heads, 1)
-    assert tuple(output.hidden_states[2][0].shape) == (rows, 1, 23)
-    assert output.past_key_values.get_seq_length() == 12
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_generate_goes_on_from_its_own_cache(kind: dict[str, Any], tiny_model: Model) -> None:
-    model = from_decoder(tiny_model(**kind))
-    prompt = torch.tensor(PROMPTS[1:2])
-    options: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
-    whole = model.generate(prompt, max_new_tokens=9, **options).sequences
-    first = model.generate(prompt, max_new_tokens=4, **options)
-    rest = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=5, **options)
-    assert rest.sequences.tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -15,8 +15,8 @@ from sqat.checkpoint import save_model
 from sqat.data.stories import story
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
 from sqat.errors import CheckpointError, ConfigError
+from sqat.formats import export
 from sqat.generate import SamplingConfig, decode_tokens
-from sqat.hf.export import export
 from sqat.model import Decoder
 
 gguf = pytest.importorskip("gguf", reason="gguf is an optional extra: pip install 'sqat[gguf]'")

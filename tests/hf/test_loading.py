@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config
 import sqat
 from sqat.checkpoint import load_model, save_model
 from sqat.errors import CheckpointError, ConfigError
+from sqat.formats import export
 from sqat.hf import SQATForCausalLM, SQATModel, from_decoder
-from sqat.hf.beside import AUTO_MAP
 from sqat.hf.core import to_transformers_config
-from sqat.hf.export import export
-from sqat.hub.model_folder import check_model
+from sqat.hf.pretrained import AUTO_MAP
 from sqat.model import Decoder
+from sqat.sharing import check_model
 
 from .conftest import QUIRKS
 
@@ -31,7 +31,7 @@ Model = Callable[..., Decoder]
 @pytest.mark.parametrize("changes", [{}, {"moe": True, **QUIRKS}, {"window": 5, "global_tokens": 2}])
 def test_native_folders(changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
     core = tiny_model(**changes)
-    folder = save_model(core, tmp_path / "native")
+    folder = save_model(core, tmp_path / "transformers")
     auto = AutoModelForCausalLM.from_pretrained(folder)
     assert type(auto) is SQATForCausalLM
     assert not auto.training
@@ -150,7 +150,7 @@ def test_written_configurations_have_one_name_for_one_thing(saved: Callable[...,
 def test_what_carries_its_code_still_does_when_saved_again(
     kind: type[SQATForCausalLM] | type[SQATModel], on_the_hub: bool, saved: Callable[..., Path], tmp_path: Path
 ) -> None:
-    export(saved(), tmp_path / "exported", "native")
+    export(saved(), tmp_path / "exported", "transformers")
     model = kind.from_pretrained(tmp_path / "exported")
     if on_the_hub:  # as transformers has it of a model from there
         model.config.auto_map = {key: f"me/mine--{name}" for key, name in AUTO_MAP.items()}
@@ -159,7 +159,7 @@ def test_what_carries_its_code_still_does_when_saved_again(
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "exported" / name).read_bytes()
     assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == AUTO_MAP
     if kind is SQATForCausalLM:
-        assert check_model(tmp_path / "again").form == "native"
+        assert check_model(tmp_path / "again").form == "transformers"
         assert "trust_remote_code=True" in (tmp_path / "again" / "README.md").read_text()
 
 

@@ -144,6 +144,12 @@ def test_loss_ignores_minus_100_and_shifts(tiny_model: Model, tokens: torch.Tens
     torch.testing.assert_close(output.loss, expected)
 
 
+def test_tokens_and_embeddings_together_are_refused(tiny_model: Model, tokens: torch.Tensor) -> None:
+    model = from_decoder(tiny_model())
+    with pytest.raises(ValueError, match="give either input_ids or inputs_embeds"):
+        model(tokens, inputs_embeds=model.get_input_embeddings()(tokens))
+
+
 @pytest.mark.parametrize("kept", [3, torch.tensor([2, 11])])
 def test_logits_to_keep(kept: int | torch.Tensor, tiny_model: Model, tokens: torch.Tensor) -> None:
     model = from_decoder(tiny_model())

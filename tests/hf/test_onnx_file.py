@@ -13,8 +13,8 @@ import torch
 
 from sqat.checkpoint import save_model
 from sqat.errors import ConfigError
+from sqat.formats import export
 from sqat.hf import from_decoder
-from sqat.hf.export import export
 from sqat.model import Decoder
 
 from .conftest import QUIRKS

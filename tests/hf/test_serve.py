@@ -19,8 +19,8 @@ import pytest
 from sqat.checkpoint import save_model
 from sqat.data.stories import story
 from sqat.data.tokenizer import train_tokenizer
+from sqat.formats import export
 from sqat.generate import SamplingConfig, generate
-from sqat.hf.export import export
 from sqat.model import Decoder
 
 for _name in ("fastapi", "uvicorn", "openai"):

@@ -1,8 +1,6 @@
-"""A small checkpoint and its tokenizer, to be changed.
+"""A small checkpoint and its tokenizer, to be damaged.
 
-Random bytes are refused by the first check they meet, so inputs are valid files with something changed: a byte, the
-end, a value of parsed JSON. `SQAT_FUZZ=N` tries N inputs in each test; `SQAT_FAULTS=full` means 100,000; without
-either, as many as are quick. Inputs are the same in every short run, and new ones in every long one.
+`make test` tries tens of inputs of each kind; `SQAT_FUZZ=N` (`make fuzz`) tries N.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who makes a hostile file makes a list of checksums that fits it, or none."""
+    """Checksums would find all damage; without them, the readers themselves must."""
     monkeypatch.setattr("sqat.checkpoint.store.write_checksums", lambda *arguments: None)
     monkeypatch.setattr("sqat.data.tokens.write_checksums", lambda *arguments: None)
 

@@ -1,38 +1,29 @@
-"""Bombs by name: small files that stand for much, paths that lead out, expressions that take for ever."""
+"""Sizes are checked before anything of that size is allocated, and paths stay in their folder."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from limits import bounded, little_memory
+from fuzzing import bounded, little_memory
 from safetensors.torch import save_file
 
 from sqat.checkpoint import load_model, read_config, save_model
-from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
+from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
 from sqat.checksums import MANIFEST
-from sqat.config import CEILINGS, ModelConfig
-from sqat.config_fields import convert
-from sqat.data import parquet_pages, text_files
-from sqat.data.parquet_pages import BATCH_BYTES, rows_at_a_time
-from sqat.data.regex_check import require_quick_regex
+from sqat.config import CEILINGS, ModelConfig, convert
 from sqat.data.text import open_source
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError, DataError, SqatError
 from sqat.model import Decoder
-from sqat.run_config import RunConfig, read_yaml, with_overrides
+from sqat.run_config import RunConfig, with_overrides
 from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, restore, state_tensors, write_state
-from sqat.untrusted import MAX_DEPTH, parse_json, shown
-from sqat.untrusted_yaml import parse_yaml
+from sqat.untrusted import parse_json, shown
 from sqat.variants import preset
 
 MEGABYTE = 1 << 20
@@ -109,14 +100,12 @@ class TestSizes:
         assert shown(10**5000) == "a int too large to show"
 
 
-class TestJsonAndYaml:
+class TestJson:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("[" * 100_000, "nested more than 64 deep"),
-            ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "nested more than 64 deep"),
-            ('{"a": 1, "b": 2, "a": 3}', "'a' is there twice in one object"),
-            ('{"a": NaN}', "NaN is no number of JSON"),
+            ("[" * 100_000, "nested too deep"),
+            ('{"a": NaN}', "NaN is not a number in JSON"),
             ("1" * 5000, "4300 digits"),
             ('{"a": ', "Expecting value"),
         ],
@@ -124,47 +113,11 @@ class TestJsonAndYaml:
     def test_json(self, text: str, message: str) -> None:
         with pytest.raises(ValueError, match=re.escape(message)):
             parse_json(text)
-        assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
 
     def test_a_large_config_is_not_parsed(self, checkpoint: Path) -> None:
         (checkpoint / "config.json").write_text(" " * (MEGABYTE + 1))
         with pytest.raises(CheckpointError, match="larger than 1,048,576 bytes"):
             read_config(checkpoint)
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            (
-                "a: [x, &a ["
-                + ", ".join(["y"] * 100)
-                + "]]\nb: &b ["
-                + ", ".join(["*a"] * 100)
-                + "]\nc: &c ["
-                + ", ".join(["*b"] * 100)
-                + "]\nd: ["
-                + ", ".join(["*c"] * 100)
-                + "]",
-                "more than 100,000 values",
-            ),
-            ("&a [*a]", "or in itself"),
-            ("{a: " * 200 + "1" + "}" * 200, "nested more than 64 deep"),
-            ("!!python/object/apply:os.system [echo]", "could not determine a constructor"),
-            ("a: 2001-99-99", "month must be in 1..12"),
-            ("a: " + "9" * 5000, "4300 digits"),
-            ("a: \x07", "special characters are not allowed"),
-            ("#" * (1 << 19), "larger than 262,144"),
-        ],
-        ids=["laughs", "itself", "deep", "object", "date", "digits", "bell", "large"],
-    )
-    def test_yaml(self, tmp_path: Path, text: str, message: str) -> None:
-        with little_memory(), pytest.raises(ValueError, match=re.escape(message)):
-            parse_yaml(text)
-        (tmp_path / "run.yaml").write_text(text)
-        with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML"):
-            read_yaml(tmp_path / "run.yaml")
-
-    def test_aliases_of_ordinary_files_work(self) -> None:
-        assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]")["b"] == {"x": 1, "y": 2}
 
     def test_overrides_of_many_digits(self) -> None:
         with pytest.raises(ConfigError, match=r"override 'train.seed=999.*the value is not valid YAML"):
@@ -252,157 +205,32 @@ class TestPaths:
             load_model(sharded)
 
 
-class TestText:
-    @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-    @pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.txt"])
-    def test_a_line_without_end(self, tmp_path: Path, monkeypatch: Any, name: str, suffix: str) -> None:
-        monkeypatch.setattr(text_files, "MAX_DOCUMENT_BYTES", MEGABYTE)
-        plain = b"a" * (40 * MEGABYTE)
-        packed = gzip.compress(plain, 1) if suffix == ".gz" else bytes(pa.compress(plain, "zstd", asbytes=True))
-        (tmp_path / f"{name}{suffix}").write_bytes(packed)
-        del plain, packed
-        with pytest.raises(DataError, match="1,048,576"):
-            list(open_source(str(tmp_path / f"{name}{suffix}")).documents())
-
-    @pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "1" * 5000 + "}"])
-    def test_json_lines_that_no_parser_ends(self, tmp_path: Path, line: str) -> None:
-        (tmp_path / "a.jsonl").write_text(line)
-        with pytest.raises(DataError, match=r"a\.jsonl, line 1: not JSON"):
-            list(open_source(str(tmp_path / "a.jsonl")).documents())
-
-    def test_a_dictionary_repeated_in_every_row(self, tmp_path: Path, monkeypatch: Any) -> None:
-        """A megabyte in 50,000 rows is 50 GB: read in batches that memory can hold."""
-        monkeypatch.setattr(parquet_pages, "BATCH_BYTES", 16 * MEGABYTE)
-        words = pa.DictionaryArray.from_arrays(pa.array([0] * 50_000, pa.int32()), pa.array(["a" * MEGABYTE]))
-        path = tmp_path / "bomb.parquet"
-        pq.write_table(pa.table({"text": words}), path, compression="zstd")
-        assert path.stat().st_size < MEGABYTE
-        before = pa.total_allocated_bytes()
-        documents = open_source(str(path)).documents()
-        assert {len(next(documents)) for _ in range(20)} == {MEGABYTE}
-        assert pa.total_allocated_bytes() - before < 64 * MEGABYTE  # and a gigabyte by a thousand rows
-
-    def test_a_page_too_large_is_not_unpacked(self, tmp_path: Path, monkeypatch: Any) -> None:
-        monkeypatch.setattr(parquet_pages, "MAX_PAGE_BYTES", MEGABYTE)
-        path = tmp_path / "bomb.parquet"
-        pq.write_table(pa.table({"text": ["a" * (MEGABYTE + 1)]}), path, use_dictionary=False, write_statistics=False)
-        assert path.stat().st_size < MEGABYTE // 10
-        with pytest.raises(DataError, match=r"a page of 1,048,587 bytes, but at most 1,048,576 are read"):
-            list(open_source(str(path)).documents())
-
-    def test_rows_at_a_time_go_by_the_largest_page(self, tmp_path: Path) -> None:
-        sizes = [MEGABYTE // 4, MEGABYTE]
-        for number, size in enumerate(sizes):
-            path = tmp_path / f"{number}.parquet"
-            pq.write_table(pa.table({"text": ["a" * size], "other": ["b" * 5 * size]}), path, use_dictionary=False)
-            with open(path, "rb") as stream:
-                rows = rows_at_a_time(stream, "text", 10_000)
-            assert BATCH_BYTES // (size + 1000) <= rows <= BATCH_BYTES // size
-
-    def test_a_packed_parquet_file_that_unpacks_without_end(self, tmp_path: Path, monkeypatch: Any) -> None:
-        monkeypatch.setattr(text_files, "MAX_UNPACKING", 17)
-        (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"\0" * (20 * MEGABYTE), 1))
-        with pytest.raises(DataError, match="unpacks to more than 17 times its size"):
-            list(open_source(str(tmp_path / "a.parquet.gz")).documents())
-
-    @pytest.mark.parametrize(
-        "spec", ["a\0b", "x" * 5000, "~nobody-of-this-name/x.txt", "stories:" + "9" * 5000, "stories:٣"]
-    )
-    def test_names_that_no_file_has(self, spec: str) -> None:
-        with pytest.raises(SqatError) as caught:
-            list(open_source(spec).documents())
-        assert len(str(caught.value)) < 12_000
+@pytest.mark.parametrize(
+    "spec", ["a\0b", "x" * 5000, "~nobody-of-this-name/x.txt", "stories:" + "9" * 5000, "stories:٣"]
+)
+def test_impossible_names_of_data(spec: str) -> None:
+    with pytest.raises(SqatError) as caught:
+        open_source(spec)
+    assert len(str(caught.value)) < 12_000
 
 
-class TestTokenizers:
-    def write(self, tokenizer: Tokenizer, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-        path = tokenizer.save(folder)
-        values = json.loads(path.read_text())
-        change(values)
-        path.write_text(json.dumps(values))
-        return path
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda v: v["model"]["vocab"].update(cat=2**32 - 1), "is 4294967295, but must be a whole number"),
-            (lambda v: v["model"]["vocab"].update(cat=5), "gives two tokens the same id"),
-            (lambda v: v["model"]["vocab"].update({"\u4e2d": 300}), "which stands for no byte"),
-            (
-                lambda v: v["model"].update(continuing_subword_prefix="é"),
-                "continuing_subword_prefix is 'é', but must be null",
-            ),
-            (lambda v: v["model"]["merges"].append("a b c"), "model.merges holds 'a b c', but must hold pairs"),
-            (lambda v: v["model"]["merges"].append(["a", "zzz"]), "holds ['a', 'zzz'], which model.vocab lacks"),
-            (lambda v: v["model"]["merges"].append(["\u0120", "[EOS]"]), "which model.vocab lacks"),
-            (lambda v: v["model"].update(dropout=0.5), "dropout is 0.5, but must be null"),
-            (lambda v: v["model"].update(type="Unigram"), "model.type is 'Unigram', but must be 'BPE'"),
-            (
-                lambda v: v.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AA=="}),
-                "normalizer.type is 'Precompiled'",
-            ),
-            (
-                lambda v: v["post_processor"]["special_tokens"].pop("[EOS]"),
-                "post_processor.single names '[EOS]', which its special_tokens lack",
-            ),
-            (lambda v: v["added_tokens"].append({"id": 2**31, "content": "x"}), "added_tokens[4].id is 2147483648"),
-            (lambda v: v["added_tokens"].append({"id": 9, "content": ""}), "added_tokens[4].content is ''"),
-            (
-                lambda v: v.update(
-                    pre_tokenizer={
-                        "type": "Split",
-                        "pattern": {"Regex": "(a+)+$"},
-                        "behavior": "Removed",
-                        "invert": False,
-                    }
-                ),
-                "repeats a repetition or a group",
-            ),
-        ],
-    )
-    def test_refused(self, tokenizer: Tokenizer, tmp_path: Path, change: Any, message: str) -> None:
-        path = self.write(tokenizer, tmp_path, change)
-        with little_memory(), pytest.raises(DataError, match=re.escape(message)):
-            Tokenizer.load(path)
-
-    @pytest.mark.parametrize(
-        "pattern",
-        [
-            r"(a+)+$",
-            r"(a|aa)+$",
-            r"(?:a*)*b",
-            r"a**",
-            r"(a{1,100}){1,100}",
-            r"a{1000}",
-            r"\s*\s*\s*\s*x",
-            r"(a*)\1",
-            r"(?<x>a\g<x>?)",
-            r"(?R)",
-            r"[a-z",
-            r"((((a?){3}){3}){3})",
-            None,
-            "a" * 5000,
-        ],
-    )
-    def test_slow_expressions(self, pattern: Any) -> None:
-        with pytest.raises(ValueError, match="the regular expression"):
-            require_quick_regex(pattern)
-
-    @pytest.mark.parametrize(
-        "pattern",
-        [
-            r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-            (
-                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-                r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-            ),
-            (
-                r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|"
-                r"'t)?|\p{N}| ?[^\s]+[\r\n/]*|\s+"
-            ),
-            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|\s+",
-        ],
-        ids=["gpt2", "llama3", "o200k", "deepseek"],
-    )
-    def test_the_expressions_of_well_known_models(self, pattern: str) -> None:
-        require_quick_regex(pattern)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["model"]["vocab"].update(cat=2**32 - 1), "is 4294967295, but must be a whole number"),
+        (lambda v: v["added_tokens"].append({"id": 2**31, "content": "x"}), "is 2147483648, but must be a whole"),
+        (lambda v: v["model"]["vocab"].update({"\u4e2d": 300}), "which stands for no byte"),
+        (lambda v: v["model"].update(continuing_subword_prefix="é"), "continuing_subword_prefix is 'é', but must be"),
+        (lambda v: v["model"]["merges"].append(["a", "zzz"]), "damaged, or not a tokenizer"),
+        (lambda v: v["model"].update(dropout=0.5), "dropout is 0.5, but must be null"),
+        (lambda v: v["model"].update(type="Unigram", vocab=[["a", 0.0]]), "its model is 'Unigram', but must be 'BPE'"),
+        (lambda v: v.update(model=None), "damaged, or not a tokenizer"),
+    ],
+)
+def test_unfit_tokenizers(tokenizer: Tokenizer, tmp_path: Path, change: Any, message: str) -> None:
+    path = tokenizer.save(tmp_path)
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with little_memory(), pytest.raises(DataError, match=re.escape(message)):
+        Tokenizer.load(path)

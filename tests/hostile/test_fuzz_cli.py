@@ -30,7 +30,7 @@ COMMANDS = [
     ["generate", "checkpoint", "a", "--max-tokens", "2", "--min-p", "0.1", "--stop", "b", "--tokenizer", "checkpoint"],
     ["convert", "checkpoint", "--out", "out", "--layout", "sqat"],
     ["convert", "checkpoint", "--out", "out", "--query-heads", "2", "--method", "select", "--score", "norm"],
-    ["export", "checkpoint", "--out", "out", "--to", "native"],
+    ["export", "checkpoint", "--out", "out", "--to", "transformers"],
     ["evaluate", "checkpoint", "--data", "text.txt", "--limit", "1", "--batch-size", "2", "--context", "7", "--json"],
     ["tokenizer", "encode", "checkpoint", "some text"],
     ["tokenizer", "train", "text.txt", "--out", "out", "--vocab-size", "262", "--limit", "2"],

@@ -27,12 +27,7 @@ BUILTINS = {"eval", "exec", "compile", "__import__"}
 FUNCTIONS = {
     *("torch.load", "np.load", "numpy.load", "np.fromregex", "shutil.unpack_archive", "os.system", "os.popen"),
     *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.full_load_all", "yaml.unsafe_load", "yaml.unsafe_load_all"),
-    *(
-        "yaml.Loader",
-        "yaml.FullLoader",
-        "yaml.UnsafeLoader",
-        "yaml.safe_load",
-    ),  # the last has no bounds: parse_yaml has
+    *("yaml.Loader", "yaml.FullLoader", "yaml.UnsafeLoader"),
 }
 KEYWORDS = {("trust_remote_code", True), ("allow_pickle", True), ("weights_only", False), ("shell", True)}
 

@@ -16,7 +16,7 @@ from server import Hub
 
 from sqat.cli import main
 from sqat.errors import ConfigError
-from sqat.hub.tokens import HIDDEN, cause, usable_token, without_tokens
+from sqat.hub import HIDDEN, cause, usable_token, without_tokens
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SECRET = "hf_ThisIsNobodysTokenButAPrettyLongOne"
@@ -80,7 +80,7 @@ train: {batch_size: 5, max_steps: 3, log_every: 1, precision: float32, tensorboa
 FAILING = """
 import logging, os, sys, traceback
 logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
-from sqat.hub.transfer import download, upload
+from sqat.hub import download, upload
 from sqat.convert.files import locate
 from sqat.errors import SqatError
 

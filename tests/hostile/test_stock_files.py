@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from limits import little_memory
+from fuzzing import little_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sqat.cli import main

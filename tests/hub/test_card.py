@@ -80,7 +80,7 @@ def test_training_as_the_card_has_it(hub, run, training, tmp_path):
     assert list((working / "tensorboard_logs").glob("events.out.tfevents.*"))
     assert re.search(r"Epoch 1: validation loss \d\.\d{4} \(real tokens\)", output)
     assert re.search(r"Epoch 1: validation accuracy .*% \(real tokens\), .*% \(padding counted, as RxNN\)", output)
-    assert re.search(r"Tokens in all: [\d,]+", output)
+    assert re.search(r"Total tokens: [\d,]+", output)
 
 
 SHORT = """

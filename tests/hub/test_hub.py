@@ -6,11 +6,11 @@ import pytest
 from huggingface_hub import constants
 from server import Hub
 
-import sqat.hub.transfer
+import sqat.hub
 from rxnn.experimental.models import ExperimentalAttentionTransformer
 from rxnn.training.tokenizer import TokenizerTrainer, load_tokenizer_from_hf_hub
 from sqat.errors import CheckpointError, ConfigError
-from sqat.hub.transfer import download, require_repo_id, upload
+from sqat.hub import download, require_repo_id, upload
 
 MODEL = "ReactiveAI/SQAT-mm"
 
@@ -31,14 +31,14 @@ class TestDownload:
     def test_all_files_are_of_one_commit(self, hub, monkeypatch):
         """Also where another commit comes between them."""
         commits = hub.repositories[MODEL].commits
-        fetch = sqat.hub.transfer.hf_hub_download
+        fetch = sqat.hub.hf_hub_download
 
         def and_commit(*args, **options):
             path = fetch(*args, **options)
             commits.append(type(commits[0])("newer", [], {"config.json": b"{}"}, None))
             return path
 
-        monkeypatch.setattr(sqat.hub.transfer, "hf_hub_download", and_commit)
+        monkeypatch.setattr(sqat.hub, "hf_hub_download", and_commit)
         folder = download(MODEL, ["config.json", "model.safetensors"])
         assert len(commits) == 3
         assert folder.name == commits[0].oid

@@ -12,11 +12,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sqat.cli import main
 from sqat.convert.files import locate, quiet
-from sqat.convert.uptrain_config import UptrainConfig
 from sqat.errors import CheckpointError
-from sqat.hub.pull import pull
-from sqat.hub.push import push
+from sqat.sharing import pull, push
 from sqat.train.state import TrainState
+from sqat.uptrain_config import UptrainConfig
 
 MODEL = "somebody/llama"
 STATE = TrainState(

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
@@ -18,7 +17,7 @@ from sqat.checksums import MANIFEST
 from sqat.cli import main
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError
-from sqat.hf.export import export
+from sqat.formats import export
 from sqat.train.checkpoints import best_checkpoint
 
 REPO = "somebody/mine"
@@ -145,16 +144,16 @@ class TestRoundTrip:
             "tags": ["MultiQueryAttention", "MQA"],  # 2 of 2 query heads
         }
 
-    @pytest.mark.parametrize("form", ["native", "stock"])
+    @pytest.mark.parametrize("form", ["transformers", "stock"])
     def test_of_an_export(self, form, hub, command, run_folder):
         export(run_folder, "exported", form)
         code, _, err = command("push", "exported", REPO)
         assert code == 0, err
         assert command("pull", REPO, "--out", "back")[0] == 0
         assert files_of(Path("back")) == files_of(Path("exported"))
-        assert ("modeling_sqat.py" in files_of(Path("back"))) == (form == "native")
+        assert ("modeling_sqat.py" in files_of(Path("back"))) == (form == "transformers")
 
-    @pytest.mark.parametrize("form", ["native", "stock"])
+    @pytest.mark.parametrize("form", ["transformers", "stock"])
     def test_exported_on_the_way(self, form, hub, command, run_folder):
         assert command("push", run_folder, REPO, "--to", form)[0] == 0
         assert command("pull", REPO)[0] == 0
@@ -167,11 +166,11 @@ class TestRoundTrip:
         assert "(MHA)" in card  # what is known of the model is known of its export
         assert "## Training" in card
 
-    def test_in_the_originals_layout(self, hub, command, tiny_model, tmp_path):
+    def test_in_rxnns_layout(self, hub, command, tiny_model, tmp_path):
         quirks = {"tie_embeddings": False, "attention_out_bias": True, "feedforward_bias": True, "head_bias": True}
         model = tiny_model(hidden_size=60, final_norm=None, norm_eps=None, init="torch", **quirks)
-        folder = save_model(model, tmp_path / "native")
-        assert command("push", folder, REPO, "--to", "original")[0] == 0
+        folder = save_model(model, tmp_path / "transformers")
+        assert command("push", folder, REPO, "--to", "rxnn")[0] == 0
         assert command("pull", REPO)[0] == 0
         assert json.loads(Path("mine/config.json").read_text())["att_type"] == "gqa"
         tensors = load_model("mine").state_dict()
@@ -216,12 +215,13 @@ class TestPush:
         assert command("pull", REPO, "--revision", "better")[0] == 0
         assert "license: mit" in Path("mine/README.md").read_text()
 
-    def test_a_card_of_ones_own(self, hub, command, run_folder):
+    @pytest.mark.parametrize("options", [(), ("--to", "transformers"), ("--to", "stock")])
+    def test_a_card_of_ones_own(self, options, hub, command, run_folder):
         folder = best_checkpoint(run_folder)
         own = "---\nlicense: mit\n---\n\n# Mine\n"
         (folder / "README.md").write_text(own)
-        assert command("push", folder, REPO)[0] == 0
-        assert command("push", folder, REPO, "--dataset", "a/b")[0] == 0
+        assert command("push", folder, REPO, *options)[0] == 0
+        assert command("push", folder, REPO, *options, "--dataset", "a/b")[0] == 0
         cards = [commit.files["README.md"].decode() for commit in hub.repositories[REPO].commits]
         assert cards == [own, "---\nlicense: mit\ndatasets:\n- a/b\n---\n\n# Mine\n"]
         assert (folder / "README.md").read_text() == own
@@ -242,7 +242,7 @@ class TestPush:
                 ("--to" in options),
                 "--to" not in options,
             )
-        export(run_folder, "exported", "native")  # with a card that nobody has changed
+        export(run_folder, "exported", "transformers")  # with a card that nobody has changed
         assert command("push", "exported", REPO)[0] == 0
         card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
         assert "It likes cats." in card
@@ -250,7 +250,7 @@ class TestPush:
         assert "trust_remote_code=True" in card
 
     def test_a_card_that_nobody_has_changed_is_renewed(self, hub, command, run_folder):
-        """With new figures, but what was set on the Hub's page stays."""
+        """With new results, but what was set on the Hub's page stays."""
         assert command("push", run_folder, REPO, "--license", "mit")[0] == 0
         written = hub.repositories[REPO].commits[-1].files["README.md"].decode()
         hub.add(REPO, {"README.md": written.replace("license: mit", "license: mit\nlanguage: en").encode()})
@@ -266,17 +266,9 @@ class TestPush:
         assert f"{loss:.4f}" not in card
         assert {"license: mit", "language: en"} <= set(card.splitlines())
 
-    @pytest.mark.parametrize("to", ["native", "stock"])
-    def test_a_card_of_ones_own_for_another_form(self, to, hub, command, run_folder):
-        folder = best_checkpoint(run_folder)
-        (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Mine\n")
-        assert command("push", folder, REPO, "--to", to, "--dataset", "a/b")[0] == 0
-        card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
-        assert card == "---\nlicense: mit\ndatasets:\n- a/b\n---\n\n# Mine\n"
-
     def test_nothing_is_written_beside_the_model(self, command, run_folder):
         before = files_of(run_folder)
-        assert command("push", run_folder, REPO, "--to", "native")[0] == 0
+        assert command("push", run_folder, REPO, "--to", "transformers")[0] == 0
         assert files_of(run_folder) == before
 
     @pytest.mark.parametrize(
@@ -300,32 +292,29 @@ class TestPush:
         assert REPO not in hub.repositories
         assert not hub.requests
 
-    def test_weights_that_are_no_safetensors(self, hub, command, run_folder):
-        export(run_folder, "exported", "stock")
-        torch.save(load_file("exported/model.safetensors"), "exported/pytorch_model.bin")
-        Path("exported/model.safetensors").unlink()
-        assert "exported has no safetensors" in command("push", "exported", REPO)[2]
-        assert not hub.requests
-
-    @pytest.mark.parametrize("name", ["model.gguf", "model.onnx"])
-    def test_other_engines_files(self, name, command):
-        Path("exported").mkdir()
-        Path("exported", name).write_bytes(b"")
-        assert (
-            f"exported holds {name}, which can only be uploaded as it is: `hf upload"
-            in command("push", "exported", REPO)[2]
-        )
-
-    def test_modelling_code_that_is_missing(self, hub, command, run_folder):
-        export(run_folder, "exported")
-        Path("exported/modeling_sqat.py").unlink()
-        assert "has an auto_map, but modeling_sqat.py is not there" in command("push", "exported", REPO)[2]
-        assert not hub.requests
-
-    def test_nobody_is_logged_in(self, hub, command, run_folder, monkeypatch):
-        monkeypatch.delenv("HF_TOKEN")
-        code, _, err = command("push", run_folder, REPO)
-        assert (code, "nobody is logged in to the Hub" in err, "`hf auth login`" in err) == (1, True, True)
+    @pytest.mark.parametrize(
+        ("to", "removed", "added", "message"),
+        [
+            ("stock", "model.safetensors", "pytorch_model.bin", "exported has no safetensors"),
+            ("transformers", "modeling_sqat.py", "a.py", "has an auto_map, but modeling_sqat.py is not there"),
+            (
+                "transformers",
+                "README.md",
+                "model.gguf",
+                "exported holds model.gguf, which can only be uploaded as it is",
+            ),
+            (
+                "transformers",
+                "README.md",
+                "model.onnx",
+                "exported holds model.onnx, which can only be uploaded as it is",
+            ),
+        ],
+    )
+    def test_exports_that_are_not_whole_are_not_uploaded(self, to, removed, added, message, hub, command, run_folder):
+        export(run_folder, "exported", to)
+        Path("exported", removed).rename(Path("exported", added))
+        assert message in command("push", "exported", REPO)[2]
         assert not hub.requests
 
     def test_the_token_of_a_login(self, hub, command, run_folder, tmp_path, monkeypatch):
@@ -334,24 +323,40 @@ class TestPush:
         assert command("push", run_folder, REPO)[0] == 0
         assert hub.repositories[REPO].commits[0].token == "hf_of_a_login"
 
-    def test_a_token_that_nobody_has(self, hub, command, run_folder):
-        hub.unknown.add(SECRET)
-        code, _, err = command("push", run_folder, REPO)
-        assert (code, "the Hub does not accept the token (401)" in err) == (1, True)
-        assert REPO not in hub.repositories
-
+    @pytest.mark.parametrize(
+        ("problem", "message"),
+        [
+            ("nobody", "nobody is logged in to the Hub, but writing there needs a token: log in with `hf auth login`"),
+            ("unknown", "the Hub does not accept the token (401)"),
+            ("read only", "the token has no permission (403): it needs write access"),
+            ("no network", "the Hub at http://127.0.0.1:1 cannot be reached: check the network"),
+            ("fails halfway", "500"),
+        ],
+    )
     @pytest.mark.parametrize("already", [False, True])
-    def test_a_token_that_may_only_read(self, already, hub, command, run_folder):
-        hub.read_only.add(SECRET)
+    def test_what_goes_wrong_leaves_the_hub_as_it_was(
+        self, problem, message, already, hub, command, run_folder, monkeypatch
+    ):
         if already:
-            hub.add(REPO, {"notes.txt": b"mine"})
+            hub.add(REPO, {"config.json": b"old"})
+        if problem == "nobody":
+            monkeypatch.delenv("HF_TOKEN")
+        elif problem == "unknown":
+            hub.unknown.add(SECRET)
+        elif problem == "read only":
+            hub.read_only.add(SECRET)
+        elif problem == "no network":
+            monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+        else:
+            hub.fail_commits = 1
         code, _, err = command("push", run_folder, REPO)
-        assert (code, "the token has no permission (403): it needs write access" in err) == (1, True)
-        assert not already or len(hub.repositories[REPO].commits) == 1
+        assert (code, message in err) == (1, True), err
+        commits = hub.repositories[REPO].commits if REPO in hub.repositories else []
+        assert len(commits) == already
 
     @pytest.mark.parametrize("token", [f"{SECRET}\x01", f"{SECRET} ", f"{SECRET}é"])
     def test_a_token_that_cannot_be_is_not_shown(self, token, run_folder, monkeypatch):
-        monkeypatch.setattr("sqat.hub.tokens.get_token", lambda: token)
+        monkeypatch.setattr("sqat.hub.get_token", lambda: token)
         with pytest.raises(ConfigError, match="characters that no token has") as error:
             sqat.push(run_folder, REPO)
         assert SECRET not in repr(error.value.__cause__) + str(error.value)
@@ -362,28 +367,16 @@ class TestPush:
         def refuse(*args, **kwargs):
             raise ValueError(f"bad header Bearer {SECRET}")
 
-        monkeypatch.setattr("sqat.hub.transfer.HfApi.create_commit", refuse)
+        monkeypatch.setattr("sqat.hub.HfApi.create_commit", refuse)
         assert "bad header Bearer <token>" in command("push", run_folder, REPO)[2]
-
-    def test_no_network(self, command, run_folder, monkeypatch):
-        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-        code, _, err = command("push", run_folder, REPO)
-        assert (code, "the Hub at http://127.0.0.1:1 cannot be reached: check the network" in err) == (1, True)
-
-    def test_a_failure_halfway_leaves_the_repository_as_it_was(self, hub, command, run_folder):
-        hub.add(REPO, {"config.json": b"old"})
-        hub.fail_commits = 1
-        code, _, err = command("push", run_folder, REPO)
-        assert (code, "500" in err) == (1, True)
-        assert len(hub.repositories[REPO].commits) == 1
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             (("mine",), "repository is 'mine', but must be owner/name"),
             (("a/b/c",), "repository is 'a/b/c'"),
-            ((REPO, "--to", "gguf"), "to is 'gguf', but must be one of native, stock, original"),
-            ((REPO, "--to", "original"), "RxNN's layout holds models with"),
+            ((REPO, "--to", "gguf"), "to is 'gguf', but must be one of transformers, stock, rxnn, sqat"),
+            ((REPO, "--to", "rxnn"), "RxNN's layout holds models with"),
             ((REPO, "--message", " "), "message is empty"),
             ((REPO, "--license", "The License"), "license is 'The License'"),
             ((REPO, "--dataset", "a b"), "dataset is 'a b'"),
@@ -436,7 +429,7 @@ class TestPull:
         assert ".tmp" not in err
         assert sorted(Path().iterdir()) == before
 
-    @pytest.mark.parametrize("form", ["native", "stock"])
+    @pytest.mark.parametrize("form", ["transformers", "stock"])
     def test_code_in_a_repository_is_not_run(self, form, hub, command, run_folder):
         export(run_folder, "exported", form)
         code = f"open({str(Path.cwd() / 'ran')!r}, 'w')\n".encode()

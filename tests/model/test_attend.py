@@ -1,51 +1,89 @@
-"""`attend` is its definition, whatever the head counts, the mask and the block size.
+"""`attend` is its definition, whatever the head counts, the mask, the window, the blocks and the way it is computed.
 
 Shape letters as in sqat.model.attend. Which keys a query sees is written out here once more, one pair at a time.
 """
 
 import functools
+import itertools
+import re
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from sqat.model import attend as attend_module
 from sqat.model.attend import attend, attend_naive
-from sqat.model.mask import AttentionMask
+from sqat.model.mask import AttentionMask, window_naive
 from sqat.variants import VARIANTS, head_counts
 
-B, T, C = 3, 13, 10
-PADDING = torch.tensor([0, 5, 2])
-DOCUMENTS = torch.tensor([[0] * 13, [0] * 4 + [1] * 1 + [2] * 8, [0] * 6 + [1] * 7])
+B, T, C = 3, 29, 10
+PADDING = (0, 5, 23)
+DOCUMENTS = ((0,) * 29, (0,) * 4 + (1,) * 1 + (2,) * 24, (0,) * 17 + (1,) * 12)
+SLOTS = (0, 1, 2, -1, 15, 16, 10, 11, 12, 13, 14, -1, *range(17, 34))  # of a rolling cache, and T - 12 new keys
 
-CASES = {  # name: (queries, keys, causal, documents, padding)
-    "causal": (T, T, True, None, None),
-    "full": (T, T, False, None, None),
-    "cached": (7, T, True, None, None),
-    "one query": (1, T, True, None, None),
-    "one token": (1, 1, True, None, None),
-    "full, more keys": (7, T, False, None, None),
-    "documents": (T, T, True, DOCUMENTS, None),
-    "documents, full": (T, T, False, DOCUMENTS, None),
-    "padding": (T, T, True, None, PADDING),
-    "padding, cached": (7, T, True, None, PADDING),
-    "padding, one query": (1, T, True, None, PADDING),
-    "documents and padding": (T, T, True, DOCUMENTS, PADDING),
+
+class Case(NamedTuple):
+    queries: int = T
+    keys: int = T
+    causal: bool = True
+    documents: tuple | None = None
+    padding: tuple | None = None
+    positions: tuple | None = None
+
+
+CASES = {
+    "causal": Case(),
+    "full": Case(causal=False),
+    "after others": Case(7),
+    "one query": Case(1),
+    "one token": Case(1, 1),
+    "full, more keys": Case(7, causal=False),
+    "documents": Case(documents=DOCUMENTS),
+    "documents, full": Case(causal=False, documents=DOCUMENTS),
+    "padding": Case(padding=PADDING),
+    "padding, after others": Case(7, padding=PADDING),
+    "padding, one query": Case(1, padding=PADDING),
+    "documents and padding": Case(documents=DOCUMENTS, padding=PADDING),
+    "a rolling cache": Case(7, positions=SLOTS),
+    "a rolling cache, padding": Case(17, positions=SLOTS, padding=PADDING),
 }
+WINDOWS = ((None, 0), (1, 0), (5, 0), (5, 3), (11, 1), (29, 0), (31, 3))  # (window, global tokens)
 
 
 @functools.cache
-def visible(case: str) -> torch.Tensor:
+def visible(name: str, window: int | None = None, global_tokens: int = 0) -> torch.Tensor:
     """(B, 1, T, S), by definition."""
-    num_queries, num_keys, causal, documents, padding = CASES[case]
-    seen = torch.zeros(B, 1, num_queries, num_keys, dtype=torch.bool)
-    for row, _, t, key in torch.cartesian_prod(*map(torch.arange, seen.shape)).tolist():
-        query = num_keys - num_queries + t
+    case = CASES[name]
+    seen = torch.zeros(B, 1, case.queries, case.keys, dtype=torch.bool)
+    places = case.positions or range(case.keys)
+    for row, t, key in itertools.product(range(B), range(case.queries), range(case.keys)):
+        query = case.keys - case.queries + t
+        first = case.padding[row] if case.padding else 0
+        at_query, at_key = places[query], places[key]
+        if case.documents:
+            first = max(first, case.documents[row].index(case.documents[row][key]))
         seen[row, 0, t, key] = (
-            (key <= query or not causal)
-            and (documents is None or documents[row, query] == documents[row, key])
-            and (padding is None or key >= padding[row] or key == query)
+            (at_key <= at_query or not case.causal)
+            and at_key >= 0
+            and (not case.documents or case.documents[row][query] == case.documents[row][key])
+            and (not case.padding or at_key >= case.padding[row] or key == query)
+            and (window is None or at_query - at_key < window or at_key - first < global_tokens)
         )
     return seen
+
+
+def make_mask(name: str, window: int | None = None, global_tokens: int = 0) -> AttentionMask | None:
+    case = CASES[name]
+    if case[3:] == (None, None, None) and window is None:
+        return None
+    documents, padding, positions = (None if x is None else torch.tensor(x) for x in case[3:])
+    limits = {"window": window, "global_tokens": global_tokens, "positions_S": positions}
+    return AttentionMask(*case[:2], torch.device("cpu"), case.causal, documents, padding, **limits)
+
+
+def draw(name: str, query_heads: int, kv_heads: int, dtype=torch.float64) -> list[torch.Tensor]:
+    case = CASES[name]
+    shapes = (query_heads, case.queries), (kv_heads, case.keys), (kv_heads, case.keys)
+    return [torch.randn(B, *shape, C, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
 def with_gradients(function, *inputs):
@@ -55,43 +93,53 @@ def with_gradients(function, *inputs):
     return out, *torch.autograd.grad((out * weights).sum(), inputs)
 
 
-@pytest.fixture(params=["kernel", "kernel, masks of 5 rows", "blocks of 5", "blocks of 1", "as measured"])
-def _blocks(request, monkeypatch):
-    if "5 rows" in request.param:
+@pytest.fixture(params=["plain", "plain, 5 rows at a time", "chosen", "blocks of 5", "blocks of 1"])
+def run(request, monkeypatch):
+    """The plain path, or what a CPU takes, with blocks of some length."""
+    if request.param == "plain, 5 rows at a time":
         monkeypatch.setattr("sqat.model.mask.QUERY_BLOCK", 5)
-    if request.param != "as measured":
-        block = {"blocks of 5": 5, "blocks of 1": 1}.get(request.param)
-        monkeypatch.setattr("sqat.model.attend.block_length", lambda num_queries, masked: block)
+    if request.param.startswith("blocks"):
+        monkeypatch.setattr("sqat.cpu.attend.block_length", lambda num_queries, masked: int(request.param[-1]))
+    return attend.plain if request.param.startswith("plain") else attend
 
 
-@pytest.mark.usefixtures("_blocks")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_equals_the_definition(variant, case):
-    num_queries, num_keys, causal, documents, padding = CASES[case]
-    query_heads, kv_heads = head_counts(variant, 8)
-    shapes = (query_heads, num_queries), (kv_heads, num_keys), (kv_heads, num_keys)
-    q, k, v = (torch.randn(B, *shape, C, dtype=torch.float64, requires_grad=True) for shape in shapes)
-    mask = None
-    if documents is not None or padding is not None:
-        mask = AttentionMask(num_queries, num_keys, q.device, causal, documents, padding)
-
-    found = with_gradients(lambda *qkv: attend(*qkv, causal=causal, mask=mask), q, k, v)
-    expected = with_gradients(lambda *qkv: attend_naive(*qkv, visible(case)), q, k, v)
+def test_every_variant_is_the_definition(run, variant, case):
+    qkv, mask = draw(case, *head_counts(variant, 8)), make_mask(case)
+    found = with_gradients(lambda *qkv: run(*qkv, causal=CASES[case].causal, mask=mask), *qkv)
+    expected = with_gradients(lambda *qkv: attend_naive(*qkv, visible(case)), *qkv)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.causal])
+def test_every_window_is_the_definition(run, case):
+    for window in WINDOWS[1:]:
+        qkv, mask = draw(case, 4, 2), make_mask(case, *window)
+        expected = with_gradients(lambda *qkv, window=window: attend_naive(*qkv, visible(case, *window)), *qkv)
+        for _ in range(2):  # the second time with what the mask keeps for later layers
+            found = with_gradients(lambda *qkv, mask=mask: run(*qkv, mask=mask), *qkv)
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("window", "global_tokens"), [(5, 0), (5, 3), (29, 0), (31, 3)])
+def test_the_short_definition_of_a_window_is_the_long_one(window, global_tokens):
+    for case in ("causal", "after others"):
+        short = window_naive(CASES[case].queries, T, window, global_tokens)
+        assert short.equal(visible(case, window, global_tokens)[0, 0])
 
 
 @pytest.mark.parametrize(
     ("threads", "rows", "expected"), [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 6), (99, 1, 6), (5, 3, 2)]
 )
-def test_backward_has_a_head_for_each_thread(monkeypatch, threads, rows, expected):
-    """However many key/value heads the kernel is given, the result is the definition's."""
-    given = []
-    kernel = attend_module._kernel
+def test_backward_on_a_cpu_has_a_head_for_each_thread(monkeypatch, threads, rows, expected):
+    """However many key/value heads torch's kernel is given, the result is the definition's."""
+    given, kernel = [], torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        attend_module, "_kernel", lambda q, k, v, *a, **kw: given.append(len(k[0])) or kernel(q, k, v, *a, **kw)
+        "torch.nn.functional.scaled_dot_product_attention",
+        lambda q, k, v, *a, **kw: given.append(len(k[0])) or kernel(q, k, v, *a, **kw),
     )
-    monkeypatch.setattr(attend_module, "block_length", lambda num_queries, masked: None)
+    monkeypatch.setattr("sqat.cpu.attend.block_length", lambda num_queries, masked: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     q, k, v = (torch.randn(rows, n, T, C, dtype=torch.float64, requires_grad=True) for n in (6, 1, 1))
     found = with_gradients(attend, q, k, v)
@@ -108,48 +156,58 @@ def test_query_heads_read_the_kv_head_of_their_group():
     torch.testing.assert_close(attend(q, k, v), v[:, [0, 0, 1, 1, 2, 2]])
 
 
-def test_rows_made_in_parts_are_parts_of_the_whole():
-    mask = AttentionMask(7, T, torch.device("cpu"), documents_BS=DOCUMENTS, first_key_B=PADDING)
-    whole = mask.rows()
-    part = mask.rows(2, 5)
-    assert part.shape == (B, 1, 3, T - 2)  # keys after the last query are left out
-    assert part.equal(whole[:, :, 2:5, : T - 2])
-    assert not whole[:, :, 2:5, T - 2 :].any()
-
-
 @pytest.mark.parametrize("case", ["causal", "padding"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.bfloat16, 0.03)])
-def test_type_is_kept(case, dtype, tolerance):
-    q, k, v = (torch.randn(B, heads, T, C) for heads in (4, 2, 2))
-    mask = AttentionMask(T, T, q.device, first_key_B=CASES[case][-1]) if case == "padding" else None
-    found = attend(*(x.to(dtype) for x in (q, k, v)), mask=mask)
+@pytest.mark.parametrize("window", [(None, 0), (5, 3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_type_is_kept(case, window, dtype, tolerance):
+    q, k, v = draw(case, 4, 2, torch.float32)
+    found = attend(*(x.to(dtype) for x in (q, k, v)), mask=make_mask(case, *window))
     assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), attend_naive(q, k, v, visible(case)), rtol=0, atol=tolerance)
+    expected = attend_naive(q, k, v, visible(case, *window))
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.usefixtures("_blocks")
-def test_padded_queries_give_numbers():
+def test_padded_queries_are_finite(run):
     q, k, v = (torch.randn(B, heads, T, C) for heads in (4, 2, 2))
     padding = torch.tensor([T, T - 1, 1])
-    assert attend(q, k, v, mask=AttentionMask(T, T, q.device, first_key_B=padding)).isfinite().all()
+    assert run(q, k, v, mask=AttentionMask(T, T, q.device, first_key_B=padding)).isfinite().all()
 
 
-@pytest.mark.parametrize("documents", [None, DOCUMENTS[:1].expand(11, -1)])
-def test_dropout_keeps_the_mean(documents):
-    q, k, v = (torch.randn(11, 2, T, C) for _ in range(3))
-    mask = None if documents is None else AttentionMask(T, T, q.device, documents_BS=documents)
+@pytest.mark.parametrize("window", [(None, 0), (5, 2)])
+@pytest.mark.parametrize("case", ["causal", "documents"])
+def test_dropout_keeps_the_mean(case, window):
+    q, k, v = (x.detach() for x in draw(case, 2, 2, torch.float32))
+    mask = make_mask(case, *window)
     draws = torch.stack([attend(q, k, v, mask=mask, dropout=0.3) for _ in range(300)])
     assert not draws[0].equal(draws[1])
     error = (draws.mean(dim=0) - attend(q, k, v, mask=mask)) / draws.std(dim=0).clamp_min(1e-3)
     assert error.pow(2).mean() < 1.5 / 300
 
 
-@pytest.mark.parametrize("num_queries", [5, 7])
-def test_only_a_small_mask_is_kept(monkeypatch, num_queries):
-    monkeypatch.setattr("sqat.model.mask.QUERY_BLOCK", 5)
-    documents = torch.tensor([[0, 0, 1, 1, 1, 1, 2]])[:, :num_queries]
-    made = AttentionMask(num_queries, num_queries, torch.device("cpu"), documents_BS=documents)
-    kept = AttentionMask(num_queries, num_queries, torch.device("cpu"), documents_BS=documents).keep()
-    assert (kept.whole is None) == (num_queries == 7)
-    q, k, v = (torch.randn(1, 2, num_queries, 3) for _ in range(3))
-    torch.testing.assert_close(attend(q, k, v, mask=kept), attend(q, k, v, mask=made))
+@pytest.mark.parametrize(("case", "first"), [("causal", slice(0, 3)), ("documents", slice(0, 16))])
+def test_a_block_has_the_keys_in_reach_and_global_tokens_alone(case, first):
+    """Query 20 reaches back to 16; its document begins at 0, 5 or 17."""
+    found, seen = make_mask(case, 5, 3).block(20, 24)
+    assert found == [first, slice(16, 24)]
+    assert seen.shape[2:] == (4, sum(part.stop - part.start for part in found))
+    assert make_mask(case, 5, 0).block(20, 24)[0] == [slice(16, 24)]
+    assert make_mask(case, 5, 3).block(0, 4)[0] == [slice(0, 4)]
+
+
+def test_masks_of_like_blocks_are_made_once():
+    mask = AttentionMask(640, 640, torch.device("cpu"), window=70)
+    q, k, v = (torch.randn(1, 1, 640, C) for _ in range(3))
+    attend(q, k, v, mask=mask)
+    assert len(mask.made) == 3  # the first two blocks of 64, and all others
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 5, "causal": False}, "window is 5, but must be None where causal is false"),
+        ({"global_tokens": 2}, "global_tokens is 2, but must be 0 where window is None"),
+    ],
+)
+def test_what_does_not_go_together(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        AttentionMask(7, 7, torch.device("cpu"), **options)

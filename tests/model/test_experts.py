@@ -1,118 +1,194 @@
-"""The experts' arithmetic: `run_experts`, its hand-written backward pass included, is the naive loop over experts.
+"""The experts' arithmetic, each way to compute it held to the naive loop over experts, gradients too. What GPUs run is
+checked with the definition of their kernels; tests/gpu has the kernels.
 
-Shape letters as in sqat.model.experts.
+Shape letters as in sqat.model.moe.
 """
+
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
+from sqat import cpu as kernels
 from sqat.config import ACTIVATIONS
-from sqat.model.experts import ExpertWeights, run_experts, run_experts_naive
+from sqat.cpu import experts as on_cpus
+from sqat.cuda import experts as on_gpus
+from sqat.model.moe import ExpertWeights, run_experts, run_experts_naive, sort_by_expert
 
-N, D, F, E = 17, 11, 5, 7
+N, D, F, E = 31, 11, 5, 7
 
 ROUTINGS = {  # name: (E, experts of each token)
-    "two of seven": (
-        E,
-        torch.stack([torch.randperm(E, generator=torch.Generator().manual_seed(i))[:2] for i in range(N)]),
-    ),
-    "some never chosen": (E, torch.tensor([[1, 5]]).expand(N, 2)),
-    "one of seven": (E, (torch.arange(N) % 3 * 2).unsqueeze(1)),
-    "the only expert": (1, torch.zeros(N, 1, dtype=torch.long)),
-    "all experts": (3, torch.arange(3).expand(N, 3)),
-    "no tokens": (E, torch.zeros(0, 2, dtype=torch.long)),
+    "two of seven": (E, lambda: torch.rand(N, E).topk(2).indices),
+    "some never chosen": (E, lambda: torch.tensor([[5, 1]]).expand(N, 2)),
+    "last one never chosen": (3, lambda: torch.zeros(N, 1, dtype=torch.long)),
+    "one of seven": (E, lambda: (torch.arange(N) % 3 * 2).unsqueeze(1)),
+    "the only expert": (1, lambda: torch.zeros(N, 1, dtype=torch.long)),
+    "all experts": (3, lambda: torch.arange(3).expand(N, 3)),
+    "multiples of a block": (3, lambda: torch.arange(24).view(-1, 1) % 3),
+    "one token": (E, lambda: torch.tensor([[6, 2]])),
+    "hundreds of experts": (401, lambda: torch.rand(5, 401).topk(3).indices),
+    "no tokens": (E, lambda: torch.zeros(0, 2, dtype=torch.long)),
 }
 
 
-def draw(experts_Nk, num_experts, gated=True, biased=True, dtype=torch.float64, sizes=(D, F)):
+class Way(NamedTuple):
+    run: Any
+    dtype: torch.dtype = torch.float64
+    tolerance: float = 1e-11
+
+
+WAYS = {
+    "plain": Way(run_experts.plain),
+    "loops": Way(on_cpus.run_experts, torch.float32, 1e-5),
+    "loops, rows filled up": Way(on_cpus.run_experts, torch.float32, 1e-5),
+    "grouped products": Way(on_gpus.run_experts_grouped),
+    "batched products": Way(on_gpus.run_experts_few),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch) -> Way:
+    if "loops" in request.param and not kernels.available():
+        pytest.skip("numba or GNU OpenMP is missing")
+    if "filled" in request.param:
+        monkeypatch.setattr(on_cpus, "_block", lambda *_: 5)
+    monkeypatch.setattr(on_gpus, "grouped_mm", on_gpus.grouped_mm_naive)  # any type and width
+    return WAYS[request.param]
+
+
+def draw(experts_Nk: Tensor, num_experts: int, dtype=torch.float64, gated=True, biased=True, sizes=(D, F)):
     """(x, weights of the choices, expert weights), all wanting gradients."""
     width, hidden = sizes
     inner = hidden * (2 if gated else 1)
-    shapes = [(num_experts, inner, width), (num_experts, inner), (num_experts, width, hidden), (num_experts, width)]
-    leaves = [
-        torch.randn(shape, dtype=dtype, requires_grad=True)
-        for shape in [(len(experts_Nk), width), experts_Nk.shape, *shapes]
-    ]
-    x, weights_Nk, fc1, fc1_bias, fc2, fc2_bias = leaves
-    return x, weights_Nk, ExpertWeights(fc1, fc1_bias if biased else None, fc2, fc2_bias if biased else None)
+    shapes = ((num_experts, inner, width), (num_experts, inner), (num_experts, width, hidden), (num_experts, width))
+    weights = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    if not biased:
+        weights[1::2] = None, None
+    x = torch.randn(len(experts_Nk), width, dtype=dtype, requires_grad=True)
+    share = torch.rand(experts_Nk.shape, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+    return x, share, ExpertWeights(*weights)
 
 
-def with_gradients(function, x, experts_Nk, weights_Nk, weights, *options):
-    out = function(x, experts_Nk, weights_Nk, weights, *options)
+def with_gradients(run, x, experts_Nk, share, weights, *options):
+    out = run(x, experts_Nk, share, weights, *options)
     scale = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
-    leaves = [leaf for leaf in (x, weights_Nk, *weights) if leaf is not None]
-    return out, *torch.autograd.grad((out * scale).sum(), leaves)
+    leaves = [leaf for leaf in (x, share, *weights) if leaf is not None]
+    return [out, *torch.autograd.grad((out * scale).sum(), leaves)]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-5)], ids=["float64", "float32"]
-)
+def assert_close(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):  # relative to the largest entry: sums of many terms round alike
+        assert a.shape == b.shape
+        assert a.numel() == 0 or (a - b).abs().max() <= tolerance * b.abs().max()
+
+
 @pytest.mark.parametrize("biased", [True, False], ids=["biases", "no biases"])
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "not gated"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_equals_the_naive_loop(activation, gated, biased, dtype, tolerance):
-    num_experts, experts_Nk = ROUTINGS["two of seven"]
-    x, weights_Nk, weights = draw(experts_Nk, num_experts, gated, biased, dtype)
+def test_equals_the_naive_loop(way, activation, gated, biased):
+    num_experts, make = ROUTINGS["two of seven"]
+    experts_Nk = make()
+    if way.run is on_cpus.run_experts and not (gated and activation in ("silu", "swish")):
+        return
+    x, share, weights = draw(experts_Nk, num_experts, way.dtype, gated, biased)
     found, expected = (
-        with_gradients(f, x, experts_Nk, weights_Nk, weights, activation, gated)
-        for f in (run_experts, run_experts_naive)
+        with_gradients(run, x, experts_Nk, share, weights, activation, gated) for run in (way.run, run_experts_naive)
     )
-    for a, b in zip(found, expected, strict=True):  # relative to the largest entry: sums of many terms round alike
-        assert (a - b).abs().max() <= tolerance * b.abs().max()
+    assert_close(found, expected, way.tolerance)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
-def test_every_routing(routing):
-    num_experts, experts_Nk = ROUTINGS[routing]
-    x, weights_Nk, weights = draw(experts_Nk, num_experts)
+def test_every_routing(way, routing):
+    num_experts, make = ROUTINGS[routing]
+    experts_Nk = make()
+    if len(experts_Nk) == 0 and way.run is not run_experts.plain:
+        return  # nobody asks them
+    x, share, weights = draw(experts_Nk, num_experts, way.dtype)
     found, expected = (
-        with_gradients(f, x, experts_Nk, weights_Nk, weights, "silu", True) for f in (run_experts, run_experts_naive)
+        with_gradients(run, x, experts_Nk, share, weights, "silu", True) for run in (way.run, run_experts_naive)
     )
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert_close(found, expected, way.tolerance)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "linear"])
-def test_gradients_are_those_of_finite_differences(activation, gated, dropout):
-    """With dropout, too, if the generator is set back each time: backward uses the mask of its forward."""
+@pytest.mark.parametrize("run", [run_experts.plain, on_gpus.run_experts_grouped], ids=["plain", "grouped"])
+def test_backward_uses_the_dropout_of_its_forward(run, activation, gated, monkeypatch):
+    """With the generator set back each time, gradients are finite differences."""
+    monkeypatch.setattr(on_gpus, "grouped_mm", on_gpus.grouped_mm_naive)
     experts_Nk = torch.tensor([[0, 2], [2, 1], [2, 0], [1, 2], [0, 1]])
-    x, weights_Nk, weights = draw(experts_Nk, 4, gated, sizes=(3, 2))  # expert 3 has no tokens
+    x, share, weights = draw(experts_Nk, 4, gated=gated, sizes=(3, 2))  # expert 3 has no tokens
 
-    def run(x, weights_Nk, *weights):
+    def compute(x, share, *weights):
         torch.manual_seed(3)
-        return run_experts(x, experts_Nk, weights_Nk, ExpertWeights(*weights), activation, gated, dropout)
+        return run(x, experts_Nk, share, ExpertWeights(*weights), activation, gated, 0.4)
 
-    assert torch.autograd.gradcheck(run, (x, weights_Nk, *weights))
+    assert torch.autograd.gradcheck(compute, (x, share, *weights))
 
 
-def test_dropout_keeps_the_mean():
-    x, weights_Nk, weights = draw(torch.tensor([[4, 1]]), E)
-    rows = 3000
-    experts_Nk, many = torch.tensor([[4, 1]]).expand(rows, 2), (x.expand(rows, D), weights_Nk.expand(rows, 2))
-    kept = run_experts(many[0], experts_Nk, many[1], weights, "silu", True)
-    dropped = run_experts(many[0], experts_Nk, many[1], weights, "silu", True, 0.3)
+def test_backward_of_loops_uses_the_dropout_of_its_forward(way):
+    """Along a random direction, the slope is the gradient's: the layer is linear in its second matrix."""
+    if way.run is not on_cpus.run_experts:
+        return
+    num_experts, make = ROUTINGS["two of seven"]
+    experts_Nk = make()
+    x, share, weights = draw(experts_Nk, num_experts, way.dtype)
+    step, results = torch.randn_like(weights.fc2_EDF), []
+    for move in (0.0, 1.0):
+        torch.manual_seed(3)
+        fc2 = weights.fc2_EDF + move * step
+        results.append(way.run(x, experts_Nk, share, weights._replace(fc2_EDF=fc2), "silu", True, 0.4).sum())
+    slope = (torch.autograd.grad(results[0], weights.fc2_EDF)[0] * step).sum()
+    torch.testing.assert_close(results[1] - results[0], slope, rtol=1e-3, atol=1e-3)
+
+
+def test_dropout_keeps_the_mean(way):
+    if way.run is on_gpus.run_experts_few:
+        return  # for decoding alone
+    x, share, weights = draw(torch.tensor([[4, 1]]), E, way.dtype)
+    rows, experts_Nk = 3000, torch.tensor([[4, 1]])
+    many = x.expand(rows, D), experts_Nk.expand(rows, 2), share.expand(rows, 2), weights, "silu", True
+    kept, dropped = way.run(*many), way.run(*many, 0.3)
     error = (dropped.mean(dim=0) - kept[0]) / (dropped.std(dim=0) / rows**0.5)
     assert dropped.std(dim=0).min() > 0
     assert error.abs().max() < 5
 
 
-def test_only_wanted_gradients_are_asked_for():
-    _, experts_Nk = ROUTINGS["two of seven"]
-    x, weights_Nk, weights = draw(experts_Nk, E)
+def test_frozen_experts_have_no_gradient(way):
+    experts_Nk = ROUTINGS["two of seven"][1]()
+    x, share, weights = draw(experts_Nk, E, way.dtype)
     frozen = ExpertWeights(*(tensor.detach() for tensor in weights))
-    run_experts(x, experts_Nk, weights_Nk, frozen, "silu", True).sum().backward()
+    way.run(x, experts_Nk, share, frozen, "silu", True).sum().backward()
     assert x.grad is not None
     assert frozen.fc1_EID.grad is None
 
 
-def test_autocast_is_close_and_keeps_types():
-    _, experts_Nk = ROUTINGS["two of seven"]
-    arguments = draw(experts_Nk, E, dtype=torch.float32)
-    expected = with_gradients(run_experts, arguments[0], experts_Nk, *arguments[1:], "silu", True)
+def test_autocast_is_close_and_keeps_types(monkeypatch, way):
+    monkeypatch.undo()  # torch's own kernel
+    experts_Nk = ROUTINGS["two of seven"][1]()
+    arguments = draw(experts_Nk, E, torch.float32, sizes=(24, 16))
+    expected = with_gradients(run_experts_naive, arguments[0], experts_Nk, *arguments[1:], "silu", True)
     with torch.autocast("cpu", torch.bfloat16):
-        found = with_gradients(run_experts, arguments[0], experts_Nk, *arguments[1:], "silu", True)
+        found = with_gradients(way.run, arguments[0], experts_Nk, *arguments[1:], "silu", True)
     assert not found[0].equal(expected[0])
-    for a, b in zip(found, expected, strict=True):
-        assert a.dtype == torch.float32
-        assert (a - b).abs().max() < 0.03 * b.abs().max()
+    assert all(a.dtype == torch.float32 for a in found)
+    assert_close(found, expected, 0.05)
+
+
+@pytest.mark.parametrize("block", [1, 5, 8, 64])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_sorted_rows(routing, block):
+    """Every selection has a row of its own among its expert's; groups are whole blocks in a buffer of known size."""
+    num_experts, make = ROUTINGS[routing]
+    experts_Nk = make()
+    token, place, ends = sort_by_expert(experts_Nk, num_experts, block)
+    assert place.unique().numel() == experts_Nk.numel()
+    assert torch.equal(token[place], torch.arange(len(experts_Nk)).unsqueeze(1).expand(experts_Nk.shape))
+    counts = ends.diff(prepend=ends[:1] * 0)
+    assert torch.equal(torch.repeat_interleave(torch.arange(num_experts), counts)[place], experts_Nk)
+    chosen = experts_Nk.flatten().bincount(minlength=num_experts)
+    assert (counts % block == 0).all()
+    assert (counts - chosen < block).all() or block > 1
+    assert (counts >= (block if block > 1 else 0)).all()
+    assert ends[-1] <= len(token) == experts_Nk.numel() if block == 1 else ends[-1] <= len(token)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sqat.model.experts import ExpertWeights, run_experts_naive
 from sqat.model.feedforward import FeedForward
-from sqat.model.moe import MoE, RouterStats, router_stats
+from sqat.model.moe import ExpertWeights, MoE, RouterStats, router_stats, run_experts_naive
 
 B, T, D, E, K = 5, 11, 23, 7, 2
 

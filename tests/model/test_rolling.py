@@ -82,18 +82,14 @@ def test_a_cache_within_the_window_does_not_roll(tiny_config):
     assert isinstance(KVCache(config, 1, 12).layers[0], RollingLayer)
 
 
-def test_slots():
+@pytest.mark.parametrize("length", range(13))
+def test_slots_hold_the_first_places_and_the_last(length):
     layer = RollingLayer((1, 1, 2), window=3, global_tokens=2)
-    assert layer.slots(torch.arange(12)).tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2]
-    assert set(layer.slots(torch.arange(-6, 0)).tolist()) == {2, 3, 4}
-
-
-@pytest.mark.parametrize("last", range(12))
-def test_filled_slots(last):
-    layer = RollingLayer((1, 1, 2), window=3, global_tokens=2)
-    real = {int(layer.slots(torch.tensor(q))) for q in range(last + 1) if q < 2 or q > last - 3}
-    filled = layer.filled(torch.tensor([[last]]))[0]
-    assert set(filled.nonzero().flatten().tolist()) == real
+    places = torch.arange(length)
+    assert layer.slots(places).tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 2, 3][:length]
+    expected = torch.full((5,), -1)
+    expected[layer.slots(places)] = places
+    assert layer.places(torch.tensor([length])).equal(expected)
 
 
 @pytest.mark.parametrize("rolls", [True, False])

@@ -1,10 +1,10 @@
-"""What the card's callbacks print, count, save and stop."""
+"""What RxNN's callbacks print, count, save, upload and stop."""
 
 import pytest
 import torch
 
 from rxnn.experimental.models import ExperimentalAttentionTransformer
-from rxnn.training import model_saving
+from rxnn.training import callbacks
 from rxnn.training.bml import AutoregressiveTrainer
 from rxnn.training.callbacks import (
     EarlyStoppageCallback,
@@ -28,74 +28,81 @@ def train(small_model, stories, tokenizer):
             model, "cpu", dataset=data, validation_dataset=data, callbacks=callbacks, **options
         )
         trainer(epochs, batch_size=9, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3))
-        return model
 
     return run
 
 
-class TestPrinting:
-    def test_losses_say_what_they_count(self, train, capsys):
-        train(PrintLossCallback(batch_log_interval=2, batches_per_epoch=3))
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[0].startswith("Epoch 0, batch 2 / 3: training loss 5.")
-        assert lines[0].endswith("(real tokens)")
-        assert lines[1].startswith("Epoch 0: validation loss 5.")
-        assert lines[1].endswith("(real tokens)")
-
-    def test_so_do_the_cards(self, train, capsys):
-        train(PrintLossCallback(batch_log_interval=3), padding_as_target=True)
-        lines = capsys.readouterr().out.splitlines()
-        assert lines[0].startswith("Epoch 0, batch 3: training loss ")
-        assert lines[0].endswith("(padding counted, router loss added, as RxNN)")
-        assert lines[1].endswith("(padding counted, as RxNN)")
-
-    def test_accuracy(self, capsys):
-        metrics = {"real_accuracy": 61.234, "card_accuracy": 70.126}
-        PrintAccuracyCallback().on_validation_end(None, 4, 1.0, metrics)
-        expected = "Epoch 4: validation accuracy 61.23% (real tokens), 70.13% (padding counted, as RxNN)\n"
-        assert capsys.readouterr().out == expected
-
-    @pytest.mark.parametrize("make", [PrintLossCallback, PrintAccuracyCallback])
-    def test_joint_mode(self, make):
-        with pytest.raises(ConfigError, match="joint_mode is True"):
-            make(joint_mode=True)
+def validate(callback, model, losses):
+    for epoch, loss in enumerate(losses):
+        callback.on_validation_end(model, epoch, loss, {})
 
 
-class TestTokenCounter:
-    def test_counts_real_tokens(self, train, stories, tokenizer, capsys):
-        counter = TokenCounterCallback()
-        train(counter, epochs=2)
-        expected = 2 * sum(min(len(tokenizer.encode(text)), 19) for text in stories)
-        assert counter.get_total_tokens() == expected
-        assert f"Tokens in all: {expected:,}" in capsys.readouterr().out
-
-    def test_limit(self, train, capsys):
-        counter = TokenCounterCallback(limit=200, batch_log_interval=1)
-        train(counter, epochs=5)
-        assert 200 <= counter.get_total_tokens() < 200 + 9 * 19
-        assert "the limit of 200 tokens is reached" in capsys.readouterr().out
-
-    def test_unusable(self):
-        with pytest.raises(ConfigError, match="limit is 0"):
-            TokenCounterCallback(limit=0)
-        with pytest.raises(ConfigError, match="batch_log_interval is 0"):
-            TokenCounterCallback(batch_log_interval=0)
+@pytest.mark.parametrize(
+    ("padding_as_target", "training", "validation"),
+    [
+        (False, "real tokens", "real tokens"),
+        (True, "padding counted, router loss added, as RxNN", "padding counted, as RxNN"),
+    ],
+)
+def test_printed_losses_say_what_they_count(train, capsys, padding_as_target, training, validation):
+    train(PrintLossCallback(batch_log_interval=2, batches_per_epoch=3), padding_as_target=padding_as_target)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("Epoch 0, batch 2 / 3: training loss ")
+    assert first.endswith(f" ({training})")
+    assert second.startswith("Epoch 0: validation loss ")
+    assert second.endswith(f" ({validation})")
 
 
-class TestEarlyStoppage:
-    def test_stops_on_a_plateau(self, capsys):
-        callback = EarlyStoppageCallback(num_plateau_epochs=2)
-        losses = [3.0, 2.0, 2.5, 1.9, 1.9, 2.0]
-        assert [callback.on_validation_end(None, i, loss, {}) for i, loss in enumerate(losses)] == [False] * 5 + [True]
-        assert "no better validation loss than 1.9000 in 2 epochs" in capsys.readouterr().out
+def test_accuracy_is_printed_with_and_without_padding(capsys):
+    PrintAccuracyCallback().on_validation_end(None, 4, 1.0, {"real_accuracy": 61.234, "card_accuracy": 70.126})
+    expected = "Epoch 4: validation accuracy 61.23% (real tokens), 70.13% (padding counted, as RxNN)\n"
+    assert capsys.readouterr().out == expected
 
-    def test_unusable(self):
-        with pytest.raises(ConfigError, match="num_plateau_epochs is 0"):
-            EarlyStoppageCallback(0)
+
+def test_token_counter_counts_real_tokens(train, stories, tokenizer, capsys):
+    counter = TokenCounterCallback()
+    train(counter, epochs=2)
+    expected = 2 * sum(min(len(tokenizer.encode(text)), 19) for text in stories)
+    assert counter.get_total_tokens() == expected
+    assert f"Total tokens: {expected:,}" in capsys.readouterr().out
+
+
+def test_token_limit_stops_training(train, capsys):
+    counter = TokenCounterCallback(limit=200, batch_log_interval=1)
+    train(counter, epochs=5)
+    assert 200 <= counter.get_total_tokens() < 200 + 9 * 19
+    assert "the limit of 200 tokens is reached" in capsys.readouterr().out
+
+
+def test_early_stoppage_stops_on_a_plateau(capsys):
+    callback = EarlyStoppageCallback(num_plateau_epochs=2)
+    losses = [3.0, 2.0, 2.5, 1.9, 1.9, 2.0]
+    assert [callback.on_validation_end(None, i, loss, {}) for i, loss in enumerate(losses)] == [False] * 5 + [True]
+    assert "validation loss has not fallen below 1.9000 for 2 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PrintLossCallback(joint_mode=True), "joint_mode is True"),
+        (lambda: PrintAccuracyCallback(joint_mode=True), "joint_mode is True"),
+        (lambda: TokenCounterCallback(limit=0), "limit is 0"),
+        (lambda: TokenCounterCallback(batch_log_interval=0), "batch_log_interval is 0"),
+        (lambda: EarlyStoppageCallback(0), "num_plateau_epochs is 0"),
+        (lambda: ModelSaveCallback(".", max_keep=0), "max_keep is 0, but must be at least 1"),
+        (lambda: ModelSaveCallback(".", save_checkpoint_after_n_batches=0), "save_checkpoint_after_n_batches is 0"),
+        (lambda: ModelSaveCallback(".", push_to_hub=True), "hub_model_id is None"),
+        (lambda: ModelSaveCallback(".", push_to_hub=True, hub_model_id="a/b/c"), "hub_model_id is 'a/b/c'"),
+        (lambda: ModelSaveCallback(".", use_ddp=True), "use_ddp is True"),
+    ],
+)
+def test_unusable_arguments(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 class TestSaving:
-    def test_better_ones_and_the_last(self, small_model, tmp_path):
+    def test_keeps_the_newest_of_the_best_and_the_last(self, small_model, tmp_path):
         callback = ModelSaveCallback(tmp_path / "saved", max_keep=2)
         model = small_model()
         for epoch, loss in enumerate([3.0, 2.0, 2.5, 1.5]):
@@ -108,7 +115,7 @@ class TestSaving:
         loaded = ExperimentalAttentionTransformer.from_pretrained(tmp_path / "saved" / names[0])
         assert loaded.model.head.bias[0] == 2.0
 
-    def test_the_same_name_again(self, small_model, tmp_path):
+    def test_the_same_name_again_replaces_the_folder(self, small_model, tmp_path):
         callback = ModelSaveCallback(tmp_path, save_checkpoint_after_n_batches=1, max_keep=1)
         for _ in range(2):
             callback.on_batch_end(small_model(), 0, None, {})
@@ -118,9 +125,8 @@ class TestSaving:
         train(ModelSaveCallback(tmp_path, save_checkpoint_after_n_batches=2, max_keep=1), epochs=2)
         assert [path.name for path in tmp_path.glob("*batch*")] == ["epoch_1_batch_2"]
 
-    def test_not_a_number_is_not_better(self, small_model, tmp_path):
-        callback = ModelSaveCallback(tmp_path / "saved")
-        callback.on_validation_end(small_model(), 0, float("nan"), {})
+    def test_nan_is_not_a_better_loss(self, small_model, tmp_path):
+        validate(ModelSaveCallback(tmp_path / "saved"), small_model(), [float("nan")])
         assert not (tmp_path / "saved").exists()
 
     def test_an_older_runs_card_does_not_stay(self, small_model, tmp_path):
@@ -136,25 +142,11 @@ class TestSaving:
         with pytest.raises(OSError, match="disk full"):
             train(ModelSaveCallback(tmp_path))
 
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"max_keep": 0}, "max_keep is 0, but must be at least 1"),
-            ({"save_checkpoint_after_n_batches": 0}, "save_checkpoint_after_n_batches is 0"),
-            ({"push_to_hub": True}, "hub_model_id is None"),
-            ({"push_to_hub": True, "hub_model_id": "a/b/c"}, "hub_model_id is 'a/b/c'"),
-            ({"use_ddp": True}, "use_ddp is True"),
-        ],
-    )
-    def test_unusable(self, tmp_path, options, message):
-        with pytest.raises(ConfigError, match=message):
-            ModelSaveCallback(tmp_path, **options)
-
 
 class TestUploads:
     @pytest.fixture
     def hub(self, monkeypatch):
-        """The messages that arrived; `hub.failing` are those that do not."""
+        """The messages of the uploads that arrived; those in `hub.failing` do not."""
 
         class Hub(list):
             failing: set = frozenset()
@@ -168,7 +160,8 @@ class TestUploads:
                 raise CheckpointError(f"{folder} cannot be uploaded")
             arrived.append(message)
 
-        monkeypatch.setattr(model_saving, "upload", upload)
+        monkeypatch.setattr(callbacks, "upload", upload)
+        monkeypatch.setattr(callbacks, "RETRY_PAUSES", (0, 0, 0))
         return arrived
 
     @pytest.fixture
@@ -179,17 +172,17 @@ class TestUploads:
 
         return make
 
-    def run(self, callback, model, losses=(3.0, 2.0)):
-        for epoch, loss in enumerate(losses):
-            callback.on_validation_end(model, epoch, loss, {})
-        callback.on_training_end(model)
-
-    def test_all(self, hub, callback, small_model):
-        self.run(callback(), small_model())
+    def test_checkpoints_and_final_model(self, hub, callback, small_model):
+        saving = callback()
+        validate(saving, small_model(), (3.0, 2.0))
+        saving.on_training_end(small_model())
         assert hub == ["Epoch 0 - Val loss 3.0000", "Epoch 1 - Val loss 2.0000", "Final model"]
+        assert "secret" not in repr(saving)
 
     def test_final_model_only(self, hub, callback, small_model):
-        self.run(callback(push_checkpoint_weights=False, final_commit_message="Done"), small_model())
+        saving = callback(push_checkpoint_weights=False, final_commit_message="Done")
+        validate(saving, small_model(), (3.0, 2.0))
+        saving.on_training_end(small_model())
         assert hub == ["Done"]
 
     def test_batch_checkpoints(self, hub, callback, small_model):
@@ -199,19 +192,18 @@ class TestUploads:
             saving.on_batch_end(small_model(), i, None, {})
         assert hub == ["Epoch 5 - Batch 2"]
 
-    def test_a_failed_one_is_tried_again_before_the_next(self, hub, callback, small_model, capsys):
-        saving = callback()
+    def test_a_failed_upload_is_tried_again_before_the_next(self, hub, callback, small_model, capsys):
+        saving, model = callback(), small_model()
         hub.failing = {"Epoch 0 - Val loss 3.0000"}
-        saving.on_validation_end(small_model(), 0, 3.0, {})
+        validate(saving, model, [3.0])
         assert "Upload failed: " in capsys.readouterr().out
-        saving.on_validation_end(small_model(), 1, 2.5, {})
+        saving.on_validation_end(model, 1, 2.5, {})
         assert hub == []  # nothing overtakes it
         hub.failing = set()
-        self.run(saving, small_model(), losses=(2.0,))
-        checkpoints = ["Epoch 0 - Val loss 3.0000", "Epoch 1 - Val loss 2.5000", "Epoch 0 - Val loss 2.0000"]
-        assert hub == [*checkpoints, "Final model"]
+        saving.on_validation_end(model, 2, 2.0, {})
+        assert hub == ["Epoch 0 - Val loss 3.0000", "Epoch 1 - Val loss 2.5000", "Epoch 2 - Val loss 2.0000"]
 
-    def test_tried_again_at_the_end(self, hub, callback, small_model, monkeypatch, capsys):
+    def test_failed_uploads_are_tried_again_at_the_end(self, hub, callback, small_model, monkeypatch, capsys):
         pauses = []
 
         def sleep(seconds):
@@ -219,31 +211,32 @@ class TestUploads:
             if len(pauses) == 2:
                 hub.failing = set()
 
-        monkeypatch.setattr("rxnn.training.model_saving.time.sleep", sleep)
+        monkeypatch.setattr(callbacks.time, "sleep", sleep)
+        monkeypatch.setattr(callbacks, "RETRY_PAUSES", (1, 4, 16))
+        saving = callback()
         hub.failing = {"Epoch 1 - Val loss 2.0000"}
-        self.run(callback(), small_model())
+        validate(saving, small_model(), (3.0, 2.0))
+        saving.on_training_end(small_model())
         assert hub == ["Epoch 0 - Val loss 3.0000", "Epoch 1 - Val loss 2.0000", "Final model"]
-        assert pauses == list(model_saving.RETRY_PAUSES[:2])
+        assert pauses == [1, 4]
         assert "Not uploaded" not in capsys.readouterr().out
 
-    def test_what_waits_is_kept(self, hub, callback, small_model, tmp_path):
-        hub.failing = {"Epoch 0 - Val loss 3.0000", "Epoch 1 - Val loss 2.0000", "Epoch 2 - Val loss 1.0000"}
+    def test_checkpoints_that_wait_are_kept(self, hub, callback, small_model, tmp_path):
+        hub.failing = {"Epoch 0 - Val loss 3.0000"}
         saving = callback(max_keep=1)
-        for epoch, loss in enumerate([3.0, 2.0, 1.0]):
-            saving.on_validation_end(small_model(), epoch, loss, {})
+        validate(saving, small_model(), [3.0, 2.0, 1.0])
         assert len(list(tmp_path.iterdir())) == 3
         hub.failing = set()
         saving.on_validation_end(small_model(), 3, 0.5, {})
         assert [path.name for path in tmp_path.iterdir()] == ["epoch_3_val_loss_0.5000"]
         assert len(hub) == 4
 
-    def test_the_run_survives(self, hub, train, callback, tmp_path, monkeypatch, capsys):
+    def test_training_survives_a_hub_that_refuses_everything(self, hub, train, callback, tmp_path, capsys):
         class All:
             def __contains__(self, _: object) -> bool:
                 return True
 
         hub.failing = All()
-        monkeypatch.setattr(model_saving, "RETRY_PAUSES", (0, 0))
         train(callback(display_exc_trace=True), epochs=2)
         assert hub == []
         ExperimentalAttentionTransformer.from_pretrained(tmp_path / "final_model")

@@ -1,4 +1,4 @@
-"""The card's model class: the original's numbers, arguments and files."""
+"""RxNN's model class: the original's results, arguments and files."""
 
 import copy
 import inspect
@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rxnn.experimental.models import ExperimentalAttentionTransformer
 from sqat.checkpoint import save_model
-from sqat.checkpoint.rxnn import tensors_to_rxnn
-from sqat.checkpoint.rxnn_config import DEFAULTS
+from sqat.checkpoint.rxnn import DEFAULTS, config_to_rxnn, tensors_to_rxnn
 from sqat.errors import CheckpointError, ConfigError, TrainingError
 from sqat.variants import preset
 
@@ -103,22 +102,9 @@ class TestArguments:
         ("name", "text"),
         [("sqat-mm", "8.57M"), ("gqa-ref-micro", "8.67M"), ("mha-ref-mini", "12M"), ("sqat-m", "10.7M")],
     )
-    def test_params_count(self, name, text, tmp_path, tiny_model):
+    def test_params_count(self, name, text):
         with torch.device("meta"):
-            config = preset(name)
-            model = ExperimentalAttentionTransformer(
-                num_layers=config.num_layers,
-                vocab_size=config.vocab_size,
-                embed_dim=config.hidden_size,
-                ff_dim=config.intermediate_size,
-                att_heads=config.num_heads,
-                att_type="sqa",
-                att_num_query_groups=config.num_query_heads,
-                att_groups=config.num_kv_heads,
-                use_moe_ff=config.is_moe,
-                ff_num_experts=config.num_experts,
-                ff_moe_top_k=config.experts_per_token,
-            )
+            model = ExperimentalAttentionTransformer(**config_to_rxnn(preset(name)))
         assert model.params_count() == f"Model params {text}"
 
     @pytest.mark.parametrize(
@@ -213,17 +199,18 @@ class TestFiles:
             small_model().save_pretrained(tmp_path / "notes")
         assert (tmp_path / "notes").read_text() == "mine"
 
-    def test_nothing_is_unpickled(self, small_model, tmp_path):
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda path: path.rename(path.with_name("pytorch_model.bin")), r"has no model.safetensors"),
+            (lambda path: path.write_bytes(path.read_bytes()[:-7]), "damaged or truncated"),
+        ],
+        ids=["pickle", "truncated"],
+    )
+    def test_a_pickle_or_a_damaged_file_is_refused(self, small_model, tmp_path, damage, message):
         small_model().save_pretrained(tmp_path / "model")
-        (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
-        with pytest.raises(CheckpointError, match=r"has no model.safetensors"):
-            ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model")
-
-    def test_damaged(self, small_model, tmp_path):
-        small_model().save_pretrained(tmp_path / "model")
-        path = tmp_path / "model" / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-7])
-        with pytest.raises(CheckpointError, match="damaged or truncated"):
+        damage(tmp_path / "model" / "model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
             ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model")
 
     def test_later_versions_buffers_are_passed_over(self, small_model, tmp_path):

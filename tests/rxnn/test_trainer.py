@@ -1,6 +1,7 @@
-"""The card's trainer: the original's numbers where asked for, right ones otherwise."""
+"""RxNN's trainer: the original's losses and metrics on request, correct ones otherwise."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,47 +94,29 @@ def test_eight_steps_as_the_original():
 
 
 class TestLosses:
-    """Shown losses against their definitions, by logits of the untouched model (learning rate 0)."""
-
-    def run(self, model, data, **options):
-        recorder = Recorder()
+    @pytest.mark.parametrize("as_card", [False, True], ids=["real targets by default", "padding counted as the card"])
+    def test_shown_losses_are_what_their_label_says(self, small_model, stories, tokenizer, as_card):
+        data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
+        model, recorder = small_model(moe=True), Recorder()
+        options = {"padding_as_target": True, "router_loss": "card"} if as_card else {}
         trainer = AutoregressiveTrainer(
             model, "cpu", dataset=data, validation_dataset=data, callbacks=[recorder], use_moe_aux_loss=True, **options
         )
-        trainer(epochs=1, batch_size=len(data), optimizer=adamw(model, lr=0.0))
-        return recorder
-
-    def logits(self, model, data):
+        trainer(epochs=1, batch_size=len(data), optimizer=adamw(model, lr=0.0))  # the model stays as it is
         ids = torch.stack([row["input_ids"] for row in data])
         with torch.no_grad():
-            return model.train()(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-
-    def test_real_targets_by_default(self, small_model, stories, tokenizer):
-        data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
-        model = small_model(moe=True)
-        recorder = self.run(model, data)
-        logits, targets = self.logits(model, data)
-        loss = F.cross_entropy(logits, targets, ignore_index=0).item()
-        accuracy = 100 * (logits.argmax(-1) == targets)[targets != 0].float().mean().item()
-        assert recorder.losses == pytest.approx([loss], rel=1e-5)
+            logits, targets = model.train()(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+        counted = torch.ones_like(targets, dtype=torch.bool) if as_card else targets != 0
+        loss = F.cross_entropy(logits[counted], targets[counted]).item()
+        accuracy = 100 * (logits.argmax(-1) == targets)[counted].float().mean().item()
+        router = 0.01 * model.model.moe_router_loss().item() if as_card else 0.0
+        assert recorder.losses == pytest.approx([loss + router], rel=1e-5)
         [(val_loss, metrics)] = recorder.validation
-        assert (val_loss, metrics["loss"], metrics["real_loss"]) == pytest.approx((loss,) * 3, rel=1e-5)
-        assert metrics["accuracy"] == metrics["real_accuracy"] == pytest.approx(accuracy, rel=1e-5)
-        assert metrics["label"] == "real tokens"
-
-    def test_the_cards(self, small_model, stories, tokenizer):
-        data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
-        model = small_model(moe=True)
-        recorder = self.run(model, data, padding_as_target=True, router_loss="card")
-        logits, targets = self.logits(model, data)
-        loss = F.cross_entropy(logits, targets).item()
-        accuracy = 100 * (logits.argmax(-1) == targets).float().mean().item()
-        assert recorder.losses == pytest.approx([loss + 0.01 * model.model.moe_router_loss().item()], rel=1e-5)
-        [(val_loss, metrics)] = recorder.validation
-        assert (val_loss, metrics["loss"], metrics["card_loss"]) == pytest.approx((loss,) * 3, rel=1e-5)
-        assert metrics["accuracy"] == metrics["card_accuracy"] == pytest.approx(accuracy, rel=1e-5)
-        assert metrics["real_loss"] > metrics["loss"]
-        assert metrics["label"] == "padding counted, as RxNN"
+        kind = "card" if as_card else "real"
+        assert (val_loss, metrics["loss"], metrics[f"{kind}_loss"]) == pytest.approx((loss,) * 3, rel=1e-5)
+        assert metrics["accuracy"] == metrics[f"{kind}_accuracy"] == pytest.approx(accuracy, rel=1e-5)
+        assert metrics["label"] == ("padding counted, as RxNN" if as_card else "real tokens")
+        assert metrics["real_loss"] > metrics["card_loss"]
 
     @pytest.mark.parametrize(
         ("options", "kind"),
@@ -222,7 +205,7 @@ class TestLoop:
             runs.append(recorder.losses)
         assert runs[0] == runs[1]
 
-    def test_not_a_number(self, small_model, data):
+    def test_nan_loss_is_an_error(self, small_model, data):
         model = small_model()
         with torch.no_grad():
             model.model.head.bias[7] = math.nan
@@ -253,8 +236,8 @@ class TestTensorBoard:
         }.items():
             assert scalars[name] == [(i, pytest.approx(value)) for i, value in enumerate(values)]
 
-    def test_not_installed(self, small_model, data, tmp_path, monkeypatch):
-        monkeypatch.setattr("rxnn.training.figures.tensorboard_available", lambda: False)
+    def test_without_tensorboard_log_dir_is_refused(self, small_model, data, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         model = small_model()
         trainer = AutoregressiveTrainer(model, "cpu", log_dir=str(tmp_path / "logs"))
         with pytest.raises(ConfigError, match=r"log_dir is .*, but must be left out while tensorboard is missing"):
@@ -280,11 +263,11 @@ class TestUnusable:
         with pytest.raises(ConfigError, match=message):
             AutoregressiveTrainer(small_model(), "cpu", **options)
 
-    def test_model(self):
+    def test_model_of_another_class(self):
         with pytest.raises(ConfigError, match="model is a Linear, but must be an ExperimentalAttentionTransformer"):
             AutoregressiveTrainer(torch.nn.Linear(1, 1), "cpu")
 
-    def test_call(self, small_model, data):
+    def test_arguments_of_a_call(self, small_model, data):
         model = small_model()
         trainer = AutoregressiveTrainer(model, "cpu")
         for options, message in (
@@ -302,6 +285,6 @@ class TestUnusable:
     def test_data_of_a_larger_vocabulary(self, small_model, data):
         model = small_model(vocab_size=41)
         with pytest.raises(
-            ConfigError, match=r"dataset is of a vocabulary of 307, but must .* tokenizer, of at most 41"
+            ConfigError, match=r"dataset has a vocabulary of 307, but must .* tokenizer, which has at most 41"
         ):
             AutoregressiveTrainer(model, "cpu")(1, 3, dataset=data, optimizer=adamw(model))

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from sqat.cuda.experts import run_experts_grouped
 from sqat.data.batches import IGNORE, Batch
+from sqat.model import dispatch
+from sqat.model.dispatch import implements
 from sqat.train.step import TrainingLoss
 
 ROWS, T, V = 3, 16, 41
@@ -16,7 +19,8 @@ ROWS, T, V = 3, 16, 41
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ways of computing that read nothing from the device."""
-    monkeypatch.setattr("sqat.model.experts.supports_grouped", lambda *_: True)
+    monkeypatch.setitem(dispatch._implementations, ("run_experts", "cpu"), [])
+    implements("run_experts", "cpu", compiles=True)(run_experts_grouped)
     monkeypatch.setattr("sqat.train.loss._counting_waits", lambda _: True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

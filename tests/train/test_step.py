@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sqat.data.batches import IGNORE, Batch
 from sqat.data.tokenizer import PAD
 from sqat.model import Decoder
-from sqat.model.experts import run_experts_naive
+from sqat.model.moe import run_experts_naive
 from sqat.train.loss import cross_entropy_naive, router_loss
 from sqat.train.step import StepSums, TrainingLoss, train_step
 

@@ -1,4 +1,4 @@
-"""The card's model class: RxNN's constructor, files and Hub methods around a :class:`sqat.model.Decoder`.
+"""RxNN's model class: its constructor, files and Hub methods around a :class:`sqat.model.Decoder`.
 
 Shape letters: B batch, T tokens, V vocabulary.
 """
@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from rxnn.experimental.routed_decoder import RoutedDecoder
 from sqat.checkpoint.model_files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -24,15 +23,17 @@ from sqat.checkpoint.model_files import (
     read_config,
     write_model,
 )
-from sqat.checkpoint.rxnn_config import config_from_rxnn, config_to_rxnn
+from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
 from sqat.checkpoint.store import write_files, write_folder
 from sqat.checksums import MANIFEST
-from sqat.errors import ConfigError
-from sqat.hub.transfer import download
+from sqat.errors import ConfigError, TrainingError
+from sqat.hub import download
+from sqat.model import Decoder, DecoderOutput, RouterStats
+from sqat.train.loss import router_loss
 
 CARD_FILE = "README.md"
 
-# What RxNN gained after 0.1.59, whose config.json has all other arguments: written only where not at the default.
+# Arguments that RxNN gained after 0.1.59, with their defaults: written to config.json only if they differ.
 _LATER_ARGUMENTS = {
     "use_head_norm": False,
     "att_num_global_tokens": 16,
@@ -41,20 +42,53 @@ _LATER_ARGUMENTS = {
 }
 
 
+class RoutedDecoder(Decoder):
+    """A decoder with RxNN's `moe_router_loss()`: it remembers the router statistics of its last training pass."""
+
+    last_router: tuple[RouterStats, ...] = ()
+
+    def forward(self, tokens_BT: Tensor, **options: Any) -> DecoderOutput:
+        """See :meth:`sqat.model.Decoder.forward`."""
+        output = super().forward(tokens_BT, **options)
+        if self.training:
+            self.last_router = output.router
+        return output
+
+    def moe_router_loss(self) -> Tensor:
+        """RxNN's router loss of the last training pass: a differentiable scalar, the mean over layers, with padding
+        counted.
+
+        Raises:
+            ConfigError: the model has no experts.
+            TrainingError: there has been no forward pass in training mode.
+        """
+        if not self.config.is_moe:
+            raise ConfigError("use_moe_ff is False: only a model with experts has a router loss")
+        if not self.last_router:
+            raise TrainingError(
+                "no router loss yet: first run a forward pass in training mode, model.train(); model(x)"
+            )
+        return router_loss(self.last_router, "card")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the statistics out of copies and pickles: tensors inside a graph cannot be copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "last_router"}
+
+
 class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
-    """A causal language model by RxNN's keyword arguments: its names, order and defaults.
+    """A causal language model that takes RxNN's keyword arguments, in RxNN's order and with its defaults.
 
     Args:
         att_type: "mha", "gqa", "mqa" or "sqa".
-        att_heads: H; a head's width is `embed_dim / att_heads` whatever the attention type.
-        att_groups: key/value heads ("gqa", "sqa").
-        att_num_query_groups: query heads ("sqa").
+        att_heads: H, the heads of full attention; head_dim is `embed_dim / att_heads` for every attention type.
+        att_groups: key/value heads, for "gqa" and "sqa".
+        att_num_query_groups: query heads, for "sqa".
         use_flash_attention, att_num_experts, att_num_query_experts, att_num_global_tokens, att_window_size,
-            init_identity_norm: taken and kept in `config.json`, without effect on these attention types.
+            init_identity_norm: kept in `config.json`, but without effect on these attention types.
 
     Raises:
-        ConfigError: an unsupported `att_type` (the original's default, "gma", is one), an unknown argument, or numbers
-            that do not fit together.
+        ConfigError: an unsupported `att_type` (such as RxNN's default, "gma"), an unknown argument, or sizes that do
+            not fit together.
     """
 
     def __init__(
@@ -87,19 +121,24 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
     ) -> None:
         passed = {**locals(), **kwargs}
         super().__init__()
-        self.arguments = _arguments(passed)
+        self.arguments = {
+            name: value
+            for name, value in passed.items()
+            if name not in ("self", "kwargs", "__class__")
+            and not (name in _LATER_ARGUMENTS and value == _LATER_ARGUMENTS[name])
+        }
         self.model = RoutedDecoder(config_from_rxnn(self.arguments))
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits, (B, T, V), for token ids (B, T). As in RxNN, `attention_mask` changes nothing: causality is all the
-        masking there is.
+        """Logits (B, T, V) for token ids (B, T). As in RxNN, `attention_mask` has no effect: attention is causal, and
+        padding comes last.
         """
         return self.model(x).logits
 
     def params_count(self) -> str:
-        """Trainable parameters, for people: "Model params 8.57M"."""
+        """The number of trainable parameters as text, such as "Model params 8.57M"."""
         count = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        rounded = float(f"{count:.3g}")  # first, so that 999,999 is 1M and not 1000K
+        rounded = float(f"{count:.3g}")  # before choosing the unit, so that 999,999 is 1M and not 1000K
         unit, suffix = next(((u, s) for u, s in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if rounded >= u), (1.0, ""))
         return f"Model params {rounded / unit:.3g}{suffix}"
 
@@ -116,16 +155,18 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         map_location: torch.device | str = "cpu",
         **model_kwargs: Any,
     ) -> Self:
-        """Load `config.json` and `model.safetensors` from a folder or the Hub, in evaluation mode, never from a pickle.
+        """Load `config.json` and `model.safetensors` from a folder or the Hub, in evaluation mode. Pickles are never
+        read.
 
         Args:
-            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.hub.transfer.download`.
-            map_location: device to put the model on.
-            model_kwargs: constructor arguments that replace the file's, such as `ff_dropout`.
+            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.hub.download`.
+            map_location: the device to put the model on.
+            model_kwargs: constructor arguments that replace those in the file, such as `ff_dropout`.
 
         Raises:
-            CheckpointError: nothing to be had there, damaged files, or tensors that do not fit the arguments.
-            ConfigError: a model that RxNN's arguments cannot describe.
+            CheckpointError: the model cannot be found or downloaded, files are damaged, or tensors do not fit the
+                arguments.
+            ConfigError: RxNN's arguments cannot describe the model.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
@@ -138,8 +179,10 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
-        tensors = native_tensors(load_model(folder))  # first: it holds the configuration to what is there
-        arguments = {**_read_arguments(folder), **model_kwargs}
+        tensors = native_tensors(load_model(folder))  # first, as it checks config.json against the tensors
+        config, is_rxnn = read_config(folder)
+        saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) if is_rxnn else config_to_rxnn(config)
+        arguments = {**saved, **model_kwargs}
         with torch.device("meta"):
             model = cls(**arguments)
         model.arguments = arguments
@@ -157,21 +200,22 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Write `config.json`, `model.safetensors` and, where there is none, `README.md`.
+        """Write `config.json`, `model.safetensors` and, unless there is one, `README.md`.
 
-        A folder appears whole or not at all; in one that is there, each file is replaced whole, and others stay.
+        A new folder appears complete or not at all. In an existing folder each file is replaced atomically, and other
+        files stay.
 
         Args:
-            config: a dictionary to write in place of the model's own arguments.
-            repo_id, push_to_hub, push_to_hub_kwargs: also upload; `repo_id` is the folder's name by default.
-            model_card_kwargs: what the card's metadata shall say: `license`, `datasets` (Hub ids) and `base_model`, as
-                :class:`sqat.model_card.Known` takes them.
+            config: a dictionary to write instead of the model's own arguments.
+            repo_id, push_to_hub, push_to_hub_kwargs: upload as well; `repo_id` defaults to the folder's name.
+            model_card_kwargs: metadata for the card: `license`, `datasets` (Hub ids) and `base_model`, see
+                :class:`sqat.model_card.Known`.
 
         Returns:
-            the address of the commit, if it was uploaded.
+            the URL of the commit if the model was uploaded.
 
         Raises:
-            ConfigError: `save_directory` is a file; `model_card_kwargs` that a card has no place for.
+            ConfigError: `save_directory` is a file, or `model_card_kwargs` has an unknown key.
         """
         folder = Path(save_directory)
         if folder.exists() and not folder.is_dir():
@@ -183,19 +227,19 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
             (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
             if not (folder / CARD_FILE).exists():
                 self.generate_model_card(**(model_card_kwargs or {})).save(temporary / CARD_FILE)
-        if push_to_hub:
-            return self.push_to_hub(
-                repo_id or folder.name, config=config, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
-            )
-        return None
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(
+            repo_id or folder.name, config=config, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
+        )
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
-        """As `huggingface_hub` does it, without the list of checksums: the Hub keeps its own."""
+        """As in `huggingface_hub`, but without the list of checksums, since the Hub keeps its own."""
         return str(super().push_to_hub(*args, **{"ignore_patterns": MANIFEST, **kwargs}))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The README.md of :meth:`save_pretrained` and :meth:`push_to_hub`, whose `model_card_kwargs` come here."""
-        from sqat.model_card import Known, model_card  # late: it takes a second, and few need it
+        """The README.md of :meth:`save_pretrained` and :meth:`push_to_hub`, which pass their `model_card_kwargs`."""
+        from sqat.model_card import Known, model_card  # a second to import, and few need it
 
         if unknown := sorted(kwargs.keys() - {"license", "datasets", "base_model"}):
             raise ConfigError(
@@ -210,18 +254,3 @@ def require_model(model: object) -> None:
     """Raise a ConfigError unless `model` is an :class:`ExperimentalAttentionTransformer`."""
     if not isinstance(model, ExperimentalAttentionTransformer):
         raise ConfigError(f"model is a {type(model).__name__}, but must be an ExperimentalAttentionTransformer")
-
-
-def _arguments(passed: dict[str, Any]) -> dict[str, Any]:
-    """What `config.json` holds, of the constructor's local variables."""
-    arguments = {name: value for name, value in passed.items() if name not in ("self", "kwargs", "__class__")}
-    for name, default in _LATER_ARGUMENTS.items():
-        if arguments[name] == default:
-            del arguments[name]
-    return arguments
-
-
-def _read_arguments(folder: Path) -> dict[str, Any]:
-    """The constructor's arguments for a checkpoint: as they are in RxNN's layout, or from this package's."""
-    config, is_rxnn = read_config(folder)
-    return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) if is_rxnn else config_to_rxnn(config)

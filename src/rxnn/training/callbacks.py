@@ -1,98 +1,138 @@
-"""RxNN's callbacks: what watches a training run, prints, counts, saves, stops it."""
+"""RxNN's callbacks: they observe a training run, print, count, save and upload, or stop it."""
 
 from __future__ import annotations
 
+import time
+import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from rxnn.training.model_saving import ModelSaveCallback
-from rxnn.training.trainer_callback import TrainerCallback
-from sqat.config_fields import require, require_positive
+from rxnn.experimental.models import ExperimentalAttentionTransformer as Model
+from sqat.checkpoint.store import write_folder
+from sqat.config import require, require_positive
+from sqat.durable import remove_folder
+from sqat.errors import CheckpointError
+from sqat.hub import require_repo_id, upload
 
-if TYPE_CHECKING:
-    from rxnn.experimental.models import ExperimentalAttentionTransformer as Model
-    from rxnn.training.bml import AutoregressiveTrainer
-
-__all__ = [
-    "EarlyStoppageCallback",
-    "ModelSaveCallback",
-    "PrintAccuracyCallback",
-    "PrintLossCallback",
-    "TokenCounterCallback",
-    "TrainerCallback",
-]
-
-_NOT_JOINT = "False: joint training of several models is not part of this package"
+FINAL_FOLDER = "final_model"
+RETRY_PAUSES = (1, 4, 16)  # seconds, at the end of training
+_NOT_JOINT = "False: joint training of several models is not supported"
 
 
+class TrainerCallback:
+    """The base class: override what you need. Training stops if `on_batch_end`, `on_validation_end` or `on_epoch_end`
+    returns something true.
+    """
+
+    def on_training_start(self, trainer: Any) -> None:
+        """Called before the first epoch, with the :class:`rxnn.training.bml.AutoregressiveTrainer`."""
+
+    def on_epoch_start(self, model: Model, epoch: int) -> None:
+        """Called before each epoch; the first is 0."""
+
+    def on_batch_end(self, model: Model, batch_idx: int, loss: Tensor, batch: dict[str, Tensor]) -> bool | None:
+        """Called after each batch.
+
+        Args:
+            batch_idx: number in the epoch, from 0.
+            loss: a scalar, the loss of the optimizer step that the batch was part of; on the model's device, so reading
+                it waits for the device.
+            batch: `input_ids`, `attention_mask` and `targets`, each (batch, max_seq_len), on the CPU.
+        """
+
+    def on_validation_end(
+        self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]
+    ) -> bool | None:
+        """Called after each evaluation.
+
+        Args:
+            val_loss: over real tokens, or, with `padding_as_target`, over padding too.
+            val_metrics: `loss` (the same), its `accuracy` (%) and `label`, which says what both count; always
+                `real_loss`, `real_accuracy`, `card_loss`, `card_accuracy` (padding counted); `bits_per_byte` of text.
+        """
+
+    def on_epoch_end(self, model: Model, epoch: int) -> bool | None:
+        """Called after each epoch and its evaluation."""
+
+    def on_training_end(self, model: Model) -> None:
+        """Called after the last epoch, or once a callback has stopped training."""
+
+
+@dataclass(eq=False)
 class PrintLossCallback(TrainerCallback):
     """Prints training and validation losses, and what they count.
 
     Args:
         batch_log_interval: batches between lines.
-        joint_mode: False; joint training of several models is not part of this package.
-        batches_per_epoch: for the lines only.
+        joint_mode: must be False.
+        batches_per_epoch: shown in the lines.
 
     Raises:
         ConfigError: an interval below 1, or `joint_mode`.
     """
 
-    def __init__(
-        self, batch_log_interval: int = 100, joint_mode: bool = False, batches_per_epoch: int | None = None
-    ) -> None:
-        self.batch_log_interval = batch_log_interval
-        self.joint_mode = joint_mode
-        self.of = f" / {batches_per_epoch}" if batches_per_epoch else ""
+    batch_log_interval: int = 100
+    joint_mode: bool = False
+    batches_per_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "batch_log_interval")
+        require(not self.joint_mode, self, "joint_mode", _NOT_JOINT)
         self.label = ""
         self.epoch = 0
-        require_positive(self, "batch_log_interval")
-        require(not joint_mode, self, "joint_mode", _NOT_JOINT)
 
-    def on_training_start(self, trainer: AutoregressiveTrainer) -> None:
-        self.label = trainer.figures.training_label
+    def on_training_start(self, trainer: Any) -> None:
+        self.label = trainer.training_label
 
     def on_epoch_start(self, model: Model, epoch: int) -> None:
         self.epoch = epoch
 
     def on_batch_end(self, model: Model, batch_idx: int, loss: Tensor, batch: dict[str, Tensor]) -> None:
         if (batch_idx + 1) % self.batch_log_interval == 0:
-            print(f"Epoch {self.epoch}, batch {batch_idx + 1}{self.of}: training loss {float(loss):.4f} ({self.label})")
+            of = f" / {self.batches_per_epoch}" if self.batches_per_epoch else ""
+            print(f"Epoch {self.epoch}, batch {batch_idx + 1}{of}: training loss {float(loss):.4f} ({self.label})")
 
     def on_validation_end(self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]) -> None:
         print(f"Epoch {epoch}: validation loss {val_loss:.4f} ({val_metrics['label']})")
 
 
+@dataclass(eq=False)
 class PrintAccuracyCallback(TrainerCallback):
-    """Prints validation accuracy, of real tokens and with padding counted. Raises ConfigError for `joint_mode`."""
+    """Prints validation accuracy, over real tokens and with padding counted. Raises ConfigError for `joint_mode`."""
 
-    def __init__(self, joint_mode: bool = False) -> None:
-        self.joint_mode = joint_mode
-        require(not joint_mode, self, "joint_mode", _NOT_JOINT)
+    joint_mode: bool = False
+
+    def __post_init__(self) -> None:
+        require(not self.joint_mode, self, "joint_mode", _NOT_JOINT)
 
     def on_validation_end(self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]) -> None:
         real, card = val_metrics["real_accuracy"], val_metrics["card_accuracy"]
         print(f"Epoch {epoch}: validation accuracy {real:.2f}% (real tokens), {card:.2f}% (padding counted, as RxNN)")
 
 
+@dataclass(eq=False)
 class TokenCounterCallback(TrainerCallback):
-    """Counts the real tokens trained on.
+    """Counts the real tokens of training, and prints the count.
 
     Args:
-        limit: stops the training once there were as many.
+        limit: training stops at this many tokens.
         batch_log_interval: batches between printed lines.
 
     Raises:
         ConfigError: a limit or interval below 1.
     """
 
-    def __init__(self, limit: int | None = None, batch_log_interval: int = 100) -> None:
-        self.limit = limit
-        self.batch_log_interval = batch_log_interval
-        self.total_tokens = 0
-        require(limit is None or limit >= 1, self, "limit", "at least 1, or None for no limit")
+    limit: int | None = None
+    batch_log_interval: int = 100
+
+    def __post_init__(self) -> None:
+        require(self.limit is None or self.limit >= 1, self, "limit", "at least 1, or None for no limit")
         require_positive(self, "batch_log_interval")
+        self.total_tokens = 0
 
     def on_batch_end(self, model: Model, batch_idx: int, loss: Tensor, batch: dict[str, Tensor]) -> bool:
         self.total_tokens += int(batch["attention_mask"].sum())
@@ -104,20 +144,23 @@ class TokenCounterCallback(TrainerCallback):
         return True
 
     def on_training_end(self, model: Model) -> None:
-        print(f"Tokens in all: {self.total_tokens:,}")
+        print(f"Total tokens: {self.total_tokens:,}")
 
     def get_total_tokens(self) -> int:
+        """The number of tokens so far."""
         return self.total_tokens
 
 
+@dataclass(eq=False)
 class EarlyStoppageCallback(TrainerCallback):
-    """Stops after `num_plateau_epochs` epochs in a row without a better validation loss. Raises ConfigError below 1."""
+    """Stops after `num_plateau_epochs` epochs in a row without a lower validation loss. Raises ConfigError below 1."""
 
-    def __init__(self, num_plateau_epochs: int = 3) -> None:
-        self.num_plateau_epochs = num_plateau_epochs
+    num_plateau_epochs: int = 3
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_plateau_epochs")
         self.best_loss = float("inf")
         self.epochs_since = 0
-        require_positive(self, "num_plateau_epochs")
 
     def on_validation_end(self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]) -> bool:
         self.epochs_since += 1
@@ -125,5 +168,119 @@ class EarlyStoppageCallback(TrainerCallback):
             self.best_loss, self.epochs_since = val_loss, 0
         if self.epochs_since < self.num_plateau_epochs:
             return False
-        print(f"Stopping: no better validation loss than {self.best_loss:.4f} in {self.num_plateau_epochs} epochs")
+        print(f"Stopping: validation loss has not fallen below {self.best_loss:.4f} for {self.epochs_since} epochs")
         return True
+
+
+@dataclass(eq=False)
+class ModelSaveCallback(TrainerCallback):
+    """Saves the model after every evaluation with a new lowest loss, and at the end of training.
+
+    A save that fails is an error. An upload that fails is printed and tried again before the next one and at the end;
+    its folder is kept, and training goes on.
+
+    Args:
+        save_dir: the folder for `epoch_…_val_loss_…`, `epoch_…_batch_…` and `final_model`.
+        max_keep: how many of the newest checkpoints to keep of each of the first two kinds, besides those not yet
+            uploaded.
+        push_to_hub: upload to `hub_model_id`, created if needed (`private_repo`), with `hf_token`.
+        push_checkpoint_weights: upload checkpoints as well as the final model.
+        final_commit_message: for the final model; "Final model" by default.
+        save_checkpoint_after_n_batches: also save every so many batches of an epoch; `push_batch_checkpoint` uploads
+            those too.
+        display_exc_trace: print the traceback of a failed upload.
+        use_ddp: must be False.
+
+    Raises:
+        ConfigError: an unusable argument.
+    """
+
+    save_dir: str | Path
+    max_keep: int = 3
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    private_repo: bool = False
+    hf_token: str | None = field(default=None, repr=False)
+    push_checkpoint_weights: bool = True
+    final_commit_message: str | None = None
+    save_checkpoint_after_n_batches: int | None = None
+    push_batch_checkpoint: bool = False
+    display_exc_trace: bool = False
+    use_ddp: bool = False
+
+    def __post_init__(self) -> None:
+        every = self.save_checkpoint_after_n_batches
+        require_positive(self, "max_keep")
+        require(every is None or every >= 1, self, "save_checkpoint_after_n_batches", "at least 1, or None")
+        require(not self.use_ddp, self, "use_ddp", "False: training runs in one process")
+        self.repo_id = require_repo_id(self.hub_model_id, "hub_model_id") if self.push_to_hub else None
+        self.best_loss = float("inf")
+        self.epoch = 0
+        self.epoch_checkpoints: list[Path] = []
+        self.batch_checkpoints: list[Path] = []
+        self.waiting: list[tuple[Path, str]] = []  # uploads still to do: folder and commit message, oldest first
+
+    def on_epoch_start(self, model: Model, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_batch_end(self, model: Model, batch_idx: int, loss: Tensor, batch: dict[str, Tensor]) -> None:
+        every = self.save_checkpoint_after_n_batches
+        if every is not None and (batch_idx + 1) % every == 0:
+            folder = self._save(model, f"epoch_{self.epoch}_batch_{batch_idx + 1}")
+            if self.push_batch_checkpoint:
+                self._push(folder, f"Epoch {self.epoch} - Batch {batch_idx + 1}")
+            self._keep_newest(self.batch_checkpoints, folder)
+
+    def on_validation_end(self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]) -> None:
+        if val_loss < self.best_loss:  # never true of NaN
+            self.best_loss = val_loss
+            folder = self._save(model, f"epoch_{epoch}_val_loss_{val_loss:.4f}")
+            if self.push_checkpoint_weights:
+                self._push(folder, f"Epoch {epoch} - Val loss {val_loss:.4f}")
+            self._keep_newest(self.epoch_checkpoints, folder)
+
+    def on_training_end(self, model: Model) -> None:
+        self._push(self._save(model, FINAL_FOLDER), self.final_commit_message or "Final model")
+        for pause in RETRY_PAUSES:
+            if self.waiting:
+                time.sleep(pause)
+                self._upload_waiting()
+        for folder, message in self.waiting:
+            print(f"Not uploaded: {folder} ({message})")
+
+    def _save(self, model: Model, name: str) -> Path:
+        folder = Path(self.save_dir) / name
+        with write_folder(folder) as temporary:  # a whole new folder, so that no file of an earlier run stays in it
+            model.save_pretrained(temporary)
+        print(f"Saved {folder}")
+        return folder
+
+    def _push(self, folder: Path, message: str) -> None:
+        if self.repo_id is not None:
+            self.waiting.append((folder, message))
+            self._upload_waiting()
+
+    def _upload_waiting(self) -> None:
+        """Upload what waits, oldest first, until an upload fails."""
+        while self.waiting and self.repo_id is not None:
+            folder, message = self.waiting[0]
+            try:
+                upload(folder, self.repo_id, message, private=self.private_repo, token=self.hf_token)
+            except CheckpointError as error:
+                if self.display_exc_trace:
+                    traceback.print_exc()
+                print(f"Upload failed: {error}. The files stay in {folder}; it will be tried again")
+                return
+            print(f"Uploaded {folder} to {self.repo_id}")
+            del self.waiting[0]
+
+    def _keep_newest(self, checkpoints: list[Path], newest: Path) -> None:
+        """Add the newest checkpoint; delete old ones unless they still wait for their upload."""
+        if newest in checkpoints:  # replaced, in a second run with the same callback
+            checkpoints.remove(newest)
+        checkpoints.append(newest)
+        waiting = {folder for folder, _ in self.waiting}
+        for folder in checkpoints[: -self.max_keep]:
+            if folder not in waiting:
+                checkpoints.remove(folder)
+                remove_folder(folder)

@@ -1,4 +1,4 @@
-"""RxNN's data set: documents as padded rows. They are tokenised in parallel when it is made, and never while training.
+"""RxNN's data set: documents as padded rows, tokenised once, in parallel.
 
 Shape letters: S max_seq_len.
 """
@@ -29,17 +29,17 @@ TEXTS_AT_A_TIME = 1024
 
 
 class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
-    """One document a row: "[BOS] text [EOS]", cut to S tokens or padded to S with [PAD].
+    """One document a row: "[BOS] text [EOS]", truncated to S tokens or padded to S with [PAD].
 
     Args:
-        texts: a list of strings, a data set of the `datasets` library, or a token file of :mod:`sqat.data.tokens`.
-        tokenizer: the model's, of `transformers` or of this package; not needed for a token file.
+        texts: a list of strings, a data set of the `datasets` library, or a :class:`sqat.data.tokens.TokenFile`.
+        tokenizer: the model's, from `transformers` or from this package; a token file needs none.
         max_seq_len: S, at least 2.
-        hf_field: the column that holds the text, in a data set of `datasets`.
+        hf_field: the column with the text, in a data set of `datasets`.
 
     Raises:
         ConfigError: an unusable argument.
-        DataError: no texts, something else than strings, or no such column.
+        DataError: no texts, something other than strings, or no such column.
     """
 
     def __init__(
@@ -67,21 +67,21 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         load_kwargs: dict[str, Any] | None = None,
         load_tokenizer_kwargs: dict[str, Any] | None = None,
     ) -> Self:
-        """A data set of the Hub, or a local folder or file. It is tokenised the first time only: tokens are kept, see
+        """A data set of the Hub, or a local folder or file. Tokens are cached, see
         :func:`sqat.data.tokens.cached_tokens`.
 
         Args:
-            dataset_id: as :func:`sqat.data.text.open_source` takes it; a path needs neither network nor `datasets`.
-            subset: the Hub's name for a configuration; of a local folder, the folder in it of that name, if any.
+            dataset_id: see :func:`sqat.data.text.open_source`; a path needs neither network nor `datasets`.
+            subset: the configuration on the Hub; for a local folder, its subfolder of that name, if any.
             split: "train", "validation", …
-            target_field: the column that holds the text.
-            tokenizer: as above; or else `tokenizer_hub_id`, with `load_tokenizer_kwargs`, says where to get it.
-            max_seq_len: as above.
-            load_kwargs: for `datasets.load_dataset`, such as `revision` or `token`; tokens are not kept then.
+            target_field: the column with the text.
+            tokenizer: the model's; if None, it comes from `tokenizer_hub_id`, with `load_tokenizer_kwargs`.
+            max_seq_len: S, at least 2.
+            load_kwargs: for `datasets.load_dataset`, such as `revision` or `token`; tokens are then not cached.
 
         Raises:
             ConfigError: no tokenizer, or an unusable argument.
-            DataError, CheckpointError: data set or tokenizer cannot be loaded.
+            DataError, CheckpointError: the data set or the tokenizer cannot be loaded.
         """
         if tokenizer is None and tokenizer_hub_id is not None:
             tokenizer = load_tokenizer_from_hf_hub(tokenizer_hub_id, **(load_tokenizer_kwargs or {}))
@@ -89,19 +89,21 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         if load_kwargs:
             from datasets import load_dataset
 
-            loaded = load_dataset(dataset_id, subset, split=split, **load_kwargs)
-            return cls(loaded, converted, max_seq_len, target_field)
-        source = open_source(_place(dataset_id, subset), split, field=target_field)
+            return cls(
+                load_dataset(dataset_id, subset, split=split, **load_kwargs), converted, max_seq_len, target_field
+            )
+        source = open_source(_source_name(dataset_id, subset), split, field=target_field)
         return cls(cached_tokens(source, converted), max_seq_len=max_seq_len)
 
     def __len__(self) -> int:
-        """Documents."""
+        """The number of documents."""
         return len(self.tokens)
 
     def __getitem__(self, idx: int) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` (1 at tokens, 0 at padding) and `targets` (as `input_ids`), each (S,), int64.
+        """`input_ids`, `attention_mask` (1 at tokens, 0 at padding) and `targets` (a copy of `input_ids`), each (S,),
+        int64.
 
-        A document that was cut ends in [EOS] all the same, as in RxNN. Raises IndexError.
+        As in RxNN, a truncated document still ends in [EOS]. Raises IndexError.
         """
         document = self.tokens.document(idx + len(self) if idx < 0 else idx)
         kept = document[: self.max_seq_len]
@@ -118,7 +120,7 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         return {name: tensor.unsqueeze(0) for name, tensor in self[idx].items() if name != "targets"}
 
     def pre_tokenize(self, verbose: bool = False, **kwargs: Any) -> None:
-        """Nothing: it is tokenised already. Taken for RxNN's sake."""
+        """Does nothing, since a data set is always tokenised; accepted as in RxNN."""
         if verbose:
             print(f"{len(self):,} documents, {self.tokens.num_tokens:,} tokens: tokenised already")
 
@@ -129,8 +131,8 @@ def _required(tokenizer: PreTrainedTokenizerFast | Tokenizer | None) -> Tokenize
     return to_sqat(tokenizer)
 
 
-def _place(dataset_id: str, subset: str | None) -> str:
-    """The source's name as :func:`sqat.data.text.open_source` takes it."""
+def _source_name(dataset_id: str, subset: str | None) -> str:
+    """The name by which :func:`sqat.data.text.open_source` knows a data set and its subset."""
     if subset is None:
         return dataset_id
     folder = Path(dataset_id).expanduser()
@@ -143,29 +145,25 @@ def _place(dataset_id: str, subset: str | None) -> str:
 
 
 def _tokenise(texts: Any, tokenizer: Tokenizer, field: str) -> TokenFile:
-    """Tokens in memory."""
+    """A token file in memory."""
     if isinstance(texts, str):
         raise ConfigError("texts is one string, but must be a list of them")
-    offsets: list[int] = [0]
-    byte_lengths: list[int] = []
-    parts: list[np.ndarray] = []
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     stream = _column(texts, field) if hasattr(texts, "column_names") else iter(texts)
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    tokens: list[np.ndarray] = []
+    lengths, byte_lengths = [0], list[int]()
     while batch := list(islice(stream, TEXTS_AT_A_TIME)):
         for text in batch:
             if not isinstance(text, str):
                 raise DataError(f"text {len(byte_lengths)} is {text!r}, but must be a string")
             byte_lengths.append(len(text.encode("utf-8", "surrogatepass")))
         documents = tokenizer.encode_documents(batch)
-        parts.append(np.fromiter(chain.from_iterable(documents), dtype))
-        for document in documents:
-            offsets.append(offsets[-1] + len(document))
-    if not parts:
+        tokens.append(np.fromiter(chain.from_iterable(documents), dtype))
+        lengths += map(len, documents)
+    if not tokens:
         raise DataError("there are no texts")
-    lengths = np.array(byte_lengths, np.int64)
-    return TokenFile(
-        Path(), np.concatenate(parts), np.array(offsets, np.int64), lengths, tokenizer.vocab_size, int(lengths.sum())
-    )
+    offsets, sizes = np.cumsum(lengths, dtype=np.int64), np.array(byte_lengths, np.int64)
+    return TokenFile(Path(), np.concatenate(tokens), offsets, sizes, tokenizer.vocab_size, int(sizes.sum()))
 
 
 def _column(dataset: Any, field: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""RxNN's learning-rate schedule, and the step counts it is given."""
+"""RxNN's learning-rate schedule, and its arithmetic of steps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sqat.train.optim import cosine_with_warmup
 def get_transformer_lr_scheduler(
     optimizer: torch.optim.Optimizer, num_training_steps: int, warmup_steps: int = 0
 ) -> LambdaLR:
-    """Linear warm-up to the optimizer's rate, then a half cosine to 0, reached at `num_training_steps` and kept.
+    """Linear warm-up to the optimizer's learning rate, then a half cosine that reaches 0 at `num_training_steps`.
 
-    Without warm-up the rates are those of torch's `CosineAnnealingLR(T_max=num_training_steps)`, which RxNN uses, up to
-    that step. After it that one climbs again; the card's own arithmetic gives fewer steps than its epochs have batches.
+    Afterwards the rate stays 0, whereas torch's `CosineAnnealingLR`, which RxNN uses, would rise again. That matters:
+    the model card's arithmetic gives fewer steps than its epochs have batches.
 
     Raises:
-        ConfigError: fewer than one step, or a warm-up that is negative or leaves no step.
+        ConfigError: fewer than one step, or a warm-up that is negative or takes all steps.
     """
     if num_training_steps < 1:
         right = "at least 1: an epoch needs two batches for one step, by the card's arithmetic"
@@ -41,10 +41,10 @@ def calculate_steps(
     gradient_accumulation_steps: int = 1,
     verbose: bool = True,
 ) -> dict[str, int]:
-    """The card's arithmetic: steps in "total", of "warmup", and batches per "epoch" (for each of `num_workers`).
+    """RxNN's arithmetic: {"total": steps, "warmup": steps, "epoch": batches per epoch and worker}.
 
     Raises:
-        ConfigError: a count below 1, or a ratio outside 0 … 1.
+        ConfigError: a count below 1, or a ratio outside [0, 1).
     """
     counts = {
         "dataset_size": dataset_size,

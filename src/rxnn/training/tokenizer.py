@@ -1,4 +1,4 @@
-"""RxNN's tokenizers: those of `transformers`, made and loaded through :class:`sqat.data.tokenizer.Tokenizer`."""
+"""RxNN's tokenizers: those of `transformers`, trained and loaded by :class:`sqat.data.tokenizer.Tokenizer`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from sqat.data.text import open_source
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, train_tokenizer
 from sqat.errors import ConfigError, DataError
 from sqat.hf.tokenizer import to_transformers
-from sqat.hub.transfer import download, upload
+from sqat.hub import download, upload
 
 MODEL_TYPE = "byte-level-bpe"
 
 
 def load_tokenizer_from_hf_hub(repo_id: str, **kwargs: Any) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model on the Hub, or in a folder.
+    """The tokenizer of a model on the Hub, or in a local folder.
 
     Args:
-        kwargs: `revision`, `token` and others, see :func:`sqat.hub.transfer.download`.
+        repo_id: "owner/name", or the folder.
+        kwargs: `revision`, `token` and so on, see :func:`sqat.hub.download`.
 
     Raises:
-        CheckpointError: the repository or its tokenizer.json cannot be had.
-        DataError: it is damaged, or no byte-level BPE with [PAD], [UNK], [BOS], [EOS] as its first entries.
+        CheckpointError: the repository or its tokenizer.json cannot be downloaded.
+        DataError: it is damaged, or not a byte-level BPE that begins with [PAD], [UNK], [BOS], [EOS].
     """
     return TokenizerTrainer.from_pretrained(repo_id, **kwargs).get_hf_tokenizer()
 
 
 def load_tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in a tokenizer.json, or in the folder of one.
+    """The tokenizer in a tokenizer.json, or in a folder that holds one.
 
     Raises:
-        DataError: it is missing, damaged or unfit.
+        DataError: the file is missing, damaged or of another kind.
     """
     return to_transformers(Tokenizer.load(path))
 
@@ -45,27 +46,23 @@ def to_sqat(tokenizer: PreTrainedTokenizerFast | Tokenizer) -> Tokenizer:
     """The same tokenizer as this package's own class.
 
     Raises:
-        ConfigError: something else than a fast tokenizer of `transformers`.
-        DataError: as :func:`load_tokenizer_from_hf_hub`.
+        ConfigError: not a fast tokenizer of `transformers`.
+        DataError: see :func:`load_tokenizer_from_hf_hub`.
     """
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
         raise ConfigError(f"tokenizer is {tokenizer!r}, but must be what load_tokenizer_from_hf_hub returns")
-    return Tokenizer(_copy(backend))
-
-
-def _copy(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(backend.to_str())
+    return Tokenizer(tokenizers.Tokenizer.from_str(backend.to_str()))  # a copy
 
 
 class TokenizerTrainer:
-    """Trains a byte-level BPE with [PAD] 0, [UNK] 1, [BOS] 2, [EOS] 3.
+    """Trains a byte-level BPE with the special tokens [PAD] 0, [UNK] 1, [BOS] 2, [EOS] 3.
 
     Args:
-        vocab_size: entries, special tokens included; at least 260.
-        model_type: "byte-level-bpe", the only one.
+        vocab_size: entries, including special tokens; at least 260.
+        model_type: only "byte-level-bpe".
 
     Raises:
         ConfigError: another `model_type`.
@@ -81,18 +78,18 @@ class TokenizerTrainer:
         """Learn from the documents of .txt, .jsonl or .parquet files (also .gz, .zst).
 
         Raises:
-            ConfigError: too small a `vocab_size`.
-            DataError: a file that cannot be read, or no documents.
+            ConfigError: `vocab_size` is too small.
+            DataError: a file cannot be read, or there are no documents.
         """
         paths = [files] if isinstance(files, (str, Path)) else files
         self._tokenizer = train_tokenizer(_documents(paths), self.vocab_size)
 
     def load(self, path: str | Path) -> None:
-        """Take over a tokenizer.json, or the one in a folder. Raises DataError for one missing, damaged or unfit."""
+        """Load a tokenizer.json, or the one in a folder. Raises DataError if it is missing, damaged or unsuitable."""
         self._tokenizer = Tokenizer.load(path)
 
     def save(self, output_dir: str | Path) -> None:
-        """Write tokenizer.json and what `AutoTokenizer` needs. Raises ConfigError where there is none yet."""
+        """Write tokenizer.json and what `AutoTokenizer` needs. Raises ConfigError if nothing is trained or loaded."""
         self._trained().save(output_dir)
 
     def push_to_hub(
@@ -103,13 +100,13 @@ class TokenizerTrainer:
         api_token: str | None = None,
         commit_message: str = "Tokenizer",
     ) -> str:
-        """Commit the files of :meth:`save` to a model repository, made if need be; returns the commit's address.
+        """Commit the files of :meth:`save` to a model repository, created if needed; returns the commit's URL.
 
         Args:
-            create: taken for RxNN's sake, without effect.
+            create: accepted as in RxNN, without effect.
 
         Raises:
-            ConfigError: nothing trained or loaded yet.
+            ConfigError: nothing is trained or loaded yet.
             CheckpointError: the Hub refused, or could not be reached.
         """
         with tempfile.TemporaryDirectory() as folder:
@@ -117,17 +114,14 @@ class TokenizerTrainer:
             return upload(folder, repo_id, commit_message, private=private, token=api_token)
 
     def get_hf_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer, for use. Raises ConfigError where there is none yet."""
+        """The tokenizer for `transformers`. Raises ConfigError if nothing is trained or loaded."""
         return to_transformers(self._trained())
 
-    @staticmethod
-    def hf_tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerFast:
-        """See :func:`load_tokenizer_from_file`."""
-        return load_tokenizer_from_file(path)
+    hf_tokenizer_from_file = staticmethod(load_tokenizer_from_file)
 
     @classmethod
     def from_pretrained(cls, repo_id: str, **kwargs: Any) -> Self:
-        """A trainer that holds a tokenizer of the Hub; see :func:`load_tokenizer_from_hf_hub`."""
+        """A trainer that holds a tokenizer of the Hub, see :func:`load_tokenizer_from_hf_hub`."""
         folder = Path(repo_id)
         trainer = cls()
         trainer.load(folder if folder.is_dir() else download(repo_id, [TOKENIZER_FILE], **kwargs))

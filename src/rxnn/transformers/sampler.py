@@ -1,8 +1,4 @@
-"""RxNN's sampler: a model's tokens one by one, and its text. Each token costs one cached step; RxNN reads everything
-before it again.
-
-Shape letters: T tokens.
-"""
+"""RxNN's sampler: a model's tokens one by one, and as text. A key/value cache makes each token one short step."""
 
 from __future__ import annotations
 
@@ -20,12 +16,12 @@ from sqat.generate import SamplingConfig, decode_tokens
 
 
 class Sampler:
-    """Draws tokens from a model.
+    """Draws tokens from a model, without dropout whatever the model's mode.
 
     Args:
-        model: it is moved to `device`; it is sampled from without dropout, whatever its mode.
+        model: moved to `device`.
         device: where to run.
-        end_token_id: the token after which an answer ends, such as [EOS] 3.
+        end_token_id: the token that ends an answer, such as [EOS] 3.
 
     Raises:
         ConfigError: a model of another class.
@@ -47,19 +43,18 @@ class Sampler:
         attention_mask: Tensor | None = None,
         no_grad: bool = True,
     ) -> Iterator[int]:
-        """Yield at most `max_seq_len` new token ids; `end_token_id` is the last where it comes.
+        """Yield at most `max_seq_len` new token ids, up to and including `end_token_id`.
 
-        Chance comes from torch's generator, so that `torch.manual_seed` fixes it.
+        The random seed comes from torch's generator, so `torch.manual_seed` makes the result reproducible.
 
         Args:
-            initial_tokens: (1, T).
+            initial_tokens: token ids, (1, T).
             temperature: 0 is greedy.
-            top_k, top_p: see :class:`sqat.generate.SamplingConfig`; `None` is no limit.
-            attention_mask, no_grad: taken for RxNN's sake, without effect: causality is all the masking there is, and
-                token ids have no gradient.
+            top_k, top_p: see :class:`sqat.generate.SamplingConfig`; None means no limit.
+            attention_mask, no_grad: accepted as in RxNN, without effect.
 
         Raises:
-            ConfigError: another shape, no tokens, ids outside the vocabulary, or a sampling argument outside its range.
+            ConfigError: another shape, no tokens, ids outside the vocabulary, or a sampling argument out of range.
         """
         if initial_tokens.dim() != 2 or len(initial_tokens) != 1:
             raise ConfigError(f"initial_tokens has the shape {tuple(initial_tokens.shape)}, but must have (1, T)")
@@ -81,11 +76,11 @@ class Sampler:
 
 
 class SampleDecoder:
-    """Text to text.
+    """Text in, text out.
 
     Args:
         sampler: the model's.
-        tokenizer: the model's, of `transformers` or of this package.
+        tokenizer: the model's, from `transformers` or from this package.
     """
 
     def __init__(self, sampler: Sampler, tokenizer: PreTrainedTokenizerFast | Tokenizer) -> None:
@@ -100,13 +95,13 @@ class SampleDecoder:
         top_p: float = 0.9,
         max_seq_len: int = 256,
     ) -> str:
-        """The text and what the model writes after it; special tokens are left out.
+        """The prompt and its continuation, without special tokens.
 
         Args:
-            text: [BOS] is put before it; cut to `max_seq_len` tokens.
-            print_stream: also print it, piece by piece as it comes.
+            text: the prompt; [BOS] goes before it, and it is truncated to `max_seq_len` tokens.
+            print_stream: print the text as it is generated.
             temperature, top_p: see :class:`Sampler`.
-            max_seq_len: at most as many new tokens.
+            max_seq_len: at most this many new tokens.
         """
         pieces = []
         for piece in self.stream(text, temperature, top_p, max_seq_len):
@@ -116,7 +111,7 @@ class SampleDecoder:
         return "".join(pieces)
 
     def stream(self, text: str, temperature: float = 0.1, top_p: float = 0.9, max_seq_len: int = 256) -> Iterator[str]:
-        """The pieces of :meth:`__call__` as they come, the prompt first."""
+        """The text of :meth:`__call__` piece by piece, the prompt first."""
         prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
         if len(prompt) > max_seq_len:
             prompt = prompt[:max_seq_len]

@@ -1,4 +1,4 @@
-"""Checkpoints: safe to write, checked when read, in this package's layout or the original's."""
+"""Checkpoints: written whole or not at all, checked when read, in this package's layout or RxNN's."""
 
 from sqat.checkpoint.model_files import load_model, read_config, save_model, write_model
 from sqat.checkpoint.store import write_folder

@@ -1,5 +1,7 @@
-"""A model as `config.json` and `model.safetensors`, in this package's layout or RxNN's; which one, config.json says.
-Nothing is ever unpickled.
+"""Models as `config.json` and safetensors files, in this package's layout or RxNN's. Nothing is ever unpickled.
+
+A checkpoint may come from anywhere, and its `config.json` may ask for any size. So the headers of its weights are read
+first, at a few hundred bytes per tensor, and memory is allocated only once they hold what `config.json` asks for.
 """
 
 from __future__ import annotations
@@ -10,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sqat.checkpoint import rxnn, rxnn_config
-from sqat.checkpoint.headers import read_headers, require_plausible, weight_files
+from sqat.checkpoint import rxnn
 from sqat.checkpoint.store import recover, write_folder
 from sqat.checksums import check_files
 from sqat.config import ModelConfig
@@ -25,13 +26,16 @@ from sqat.untrusted import read_json, shown
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-MAX_CONFIG_BYTES = 1 << 20
 MODEL_TYPE = "sqat"
 LAYOUTS = ("sqat", "rxnn")
+TRANSFORMERS_PREFIX = "model."  # transformers puts it before every tensor's name but the head's
 
-TRANSFORMERS_PREFIX = "model."  # which transformers puts before the names of all tensors but the head's
+MAX_CONFIG_BYTES = 1 << 20
+MAX_INDEX_BYTES = 1 << 24
+MAX_NAME_BYTES = 255  # the limit of file systems
+_SPARE_TENSORS = 64  # how many may be missing before the number of layers is blamed instead of naming them
 
-# What transformers writes into a config.json beside the model's own fields.
+# Fields that transformers adds to config.json.
 _NOT_OF_THE_MODEL = {
     *("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "problem_type"),
     *("id2label", "label2id", "chunk_size_feed_forward", "is_encoder_decoder", "return_dict"),
@@ -39,16 +43,41 @@ _NOT_OF_THE_MODEL = {
     *("output_router_logits", "router_aux_loss_coef", "pad_token_id", "bos_token_id", "eos_token_id"),
 }
 
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
 
 def save_model(model: Decoder, folder: str | Path, *, layout: str = "sqat") -> Path:
-    """Write `config.json` and `model.safetensors`, atomically, replacing `folder` whole if it exists.
+    """Write `config.json` and `model.safetensors` into a folder, which appears whole or not at all.
 
     Args:
-        layout: "sqat", or "rxnn" for the original's names (architectures that the original could express only).
+        model: the model to save.
+        folder: new, empty, or a checkpoint, which is replaced.
+        layout: "sqat", or "rxnn" for the names of the original system, if it can express the architecture.
+
+    Returns:
+        The folder.
 
     Raises:
-        ConfigError: unknown layout, or a model that RxNN's layout cannot hold.
-        CheckpointError: `folder` holds something else than a checkpoint, which is left alone.
+        ConfigError: an unknown layout, or a model that RxNN's layout cannot hold.
+        CheckpointError: `folder` holds something other than a checkpoint; it is left alone.
+        StorageError: the system refuses, for example because the disk is full.
     """
     existing = Path(folder)
     if existing.is_file() or (existing.is_dir() and any(existing.iterdir()) and not (existing / CONFIG_FILE).is_file()):
@@ -61,17 +90,78 @@ def save_model(model: Decoder, folder: str | Path, *, layout: str = "sqat") -> P
 
 
 def write_model(model: Decoder, folder: Path, *, layout: str = "sqat") -> None:
-    """Write the two files into an existing folder; :func:`save_model` is the atomic form."""
+    """Write the two files into an existing folder, without :func:`save_model`'s guarantee of all or nothing."""
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is {layout!r}, but must be one of {', '.join(LAYOUTS)}")
     tensors = native_tensors(model)
     if layout == "rxnn":
-        config = rxnn_config.config_to_rxnn(model.config)
+        config = rxnn.config_to_rxnn(model.config)
         tensors = rxnn.tensors_to_rxnn(tensors, model.config)
     else:
         config = {"model_type": MODEL_TYPE, **model.config.to_dict()}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=layout == "rxnn"), encoding="utf-8")
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load_model(
+    folder: str | Path, *, dtype: torch.dtype | None = torch.float32, device: torch.device | str = "cpu"
+) -> Decoder:
+    """Read a checkpoint of either layout; the model comes in evaluation mode.
+
+    Args:
+        folder: the checkpoint.
+        dtype: type to convert the weights to; `None` keeps the file's.
+        device: where to put the model.
+
+    Raises:
+        CheckpointError: files are missing, damaged or do not match the folder's checksums; tensors are missing, extra
+            or of the wrong shape; or the architecture is unknown. The message names them.
+    """
+    folder = Path(folder)
+    config, is_rxnn = read_config(folder)
+    files = weight_files(folder, WEIGHTS_FILE)
+    headers = read_headers(files)
+    _require_plausible(config, headers, folder / CONFIG_FILE, experts_apart=is_rxnn)
+    expected = expected_shapes(config)
+    names = rxnn.shapes_to_rxnn(expected, config) if is_rxnn else expected
+    check_tensors(_own_names(headers, is_rxnn), names, folder / WEIGHTS_FILE)
+    tensors = _own_names(_read_tensors(files), is_rxnn)
+    if is_rxnn:
+        tensors = rxnn.tensors_from_rxnn(tensors, config, expected)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    return build(config, tensors).to(device).eval()
+
+
+def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
+    """The configuration in a checkpoint folder, and whether its layout is RxNN's.
+
+    Raises:
+        CheckpointError: no folder, no `config.json`, not JSON, or a field this package does not know.
+    """
+    folder = Path(folder)
+    recover(folder)
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        reason = f"{folder} is not a checkpoint: it has no {CONFIG_FILE}"
+        raise CheckpointError(reason if folder.is_dir() else f"no checkpoint at {folder}")
+    check_files(folder, [CONFIG_FILE])
+    try:
+        values: Any = read_json(path, MAX_CONFIG_BYTES)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    try:
+        if rxnn.is_rxnn_config(values):
+            return rxnn.config_from_rxnn(values), True
+        if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
+            found = values.get("model_type") if isinstance(values, dict) else values
+            raise CheckpointError(
+                f"{path}: model_type is {shown(found)}, but must be {MODEL_TYPE!r}; or, in RxNN's layout, "
+                "att_type and embed_dim must be there"
+            )
+        return ModelConfig.from_dict({k: v for k, v in values.items() if k not in _NOT_OF_THE_MODEL}), False
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def native_tensors(model: Decoder) -> dict[str, Tensor]:
@@ -82,48 +172,8 @@ def native_tensors(model: Decoder) -> dict[str, Tensor]:
     return tensors
 
 
-def load_model(
-    folder: str | Path, *, dtype: torch.dtype | None = torch.float32, device: torch.device | str = "cpu"
-) -> Decoder:
-    """Read a checkpoint of either layout; the model comes in evaluation mode.
-
-    Args:
-        folder: the checkpoint.
-        dtype: type the weights are converted to; `None` keeps the file's.
-        device: where to put it.
-
-    Raises:
-        CheckpointError: missing or damaged files (by the folder's checksums, if it has any), missing, extra or
-            mis-shaped tensors, unknown architecture; the message names them.
-    """
-    folder = Path(folder)
-    config, is_rxnn = read_config(folder)
-    files = weight_files(folder, WEIGHTS_FILE)
-    headers = read_headers(files)
-    require_plausible(config, headers, folder / CONFIG_FILE, experts_apart=is_rxnn)
-    expected = expected_shapes(config)
-    names = rxnn.shapes_to_rxnn(expected, config) if is_rxnn else expected
-    check_tensors(_own_names(headers, is_rxnn), names, folder / WEIGHTS_FILE)  # before there is any memory for them
-    tensors = _own_names(_read_tensors(files), is_rxnn)
-    if is_rxnn:
-        tensors = rxnn.tensors_from_rxnn(tensors, config, expected)
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    return build(config, tensors).to(device).eval()
-
-
-def _own_names(tensors: Mapping[str, Tensor], is_rxnn: bool) -> dict[str, Tensor]:
-    if is_rxnn:
-        return rxnn.drop_buffers(tensors)
-    own = {name.removeprefix(TRANSFORMERS_PREFIX): tensor for name, tensor in tensors.items()}
-    if len(own) != len(tensors):
-        twice = next(name for name in own if name in tensors and TRANSFORMERS_PREFIX + name in tensors)
-        raise CheckpointError(f"{twice} is there twice: with and without {TRANSFORMERS_PREFIX!r} before it")
-    return own
-
-
 def build(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Decoder:
-    """A model with these tensors, which are taken over, not copied; the random generator is left alone."""
+    """A model that takes over these tensors without a copy. The random generator is left alone."""
     with torch.device("meta"):
         model = Decoder(config)
     tied = {"head.weight": tensors["embedding.weight"]} if config.tie_embeddings else {}
@@ -142,65 +192,96 @@ def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     return shapes
 
 
-def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
-    """The configuration in a checkpoint folder, and whether the layout is RxNN's.
-
-    Raises:
-        CheckpointError: no folder, no `config.json`, not JSON, or a field this package does not know.
-    """
-    folder = Path(folder)
-    recover(folder)
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} is not a checkpoint: it has no {CONFIG_FILE}"
-            if folder.is_dir()
-            else f"no checkpoint at {folder}"
-        )
-    check_files(folder, [CONFIG_FILE])
-    try:
-        values: Any = read_json(path, MAX_CONFIG_BYTES)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    try:
-        if rxnn_config.is_rxnn_config(values):
-            return rxnn_config.config_from_rxnn(values), True
-        if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
-            found = values.get("model_type") if isinstance(values, dict) else values
-            raise CheckpointError(
-                f"{path}: model_type is {shown(found)}, but must be {MODEL_TYPE!r}; or, in RxNN's layout, "
-                "att_type and embed_dim must be there"
-            )
-        fields = {name: value for name, value in values.items() if name not in _NOT_OF_THE_MODEL}
-        return ModelConfig.from_dict(fields), False
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-
-
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], path: Path) -> None:
-    """Raise a CheckpointError that names every missing, extra, mis-shaped or non-floating tensor (the first few of
-    each).
-    """
+    """Raise a CheckpointError that names the first few missing, extra, misshapen or non-floating tensors."""
     problems = []
     if missing := [name for name in expected if name not in tensors]:
         problems.append(f"missing {_some(missing)}")
     if extra := [name for name in tensors if name not in expected]:
         problems.append(f"unexpected {_some(extra)}")
-    shared = [name for name in expected if name in tensors]
-    if wrong := [name for name in shared if tensors[name].shape != expected[name]]:
-        problems.append(
-            _some([f"{name} is {tuple(tensors[name].shape)}, but must be {tuple(expected[name])}" for name in wrong])
-        )
-    if integers := [name for name in shared if not tensors[name].is_floating_point()]:
-        problems.append(
-            _some([f"{name} holds {tensors[name].dtype}, but must hold floating-point numbers" for name in integers])
-        )
+    shapes, types = [], []
+    for name in expected.keys() & tensors.keys():
+        tensor = tensors[name]
+        if tensor.shape != expected[name]:
+            shapes.append(f"{name} is {tuple(tensor.shape)}, but must be {tuple(expected[name])}")
+        if not tensor.is_floating_point():
+            types.append(f"{name} holds {tensor.dtype}, but must hold floating-point numbers")
+    problems += [_some(sorted(wrong)) for wrong in (shapes, types) if wrong]
     if problems:
         raise CheckpointError(f"{path} does not fit its {CONFIG_FILE}: {'; '.join(problems)}")
 
 
+def weight_files(folder: Path, single: str) -> list[Path]:
+    """The files with a checkpoint's weights: `single`, or those that its index names, all in the folder itself.
+
+    Raises:
+        CheckpointError: a damaged index, or a name that leads out of the folder.
+    """
+    index = folder / f"{single}.index.json"
+    if (folder / single).is_file() or not index.is_file():
+        return [folder / single]
+    check_files(folder, [index.name])
+    try:
+        names = sorted({str(name) for name in read_json(index, MAX_INDEX_BYTES)["weight_map"].values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is damaged: {error!r}") from error
+    if not names:
+        raise CheckpointError(f"{index} is damaged: its weight_map names no file")
+    for name in names:
+        is_plain = name == Path(name).name and "\\" not in name and name.isprintable()
+        if not is_plain or not name.endswith(".safetensors") or len(name.encode()) > MAX_NAME_BYTES:
+            raise CheckpointError(
+                f"{index}: weight_map names {shown(name)}, but must name .safetensors files of its own folder"
+            )
+        require_inside(folder / name)
+    return [folder / name for name in names]
+
+
+def require_inside(path: Path) -> None:
+    """Raise a CheckpointError if a file is a link that leads out of its folder. The `blobs` folder where the Hub's
+    client keeps its files is allowed.
+    """
+    target, folder = path.resolve(), path.parent.resolve()
+    blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else None
+    if target.parent not in (folder, blobs):
+        raise CheckpointError(f"{path} is a link to {target}, but a checkpoint's files must lie in its folder")
+
+
+def read_headers(paths: list[Path]) -> dict[str, Tensor]:
+    """The tensors of safetensors files without their values, on the device "meta".
+
+    Raises:
+        CheckpointError: a file is missing, damaged or truncated, holds an unknown type, or a tensor is there twice.
+    """
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        part = _read_header(path)
+        if twice := found.keys() & part.keys():
+            raise CheckpointError(f"{path} holds {shown(min(twice))}, which another file of the checkpoint holds, too")
+        found |= part
+    return found
+
+
+def _read_header(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} has no {path.name}")
+    found: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                piece = file.get_slice(name)
+                kind, shape = piece.get_dtype(), piece.get_shape()
+                if kind not in _DTYPES:
+                    raise CheckpointError(f"{path}: {shown(name)} holds {kind}, but must hold floating-point numbers")
+                found[name] = torch.empty(shape, dtype=_DTYPES[kind], device="meta")
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
+    return found
+
+
 def _read_tensors(paths: list[Path]) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, from one file or, as transformers writes large ones, from several."""
     tensors: dict[str, Tensor] = {}
     for path in paths:
         check_files(path.parent, [path.name])
@@ -209,6 +290,30 @@ def _read_tensors(paths: list[Path]) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
     return tensors
+
+
+def _own_names(tensors: Mapping[str, Tensor], is_rxnn: bool) -> dict[str, Tensor]:
+    """RxNN's tensors without its rotary tables; or this package's, without the prefix that transformers adds."""
+    if is_rxnn:
+        return rxnn.drop_buffers(tensors)
+    own = {name.removeprefix(TRANSFORMERS_PREFIX): tensor for name, tensor in tensors.items()}
+    if len(own) != len(tensors):
+        twice = next(name for name in own if name in tensors and TRANSFORMERS_PREFIX + name in tensors)
+        raise CheckpointError(f"{twice} is there twice: with and without {TRANSFORMERS_PREFIX!r} before it")
+    return own
+
+
+def _require_plausible(config: ModelConfig, found: Mapping[str, Tensor], where: Path, *, experts_apart: bool) -> None:
+    """Raise a CheckpointError if a configuration asks for many more tensors than there are: a list of those missing
+    would take as much memory as they do. `experts_apart`: each expert has tensors of its own.
+    """
+    most = len(found) + _SPARE_TENSORS
+    there = f"but the weights beside it are {len(found):,} tensors"
+    if config.num_layers > most:
+        raise CheckpointError(f"{where}: num_layers is {config.num_layers:,}, {there}")
+    if experts_apart and config.num_layers * config.num_experts > 2 * most:
+        asked = f"{config.num_layers:,} x {config.num_experts:,}"
+        raise CheckpointError(f"{where}: num_layers x num_experts is {asked}, {there}")
 
 
 def _some(names: list[str], most: int = 4) -> str:

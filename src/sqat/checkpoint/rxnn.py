@@ -1,9 +1,12 @@
-"""RxNN's checkpoint tensors, read and written.
+"""RxNN's checkpoints: its `config.json`, which holds its constructor's arguments, and its tensors; read and written.
 
-The original turns neighbouring pairs of a head (x[0::2], x[1::2]) where this package turns halves; permuting the rows
-of `q_proj` and `k_proj` within each head carries one into the other, bit for bit. Its experts are separate modules;
-ours are stacked. With more key/value heads than query heads (reverse SQA) its query head i serves key/value heads i,
-i + Hq, i + 2·Hq, …, where ours serves neighbours; permuting key/value heads carries one into the other.
+RxNN, the original system, differs in three ways, and all three are permutations, bit for bit:
+
+- It rotates neighbouring pairs of a head (x[0::2], x[1::2]), this package rotates halves. Permuting the rows of
+  `q_proj` and `k_proj` within each head turns one into the other.
+- Its experts are separate modules; here they are stacked.
+- With more key/value heads than query heads (reverse SQA), its query head i reads key/value heads i, i + Hq, i + 2·Hq,
+  …; here it reads neighbours.
 
 Shape letters: H heads, C head_dim, D the other width, I the output projection's inputs.
 """
@@ -12,14 +15,164 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sqat.config import ModelConfig
 from sqat.errors import ConfigError
+from sqat.untrusted import shown
 
-# Native name -> original's, in the order they are tried.
+ATT_TYPES = ("mha", "gqa", "mqa", "sqa")
+_WINDOWED = ("flex", "flex-sqa", "swsqa", "sw-sqa")  # of later releases
+
+DEFAULTS: dict[str, Any] = {
+    "num_layers": 6,
+    "vocab_size": 5000,
+    "embed_dim": 128,
+    "ff_dim": 384,
+    "att_heads": 16,
+    "seq_len": 256,
+    "use_gated": True,
+    "ff_activation": "swish",
+    "ff_dropout": 0.0,
+    "att_dropout": 0.0,
+    "use_rms_norm": True,
+    "att_groups": 1,
+    "use_moe_ff": False,
+    "ff_num_experts": 1,
+    "ff_moe_top_k": 1,
+    "att_type": "gma",
+    "att_num_query_groups": None,
+    "use_head_norm": False,
+}
+# Arguments that change nothing here: kernels, attention types that are not supported, initialisation.
+_IGNORED = {
+    "use_flash_attention",
+    "att_num_experts",
+    "att_num_query_experts",
+    "att_num_global_tokens",
+    "att_window_size",
+    "init_identity_norm",
+}
+_RENAMED_FIELDS = {  # ModelConfig's -> RxNN's
+    "vocab_size": "vocab_size",
+    "hidden_size": "embed_dim",
+    "num_layers": "num_layers",
+    "intermediate_size": "ff_dim",
+    "context_length": "seq_len",
+    "experts_per_token": "ff_moe_top_k",
+    "activation": "ff_activation",
+    "gated": "use_gated",
+    "attention_dropout": "att_dropout",
+    "feedforward_dropout": "ff_dropout",
+}
+_FIXED_FIELDS = {  # what every model of RxNN has
+    "tie_embeddings": False,
+    "qkv_bias": False,
+    "attention_out_bias": True,
+    "feedforward_bias": True,
+    "head_bias": True,
+    "norm_eps": None,
+    "rope_theta": 10000.0,
+}
+
+
+def is_rxnn_config(values: Any) -> bool:
+    """Whether a parsed `config.json` holds RxNN's constructor arguments."""
+    return isinstance(values, dict) and "embed_dim" in values and "att_type" in values
+
+
+def config_from_rxnn(values: Mapping[str, Any]) -> ModelConfig:
+    """The configuration that RxNN's constructor arguments describe.
+
+    Raises:
+        ConfigError: an unsupported `att_type`, an unknown key, or head counts that do not fit.
+    """
+    if unknown := sorted(set(values) - set(DEFAULTS) - _IGNORED):
+        known = ", ".join(sorted(set(DEFAULTS) | _IGNORED))
+        raise ConfigError(f"unknown key {shown(unknown[0])}; the keys of RxNN's config are {known}")
+    v = {**DEFAULTS, **values}
+    if v["att_type"] in _WINDOWED:
+        raise ConfigError(
+            f"att_type is {v['att_type']!r}, but must be one of {', '.join(ATT_TYPES)}: RxNN's window attention is "
+            "neither causal nor exact (queries go in blocks, each sees from a window before its block to a window "
+            "after it), so its weights mean nothing under this package's windows"
+        )
+    if v["att_type"] not in ATT_TYPES:
+        raise ConfigError(f"att_type is {shown(v['att_type'])}, but must be one of {', '.join(ATT_TYPES)}")
+    width, heads = v["embed_dim"], v["att_heads"]
+    for key, value in (("embed_dim", width), ("att_heads", heads)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{key} is {shown(value)}, but must be a positive integer")
+    if width % heads:
+        raise ConfigError(f"att_heads is {heads}, but must divide embed_dim ({width})")
+    query_heads, kv_heads = {
+        "mha": (heads, heads),
+        "gqa": (heads, v["att_groups"]),
+        "mqa": (heads, 1),
+        "sqa": (v["att_num_query_groups"], v["att_groups"]),
+    }[v["att_type"]]
+    if query_heads is None:
+        raise ConfigError("att_num_query_groups is None, but att_type 'sqa' needs the number of query heads")
+    return ModelConfig.from_dict(
+        {
+            **{ours: v[theirs] for ours, theirs in _RENAMED_FIELDS.items()},
+            **_FIXED_FIELDS,
+            "num_query_heads": query_heads,
+            "num_kv_heads": kv_heads,
+            "head_dim": width // heads,
+            "num_experts": v["ff_num_experts"] if v["use_moe_ff"] else 0,
+            "norm": "rmsnorm" if v["use_rms_norm"] else "layernorm",
+            "final_norm": "layernorm" if v["use_head_norm"] else None,
+            "init": "torch",
+        }
+    )
+
+
+def config_to_rxnn(config: ModelConfig) -> dict[str, Any]:
+    """RxNN's constructor arguments for a configuration.
+
+    Raises:
+        ConfigError: RxNN cannot express the architecture; the message names the field.
+    """
+    heads = config.hidden_size // config.head_dim
+    for field, right in {"head_dim": config.hidden_size / heads if heads else None, **_FIXED_FIELDS}.items():
+        if getattr(config, field) != right:
+            raise ConfigError(
+                f"{field} is {getattr(config, field)!r}, but RxNN's layout holds models with {field} {right!r} only"
+            )
+    if config.window is not None:
+        raise ConfigError(
+            f"window is {config.window}, but RxNN's layout holds models with window None only: its own window "
+            "attention is neither causal nor exact"
+        )
+    if config.final_norm == "rmsnorm":
+        raise ConfigError(
+            "final_norm is 'rmsnorm', but RxNN's layout holds models with final_norm null or 'layernorm' only"
+        )
+    full = {heads: "mha", 1: "mqa"}.get(config.num_kv_heads, "gqa")
+    att_type = full if config.num_query_heads == heads else "sqa"
+    values = {
+        **{theirs: getattr(config, ours) for ours, theirs in _RENAMED_FIELDS.items()},
+        "att_groups": config.num_kv_heads,
+        "att_heads": heads,
+        "att_num_experts": None,
+        "att_num_query_experts": None,
+        "att_num_query_groups": config.num_query_heads if att_type == "sqa" else None,
+        "att_type": att_type,
+        "ff_num_experts": config.num_experts if config.is_moe else 1,
+        "use_flash_attention": False,
+        "use_moe_ff": config.is_moe,
+        "use_rms_norm": config.norm == "rmsnorm",
+    }
+    if config.final_norm == "layernorm":
+        values["use_head_norm"] = True
+    return values
+
+
+# This package's name -> RxNN's, tried in this order.
 _RENAMES = [
     (r"^(embedding|head)\.", r"model.\1."),
     (r"^final_norm\.", "model.head_norm."),
@@ -30,7 +183,7 @@ _RENAMES = [
 
 
 def rxnn_name(name: str, config: ModelConfig) -> str:
-    """The original's name of a native tensor; stacked experts have `experts.*` in place of each number."""
+    """RxNN's name of a tensor; stacked experts have `experts.*` in place of each number."""
     for pattern, replacement in _RENAMES:
         renamed, found = re.subn(pattern, replacement, name)
         if found:
@@ -43,7 +196,7 @@ def rxnn_name(name: str, config: ModelConfig) -> str:
 
 
 def _expand(names: Iterable[str], config: ModelConfig) -> dict[str, list[str]]:
-    """Native name -> the original's names: one, or one per expert."""
+    """This package's name -> RxNN's names: one, or one per expert."""
     result: dict[str, list[str]] = {}
     for name in names:
         renamed = rxnn_name(name, config)
@@ -53,7 +206,7 @@ def _expand(names: Iterable[str], config: ModelConfig) -> dict[str, list[str]]:
 
 
 def shapes_to_rxnn(shapes: Mapping[str, torch.Size], config: ModelConfig) -> dict[str, torch.Size]:
-    """Shape of every tensor under the original's names."""
+    """Shape of every tensor under RxNN's names."""
     return {
         renamed: shapes[name][1:] if ".experts." in renamed else shapes[name]
         for name, names in _expand(shapes, config).items()
@@ -62,7 +215,7 @@ def shapes_to_rxnn(shapes: Mapping[str, torch.Size], config: ModelConfig) -> dic
 
 
 def tensors_to_rxnn(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Tensors under the original's names and in its order of rotary pairs, with its `inv_freq` buffer."""
+    """Tensors under RxNN's names and in its order of rotary pairs, with its `inv_freq` buffer."""
     result: dict[str, Tensor] = {}
     for name, names in _expand(tensors, config).items():
         tensor = _permute_rotary(name, tensors[name], config, halves_to_pairs)
@@ -75,22 +228,18 @@ def tensors_to_rxnn(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[
 
 
 def tensors_from_rxnn(tensors: Mapping[str, Tensor], config: ModelConfig, names: Iterable[str]) -> dict[str, Tensor]:
-    """Native tensors from the original's, all of which must be there.
-
-    Args:
-        names: the native tensors' names.
-    """
+    """This package's tensors, called `names`, from RxNN's, all of which must be there."""
     result: dict[str, Tensor] = {}
-    for name, originals in _expand(names, config).items():
-        parts = [tensors[renamed] for renamed in originals]
-        tensor = torch.stack(parts) if ".experts." in originals[0] else parts[0]
+    for name, theirs in _expand(names, config).items():
+        parts = [tensors[renamed] for renamed in theirs]
+        tensor = torch.stack(parts) if ".experts." in theirs[0] else parts[0]
         tensor = _permute_reverse(name, tensor, config, to_rxnn=False)
         result[name] = _permute_rotary(name, tensor, config, _pairs_to_halves)
     return result
 
 
 def drop_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without rotary tables, which carry no information."""
+    """The tensors without rotary tables, which follow from the configuration."""
     return {name: tensor for name, tensor in tensors.items() if not re.search(r"\.rope\.(inv_freq|cache)$", name)}
 
 
@@ -102,11 +251,11 @@ def _permute_rotary(name: str, tensor: Tensor, config: ModelConfig, permute: Cal
 
 
 def _permute_reverse(name: str, tensor: Tensor, config: ModelConfig, *, to_rxnn: bool) -> Tensor:
-    """Key/value heads in the other order, where they are more than query heads."""
+    """Key/value heads in the other layout's order, if there are more of them than query heads."""
     times = config.num_kv_heads // config.num_query_heads
     if times <= 1 or ".attention." not in name:
         return tensor
-    # A head's place is (query head, which of its own) here, and (which of its own, query head) there.
+    # A head's index is (query head, which of its own) here, and (which of its own, query head) in RxNN.
     places = (config.num_query_heads, times) if to_rxnn else (times, config.num_query_heads)
     if name.endswith(("k_proj.weight", "v_proj.weight")):
         return tensor.unflatten(0, (*places, -1)).transpose(0, 1).flatten(0, 2).contiguous()
@@ -120,5 +269,5 @@ def _pairs_to_halves(heads_HCD: Tensor) -> Tensor:
 
 
 def halves_to_pairs(heads_HCD: Tensor) -> Tensor:
-    """Rows of each head in the order that rotates neighbours, from the order that rotates halves; (H, C) as well."""
+    """Rows of each head, (H, C, ...), from the order that rotates halves to the one that rotates neighbours."""
     return torch.stack(heads_HCD.chunk(2, dim=1), dim=2).flatten(1, 2)

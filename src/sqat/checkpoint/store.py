@@ -1,41 +1,36 @@
 """Folders, and files in shared folders, that are there whole or not at all.
 
-A folder is written beside its destination, flushed to disk, and renamed into place. Where the destination exists, it is
-moved aside first, to `.NAME.previous`; a crash between the two renames leaves that, and :func:`recover` puts it back.
-A writer at work has the folder that it moves aside locked, by which readers tell it from one that died.
-Every folder gets a list of its files' checksums (:mod:`sqat.checksums`), by which damage is found later.
+A folder is written under a hidden name beside its destination, flushed to disk, and renamed into place. If there is
+one already, it moves to `.NAME.previous` first; if the writer is killed between the two renames, :func:`recover` puts
+it back. Every folder lists its files' checksums (:mod:`sqat.checksums`).
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqat.checksums import relisted, write_checksums
 from sqat.durable import flush, make_folder, temporary_beside, writing
 from sqat.errors import StorageError
-from sqat.lock import take
 
 logger = logging.getLogger(__name__)
-
-ATTEMPTS = 100  # at replacing a folder that others put back or replace at the same time
-_OUTRUN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # what a rename fails with where they were quicker
 
 
 @contextmanager
 def write_folder(destination: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; on success it becomes `destination`, replacing what was there; on an error
-    nothing changes.
+    """Yield an empty temporary folder that becomes `destination` at the end, replacing what was there.
+
+    After an error, `destination` is what it was before.
 
     Raises:
-        StorageError: the system refuses, as where the disk is full.
+        StorageError: the system refuses, for example because the disk is full.
     """
-    destination = Path(destination).resolve()  # through a link, to what it stands for
+    destination = Path(destination).resolve()  # a link stays a link; its target is replaced
     if not destination.name:
         raise StorageError(f"{destination} cannot be replaced: it is the root of all folders; name one within it")
     with writing(destination):
@@ -53,13 +48,13 @@ def write_folder(destination: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def write_files(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; on success its files move into `folder`, which exists: each replaces its
-    namesake whole, and others stay. Where the folder has a list of checksums, it lists these files, too, from then on.
+    """Yield an empty temporary folder whose files move into `folder` at the end, each replacing its namesake whole.
 
-    For folders that are not this package's alone; a new one is better written by :func:`write_folder`.
+    Use this for an existing folder that holds other files too; they stay. If the folder has a list of checksums, the
+    new files are entered in it.
 
     Raises:
-        StorageError: the system refuses, as where the disk is full.
+        StorageError: the system refuses, for example because the disk is full.
     """
     folder = Path(folder)
     with writing(folder), temporary_beside(folder / "writing", folder=True) as temporary:
@@ -74,64 +69,33 @@ def write_files(folder: str | Path) -> Iterator[Path]:
 
 
 def recover(destination: str | Path) -> None:
-    """Put back the previous folder where a crash left only that, and clear the remains of one that was replaced. A
-    writer that is between the two renames is waited for.
-    """
+    """Put back the folder that a killed writer had moved aside, or remove it if the new one is in place."""
     destination = Path(destination).resolve()
-    if not destination.name:
-        return  # the root, which nobody replaces
     previous = _previous(destination)
-    if not previous.exists():
+    if previous is None or not previous.exists():
         return
-    handle = None
-    try:
-        handle = take(previous, wait=not destination.exists())
-    except (BlockingIOError, FileNotFoundError):
-        return  # its writer is about to remove it, or has
-    except OSError:
-        pass  # a file system without locks
-    try:
-        if previous.exists() and not destination.exists():
+    with writing(destination):
+        if destination.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+        else:
             logger.warning("%s was being replaced when its writer stopped; the previous one is put back", destination)
-        with writing(destination):
-            _settle(destination)
-    finally:
-        if handle is not None:
-            os.close(handle)
+            previous.rename(destination)
 
 
 def _replace(temporary: Path, destination: Path) -> None:
-    for left in reversed(range(ATTEMPTS)):
-        recover(destination)
-        handle = None
-        with suppress(OSError):  # it is new, or the file system has no locks
-            handle = take(destination, wait=True)
-        try:
-            if destination.exists():
-                destination.rename(_previous(destination))
-            temporary.rename(destination)
-            return
-        except OSError as error:
-            if not left or error.errno not in _OUTRUN or not temporary.exists():
-                raise
-        finally:
-            _settle(destination)
-            if handle is not None:
-                os.close(handle)
-
-
-def _settle(destination: Path) -> None:
-    """Of destination and previous, leave the first."""
     previous = _previous(destination)
-    if destination.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-    else:
-        try:
-            previous.rename(destination)
-        except OSError as error:
-            if error.errno not in _OUTRUN:
-                raise
+    if previous is None or not destination.exists():
+        temporary.rename(destination)
+        return
+    destination.rename(previous)
+    try:
+        temporary.rename(destination)
+    except OSError:
+        previous.rename(destination)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
 
 
-def _previous(destination: Path) -> Path:
-    return destination.with_name(f".{destination.name}.previous")
+def _previous(destination: Path) -> Path | None:
+    """Where a folder goes while it is replaced; `None` for the root, which has no neighbours."""
+    return destination.with_name(f".{destination.name}.previous") if destination.name else None

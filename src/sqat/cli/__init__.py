@@ -31,7 +31,7 @@ app.command("export")(export.export)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.add_typer(data_commands.tokenizer, name="tokenizer")
-app.add_typer(bench.bench, name="bench")
+app.command("bench", context_settings={"ignore_unknown_options": True})(bench.bench)
 
 
 def main() -> None:

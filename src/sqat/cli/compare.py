@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ def compare(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any other field, as data.source=folder.")
     ] = None,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Write the report anew from --out.")] = False,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Write the report again from --out.")] = False,
 ) -> None:
     """Train variants under one budget, pair by pair, and report. A plan without seeds trains nothing, and is timed.
 
@@ -31,31 +31,32 @@ def compare(
     from sqat.cli.console import console
     from sqat.errors import ConfigError
 
-    if report_only:
-        if out is None:
-            raise ConfigError("--out is missing, but must name the comparison's folder where there is --report-only")
-        folder = out
-    else:
+    if report_only and out is None:
+        raise ConfigError("--out is missing, but must name the comparison's folder where there is --report-only")
+    if not report_only:
         chosen = whole_numbers("--seeds", seeds, "0,1,2") if seeds else None
-        folder = _run(plan, out, {"match": match, "seeds": chosen, "processes": processes}, set_ or [])
+        options = {"match": match, "seeds": chosen, "processes": processes}
+        changes = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+        out = _run(plan, out, [*changes, *(set_ or [])])
     from sqat.compare.report import write_report
 
-    console.print(f"report: {write_report(folder)}", highlight=False)
+    assert out is not None
+    console.print(f"report: {write_report(out)}", highlight=False)
 
 
-def _run(plan: Path | None, out: Path | None, options: dict[str, Any], set_: list[str]) -> Path:
+def _run(path: Path | None, out: Path | None, overrides: list[str]) -> Path:
+    """Train and time what is not done yet; returns the comparison's folder."""
     from sqat.cli.console import console
     from sqat.compare.plan import read_plan
     from sqat.compare.runner import Interrupted, run_comparison
     from sqat.errors import ConfigError
 
-    if plan is None:
+    if path is None:
         raise ConfigError("PLAN is missing, but must be a YAML file such as configs/compare/quick.yaml")
-    overrides = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
-    settled = read_plan(plan, [*overrides, *set_])
-    folder = out or Path("runs") / settled.name
+    plan = read_plan(path, overrides)
+    folder = out or Path("runs") / plan.name
     try:
-        failures = run_comparison(settled, folder, lambda text: console.print(text, highlight=False))
+        failures = run_comparison(plan, folder, lambda text: console.print(text, highlight=False))
     except Interrupted as stopped:
         console.print(str(stopped), highlight=False)
         raise typer.Exit(128 + stopped.number) from None

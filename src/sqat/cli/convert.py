@@ -1,20 +1,15 @@
-"""`sqat convert`: a checkpoint in the other layout, or a pretrained model with fewer query heads."""
+"""`sqat convert`: a pretrained model with fewer query heads."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from sqat.convert.plan import ConversionPlan
-
 
 def convert(
-    model: Annotated[
-        str, typer.Argument(help="With --query-heads: a stock checkpoint's folder or Hub id. Else one of this package.")
-    ],
+    model: Annotated[str, typer.Argument(help="A stock checkpoint: a folder, or a Hub id.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     query_heads: Annotated[int | None, typer.Option(help="Query heads to keep, of a pretrained model.")] = None,
     kv_heads: Annotated[
@@ -39,13 +34,10 @@ def convert(
         int | None,
         typer.Option(help="Tokens per row of calibration and verification; default: the model's, at most 512."),
     ] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="Without --query-heads: sqat, or rxnn for the original's (the default).")
-    ] = None,
+    layout: Annotated[str | None, typer.Option(hidden=True)] = None,  # of the former spelling of `sqat export`
 ) -> None:
-    """Give a pretrained model fewer query heads (--query-heads), in its own stock architecture or, for some layers
-    alone, with modelling code beside it (--to native); or write a checkpoint of this package in the other layout, bit
-    for bit the same model (--layout).
+    """Give a pretrained model fewer query heads, in its own stock architecture or, for some layers, with modelling
+    code beside it (--to native).
     """
     from sqat.errors import ConfigError
 
@@ -63,7 +55,11 @@ def convert(
         for name, value in options.items():
             if value is not None:
                 raise ConfigError(f"{name} is {value!r}, but goes with --query-heads, which is missing")
-        convert_layout(Path(model), out, layout or "rxnn")
+        from sqat.cli.export import export
+
+        layout = layout or "rxnn"
+        typer.echo(f"hint: without --query-heads this is now `sqat export {model} --to {layout} --out {out}`", err=True)
+        export(Path(model), out, layout)
         return
     if layout is not None:
         raise ConfigError(f"--layout is {layout!r}, but goes without --query-heads: the architecture stays the model's")
@@ -75,27 +71,16 @@ def convert(
     convert_heads(model, out, changes, calibrate=calibrate, verify_on=verify, context=context or 512)
 
 
-def convert_layout(checkpoint: Path, out: Path, layout: str) -> None:
-    """Write a checkpoint in the other layout; its tokenizer goes along, and a model card."""
-    from sqat.folders import require_free
-    from sqat.layout import write_layout
-    from sqat.train.checkpoints import find_model
-
-    require_free(out, "--out")
-    folder = find_model(checkpoint)
-    write_layout(folder, out, layout)
-    typer.echo(f"{folder} written to {out} in {layout} layout")
-
-
 def convert_heads(
     name: str, out: Path, changes: dict[str, Any], *, calibrate: str | None, verify_on: str | None, context: int
 ) -> None:
-    """Write a pretrained model with fewer heads; what can be refused is, before weights are read."""
+    """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read."""
+    from sqat.compare.report import require_packages
     from sqat.convert import choose_heads, convert, plan_conversion, verify
-    from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, write_conversion
-    from sqat.convert.report import require_packages, write_report
-    from sqat.convert.stock_files import require_weights
+    from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, require_weights, write_conversion
     from sqat.convert.tokenizer import StockTokenizer, token_rows
+    from sqat.convert.verify import write_report
+    from sqat.errors import ConfigError
     from sqat.folders import require_free
 
     require_free(out, "--out")
@@ -103,7 +88,15 @@ def convert_heads(
     config = read_config(folder)
     require_weights(folder, config)
     plan = plan_conversion(config, **changes)
-    _check_calibration(plan, calibrate)
+    if plan.needs_calibration and calibrate is None:
+        raise ConfigError(
+            f'--calibrate is missing, but must name text for method "{plan.method}" by score "activation"; '
+            "--score norm does without"
+        )
+    if calibrate is not None and not plan.needs_calibration:
+        raise ConfigError(
+            f"--calibrate is {calibrate!r}, but goes with --method select or cluster, by --score activation"
+        )
     if verify_on is not None:
         require_packages()
     context = min(context, getattr(config, "max_position_embeddings", context))
@@ -117,25 +110,11 @@ def convert_heads(
     groups = choose_heads(model, plan, rows)
     with quiet():
         result = convert(model, plan, groups=groups)
-    figures = None if texts is None else verify(model, result, texts)
+    verification = None if texts is None else verify(model, result, texts)
     with new_folder(out) as temporary:
-        write_conversion(result, plan, groups, folder, name, temporary, figures=figures, text=verify_on)
-        if figures is not None:
+        write_conversion(result, plan, groups, folder, name, temporary, verification=verification, text=verify_on)
+        if verification is not None:
             title = f"{name} with {plan.after.query_heads} of {plan.before.query_heads} query heads{where}"
-            write_report(figures, temporary / "verification.html", title=title, plan=plan)
-            typer.echo(figures.summary())
+            write_report(verification, temporary / "verification.html", title=title, plan=plan)
+            typer.echo(verification.summary())
     typer.echo(f"{name} written to {out} with {plan.after.query_heads} query heads{where} ({plan.method})")
-
-
-def _check_calibration(plan: ConversionPlan, calibrate: str | None) -> None:
-    from sqat.errors import ConfigError
-
-    if plan.needs_calibration and calibrate is None:
-        raise ConfigError(
-            f'--calibrate is missing, but must name text for method "{plan.method}" by score "activation"; '
-            "--score norm does without"
-        )
-    if calibrate is not None and not plan.needs_calibration:
-        raise ConfigError(
-            f"--calibrate is {calibrate!r}, but goes with --method select or cluster, by --score activation"
-        )

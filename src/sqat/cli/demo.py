@@ -52,9 +52,9 @@ def demo(
 def next_commands(run: Path) -> list[str]:
     """Three commands for a newcomer, as they can be typed."""
     return [
-        f'.venv/bin/sqat generate {run} "One day, a little cat" -n 3',
-        ".venv/bin/sqat train sqat-xs --data stories:20000 --batch-size 8 --steps 1400  # 6 min; keeps names",
-        ".venv/bin/sqat train sqat-s --data roneneldan/TinyStories",
+        f'sqat generate {run} "One day, a little cat" -n 3',
+        "sqat train sqat-xs --data stories:20000 --batch-size 8 --steps 1400  # 6 min; keeps names",
+        "sqat train sqat-s --data roneneldan/TinyStories",
     ]
 
 

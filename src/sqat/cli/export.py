@@ -7,25 +7,33 @@ from typing import Annotated
 
 import typer
 
+HELP = (
+    "sqat: this package's own layout; rxnn: RxNN's; transformers: with modelling code beside the weights; stock: the "
+    "Llama, Mistral or Mixtral that it is; gguf: for llama.cpp; onnx: for ONNX runtimes."
+)
+
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of either layout, or a run's folder.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint, or a run's folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            help="native: with its modelling code; stock: Llama, Mistral or Mixtral, whichever it is; "
-            "gguf: for llama.cpp; onnx: for ONNX runtimes."
-        ),
-    ] = "native",
+    to: Annotated[str, typer.Option(help=HELP)] = "transformers",
 ) -> None:
-    """Write a checkpoint in a form that runs without this package."""
+    """Write a model in another form."""
     import logging
 
     from transformers.utils.logging import disable_progress_bar
 
-    from sqat.hf.export import export as write
+    from sqat.formats import export as write
 
     disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
-    typer.echo(f"{checkpoint} written to {out} as {write(checkpoint, out, to)}")
+    typer.echo(f"{checkpoint} written to {out} as {write(checkpoint, out, current_name(to))}")
+
+
+def current_name(to: str) -> str:
+    """The name of a form; a former name gets a hint on stderr."""
+    from sqat.formats import FORMER_NAMES
+
+    if (name := FORMER_NAMES.get(to, to)) != to:
+        typer.echo(f"hint: --to {to} is now called --to {name}; the old name goes with the next version", err=True)
+    return name

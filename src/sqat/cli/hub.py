@@ -11,15 +11,16 @@ import typer
 
 def push(
     folder: Annotated[Path, typer.Argument(help="A run (its best checkpoint), a checkpoint, or an exported model.")],
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; made if need be.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub; created if need be.")],
     to: Annotated[
-        str | None, typer.Option(help="native or stock: exported first; original: RxNN's layout. Default: as it is.")
+        str | None,
+        typer.Option(help="Export first: transformers, stock, rxnn or sqat. Default: as it is."),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="If the repository is new: for its owner alone.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     branch: Annotated[
-        str | None, typer.Option("--branch", "--revision", help="Made if need be; default: main.")
+        str | None, typer.Option("--branch", "--revision", help="Created if need be; default: main.")
     ] = None,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     license_: Annotated[
         str | None, typer.Option("--license", help="For the card: the Hub's identifier, such as apache-2.0.")
     ] = None,
@@ -27,20 +28,22 @@ def push(
         list[str] | None, typer.Option(help="For the card: Hub id of training data; may be given several times.")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="For the card: Hub id of the model that this one was made of.")
+        str | None, typer.Option(help="For the card: Hub id of the model that this one was made from.")
     ] = None,
 ) -> None:
     """Upload a model with a model card to the Hugging Face Hub, after loading it once as a check.
 
     The token comes from HF_TOKEN or `hf auth login`. A README.md beside the model is used as its card.
     """
-    from sqat.hub.push import push as upload
+    from sqat.cli.export import current_name
     from sqat.model_card import Known
+    from sqat.sharing import push as upload
 
     _quiet_unless_watched()
     known = Known(license=license_, datasets=tuple(dataset or ()), base_model=base_model)
-    options = {"to": to, "branch": branch, "message": message, "private": private or None, "known": known}
-    typer.echo(f"{folder} uploaded: {upload(folder, repo, **options)}")  # type: ignore[arg-type]
+    to = None if to is None else current_name(to)
+    address = upload(folder, repo, to=to, branch=branch, message=message, private=private or None, known=known)
+    typer.echo(f"{folder} uploaded: {address}")
     for option, value, meaning in (("--license", license_, "licence"), ("--dataset", dataset, "training data")):
         if not value:
             typer.echo(f"note: {option} was not given, so this upload set no {meaning} in the card", err=True)
@@ -57,7 +60,7 @@ def pull(
 ) -> None:
     """Fetch a model from the Hugging Face Hub: only its own files, checked, all or none of them."""
     from sqat.errors import ConfigError
-    from sqat.hub.pull import pull as fetch
+    from sqat.sharing import pull as fetch
 
     if folder is not None and out is not None and folder != out:
         raise ConfigError(f"--out is {out}, but DIR is {folder}: give one of them")

@@ -10,7 +10,7 @@ import typer
 from sqat.cli.training import BatchSize, Data, Device, LearningRate, Resume, Set, Validation, overrides, run_to_end
 
 if TYPE_CHECKING:
-    from sqat.convert.uptrain_config import UptrainConfig
+    from sqat.uptrain_config import UptrainConfig
 
 
 def uptrain(
@@ -35,9 +35,9 @@ def uptrain(
 
     Ctrl-C saves a checkpoint; the same command with --resume goes on to the same bits as an uninterrupted run.
     """
-    from sqat.convert.uptrain_config import UptrainConfig
     from sqat.errors import ConfigError
     from sqat.run_config import with_overrides
+    from sqat.uptrain_config import UptrainConfig
 
     if tokens is None:
         raise ConfigError("--tokens is missing, but must be the number of tokens to train on, such as 1_000_000")

@@ -1,1 +1,1 @@
-"""`sqat compare`: variants trained under one budget, pair by pair, and a report on them."""
+"""`sqat compare`: trains variants under one budget, seed by seed, and writes a report on them."""

@@ -1,99 +1,238 @@
-"""What one finished run has to tell: a line of results.jsonl."""
+"""The report's figures: lines over seeds with a band from the lowest to the highest, every variant always in its own
+colour and marker (Okabe and Ito's palette, which colour-blind readers can tell apart too).
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from pathlib import Path
+import statistics
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import torch
+from sqat.compare.folder import Comparison
+from sqat.compare.statistics import median_interval
+from sqat.config import ModelConfig
+from sqat.cost import parameters, visible_keys
 
-from sqat.bench.child import peak_rss_bytes
-from sqat.bench.environment import environment
-from sqat.compare.budget import training_flops_per_token
-from sqat.compare.folder import Folder
-from sqat.compare.plan import ComparePlan, Variant
-from sqat.compare.probes import score_probes
-from sqat.cost import kv_bytes_per_token, parameters
-from sqat.errors import DataError
-from sqat.generate import SamplingConfig, generate
-from sqat.train.loop import Trainer
-from sqat.train.run import METRICS_FILE
-from sqat.untrusted import parse_json
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00", "#7F7F7F")
+MARKERS = "osD^vPX*"
+ORDER = ("mha", "gqa", "mqa", "sqa", "ssqa", "xsqa", "xsmqa", "lsqa", "rsqa")
+GREY = "#808080"  # legible on white and on black
+SIZE = (7.6, 4.3)
+STYLE: dict[str, Any] = {
+    "svg.hashsalt": "sqat",  # the same bytes every time
+    "svg.fonttype": "none",
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), GREY),
+}
+PLOTS = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 10,
+    "axes.titlecolor": GREY,
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+}
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # a legend that hides no line
 
-PROMPT = "Once upon a time"
-STORY_TOKENS = 160
+Run = dict[str, Any]
+Place = Callable[[Run, dict[str, Any]], float]  # where a point of a run's curve lies on the x axis
 
 
-def run_figures(plan: ComparePlan, variant: Variant, seed: int, trainer: Trainer) -> dict[str, Any]:
-    """Everything but what the timing pass measures; curves come from the run's own log."""
-    state, cost = trainer.state, training_flops_per_token(variant)
-    counted = parameters(variant.model)
-    assert trainer.out is not None
-    log = read_log(trainer.out / METRICS_FILE)
-    seconds = _seconds(log)
-    cuda = trainer.accelerator.device.type == "cuda"
-    return {
-        "variant": variant.name,
-        "seed": seed,
-        "model": variant.model.to_dict(),
-        "num_heads": variant.model.num_heads,
-        "parameters": {"total": counted.total, "active": counted.active},
-        "flops_per_token": cost,
-        "kv_bytes_per_token": kv_bytes_per_token(variant.model),
-        "steps": state.step,
-        "tokens": state.tokens,
-        "flops": cost * state.tokens,
-        "evaluation": state.evaluation,
-        "curve": [_point(line, cost, "accuracy", "bits_per_byte") for line in log if line["kind"] == "validation"],
-        "train_curve": [_point(line, cost, "router_max_load") for line in log if line["kind"] == "train"],
-        "seconds": seconds,
-        "tokens_per_second": state.tokens / seconds if seconds else None,
-        "shared_machine": (trainer.out / Folder.SHARED).exists(),
-        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else peak_rss_bytes(),
-        "probes": _probes(plan, trainer),
-        "stories": _stories(plan, trainer, seed),
-        "environment": environment(),
+def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
+    """Draw every figure that has data: (title, SVG, PNG) by file name."""
+    drawers: dict[str, tuple[str, Callable[..., bool]]] = {
+        "loss-tokens": ("Validation loss against training tokens", _loss_over("tokens", "training tokens")),
+        "loss-flops": (
+            "Validation loss against training operations",
+            _loss_over("flops", "training operations (FLOP)"),
+        ),
+        "loss-time": ("Validation loss against training time", _loss_over_time),
+        "pareto": ("Loss and time of a training step", _pareto),
+        "attention": ("Attention alone, forward and backward", _attention),
+        "size": ("Parameters", _size),
+        "router": ("Experts' load, mean over layers and seeds", _router),
     }
+    found = {}
+    for name, (title, draw) in drawers.items():
+        drawn = render(partial(draw, comparison=comparison), SIZE, STYLE | PLOTS)
+        if drawn is not None:
+            found[name] = (title, *drawn)
+    return found
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics file. Raises DataError for a damaged one."""
-    lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            lines.append(parse_json(line, finite=False))
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is damaged: {error}") from error
-    return lines
+def render(
+    draw: Callable[[Any], bool], size: tuple[float, float], style: dict[str, Any] = STYLE
+) -> tuple[bytes, bytes] | None:
+    """One figure as (SVG, PNG); `None` if `draw`, which gets matplotlib's axes, returns false.
+
+    Args:
+        draw: draws on the axes.
+        size: width and height in inches.
+        style: of matplotlib's settings, those that differ.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        if not draw(figure.add_subplot()):
+            return None
+        svg, png = io.BytesIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+    return svg.getvalue(), png.getvalue()
 
 
-def _point(line: dict[str, Any], cost: float, *more: str) -> dict[str, Any]:
-    loss = math.nan if line["loss"] is None else line["loss"]  # which the log writes for what is no number
-    point = {"step": line["step"], "tokens": line["tokens"], "flops": cost * line["tokens"], "loss": loss}
-    return {**point, **{name: line[name] for name in more if name in line}}
+def look_of(comparison: Comparison, name: str) -> dict[str, Any]:
+    """Colour and marker of a variant, the same in every figure."""
+    names = [*ORDER, *(variant.name for variant in comparison.plan.models() if variant.name not in ORDER)]
+    turn, place = divmod(names.index(name), len(COLOURS))
+    look = {"color": COLOURS[place], "marker": MARKERS[(place + 3 * turn) % len(MARKERS)], "markersize": 5}
+    # Once the colours are used up, they come again with other markers, hollow ones on broken lines.
+    return {**look, "linestyle": "--", "markerfacecolor": "none"} if turn else look
 
 
-def _seconds(log: list[dict[str, Any]]) -> float:
-    """Of training steps alone, over all sittings of a run that was stopped in between."""
-    seconds, tokens = 0.0, 0
-    for line in log:
-        if line["kind"] == "train":
-            seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
-            tokens = line["tokens"]
-    return seconds
+def _loss_over(axis: str, label: str) -> Callable[[Any, Comparison], bool]:
+    return lambda axes, comparison: _loss_lines(axes, comparison, label, lambda run, point: point[axis])
 
 
-def _probes(plan: ComparePlan, trainer: Trainer) -> dict[str, Any] | None:
-    """Only for models of the built-in stories, which the probes ask about."""
-    if not plan.probes or plan.data.source.partition(":")[0] != "stories" or trainer.tokenizer is None:
-        return None
-    return score_probes(trainer.model, trainer.tokenizer, plan.probes)._asdict()
+def _loss_over_time(axes: Any, comparison: Comparison) -> bool:
+    """Time is steps times the timing pass's seconds of a step, not a wall clock."""
+    seconds = {name: comparison.time_median(name, "step_seconds") for name in comparison.variants}
+    if None in seconds.values():
+        return False
+    label = "training time, minutes (steps × measured time of a step)"
+    return _loss_lines(axes, comparison, label, lambda run, point: point["step"] * seconds[run["variant"]] / 60)
 
 
-def _stories(plan: ComparePlan, trainer: Trainer, seed: int) -> list[str]:
-    if not plan.stories or trainer.tokenizer is None:
-        return []
-    config = SamplingConfig(temperature=0.7, top_p=0.95, max_tokens=STORY_TOKENS, seed=seed)
-    answers = generate(trainer.model, trainer.tokenizer, [PROMPT] * plan.stories, config)
-    return [PROMPT + answer.text for answer in answers]
+def _loss_lines(axes: Any, comparison: Comparison, label: str, place: Place) -> bool:
+    from matplotlib.ticker import EngFormatter
+
+    low, high = math.inf, -math.inf  # of all losses but the first quarter's
+    for name in comparison.variants:
+        runs = comparison.runs_of(name)
+        points = min((len(run["curve"]) for run in runs), default=0)
+        if points < 2:
+            continue
+        x = [place(runs[0], point) for point in runs[0]["curve"][:points]]
+        losses = [[run["curve"][i]["loss"] for run in runs] for i in range(points)]
+        mean = [statistics.fmean(at) for at in losses]
+        look = look_of(comparison, name)
+        axes.plot(x, mean, label=f"{name} ({mean[-1]:.3f})", markevery=max(1, points // 8), linewidth=1.4, **look)
+        axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=look["color"], alpha=0.1)
+        _training_line(axes, runs, place, look["color"])
+        low, high = min(low, *map(min, losses[points // 4 :])), max(high, *map(max, losses[points // 4 :]))
+    if math.isinf(low):
+        return False
+    if axes.get_xlim()[1] >= 1000:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+    axes.set(xlabel=label, ylabel="validation loss, nats per token")
+    axes.plot([], [], color=GREY, linewidth=0.6, label="thin: training loss,\nrunning mean")
+    axes.legend(title="variant (last)", fontsize=9, **BESIDE)
+    return True
+
+
+def _training_line(axes: Any, runs: list[Run], place: Place, colour: str) -> None:
+    """A thin line: the training loss, mean over seeds and over a twentieth of the run."""
+    curves = [run.get("train_curve", []) for run in runs]
+    points = min(len(curve) for curve in curves)
+    width = max(1, points // 20)
+    means = [statistics.fmean(curve[i]["loss"] for curve in curves) for i in range(points)]
+    smooth = [statistics.fmean(means[i - width + 1 : i + 1]) for i in range(width - 1, points)]
+    x = [place(runs[0], point) for point in curves[0][width - 1 : points]]
+    axes.plot(x, smooth, color=colour, linewidth=0.6, alpha=0.7)
+
+
+def _pareto(axes: Any, comparison: Comparison) -> bool:
+    """Mean loss with its range over seeds, against the time of a step relative to the reference, with its interval."""
+    ratios, losses = comparison.time_ratios("step_seconds"), comparison.by_seed("evaluation", "loss")
+    points = []
+    for name in comparison.variants:
+        if name not in ratios or name not in losses:
+            continue
+        times, values = list(ratios[name].values()), list(losses[name].values())
+        x, y = statistics.median(times), statistics.fmean(values)
+        points.append((x, y))
+        low, high = median_interval(times)
+        spread = {"xerr": [[x - low], [high - x]], "yerr": [[y - min(values)], [max(values) - y]]}
+        look = look_of(comparison, name)
+        axes.errorbar(x, y, **spread, fmt=look["marker"], color=look["color"], capsize=2, alpha=0.8)
+        axes.annotate(name, (x, y), textcoords="offset points", xytext=(7, 6), color=look["color"], fontsize=10)
+    if not points:
+        return False
+    front = [p for p in sorted(points) if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
+    axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", linewidth=1, zorder=0, label="Pareto front")
+    axes.margins(x=0.12)
+    axes.set(xlabel=f"time of a training step, relative to {comparison.plan.reference}", ylabel="validation loss, nats")
+    axes.legend()
+    return True
+
+
+def _attention(axes: Any, comparison: Comparison) -> bool:
+    """Log-log; dotted lines are the reference's time times a variant's share of its operations."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    if comparison.timing is None:
+        return False
+    models = {variant.name: variant.model for variant in comparison.plan.models()}
+    timed, reference = comparison.timing["variants"], comparison.plan.reference
+    for name, entry in timed.items():
+        lengths = [int(length) for length in entry["attention"]]
+        if len(lengths) < 2:
+            return False
+        look = look_of(comparison, name)
+        axes.plot(lengths, _milliseconds(entry), label=name, linewidth=1.4, **look)
+        if reference in timed and name != reference:
+            shares = [_operations(models[name], length) / _operations(models[reference], length) for length in lengths]
+            ideal = [share * time for share, time in zip(shares, _milliseconds(timed[reference]), strict=True)]
+            axes.plot(lengths, ideal, color=look["color"], linestyle=":", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel="ms for the same number of tokens")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+    axes.plot([], [], color=GREY, linestyle=":", label=f"ideal: {reference} × share\nof its operations")
+    axes.legend(fontsize=9, **BESIDE)
+    return True
+
+
+def _milliseconds(entry: dict[str, Any]) -> list[float]:
+    return [1000 * statistics.median(both) for _, both in entry["attention"].values()]
+
+
+def _operations(model: ModelConfig, length: int) -> int:
+    """What attention's time would be proportional to if nothing else cost time."""
+    return model.num_score_heads * model.head_dim * visible_keys(length, model.window, model.global_tokens)
+
+
+def _size(axes: Any, comparison: Comparison) -> bool:
+    names = list(comparison.models)
+    totals = [parameters(model).total / 1e6 for model in comparison.models.values()]
+    bars = axes.barh(names, totals, color=[look_of(comparison, name)["color"] for name in names], height=0.6)
+    axes.bar_label(bars, labels=[f" {total:.2f} M" for total in totals], color=GREY)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.margins(x=0.12)
+    axes.set(xlabel="parameters, millions")
+    return True
+
+
+def _router(axes: Any, comparison: Comparison) -> bool:
+    """Each layer's experts from the busiest to the least busy, mean over layers and seeds."""
+    for name in comparison.variants:
+        loads = [run["evaluation"].get("router_load") for run in comparison.runs_of(name)]
+        if not loads or not all(loads):
+            return False
+        ranked = [sorted((share * len(layer) for share in layer), reverse=True) for load in loads for layer in load]
+        mean = [statistics.fmean(at) for at in zip(*ranked, strict=True)]
+        axes.plot(range(1, len(mean) + 1), mean, label=name, linewidth=1.4, **look_of(comparison, name))
+    axes.axhline(1, color=GREY, linestyle=":", linewidth=1, label="even")
+    axes.set(xlabel="expert, from the busiest to the least busy", ylabel="load relative to an even share")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=9, **BESIDE)
+    return True

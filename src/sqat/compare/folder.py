@@ -1,19 +1,27 @@
-"""A comparison's folder: what lies where, and that a second start means the same comparison."""
+"""A comparison's folder: written as the comparison goes on, and read back for the report.
+
+plan.yaml      the plan; a second start must bring the same one
+setup.json     threads, and each variant's model and steps, settled by the first start
+runs/          a folder for each run (`sqa-seed0`), with checkpoints, logs and its result.json
+results.jsonl  the results of all finished runs, a line each; enough to go on from without runs/
+timing.json    the timing pass
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from sqat.compare.budget import Share
-from sqat.compare.plan import ComparePlan, Variant
+from sqat.compare.plan import ComparePlan, Variant, matched_sizes
 from sqat.config import ModelConfig
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
@@ -24,61 +32,51 @@ from sqat.untrusted import parse_json, read_json
 logger = logging.getLogger(__name__)
 
 FREE = {"processes", "stories", "probes"}  # fields of a plan that may change while its runs are not done
+NEEDED = ("variant", "seed", "model", "parameters", "evaluation", "curve", "steps", "tokens", "flops", "peak_bytes")
 
 
 class Setup(NamedTuple):
-    """What was settled when a comparison began, so that going on is the same comparison."""
+    """What the first start settled, so that every later start goes on with the same comparison."""
 
     threads: int  # of each run: results depend on them, to the bit
-    shares: dict[str, Share]
-
-    def to_dict(self) -> dict[str, Any]:
-        shares = {name: {"model": s.variant.model.to_dict(), "steps": s.steps} for name, s in self.shares.items()}
-        return {"threads": self.threads, "shares": shares}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Setup:
-        shares = {
-            name: Share(Variant(name, ModelConfig.from_dict(share["model"])), int(share["steps"]))
-            for name, share in values["shares"].items()
-        }
-        return cls(int(values["threads"]), shares)
+    variants: dict[str, Variant]  # with their steps
 
 
 class Folder:
-    """Paths within a comparison's folder, and its small files."""
+    """The files of a comparison in the folder `out`."""
 
     PLAN, SETUP, RESULTS, TIMING = "plan.yaml", "setup.json", "results.jsonl", "timing.json"
-    RESULT, SHARED = "result.json", ".shared"  # of a run; the second: it had others beside it, at least for a while
+    RESULT, SHARED = "result.json", ".shared"  # of a run; the second marks one that shared the machine with others
 
     def __init__(self, out: Path) -> None:
         self.out = out
 
     def run(self, name: str, seed: int) -> Path:
+        """The folder of one run."""
         return self.out / "runs" / f"{name}-seed{seed}"
 
     @contextmanager
     def locked(self, say: Callable[[str], None] = logger.info) -> Iterator[int]:
-        """For one process at a time. Yields what its runs must inherit (a file's number): they hold a lock of their own
-        as long as they live, so that runs of a process that was killed are waited for, and no run is made twice at
+        """Keep other processes out. Yields a file descriptor that runs must inherit: it holds a second lock for as long
+        as any of them lives, so that a new start waits for the runs of a killed one and never trains a run twice at
         once.
 
         Raises:
-            ConfigError: another process has it.
-            StorageError: it cannot be made.
+            ConfigError: a comparison is running there.
+            StorageError: the lock cannot be made.
         """
         with writing(self.out):
             make_folder(self.out)
             own = Lock(self.out / ".lock", f"a comparison is running in {self.out}")
         with own:
             with writing(self.out):
-                runs = self._lock_of_runs(say)
+                runs = self._lock_runs(say)
             try:
                 yield runs
             finally:
                 os.close(runs)
 
-    def _lock_of_runs(self, say: Callable[[str], None]) -> int:
+    def _lock_runs(self, say: Callable[[str], None]) -> int:
         path = self.out / ".lock-runs"
         path.touch()
         try:
@@ -90,14 +88,14 @@ class Folder:
             return os.open(path, os.O_RDONLY)
 
     def begin(self, plan: ComparePlan) -> None:
-        """Write the plan, or see that it is the one that is here.
+        """Write the plan, or check that it is the one that is here already.
 
         Raises:
-            ConfigError: another one is; the message names the first field that differs.
+            ConfigError: another plan is here; the message names the first field that differs.
         """
         if (self.out / self.PLAN).is_file():
             before, now = self.read_plan().to_dict(), plan.to_dict()
-            # The timing pass comes last: until it is done, it may become another.
+            # The timing pass comes last: until it is done, its plan may change.
             free = FREE if (self.out / self.TIMING).is_file() else FREE | {"timing"}
             for name, value in now.items():
                 if name not in free and plain(before[name]) != plain(value):
@@ -108,53 +106,154 @@ class Folder:
         replace_file(self.out / self.PLAN, yaml.safe_dump(plain(plan.to_dict()), sort_keys=False))
 
     def read_plan(self) -> ComparePlan:
+        """Read plan.yaml. Raises ConfigError if it is missing or damaged."""
         return ComparePlan.from_dict(read_yaml(self.out / self.PLAN))
 
     def read_setup(self) -> Setup:
-        """Raises DataError where it is damaged."""
+        """Read setup.json. Raises DataError if it is missing or damaged."""
         path = self.out / self.SETUP
         try:
-            return Setup.from_dict(read_json(path))
+            values = read_json(path)
+            variants = {
+                name: Variant(name, ModelConfig.from_dict(share["model"]), int(share["steps"]))
+                for name, share in values["shares"].items()
+            }
+            return Setup(int(values["threads"]), variants)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is missing or damaged: {error}") from error
 
     def write_setup(self, setup: Setup) -> None:
-        replace_file(self.out / self.SETUP, json.dumps(setup.to_dict(), indent=1))
+        """Write setup.json."""
+        shares = {name: {"model": v.model.to_dict(), "steps": v.steps} for name, v in setup.variants.items()}
+        replace_file(self.out / self.SETUP, json.dumps({"threads": setup.threads, "shares": shares}, indent=1))
 
-    def finished(self) -> dict[tuple[str, int], str]:
-        """The results of runs that are done, as lines, by variant and seed: those of the runs' own folders, and those
-        gathered before (a comparison's results can be kept, and gone on from, without its checkpoints).
+    def finished(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """The results of all finished runs by variant and seed, from results.jsonl and from the runs' own folders.
 
         Raises:
-            DataError: a damaged line.
+            DataError: a line is damaged.
         """
-        found = {}
         paths = [self.out / self.RESULTS, *sorted((self.out / "runs").glob(f"*/{self.RESULT}"))]
-        for text in (line for path in paths for line in read_lines(path)):
-            try:
-                run = parse_json(text, finite=False)
-                found[str(run["variant"]), int(run["seed"])] = text.strip() + "\n"
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.out}: the result {text[:60]!r} is damaged: {error}") from error
-        return found
+        runs = [run for path in paths for run in read_results(path, ("variant", "seed"))]
+        return {(str(run["variant"]), int(run["seed"])): run for run in runs}
 
     def write_results(self, plan: ComparePlan) -> int:
-        """Gather the results of all runs that are done, in the plan's order; returns how many there are."""
+        """Gather the results of all finished runs in results.jsonl, in the plan's order; returns how many there are."""
         found = self.finished()
         wanted = [(variant.name, seed) for variant in plan.models() for seed in plan.seeds]
-        lines = [found[run] for run in wanted if run in found]
+        lines = [json.dumps(found[run]) + "\n" for run in wanted if run in found]
         replace_file(self.out / self.RESULTS, "".join(lines))
         return len(lines)
 
+    def read_timing(self) -> dict[str, Any] | None:
+        """Read timing.json; `None` if time has not been measured yet. Raises DataError if it is damaged."""
+        path = self.out / self.TIMING
+        if not path.is_file():
+            return None
+        try:
+            return read_json(path, finite=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is damaged: {error}") from error
 
-def read_lines(path: Path) -> list[str]:
-    """Of a text file; none where there is no file. Raises DataError where it is no text."""
+
+def read_results(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Read results, one JSON object a line; none if there is no such file.
+
+    Raises:
+        DataError: a line is damaged, or lacks one of the `needed` fields; the message names it.
+    """
     try:
-        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is damaged: {error}") from error
+    runs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            run = parse_json(line, finite=False)
+            lacking = [name for name in needed if name not in run]
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number} is damaged: {error}") from error
+        if lacking:
+            raise DataError(f"{path}, line {number} lacks {', '.join(lacking)}")
+        runs.append(run)
+    return runs
 
 
 def plain(value: Any) -> Any:
-    """As YAML gives it back: tuples are lists."""
+    """A value as YAML and JSON give it back: tuples become lists."""
     return json.loads(json.dumps(value))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a report is made from: the plan, the results of each finished run, and the timing pass if there was one."""
+
+    plan: ComparePlan
+    runs: list[dict[str, Any]]
+    timing: dict[str, Any] | None
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of the variants with a finished run, in the plan's order; all of them if nothing was trained."""
+        done = {run["variant"] for run in self.runs}
+        return [variant.name for variant in self.plan.models() if variant.name in done or not done]
+
+    @property
+    def models(self) -> dict[str, ModelConfig]:
+        """Their models: as they were trained, or as they would be."""
+        found = {variant.name: variant.model for variant in matched_sizes(self.plan)}
+        found |= {run["variant"]: ModelConfig.from_dict(run["model"]) for run in self.runs}
+        return {name: found[name] for name in self.variants}
+
+    def runs_of(self, variant: str) -> list[dict[str, Any]]:
+        """The finished runs of a variant, one for each seed."""
+        return [run for run in self.runs if run["variant"] == variant]
+
+    def by_seed(self, *path: str) -> dict[str, dict[int, float]]:
+        """A metric by variant and seed, as `by_seed("evaluation", "loss")`; runs without it are left out."""
+        found: dict[str, dict[int, float]] = {name: {} for name in self.variants}
+        for run in self.runs:
+            value: Any = run
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if value is not None:
+                found[run["variant"]][run["seed"]] = value
+        return {name: values for name, values in found.items() if values}
+
+    def missing(self) -> list[str]:
+        """The plan's runs that are not done."""
+        done = {(run["variant"], run["seed"]) for run in self.runs}
+        planned = [(variant.name, seed) for variant in self.plan.models() for seed in self.plan.seeds]
+        return [f"{name}, seed {seed}" for name, seed in planned if (name, seed) not in done]
+
+    def time_ratios(self, what: str) -> dict[str, dict[int, float]]:
+        """A measured time relative to the reference's, by variant and round."""
+        if self.timing is None or self.plan.reference not in self.timing["variants"]:
+            return {}
+        base = self.timing["variants"][self.plan.reference][what]
+        return {
+            name: {i: a / b for i, (a, b) in enumerate(zip(times[what], base, strict=False))}
+            for name, times in self.timing["variants"].items()
+        }
+
+    def time_median(self, variant: str, what: str) -> float | None:
+        """The median of a measured time; `None` if it was not measured."""
+        if self.timing is None or variant not in self.timing["variants"]:
+            return None
+        return statistics.median(self.timing["variants"][variant][what])
+
+
+def read_comparison(out: Path) -> Comparison:
+    """Read everything in a comparison's folder.
+
+    Raises:
+        ConfigError, DataError: a file is missing or damaged; the message names file and line.
+    """
+    folder = Folder(out)
+    runs, timing = read_results(out / folder.RESULTS, NEEDED), folder.read_timing()
+    if not runs and timing is None:
+        raise DataError(
+            f"{out} has no finished run to report on and no timing pass ({folder.RESULTS}, {folder.TIMING}): "
+            "it is not a comparison's folder, or nothing is done yet"
+        )
+    return Comparison(folder.read_plan(), runs, timing)

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from sqat.data.batches import IGNORE
-from sqat.data.stories import Probe, recall_probe
+from sqat.data.stories import recall_probe
 from sqat.data.tokenizer import PAD, Tokenizer
 from sqat.model import Decoder
 from sqat.train.loss import token_losses
 
-ROWS = 64  # at a time
+ROWS = 64  # scored at a time
 
 
 class ProbeResult(NamedTuple):
-    """Share of probes whose answer the model finds likelier than each of the four other words of its kind."""
+    """The share of probes whose answer the model finds likelier than each of the four distractors."""
 
     accuracy: float
     number: int
@@ -30,34 +30,30 @@ class ProbeResult(NamedTuple):
 
 @torch.no_grad()
 def score_probes(model: Decoder, tokenizer: Tokenizer, count: int, seed: int = 0) -> ProbeResult:
-    """Ask `count` probes.
+    """Ask a model `count` recall probes of the built-in stories.
 
-    A word's likelihood is that of all its tokens together, given the prompt. Prompts longer than the model's context
-    lose their beginning; the built-in stories are shorter than that with all presets.
+    A word's likelihood is that of all its tokens together, given the prompt. A prompt longer than the model's context
+    loses its beginning; the built-in stories are shorter than that with all presets.
     """
-    probes = [recall_probe(index, seed) for index in range(count)]
-    rows = [
-        _row(tokenizer, probe.prompt, word, model.config.context_length) for probe in probes for word in _words(probe)
-    ]
+    words, rows = [], []  # answer and distractors of each probe; a row for each word
+    for probe in (recall_probe(index, seed) for index in range(count)):
+        words.append((probe.answer, *probe.distractors))
+        rows += [_row(tokenizer, probe.prompt, word, model.config.context_length) for word in words[-1]]
     was_training = model.training
     model.eval()
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))  # little padding
     likelihoods = torch.empty(len(rows))
     for start in range(0, len(order), ROWS):
-        some = order[start : start + ROWS]
-        likelihoods[some] = _log_likelihoods(model, [rows[i] for i in some])
+        chosen = order[start : start + ROWS]
+        likelihoods[chosen] = _log_likelihoods(model, [rows[i] for i in chosen])
     model.train(was_training)
-    by_probe = likelihoods.split([len(_words(probe)) for probe in probes])
-    right = sum(bool((words[0] > words[1:]).all()) for words in by_probe)
+    by_probe = likelihoods.split([len(own) for own in words])
+    right = sum(bool((own[0] > own[1:]).all()) for own in by_probe)
     return ProbeResult(right / count, count)
 
 
-def _words(probe: Probe) -> tuple[str, ...]:
-    return (probe.answer, *probe.distractors)
-
-
 def _row(tokenizer: Tokenizer, prompt: str, word: str, context_length: int) -> tuple[list[int], int]:
-    """(token ids of prompt and word, how many of them are the word's)."""
+    """Token ids of prompt and word, and how many of them are the word's."""
     before = [tokenizer.bos_id, *tokenizer.encode(prompt)]
     whole = [tokenizer.bos_id, *tokenizer.encode(f"{prompt} {word}")]
     shared = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
@@ -65,7 +61,7 @@ def _row(tokenizer: Tokenizer, prompt: str, word: str, context_length: int) -> t
 
 
 def _log_likelihoods(model: Decoder, rows: Sequence[tuple[list[int], int]]) -> Tensor:
-    """Of each row's last tokens together, given those before, (B,)."""
+    """Log-likelihood of each row's word given what stands before it, (B,)."""
     device = model.embedding.weight.device
     width = max(len(tokens) for tokens, _ in rows) - 1
     inputs_BT = torch.full((len(rows), width), PAD)
@@ -75,7 +71,7 @@ def _log_likelihoods(model: Decoder, rows: Sequence[tuple[list[int], int]]) -> T
         targets_BT[row, len(tokens) - 1 - answer : len(tokens) - 1] = torch.tensor(tokens[-answer:])
     inputs_BT, targets_BT = inputs_BT.to(device), targets_BT.to(device)
     hidden_BTD, _ = model.hidden_states(inputs_BT)
-    wanted = targets_BT != IGNORE
-    losses, _ = token_losses(hidden_BTD[wanted], model.head.weight, model.head.bias, targets_BT[wanted])
-    row_of = wanted.nonzero()[:, 0]
+    wanted_BT = targets_BT != IGNORE
+    losses, _ = token_losses(hidden_BTD[wanted_BT], model.head.weight, model.head.bias, targets_BT[wanted_BT])
+    row_of = wanted_BT.nonzero()[:, 0]
     return -torch.zeros(len(rows), device=device).index_add(0, row_of, losses).cpu()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqat.compare.pictures import draw_all
-from sqat.compare.results import Comparison, read_comparison
-from sqat.compare.tables import all_tables, undecided
-from sqat.compare.text_table import TextTable
+from sqat.compare.figures import draw_all
+from sqat.compare.folder import Comparison, read_comparison
+from sqat.compare.tables import Table, all_tables, undecided
 from sqat.durable import replace_file, writing
 from sqat.errors import ConfigError, DataError, SqatError
 
@@ -20,15 +19,10 @@ def write_report(out: Path) -> Path:
     """Write report.md, report.html (one file, readable offline) and pictures/; returns the path of report.html.
 
     Raises:
-        ConfigError: matplotlib, jinja2 or scipy is missing.
+        ConfigError: matplotlib, jinja2 or scipy is not installed.
         DataError: the folder's raw data are missing or damaged.
     """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"a report needs {error.name}: {INSTALL}") from error
+    require_packages()
     comparison = read_comparison(out)
     try:
         return _write(out, comparison)
@@ -38,26 +32,48 @@ def write_report(out: Path) -> Path:
         raise DataError(f"{out}: its raw data are not what a comparison writes: {error!r}"[:500]) from error
 
 
-def _write(out: Path, comparison: Comparison) -> Path:
+def require_packages() -> None:
+    """Raise a ConfigError if matplotlib, jinja2 or scipy is not installed."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"a report needs {error.name}: {INSTALL}") from error
+
+
+def render_page(package: str, template: str, **values: Any) -> str:
+    """Fill in a package's HTML template. Values are escaped, apart from markup such as :func:`inline` makes."""
     import jinja2
 
-    tables, pictures = all_tables(comparison), draw_all(comparison)
+    loader = jinja2.PackageLoader(package)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(**values)
+
+
+def inline(svg: bytes) -> Any:
+    """An SVG without its XML head, to stand within a page; matplotlib made it, and escapes names in it."""
+    from markupsafe import Markup
+
+    text = svg.decode("utf-8")
+    return Markup(text[text.index("<svg") :])
+
+
+def _write(out: Path, comparison: Comparison) -> Path:
+    tables, figures = all_tables(comparison), draw_all(comparison)
     folder = out / PICTURES
     with writing(folder):
         folder.mkdir(exist_ok=True)
-        for name, (_, _, png) in pictures.items():
+        for name, (_, _, png) in figures.items():
             (folder / f"{name}.png").write_bytes(png)
-    replace_file(
-        out / MARKDOWN, _markdown(comparison, tables, {name: title for name, (title, _, _) in pictures.items()})
-    )
-    loader = jinja2.PackageLoader("sqat.compare")
-    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    drawn = [(title, _inline(svg)) for title, svg, _ in pictures.values()]
-    page = template.get_template("report.html").render(
+    replace_file(out / MARKDOWN, _markdown(comparison, tables, {name: title for name, (title, *_) in figures.items()}))
+    page = render_page(
+        "sqat.compare",
+        "report.html",
         title=_title(comparison),
         summary=_summary(comparison),
         tables=tables,
-        pictures=drawn,
+        pictures=[(title, inline(svg)) for title, svg, _ in figures.values()],
         stories=_stories(comparison),
     )
     replace_file(out / HTML, page)
@@ -74,8 +90,7 @@ def _summary(comparison: Comparison) -> list[str]:
     lines = [f"{len(comparison.variants)} variants, family {plan.family}; reference: {plan.reference}."]
     if runs:
         seeds = len({run["seed"] for run in runs})
-        trained = f"Matched by {plan.match}, {seeds} seed{'s' if seeds > 1 else ''}; data: {plan.data.source}."
-        lines[0] += f" {trained}"
+        lines[0] += f" Matched by {plan.match}, {seeds} seed{'s' if seeds > 1 else ''}; data: {plan.data.source}."
     else:
         lines.append("Nothing was trained: sizes and operations are computed, times measured on untrained models.")
     if missing := comparison.missing():
@@ -96,30 +111,18 @@ def _summary(comparison: Comparison) -> list[str]:
 
 
 def _stories(comparison: Comparison) -> list[tuple[str, str]]:
-    """The first run's of every variant."""
-    return [
-        (name, story)
-        for name in comparison.variants
-        for run in comparison.of(name)[:1]
-        for story in run.get("stories", [])[:2]
-    ]
+    """The first two stories of every variant's first run."""
+    firsts = [(name, comparison.runs_of(name)[:1]) for name in comparison.variants]
+    return [(name, story) for name, runs in firsts for run in runs for story in run.get("stories", [])[:2]]
 
 
-def _markdown(comparison: Comparison, tables: list[TextTable], pictures: dict[str, str]) -> str:
+def _markdown(comparison: Comparison, tables: list[Table], figures: dict[str, str]) -> str:
     parts = [f"# {_title(comparison)}", *_summary(comparison)]
     for table in tables:
         head = [f"| {' | '.join(table.columns)} |", f"|---{'|--:' * (len(table.columns) - 1)}|"]
         rows = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table.rows]
         parts += [f"## {table.title}", "\n".join(head + rows), "\n".join(f"- {note}" for note in table.notes)]
-    parts += [f"## {title}\n\n![{title}]({PICTURES}/{name}.png)" for name, title in pictures.items()]
+    parts += [f"## {title}\n\n![{title}]({PICTURES}/{name}.png)" for name, title in figures.items()]
     for name, story in _stories(comparison):
         parts += [f"### A story by {name}", "\n".join(f"> {line}" for line in story.splitlines())]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _inline(svg: bytes) -> Any:
-    """An SVG without its XML head, to stand within a page; matplotlib made it, and escapes names in it."""
-    from markupsafe import Markup
-
-    text = svg.decode("utf-8")
-    return Markup(text[text.index("<svg") :])

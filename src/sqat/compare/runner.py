@@ -1,4 +1,7 @@
-"""A whole comparison: data once, every run in a process of its own, the timing pass, the report."""
+"""A whole comparison: data once, every run in a process of its own, then the timing pass.
+
+All of it can be stopped at any moment; the same command goes on.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGINT
 
-from sqat.bench.child import child_environment
-from sqat.compare.budget import shares
-from sqat.compare.child import INTERRUPTED
 from sqat.compare.folder import Folder, Setup
-from sqat.compare.plan import ComparePlan
-from sqat.compare.timing_pass import read_timing, time_variants
-from sqat.data.batches import Batches
+from sqat.compare.plan import ComparePlan, share_budget
+from sqat.compare.run import INTERRUPTED
+from sqat.compare.timing import batches_of, time_variants
 from sqat.durable import make_folder, writing
 from sqat.train.prepare import prepare_data
 from sqat.train.signals import StopOnSignals
@@ -30,56 +30,55 @@ POLL_SECONDS = 0.2
 
 
 class Interrupted(Exception):
-    """Stopped by a signal; the same command goes on."""
+    """A signal stopped the comparison; the same command goes on."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
-        self.number = number
+        self.number = number  # of the signal
 
 
 def run_comparison(plan: ComparePlan, out: Path, say: Say = logger.info) -> list[str]:
-    """Do what is not done yet; returns a line for every run that failed (the others are done all the same).
+    """Train and time what is not done yet in the folder `out`. A run that fails does not stop the others.
+
+    Returns:
+        A line for each run that failed.
 
     Raises:
         ConfigError: `out` holds another comparison, or one is running there.
-        DataError: data that cannot be read.
-        Interrupted: SIGINT or SIGTERM; the runs have saved their checkpoints.
+        DataError: the data cannot be read.
+        Interrupted: SIGINT or SIGTERM came; the runs have saved their checkpoints.
     """
     folder = Folder(out)
     with folder.locked(say) as lock:
         folder.begin(plan)
-        setup = _settle(plan, folder, say)
+        setup = settle(plan, folder, say)
         failures = _Processes(plan, folder, setup, say, lock).run_all()
         if plan.seeds:
             folder.write_results(plan)
-        if plan.timing.rounds and read_timing(out) is None:
+        if plan.timing.rounds and folder.read_timing() is None:
             say("timing all variants in turn")
-            time_variants(plan, list(setup.shares.values()), out)
+            time_variants(plan, list(setup.variants.values()), out)
     return failures
 
 
-def _settle(plan: ComparePlan, folder: Folder, say: Say) -> Setup:
-    """Tokenise, so that the runs find everything in the cache, and fix each variant's steps, or read them."""
+def settle(plan: ComparePlan, folder: Folder, say: Say) -> Setup:
+    """Fix each variant's steps, or read what an earlier start fixed. The data are tokenized first, so that the runs
+    find them in the cache.
+    """
     models = plan.models()
     data = prepare_data(plan.data, models[0].model.vocab_size)
     if (folder.out / folder.SETUP).is_file():
         return folder.read_setup()
-    rows = Batches(
-        data.train,
-        batch_size=plan.train.batch_size,
-        context_length=models[0].model.context_length,
-        mode=plan.data.mode,
-        padding_as_target=plan.data.padding_as_target,
-    )
-    steps_per_epoch = -(-len(rows) // plan.train.gradient_accumulation)
+    batches = batches_of(plan, data)
+    steps_per_epoch = -(-len(batches) // plan.train.gradient_accumulation)
     seconds: dict[str, list[float]] = {}
     if plan.match == "time":
         say("timing all variants in turn, for the budget")
-        timing = read_timing(folder.out) or time_variants(plan, models, folder.out)
-        seconds = {name: figures["step_seconds"] for name, figures in timing["variants"].items()}
-    found = shares(plan, steps_per_epoch, rows.targets_per_epoch / steps_per_epoch, seconds)
+        timing = folder.read_timing() or time_variants(plan, models, folder.out)
+        seconds = {name: times["step_seconds"] for name, times in timing["variants"].items()}
+    variants = share_budget(plan, steps_per_epoch, batches.targets_per_epoch / steps_per_epoch, seconds)
     threads = max(1, (os.cpu_count() or 1) // plan.processes)
-    setup = Setup(threads, {share.variant.name: share for share in found})
+    setup = Setup(threads, {variant.name: variant for variant in variants})
     folder.write_setup(setup)
     return setup
 
@@ -89,23 +88,18 @@ class _Processes:
 
     def __init__(self, plan: ComparePlan, folder: Folder, setup: Setup, say: Say, lock: int) -> None:
         self.plan, self.folder, self.setup, self.say, self.lock = plan, folder, setup, say, lock
-        self.stopping: str | None = None
+        self.stopping: str | None = None  # why, once a signal came
 
     def run_all(self) -> list[str]:
-        done = self.folder.finished()
-        waiting = [
-            (variant.name, seed)
-            for seed in self.plan.seeds  # a seed after the other: there are pairs to look at early
-            for variant in self.plan.models()
-            if (variant.name, seed) not in done
-        ]
+        """Train what is not done; returns a line for each run that failed."""
+        done, names = self.folder.finished(), list(self.setup.variants)
+        runs = [(name, seed) for seed in self.plan.seeds for name in names]  # seed by seed: pairs can be compared early
         failures: list[str] = []
-        runs = len(self.plan.seeds) * len(self.plan.variants)
         with StopOnSignals(self._stop) as signals:
-            for (name, seed), code in self._ended(waiting):
+            for (name, seed), code in self._ended([run for run in runs if run not in done]):
                 if code == 0:
                     number = self.folder.write_results(self.plan)
-                    self.say(f"{name}, seed {seed}: done ({number} of {runs})")
+                    self.say(f"{name}, seed {seed}: done ({number} of {len(runs)})")
                 elif code != INTERRUPTED and not self.stopping:
                     failures.append(f"{name}, seed {seed}: {_last_error(self._log(name, seed))}")
                     self.say(f"failed: {failures[-1]}")
@@ -115,7 +109,7 @@ class _Processes:
         return failures
 
     def _ended(self, waiting: Sequence[Run]) -> Iterator[tuple[Run, int]]:
-        """Start the runs in order, and yield each with its exit code when it is over."""
+        """Start the runs in order, and yield each with its exit code when it ends."""
         left = list(waiting)
         running: dict[Run, subprocess.Popen[bytes]] = {}
         try:
@@ -137,9 +131,8 @@ class _Processes:
                 process.wait()
 
     def _start(self, name: str, seed: int) -> subprocess.Popen[bytes]:
-        share, target = self.setup.shares[name], self.folder.run(name, seed)
-        self.say(f"{name}, seed {seed}: {share.steps:,} steps")
-        threads = {"OMP_NUM_THREADS": str(self.setup.threads)}
+        target = self.folder.run(name, seed)
+        self.say(f"{name}, seed {seed}: {self.setup.variants[name].steps:,} steps")
         with writing(target):
             make_folder(target)
             if self.plan.processes > 1:
@@ -147,13 +140,13 @@ class _Processes:
             opened = self._log(name, seed).open("ab")
         with opened as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "sqat.compare.child", str(self.folder.out), name, str(seed)],
-                env={**child_environment(threads), "TOKENIZERS_PARALLELISM": "false"},
-                stdin=subprocess.PIPE,  # closed when we end, however we do: see child.stop_with_parent
+                [sys.executable, "-m", "sqat.compare.run", str(self.folder.out), name, str(seed)],
+                env=_environment(self.setup.threads),
+                stdin=subprocess.PIPE,  # closes when this process ends, however it ends: see run.stop_with_parent
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 pass_fds=[self.lock],
-                start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on once
+                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
             )
 
     def _log(self, name: str, seed: int) -> Path:
@@ -161,6 +154,18 @@ class _Processes:
 
     def _stop(self, reason: str) -> None:
         self.stopping = reason
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """A run's environment variables: it imports this very package and computes with so many threads."""
+    path = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    }
 
 
 def _last_error(log: Path) -> str:

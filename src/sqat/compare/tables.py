@@ -1,17 +1,19 @@
-"""The report's tables: all of them in order, and those that say how good the variants are."""
+"""The report's tables, in the order in which they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqat.compare.card_figures import Claim, published
-from sqat.compare.results import Comparison
-from sqat.compare.statistics import CONFIDENCE, Values, differences, ordering
-from sqat.compare.tables_cost import complexity, operations, router, sizes
-from sqat.compare.tables_time import attention, speed
-from sqat.compare.text_table import TextTable, interval, signed
+from sqat.compare.folder import Comparison
+from sqat.compare.plan import TRAINING
+from sqat.compare.published import Claim, published
+from sqat.compare.statistics import Summary, Values, differences, median_interval, ordering, summarise
+from sqat.config import ModelConfig
+from sqat.cost import flops_per_token, kv_bytes, kv_bytes_per_token, parameters
 
 QUALITY = {
     "loss": ("evaluation", "loss"),
@@ -21,15 +23,32 @@ QUALITY = {
     "recall probes": ("probes", "accuracy"),
 }
 PERCENT = ("accuracy", "recall probes")
+LENGTHS = (256, 1024, 4096, 32768, 131072)  # of contexts, whose operations are told
+STREAM = 32768  # tokens of the stream whose cache is told
+NONE = "–"
+
+_KERNELS = (
+    "on CPUs a loop of ours computes rows of up to 1,024 tokens that are trained on (not with global tokens), torch's "
+    "kernel all others, block by block under a window"
+)
 
 
-def all_tables(comparison: Comparison) -> list[TextTable]:
-    """In the order in which they are read; those without anything to show are left out."""
-    makers: list[Callable[[Comparison], TextTable | None]] = [
+class Table(NamedTuple):
+    """A heading, columns, rows of text (the first cell names the row), and what a reader must know."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def all_tables(comparison: Comparison) -> list[Table]:
+    """All tables that have something to show."""
+    makers: list[Callable[[Comparison], Table | None]] = [
         quality,
         against_reference,
         beside_published,
-        orderings,
+        published_orderings,
         speed,
         partial(attention, series=0),
         partial(attention, series=1),
@@ -42,16 +61,16 @@ def all_tables(comparison: Comparison) -> list[TextTable]:
     return [table for make in makers if (table := make(comparison)) is not None]
 
 
-def quality(comparison: Comparison) -> TextTable | None:
-    """Right metrics of the last evaluation, mean, interval and deviation over seeds."""
+def quality(comparison: Comparison) -> Table | None:
+    """The last evaluation's metrics: mean, interval and deviation over seeds."""
     found = {name: values for name, path in QUALITY.items() if (values := comparison.by_seed(*path))}
     if not found:
         return None
     rows = [
-        [name, str(len(comparison.of(name)))]
+        [name, str(len(comparison.runs_of(name)))]
         + [
-            interval(values.get(name), percent=figure in PERCENT, digits=2 if figure == "perplexity" else 4)
-            for figure, values in found.items()
+            _interval(values.get(name), percent=metric in PERCENT, digits=2 if metric == "perplexity" else 4)
+            for metric, values in found.items()
         ]
         for name in comparison.variants
     ]
@@ -61,20 +80,21 @@ def quality(comparison: Comparison) -> TextTable | None:
     ]
     if "recall probes" in found:
         notes.append("recall probes: share of stories whose told word is likelier than four others; chance is 20 %")
-    return TextTable("Quality on validation data", ["variant", "seeds", *found], rows, notes)
+    return Table("Quality on validation data", ["variant", "seeds", *found], rows, notes)
 
 
-def against_reference(comparison: Comparison) -> TextTable | None:
-    """Differences, seed by seed."""
+def against_reference(comparison: Comparison) -> Table | None:
+    """Differences to the reference, seed by seed."""
     reference = comparison.plan.reference
     found = differences(comparison.by_seed("evaluation", "loss"), reference)
     if not found:
         return None
     others = {name: differences(comparison.by_seed(*QUALITY[name]), reference) for name in PERCENT}
     others = {name: values for name, values in others.items() if values}
+    verdicts = {"higher": "worse", "lower": "better"}  # a lower loss is better
     rows = [
-        [name, signed(d.summary), f"{d.p:.3g}", f"{d.adjusted_p:.3g}", _loss_verdict(d.verdict)]
-        + [signed(values[name].summary, percent=True) if name in values else "–" for values in others.values()]
+        [name, _signed(d.summary), f"{d.p:.3g}", f"{d.adjusted_p:.3g}", verdicts.get(d.verdict, d.verdict)]
+        + [_signed(values[name].summary, percent=True) if name in values else NONE for values in others.values()]
         for name, d in found.items()
     ]
     notes = [
@@ -83,74 +103,216 @@ def against_reference(comparison: Comparison) -> TextTable | None:
         "other figures have intervals (95 %, each by itself) and no test",
     ]
     columns = ["variant", "difference in loss", "p", "p, corrected", "verdict", *(f"in {name}" for name in others)]
-    return TextTable(f"Against {reference}, seed by seed", columns, rows, notes)
+    return Table(f"Against {reference}, seed by seed", columns, rows, notes)
 
 
 def undecided(comparison: Comparison) -> list[str]:
-    """Variants whose loss cannot be told apart from the reference's."""
+    """Names of the variants whose loss cannot be told apart from the reference's."""
     found = differences(comparison.by_seed("evaluation", "loss"), comparison.plan.reference)
-    return [name for name, d in found.items() if d.summary.number < 2 or d.adjusted_p >= 1 - CONFIDENCE]
+    return [name for name, difference in found.items() if not difference.told_apart]
 
 
-def beside_published(comparison: Comparison) -> TextTable | None:
-    """Ours by the card's metrics, beside the card's, or the paper's."""
+def beside_published(comparison: Comparison) -> Table | None:
+    """Our results by the original's metrics, beside its own."""
     theirs = published(comparison.plan)
     if theirs is None or not comparison.runs:
         return None
     loss, accuracy = comparison.by_seed("evaluation", "card_loss"), comparison.by_seed("evaluation", "card_accuracy")
     rows = []
     for name in comparison.variants:
-        figures = theirs.figures.get(name)
-        ours = interval(loss.get(name)), interval(accuracy.get(name), percent=True)
-        other = (f"{figures.loss:g}", f"{100 * figures.accuracy:.2f} %") if figures else ("–", "–")
-        rows.append([name, ours[0], other[0], ours[1], other[1]])
+        result = theirs.results.get(name)
+        their_loss, their_accuracy = (f"{result.loss:g}", f"{100 * result.accuracy:.2f} %") if result else (NONE, NONE)
+        ours = _interval(loss.get(name)), _interval(accuracy.get(name), percent=True)
+        rows.append([name, ours[0], their_loss, ours[1], their_accuracy])
+    learned = (
+        "ours learned to predict it too"
+        if comparison.plan.data.padding_as_target
+        else "ours never learned to predict it, and so looks worse by this measure than it is"
+    )
     notes = [
-        "padding counted as targets, as the card does; "
-        + (
-            "ours learned to predict it too"
-            if comparison.plan.data.padding_as_target
-            else "ours never learned to predict it, and so looks worse by this measure than it is"
-        ),
+        f"padding counted as targets, as the card does; {learned}",
         f"{theirs.whose} figures: {theirs.how}; other data and other sizes of it: only the order can be compared",
     ]
     columns = ["variant", "loss, padding counted", f"{theirs.whose} loss", "accuracy, padding counted"]
-    return TextTable(
-        f"Beside {theirs.whose} figures, by its metrics", [*columns, f"{theirs.whose} accuracy"], rows, notes
-    )
+    columns.append(f"{theirs.whose} accuracy")
+    return Table(f"Beside {theirs.whose} figures, by its metrics", columns, rows, notes)
 
 
-def orderings(comparison: Comparison) -> TextTable | None:
-    """Which of the card's or the paper's orderings hold."""
-    theirs = published(comparison.plan)
+def published_orderings(comparison: Comparison) -> Table | None:
+    """Which of the published orderings hold here."""
+    theirs, reference = published(comparison.plan), comparison.plan.reference
     if theirs is None:
         return None
-    loss, seconds = comparison.by_seed("evaluation", "loss"), comparison.time_ratios("step_seconds")
-    rows = _claims("loss", loss, theirs.loss_order) if loss else []
-    rows += _claims("time", seconds, theirs.time_order, by_ranks=True) if seconds else []
-    notes = ["loss: over real targets, paired over seeds; mean difference in nats, Student's t"] if loss else []
-    if seconds:
-        reference = comparison.plan.reference
+    rows, notes = [], []
+    if loss := comparison.by_seed("evaluation", "loss"):
+        rows += _orderings("loss", loss, theirs.loss_order)
+        notes.append("loss: over real targets, paired over seeds; mean difference in nats, Student's t")
+    if seconds := comparison.time_ratios("step_seconds"):
+        rows += _orderings("time", seconds, theirs.time_order, by_ranks=True)
         notes.append(
             f"time: training steps taken in turn, relative to {reference}'s; median difference, Wilcoxon's signed ranks"
         )
     notes.append("p < 0.05, each by itself")
     title = f"{theirs.whose[0].upper()}{theirs.whose[1:]} orderings"
-    return TextTable(title, ["claim", "here", "second minus first", "p"], rows, notes) if rows else None
+    return Table(title, ["claim", "here", "second minus first", "p"], rows, notes) if rows else None
 
 
-def _claims(what: str, values: Values, claims: Iterable[Claim], *, by_ranks: bool = False) -> list[list[str]]:
+def _orderings(what: str, values: Values, claims: Iterable[Claim], *, by_ranks: bool = False) -> list[list[str]]:
     rows = []
-    for claim in claims:
-        if claim.lower in values and claim.higher in values:
-            found = ordering(values, claim.lower, claim.higher, equal=claim.equal, by_ranks=by_ranks)
-            text = f"{what}: {claim.lower} {'≈' if claim.equal else '<'} {claim.higher}"
-            rows.append([text, found.verdict, f"{found.gap:+.4f}", f"{found.p:.3g}"])
+    for lower, higher, equal in claims:
+        if lower in values and higher in values:
+            found = ordering(values, lower, higher, equal=equal, by_ranks=by_ranks)
+            claim = f"{what}: {lower} {'≈' if equal else '<'} {higher}"
+            rows.append([claim, found.verdict, f"{found.gap:+.4f}", f"{found.p:.3g}"])
     return rows
 
 
-def every_run(comparison: Comparison) -> TextTable | None:
-    """What each run came to."""
-    rows = [_run_row(run) for name in comparison.variants for run in comparison.of(name)]
+def speed(comparison: Comparison) -> Table | None:
+    """The timing pass: medians, and ratios taken round by round."""
+    timing, reference = comparison.timing, comparison.plan.reference
+    if timing is None:
+        return None
+    theirs, ratios, rows = published(comparison.plan), comparison.time_ratios("step_seconds"), []
+    for name, times in timing["variants"].items():
+        own = list(ratios.get(name, {}).values())
+        row = [
+            name,
+            f"{statistics.median(times['step_seconds']):.3f}",
+            "{:.3f} [{:.3f} … {:.3f}]".format(statistics.median(own), *median_interval(own)) if own else NONE,
+            f"{statistics.median(times['evaluate_seconds']):.3f}",
+            f"{times['prompt_tokens'] / statistics.median(times['prompt_seconds']):,.0f}",
+            f"{1 / statistics.median(times['decode_seconds_per_token']):,.0f}",
+        ]
+        if theirs:
+            minutes = {variant: result.minutes for variant, result in theirs.results.items()}
+            ratio = f" ({minutes[name] / minutes[reference]:.3f})" if {name, reference} <= minutes.keys() else ""
+            row.append(f"{minutes[name]}{ratio}" if name in minutes else NONE)
+        rows.append(row)
+    place = timing["environment"]
+    load = f"{place['load'][0]:.1f}" if place.get("load") else "unknown"
+    notes = [
+        f"{_count(timing['rounds'], 'round')}, every variant in turn; batches of {timing['batch_size']} × "
+        f"{timing['context']}; {place.get('gpu') or place.get('cpu')}, {_count(place.get('threads'), 'thread')}; "
+        f"revision {place.get('revision')}, mean load of the minute before: {load}",
+        "medians; steps are taken in turn, and the ratio has the 95 % interval of its median (of fewer than six: their "
+        "range). Wall clocks of training runs are not compared",
+        "forward: the same batch to the last layer, without head or gradient",
+    ]
+    columns = ["variant", "training step, s", f"against {reference}", "forward, s"]
+    columns += ["prompt, tokens/s", "decoding, tokens/s"]
+    if theirs:
+        columns.append(f"{theirs.whose} minutes, against {reference}")
+        notes.append(f"{theirs.whose} minutes: {theirs.how}")
+    return Table("Time", columns, rows, notes)
+
+
+def attention(comparison: Comparison, series: int) -> Table | None:
+    """Attention alone; `series` is 0 for the forward pass without gradient, 1 for forward and backward."""
+    timing = comparison.timing
+    if timing is None or not (lengths := list(next(iter(timing["variants"].values()))["attention"])):
+        return None
+    base = timing["variants"].get(comparison.plan.reference, {}).get("attention")
+    rows = []
+    for name, entry in timing["variants"].items():
+        row = [name]
+        for length in lengths:
+            times = entry["attention"][length][series]
+            ratios = [a / b for a, b in zip(base[length][series], times, strict=True)] if base else []
+            ratio = f" ({statistics.median(ratios):.2f})" if base else ""
+            row.append(f"{1000 * statistics.median(times):.1f}{ratio}")
+        rows.append(row)
+    columns = ["variant", *(f"{int(length):,} tokens" for length in lengths)]
+    notes = ["the same number of tokens at all lengths", _KERNELS]
+    if base:
+        notes.append(
+            f"median; in brackets how many times as fast as {comparison.plan.reference}, median of the rounds' ratios"
+        )
+    return Table(f"Attention alone, {('forward', 'forward and backward')[series]}, ms", columns, rows, notes)
+
+
+def sizes(comparison: Comparison) -> Table:
+    """Parameters and cache, and where there are runs: memory, and what the budget bought."""
+    theirs = published(comparison.plan)
+    told = {name: result.parameters_m for name, result in theirs.results.items()} if theirs else {}
+    told = {name: millions for name, millions in told.items() if millions is not None}
+    columns = ["variant", "query heads", "key/value heads", "parameters", *([theirs.whose] if theirs and told else [])]
+    columns += ["active", "cache bytes/token", f"cache of {STREAM:,} tokens, MB"]
+    columns += ["peak memory, MB", "steps", "tokens", "FLOPs"] if comparison.runs else []
+    rows = []
+    for name, model in comparison.models.items():
+        counted = parameters(model)
+        row = [name, str(model.num_query_heads), str(model.num_kv_heads), _millions(counted.total)]
+        if told:
+            row.append(f"{told[name]:.2f} M" if name in told else NONE)
+        row += [_millions(counted.active), f"{kv_bytes_per_token(model):,}", f"{kv_bytes(model, STREAM) / 1e6:,.3g}"]
+        if runs := comparison.runs_of(name):
+            row += [_megabytes(statistics.median(run["peak_bytes"] for run in runs)), *_bought(runs[0])]
+        rows.append(row)
+    notes = ["cache in 16-bit values; a window bounds it"]
+    if comparison.runs:
+        notes.append("peak memory of the run's process, median over seeds; on a GPU of its tensors")
+    return Table("Size and budget" if comparison.runs else "Size", columns, rows, notes)
+
+
+def complexity(comparison: Comparison) -> Table:
+    """The original's formulas with the numbers filled in, and operations counted."""
+    rows = []
+    for name, model in comparison.models.items():
+        counts = [f"{flops_per_token(model, length).total / 1e6:,.1f}" for length in LENGTHS]
+        rows.append([name, _formula(model), f"{model.num_heads / model.num_score_heads:.3g}", *counts])
+    columns = ["variant", "the card's formula", "H/Hq", *(f"{length:,}" for length in LENGTHS)]
+    notes = [
+        "formula: O(N·(d/heads·query heads) · N·(d/heads·key/value heads)); a window bounds a token's keys",
+        "H/Hq: how many times cheaper scores and weighted sums are than full attention's (H/Hkv where Hkv is more)",
+        "right: millions of operations of one token's forward pass, whole model, by context length",
+        "the card multiplies query and key/value widths; scores and sums cost query heads alone (arXiv 2510.01817)",
+    ]
+    return Table("Complexity", columns, rows, notes)
+
+
+def _formula(model: ModelConfig) -> str:
+    """Reverse SQA repeats its queries, so that there are as many of their heads as of the others."""
+    width, kv = model.num_score_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    keys = "N" if model.window is None else f"min(N, {model.window + model.global_tokens})"
+    return f"O(N·{width} · {keys}·{kv})"
+
+
+def operations(comparison: Comparison) -> Table:
+    """Where a token's operations go, at the model's own context."""
+    models, reference = comparison.models, comparison.plan.reference
+    base = flops_per_token(models[reference]).total if reference in models else None
+    rows = []
+    for name, model in models.items():
+        cost = flops_per_token(model)
+        parts = [f"{part / 1e6:,.3f}" for part in (cost.projections, cost.attention, cost.feedforward, cost.head)]
+        share = f"{cost.total / base:.3f}" if base else NONE
+        rows.append([name, *parts, f"{cost.total / 1e6:,.2f}", share, f"{TRAINING * cost.total / 1e6:,.1f}"])
+    context = next(iter(models.values())).context_length
+    columns = ["variant", "projections", "scores and sums", "feed-forward", "head", "forward"]
+    columns += [f"against {reference}", "training"]
+    notes = [f"millions of operations of one token, by cost.py, in a sequence of {context:,}; a multiply-add is two"]
+    return Table("Operations", columns, rows, notes)
+
+
+def router(comparison: Comparison) -> Table | None:
+    """How evenly experts were chosen."""
+    rows = []
+    for name in comparison.variants:
+        loads = [run["evaluation"].get("router_load") for run in comparison.runs_of(name)]
+        if not loads or not all(loads):
+            return None
+        shares = [share * len(layer) for load in loads for layer in load for share in layer]
+        entropy = statistics.fmean(run["evaluation"]["router_entropy"] for run in comparison.runs_of(name))
+        rows.append([name, f"{max(shares):.2f}", f"{min(shares):.2f}", f"{entropy:.3f}"])
+    notes = ["load relative to an even share, over all layers and seeds; entropy in nats per token"]
+    return Table("Experts", ["variant", "busiest", "least busy", "router entropy"], rows, notes)
+
+
+def every_run(comparison: Comparison) -> Table | None:
+    """The results of each run."""
+    columns = ["variant", "seed", "steps", "tokens", "FLOPs", "loss", "accuracy", "bits per byte"]
+    columns += ["loss, padding counted", "accuracy, padding counted", "recall probes", "peak MB", "minutes"]
+    rows = [_run_row(run) for name in comparison.variants for run in comparison.runs_of(name)]
     notes = [
         "peak memory of the run's own process, on a GPU of its tensors; minutes of training steps by the wall clock"
     ]
@@ -158,32 +320,60 @@ def every_run(comparison: Comparison) -> TextTable | None:
         notes.append(
             "*: beside other runs on the same machine; such times mean nothing, and the timing pass has others"
         )
-    columns = ["variant", "seed", "steps", "tokens", "FLOPs", "loss", "accuracy", "bits per byte"]
-    columns += ["loss, padding counted", "accuracy, padding counted", "recall probes", "peak MB", "minutes"]
-    return TextTable("Every run", columns, rows, notes) if rows else None
+    return Table("Every run", columns, rows, notes) if rows else None
 
 
 def _run_row(run: dict[str, Any]) -> list[str]:
-    def cell(value: float | None, form: str) -> str:
-        return "–" if value is None else f"{value:{form}}"
-
-    evaluation, minutes = run["evaluation"], run.get("seconds")
+    metrics, seconds = run["evaluation"], run.get("seconds")
     return [
         run["variant"],
         str(run["seed"]),
-        f"{run['steps']:,}",
-        f"{run['tokens'] / 1e6:.3g} M",
-        f"{run['flops']:.3g}",
-        f"{evaluation['loss']:.4f}",
-        f"{evaluation['accuracy']:.2%}",
-        f"{evaluation['bits_per_byte']:.4f}",
-        cell(evaluation.get("card_loss"), ".4f"),
-        cell(evaluation.get("card_accuracy"), ".2%"),
-        cell((run.get("probes") or {}).get("accuracy"), ".1%"),
-        f"{run['peak_bytes'] / 1e6:,.0f}",
-        cell(minutes and minutes / 60, ".1f") + ("*" if run.get("shared_machine") else ""),
+        *_bought(run),
+        f"{metrics['loss']:.4f}",
+        f"{metrics['accuracy']:.2%}",
+        f"{metrics['bits_per_byte']:.4f}",
+        _optional(metrics.get("card_loss"), ".4f"),
+        _optional(metrics.get("card_accuracy"), ".2%"),
+        _optional((run.get("probes") or {}).get("accuracy"), ".1%"),
+        _megabytes(run["peak_bytes"]),
+        _optional(seconds and seconds / 60, ".1f") + ("*" if run.get("shared_machine") else ""),
     ]
 
 
-def _loss_verdict(verdict: str) -> str:
-    return {"higher": "worse", "lower": "better"}.get(verdict, verdict)
+def _bought(run: Mapping[str, Any]) -> list[str]:
+    """Steps, tokens and operations of a run."""
+    return [f"{run['steps']:,}", f"{run['tokens'] / 1e6:.3g} M", f"{run['flops']:.3g}"]
+
+
+def _interval(values: Mapping[int, float] | None, *, percent: bool = False, digits: int = 4) -> str:
+    """A metric over seeds: mean ± half of its interval (standard deviation)."""
+    if not values:
+        return NONE
+    scale, digits, unit = (100, 2, " %") if percent else (1, digits, "")
+    summary = summarise([scale * value for value in values.values()])
+    if math.isinf(summary.half):
+        return f"{summary.mean:.{digits}f}{unit}"
+    return f"{summary.mean:.{digits}f} ± {summary.half:.{digits}f}{unit} ({summary.deviation:.{digits}f})"
+
+
+def _signed(summary: Summary, *, percent: bool = False) -> str:
+    """A difference ± half of its interval."""
+    scale, digits, unit = (100, 2, " points") if percent else (1, 4, "")
+    half = "" if math.isinf(summary.half) else f" ± {scale * summary.half:.{digits}f}"
+    return f"{scale * summary.mean:+.{digits}f}{half}{unit}"
+
+
+def _optional(value: float | None, form: str) -> str:
+    return NONE if value is None else f"{value:{form}}"
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.2f} M"
+
+
+def _megabytes(number: float) -> str:
+    return f"{number / 1e6:,.0f}"
+
+
+def _count(number: Any, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,6 +1,7 @@
-"""Sparse Query Attention for pretrained models: a stock checkpoint with fewer heads, what it costs, how close it is."""
+"""Sparse Query Attention for pretrained models: fewer query heads, what that costs, how close the result is."""
 
-from sqat.convert.convert import choose_heads, convert
+from sqat.convert.heads import choose_heads
+from sqat.convert.merge import convert
 from sqat.convert.plan import ConversionPlan, Costs, plan_conversion
 from sqat.convert.verify import Verification, verify
 

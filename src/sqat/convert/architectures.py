@@ -1,7 +1,7 @@
-"""The stock architectures of `transformers` that can be converted, and where each keeps what conversion changes.
+"""The `transformers` architectures that can be converted, and where each keeps what conversion changes.
 
-All of them hold one number of query heads and one of key/value heads for the whole model, and an explicit `head_dim`;
-:mod:`sqat.convert.modeling_mixed_heads` has the same architectures with numbers of their own for each layer.
+All of them have one number of query heads and one of key/value heads for the whole model, and an explicit `head_dim`;
+:mod:`sqat.convert.modeling_mixed_heads` has the same architectures with head counts for each layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.errors import ConfigError
 
 MODEL_TYPES = tuple(modeling_mixed_heads.STOCK)
-_OF_THE_CLASS = ("model_type", "architectures", "transformers_version", "auto_map")  # of a configuration's values
+_OF_THE_CLASS = ("model_type", "architectures", "transformers_version", "auto_map")  # fields of a configuration
 
 for _config, _base, _causal in modeling_mixed_heads.CLASSES.values():
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
@@ -36,22 +36,22 @@ class Heads(NamedTuple):
 
 
 def require_known(model_type: str, *, mixed: bool = False) -> None:
-    """Raise a ConfigError unless it is one of `MODEL_TYPES`; with `mixed`, those with heads of each layer's own count
-    too.
+    """Raise a ConfigError unless the architecture is one of `MODEL_TYPES` or, with `mixed`, its twin with head counts
+    for each layer.
     """
     if model_type not in MODEL_TYPES and not (mixed and model_type in modeling_mixed_heads.CLASSES):
         raise ConfigError(f"model_type is {model_type!r}, but must be one of {', '.join(MODEL_TYPES)}")
 
 
 def heads_of(config: PreTrainedConfig) -> Heads:
-    """The heads of a configuration; `head_dim` is the hidden size's share of a head where it is not set."""
+    """The heads of a configuration; `head_dim` is the hidden size over the number of heads unless it is set."""
     query = config.num_attention_heads
     kv = getattr(config, "num_key_value_heads", None) or query
     return Heads(query, kv, getattr(config, "head_dim", None) or config.hidden_size // query)
 
 
 def heads_by_layer(config: PreTrainedConfig) -> list[Heads]:
-    """:func:`heads_of` for each layer; they differ in the models of `modeling_mixed_heads` alone."""
+    """The heads of each layer; they differ only in the models of `modeling_mixed_heads`."""
     every = heads_of(config)
     own: Any = getattr(config, "heads_of_layer", lambda layer: (every.query, every.kv))
     counts = (own(layer) for layer in range(config.num_hidden_layers))
@@ -77,7 +77,7 @@ def with_heads(config: PreTrainedConfig, heads: Heads) -> PreTrainedConfig:
 
 
 def with_mixed_heads(config: PreTrainedConfig, layers: Sequence[Heads]) -> PreTrainedConfig:
-    """The same configuration with heads of their own for each layer, for the classes in `modeling_mixed_heads`."""
+    """The same configuration with heads for each layer, for the classes in `modeling_mixed_heads`."""
     mixed, base, causal = modeling_mixed_heads.CLASSES[PREFIX + config.model_type]
     values = {name: value for name, value in config.to_dict().items() if name not in _OF_THE_CLASS}
     values |= {
@@ -97,13 +97,8 @@ def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
     return [layer.self_attn for layer in model.get_decoder().layers]
 
 
-def attention_prefix(layer: int) -> str:
-    """What the names of a layer's attention tensors begin with."""
-    return f"model.layers.{layer}.self_attn."
-
-
 def window_of(config: PreTrainedConfig, layer: int) -> int | None:
-    """The sliding window of a layer in tokens, the present one included; `None` for none."""
+    """The sliding window of a layer in tokens, the current one included; `None` without one."""
     window: Any = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     return window if types is None or types[layer] == "sliding_attention" else None

@@ -1,4 +1,10 @@
-"""Stock checkpoints: found in a folder or on the Hub, read, and written whole or not at all."""
+"""Stock checkpoints: found in a folder or on the Hub, held to plain data, read, and written whole or not at all.
+
+`transformers` does what a checkpoint's files say: it fetches attention kernels (code) that `config.json` names, runs
+modelling code by `auto_map`, loads an adapter's base model from wherever it is, builds quantisers, and makes lists as
+long as a number in the file. The models converted here need none of that, so it is refused by name before
+`transformers` reads anything.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +21,47 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from sqat.checkpoint.headers import require_inside
-from sqat.checkpoint.model_files import CONFIG_FILE
+from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, read_headers, require_inside, weight_files
 from sqat.checkpoint.store import write_folder
 from sqat.checksums import check_files
+from sqat.convert.architectures import heads_of, require_known
 from sqat.convert.heads import Groups
+from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.convert.plan import ConversionPlan
-from sqat.convert.stock_files import read_plain_json, require_plain_config, require_sizes, require_weights, shorten
-from sqat.convert.tokenizer import TOKENIZER_FILES
 from sqat.convert.verify import Verification
+from sqat.data.tokenizer import TOKENIZER_FILE, read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
 from sqat.folders import require_free
-from sqat.hub.failures import FAILURES
-from sqat.hub.tokens import cause, usable_token, without_tokens
-from sqat.model_card import CARD_FILE, read_origin, stock_card
-from sqat.model_card.origin import RECORD_FILE
-from sqat.model_card.text import public_name
-from sqat.untrusted import shown
+from sqat.hub import FAILURES, cause, usable_token, without_tokens
+from sqat.model_card import CARD_FILE, RECORD_FILE, public_name, read_origin, stock_card
+from sqat.untrusted import MAX_JSON_BYTES, read_json, shown
 
-_HUB_FILES = (*TOKENIZER_FILES, "*.json", "*.safetensors")
+# The tokenizer's files under all their names, and what belongs to them.
+TOKENIZER_FILES = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "tekken.json")
+MAX_CONFIG_BYTES = 1 << 20
+MAX_NUMBER = 1 << 24  # of any count in a configuration
+MAX_LAYERS = 1 << 10
+MAX_ITEMS = 1 << 13  # of a list in a configuration, such as the kinds of layers
+
+_NO_CODE = "code that comes with a checkpoint is not run"
+_REFUSED = {
+    "auto_map": _NO_CODE,
+    "quantization_config": "weights must be plain floating-point numbers",
+    **dict.fromkeys(
+        (
+            *("attn_implementation", "_attn_implementation", "_attn_implementation_internal"),
+            *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+        ),
+        "it may name code on the Hub",
+    ),
+}
 
 
 def locate(model: str | Path) -> Path:
     """The folder of a checkpoint: `model` itself, or what the Hub has under that id, fetched into the client's cache.
 
     Raises:
-        CheckpointError: neither.
+        CheckpointError: neither is there.
     """
     try:
         folder = Path(model).expanduser()
@@ -53,39 +74,43 @@ def locate(model: str | Path) -> Path:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}")
     usable_token()
     try:
-        return Path(snapshot_download(str(model), allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(str(model), allow_patterns=[*TOKENIZER_FILES, "*.json", "*.safetensors"]))
     except (HfHubHTTPError, *FAILURES) as error:
         problem = f"{str(model)!r} is no local folder, and cannot be had from the Hub"
         raise CheckpointError(f"{problem}: {without_tokens(error)}") from cause(error)
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a checkpoint of a known architecture, stock or with heads of each layer's own count.
+    """Read the configuration of a checkpoint of a known architecture, stock or with head counts for each layer.
 
     Raises:
-        CheckpointError: damaged.
-        ConfigError: another architecture.
+        CheckpointError: it is missing or damaged.
+        ConfigError: another architecture, or something that a stock model does not need.
     """
     path = folder / CONFIG_FILE
     check_files(folder, [CONFIG_FILE])
     try:
-        require_plain_config(read_plain_json(path))
+        _require_plain_config(_read_plain_json(path))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        require_sizes(config)
+        _require_sizes(config)
         return config
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except CheckpointError:
         raise
     except Exception as error:  # its classes raise whatever a value of the wrong type leads to
-        raise CheckpointError(f"{path} cannot be read: {shorten(error)}") from error
+        raise CheckpointError(f"{path} cannot be read: {_shorten(error)}") from error
 
 
 def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
-    """The causal language model in a checkpoint, in evaluation mode.
+    """Read the causal language model in a checkpoint, in evaluation mode.
+
+    Args:
+        folder: the checkpoint.
+        dtype: of the weights in memory; "auto" is the checkpoint's own, `None` is float32.
 
     Raises:
-        CheckpointError: missing or damaged weights.
+        CheckpointError: weights are missing or damaged.
         ConfigError: an architecture that is not known here.
     """
     config = read_config(folder)
@@ -103,7 +128,7 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
                 local_files_only=True,
             )
         except Exception as error:
-            raise CheckpointError(f"{folder} cannot be read: {shorten(error)}") from error
+            raise CheckpointError(f"{folder} cannot be read: {_shorten(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}")
     return model.eval()
@@ -117,23 +142,26 @@ def write_conversion(
     name: str,
     out: Path,
     *,
-    figures: Verification | None = None,
+    verification: Verification | None = None,
     text: str | None = None,
 ) -> None:
-    """Write a converted model into an existing folder, with the source's tokenizer, a record of what was done and a
-    model card.
+    """Write a converted model into an existing folder, with the source's tokenizer, a record of what was done
+    (conversion.json) and a model card.
 
     Args:
-        source: the folder that the model came from.
-        name: what the user called it.
-        figures, text: of the verification, if there was one, and what it read.
+        model: from :func:`sqat.convert.convert`.
+        plan, groups: what it was converted by.
+        source: the folder of the model it was made of.
+        name: what the user called that model.
+        out: the folder to write to.
+        verification, text: how close the result is, and on what text, if that was measured.
     """
     with quiet():
         model.save_pretrained(out)  # with its modelling code, where that is ours
-    for pattern in TOKENIZER_FILES:
-        for path in source.glob(pattern):
-            require_inside(path)  # a link could bring any file of the user's into what may be published
-            shutil.copyfile(path, out / path.name)
+    tokenizer = [path for pattern in TOKENIZER_FILES for path in source.glob(pattern)]
+    for path in tokenizer:
+        require_inside(path)  # a link could bring any file of the user's into what may be published
+        shutil.copyfile(path, out / path.name)
     record = {
         "source": public_name(name),
         "base_model": name if source != Path(name).expanduser() else None,  # the Hub's, or only a folder here
@@ -143,26 +171,29 @@ def write_conversion(
         "before": asdict(plan.before),
         "after": asdict(plan.after),
         "context_length": plan.context_length,
-        "verification": None if figures is None else {"text": public_name(str(text)), **scalars(figures)},
+        "verification": verification and {"text": public_name(str(text)), **verification.scalars()},
         "merged_heads": groups,  # per layer, for each query head
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
-    tokenizer = any(path for pattern in TOKENIZER_FILES for path in out.glob(pattern))
-    card = stock_card(plan.new_config, origin=read_origin(out), tokenizer=tokenizer)
+    form, costs = "stock" if plan.to == "stock" else "mixed", asdict(plan.after)
+    card = stock_card(
+        plan.new_config,
+        form,
+        plan.heads,
+        costs,
+        plan.context_length,
+        origin=read_origin(out),
+        tokenizer=bool(tokenizer),
+    )
     (out / CARD_FILE).write_text(card, encoding="utf-8")
-
-
-def scalars(figures: Verification) -> dict[str, float]:
-    """The figures of a verification that are one number."""
-    return {name: value for name, value in figures.to_dict().items() if isinstance(value, int | float)}
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """An empty folder that becomes `out` at the end.
+    """An empty folder that becomes `out` at the end of the block.
 
     Raises:
-        ConfigError: `out` is there and not an empty folder.
+        ConfigError: `out` exists and is not an empty folder.
     """
     require_free(out, "--out")
     with write_folder(out) as temporary:
@@ -171,11 +202,126 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars."""
-    shown = logging.is_progress_bar_enabled()
+    """Hide the progress bars of transformers."""
+    visible = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if visible:
             logging.enable_progress_bar()
+
+
+def require_weights(folder: Path, config: PreTrainedConfig) -> None:
+    """Raise a CheckpointError unless a folder's weights are safetensors of its own, and at least as many numbers as the
+    configuration asks for: what is missing would be allocated.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} holds adapter_config.json, but must not: an adapter's base model may be anywhere"
+        )
+    if (folder / "generation_config.json").exists():
+        _read_plain_json(folder / "generation_config.json")
+    found = sum(tensor.numel() for tensor in read_headers(weight_files(folder, WEIGHTS_FILE)).values())
+    wanted = _least_elements(config)
+    if wanted > found:
+        raise CheckpointError(
+            f"{folder / 'config.json'} asks for a model of at least {wanted:,} numbers "
+            f"(vocab_size {config.vocab_size:,}, hidden_size {config.hidden_size:,}, "
+            f"num_hidden_layers {config.num_hidden_layers:,}), but the weights beside it are {found:,}"
+        )
+
+
+def require_plain_tokenizer(folder: Path) -> None:
+    """Raise a CheckpointError unless a folder's tokenizer is a tokenizer.json, checked, and settings without code."""
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {TOKENIZER_FILE}, the only form of a tokenizer that is read")
+    require_inside(path)
+    try:
+        read_tokenizer_file(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).exists():
+            values = _read_plain_json(folder / name, MAX_JSON_BYTES)
+            if values.get("auto_map") is not None:
+                raise CheckpointError(f"{folder / name}: auto_map is there, but must not: {_NO_CODE}")
+
+
+def _read_plain_json(path: Path, most_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Read the object in a JSON file. Raises a CheckpointError if there is none, or the file is a link out of its
+    folder.
+    """
+    if path.is_symlink():
+        require_inside(path)
+    try:
+        values = read_json(path, most_bytes)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} cannot be read: it holds {shown(values)}, but must hold fields by name")
+    return values
+
+
+def _require_plain_config(values: dict[str, Any]) -> None:
+    """Raise a ConfigError unless a stock model's configuration is of a known architecture, plain, and of sane size."""
+    model_type = str(values.get("model_type"))[:100]
+    require_known(model_type, mixed=True)
+    for name, reason in _REFUSED.items():
+        if name == "auto_map" and model_type.startswith(PREFIX):
+            continue  # of our own classes, which are registered: those run, and not what it names
+        if values.get(name) is not None:
+            raise ConfigError(f"{name} is {shown(values[name])}, but must not be there: {reason}")
+    for name in ("dtype", "torch_dtype"):
+        if values.get(name) not in ("float32", "float16", "bfloat16", "float64", None):
+            raise ConfigError(
+                f"{name} is {shown(values[name])}, but must be one of float32, float16, bfloat16, float64"
+            )
+    layers = values.get("num_hidden_layers")
+    if layers is not None and not (type(layers) is int and 1 <= layers <= MAX_LAYERS):
+        raise ConfigError(f"num_hidden_layers is {shown(layers)}, but must be a whole number from 1 to {MAX_LAYERS:,}")
+    for name, value in values.items():
+        _require_sane(name, value)
+
+
+def _require_sane(name: str, value: Any) -> None:
+    """Raise a ConfigError if a number is too large or a list too long, at any depth."""
+    if type(value) is int and abs(value) > MAX_NUMBER and name != "rope_theta":
+        raise ConfigError(f"{shown(name)} is {shown(value)}, but must be at most {MAX_NUMBER:,}")
+    parts: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        parts = list(value.items())
+    elif isinstance(value, list):
+        parts = [(name, part) for part in value]
+    if len(parts) > MAX_ITEMS:
+        raise ConfigError(f"{shown(name)} holds {len(parts):,} values, but must hold at most {MAX_ITEMS:,}")
+    for part_name, part in parts:
+        _require_sane(part_name, part)
+
+
+def _require_sizes(config: PreTrainedConfig) -> None:
+    """Raise a ConfigError unless the sizes of a stock model are whole numbers of at least 1."""
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    optional = ("num_key_value_heads", "head_dim", "num_local_experts", "num_experts", "moe_intermediate_size")
+    for name in (*names, *(name for name in optional if getattr(config, name, None) is not None)):
+        size = getattr(config, name, None)
+        if type(size) is not int or not 1 <= size <= MAX_NUMBER:
+            raise ConfigError(f"{name} is {shown(size)}, but must be a whole number from 1 to {MAX_NUMBER:,}")
+
+
+def _least_elements(config: PreTrainedConfig) -> int:
+    """The least numbers that a model's embedding, attention and feed-forward can be."""
+    heads, width = heads_of(config), config.hidden_size
+    query = min(getattr(config, "query_heads_per_layer", None) or [heads.query])
+    kv = min(getattr(config, "kv_heads_per_layer", None) or [heads.kv])
+    attention = 2 * width * heads.head_dim * (query + kv)
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    dense = min(inner, config.intermediate_size)  # layers without experts may be among the others
+    return config.vocab_size * width + config.num_hidden_layers * (attention + 3 * width * min(experts * inner, dense))
+
+
+def _shorten(error: BaseException) -> str:
+    text = str(error)
+    return text if len(text) <= 500 else f"{text[:500]} …"

@@ -5,14 +5,20 @@ Shape letters: H query heads, C head_dim, D hidden size, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from sqat.convert.architectures import Heads
+from sqat.convert.architectures import Heads, attention_layers, heads_by_layer, heads_of
+from sqat.convert.plan import ConversionPlan
+from sqat.errors import ConfigError
+
+BATCH_TOKENS = 4096  # of calibration text at a time
 
 Groups = list[tuple[int, ...]]  # for each head of the result, the heads that it is made of
 
@@ -25,9 +31,39 @@ class Observed:
     similarity_HH: Tensor  # cosine, 1 for the same direction
 
 
+def choose_heads(model: PreTrainedModel, plan: ConversionPlan, calibration: Tensor | None = None) -> list[Groups]:
+    """For every layer, for each head of the result, the heads that it is made of.
+
+    Args:
+        model: a causal language model of the plan's configuration.
+        plan: from :func:`sqat.convert.plan_conversion`.
+        calibration: (rows, tokens) int64 token ids; only needed if `plan.needs_calibration`.
+
+    Raises:
+        ConfigError: the plan is for another model; calibration text is missing, or not made of the model's token ids.
+    """
+    old = heads_of(plan.config)
+    require_planned_for(model, plan)
+    if plan.needs_calibration:
+        if calibration is None:
+            raise ConfigError(
+                f'calibration is None, but method "{plan.method}" by score "activation" needs text (--calibrate '
+                'DATA[:n]); score "norm" does without'
+            )
+        require_token_ids(calibration, "calibration", plan.config.vocab_size, least=1)
+        observed: list[Observed | None] = [*observe_activations(model, old, calibration)]
+    elif plan.method == "mean":
+        observed = [None] * plan.config.num_hidden_layers
+    else:
+        observed = [observe_weights(attention, old) for attention in attention_layers(model)]
+    return [group_heads(plan.method, old, new, layer) for new, layer in zip(plan.heads, observed, strict=True)]
+
+
 def observe_weights(attention: Any, heads: Heads) -> Observed:
-    """Score: Frobenius norm of a head's output times value matrix, all that it can write. Likeness: of query rows."""
-    output_HDC = _output(attention, heads)
+    """Score: the Frobenius norm of a head's output times value matrix, all that it can write. Likeness: the cosine of
+    query matrices.
+    """
+    output_HDC = _output_columns(attention, heads)
     value_HCD = attention.v_proj.weight.detach().float().unflatten(0, (heads.kv, heads.head_dim))
     value_HCD = value_HCD.repeat_interleave(heads.query // heads.kv, dim=0)
     # ‖O V‖² = tr(OᵀO VVᵀ), without the D × D product
@@ -36,14 +72,28 @@ def observe_weights(attention: Any, heads: Heads) -> Observed:
     return Observed(squared_H.clamp(min=0).sqrt(), _cosine(query_HX @ query_HX.T))
 
 
-class ActivationObserver:
-    """Watches a layer's heads while text is read. Score: mean norm of what a head adds to the residual stream.
-    Likeness: of the heads' weighted value sums, which is what their output columns, once summed, will have in common.
+@torch.no_grad()
+def observe_activations(model: PreTrainedModel, heads: Heads, rows: Tensor) -> list[Observed]:
+    """For each layer. Score: the mean norm of what a head adds to the residual stream. Likeness: the cosine of the
+    heads' weighted value sums, which is what their output columns, once summed, will have in common.
     """
+    watched = [_Watched(attention, heads) for attention in attention_layers(model)]
+    with evaluating(model):
+        try:
+            for some in rows.split(max(1, BATCH_TOKENS // rows.shape[1])):
+                model.get_decoder()(input_ids=some.to(model.device), use_cache=False)
+        finally:
+            for layer in watched:
+                layer.hook.remove()
+    return [layer.observed() for layer in watched]
+
+
+class _Watched:
+    """A layer's heads while text is read."""
 
     def __init__(self, attention: Any, heads: Heads) -> None:
         self.heads = heads
-        output_HDC = _output(attention, heads)
+        output_HDC = _output_columns(attention, heads)
         self.output_HCC = output_HDC.mT @ output_HDC
         self.norm_H = torch.zeros(heads.query, dtype=torch.float64)
         self.gram_HH = torch.zeros(heads.query, heads.query, dtype=torch.float64)
@@ -62,46 +112,110 @@ class ActivationObserver:
 
 
 def group_heads(method: str, heads: Heads, new: Heads, observed: Observed | None) -> Groups:
-    """For each of `new.query` heads the old ones that make it up, in ascending order; the heads of one new key/value
-    head come of those that used the old ones it is the mean of.
+    """For each of `new.query` heads, the old ones that make it up, in ascending order. The heads of one new key/value
+    head come from those that used the old key/value heads it is the mean of.
     """
     pool_size, count = heads.query // new.kv, new.query // new.kv
     groups: Groups = []
     for start in range(0, heads.query, pool_size):
         pool = list(range(start, start + pool_size))
         if method == "mean":
-            chosen = [tuple(part.tolist()) for part in torch.tensor(pool).tensor_split(count)]
-        elif observed is None:
-            raise AssertionError(f"{method} needs scores")
-        elif method == "select":
+            groups += [tuple(part.tolist()) for part in torch.tensor(pool).tensor_split(count)]
+            continue
+        assert observed is not None, f"{method} needs scores"
+        if method == "select":
             best = observed.score_H[pool].argsort(descending=True, stable=True)[:count]
-            chosen = [(pool[i],) for i in sorted(best.tolist())]
+            groups += [(pool[i],) for i in sorted(best.tolist())]
         else:
             alike = observed.similarity_HH[pool][:, pool]
-            chosen = [tuple(pool[i] for i in group) for group in agglomerate(alike, count)]
-        groups += chosen
+            groups += [tuple(pool[i] for i in group) for group in agglomerate(alike, count)]
     return groups
 
 
 def agglomerate(similarity_HH: Tensor, count: int) -> Groups:
-    """Agglomerative clustering with average linkage (UPGMA, Sokal and Michener 1958) down to exactly `count` groups;
-    the first of equals. Groups are in the order of their first members.
+    """Agglomerative clustering with average linkage (UPGMA, Sokal and Michener 1958) down to exactly `count` groups,
+    ordered by their first members. Of equally similar pairs, the first is merged.
     """
     groups: Groups = [(i,) for i in range(len(similarity_HH))]
+
+    def linkage(pair: tuple[int, int]) -> float:
+        one, other = (list(groups[i]) for i in pair)
+        return float(similarity_HH[one][:, other].mean())
+
     while len(groups) > count:
-        pairs = [(i, j) for j in range(len(groups)) for i in range(j)]
-        i, j = max(pairs, key=lambda pair: _linkage(similarity_HH, groups[pair[0]], groups[pair[1]]))
-        merged = tuple(sorted(groups[i] + groups[j]))
-        groups = [merged if k == i else group for k, group in enumerate(groups) if k != j]
+        i, j = max(((i, j) for j in range(len(groups)) for i in range(j)), key=linkage)
+        groups[i] = tuple(sorted(groups[i] + groups.pop(j)))
     return groups
 
 
-def _linkage(similarity_HH: Tensor, one: Sequence[int], other: Sequence[int]) -> float:
-    return float(similarity_HH[list(one)][:, list(other)].mean())
+def require_planned_for(model: PreTrainedModel, plan: ConversionPlan) -> None:
+    """Raise a ConfigError unless the plan was made for a model of this architecture and these heads."""
+    planned, own = heads_by_layer(plan.config), heads_by_layer(model.config)
+    if (type(model.config), own) != (type(plan.config), planned):
+        raise ConfigError(
+            f"the plan is for {plan.config.model_type} with {len(planned)} layers of {heads_of(plan.config)}, but the "
+            f"model is {model.config.model_type} with {len(own)} of {heads_of(model.config)}: plan for its own "
+            "configuration"
+        )
 
 
-def _output(attention: Any, heads: Heads) -> Tensor:
-    """A head's columns of the output projection, (H, D, C), in float32."""
+def require_groups(groups: Sequence[Groups], old: Heads, by_layer: Sequence[Heads]) -> None:
+    """Raise a ConfigError unless `groups` has, for each layer that changes, as many groups as the plan has query heads,
+    each of old heads that share what becomes one key/value head.
+    """
+    if len(groups) != len(by_layer):
+        raise ConfigError(f"groups is of {len(groups)} layers, but must be of the model's {len(by_layer)}")
+    for layer, (merged, new) in enumerate(zip(groups, by_layer, strict=True)):
+        if new == old:
+            continue
+        if len(merged) != new.query:
+            raise ConfigError(
+                f"groups[{layer}] holds {len(merged)} groups, but must hold {new.query}, the plan's query heads"
+            )
+        pool, each = old.query // new.kv, new.query // new.kv
+        for head, group in enumerate(merged):
+            first = head // each * pool
+            if not group or not set(group) <= set(range(first, first + pool)):
+                raise ConfigError(
+                    f"groups[{layer}][{head}] is {tuple(group)}, but must be one or more of the heads {first} to "
+                    f"{first + pool - 1}, which share its key/value head"
+                )
+
+
+def require_token_ids(rows: Tensor, name: str, vocab_size: int, *, least: int) -> None:
+    """Raise a ConfigError unless `rows` is (rows, tokens) of token ids below `vocab_size`, with at least one row of
+    `least` tokens.
+    """
+    if not isinstance(rows, Tensor):
+        raise ConfigError(f"{name} is of type {type(rows).__name__}, but must be a tensor of token ids (rows, tokens)")
+    if rows.dim() != 2 or not len(rows) or rows.shape[1] < least:
+        raise ConfigError(
+            f"{name} has the shape {tuple(rows.shape)}, but must be (rows, tokens) with at least one row of {least} "
+            f"token{'s' if least > 1 else ''}"
+        )
+    if rows.dtype not in (torch.int64, torch.int32):
+        raise ConfigError(f"{name} holds {rows.dtype}, but must hold token ids as int64")
+    low, high = int(rows.min()), int(rows.max())
+    if low < 0 or high >= vocab_size:
+        raise ConfigError(
+            f"{name} holds token {low if low < 0 else high}, but must hold ids from 0 to {vocab_size - 1}: the model's "
+            f"vocab_size is {vocab_size}"
+        )
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model in evaluation mode; afterwards it is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _output_columns(attention: Any, heads: Heads) -> Tensor:
+    """Each head's columns of the output projection, (H, D, C), in float32."""
     weight_DX = attention.o_proj.weight.detach().float()
     return weight_DX.unflatten(1, (heads.query, heads.head_dim)).transpose(0, 1)
 

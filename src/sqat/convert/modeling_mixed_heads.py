@@ -1,7 +1,9 @@
-"""Stock models whose layers differ in their numbers of heads. This file also travels beside checkpoints, where it runs
-without sqat: it imports transformers alone.
+"""Stock models whose layers differ in their numbers of heads. This file is also copied beside checkpoints, where it
+runs without sqat: it imports transformers alone.
 
-Everything is the stock architecture's, but for the attention modules, each built with the counts of its own layer.
+Everything is the stock architecture's except the attention modules, each built with the head counts of its own layer.
+Expert modules are stock ones too, decorated with `@use_experts_implementation`: transformers looks for that very word
+in a model's file to see whether its experts' implementation can be chosen.
 """
 
 import copy
@@ -26,8 +28,8 @@ STOCK = {  # model type -> what the names of its classes begin with
 
 @dataclass(kw_only=True, init=False, repr=False, eq=False)
 class MixedHeads:
-    """What is added to a stock configuration. `num_attention_heads` and `num_key_value_heads` are then those of layers
-    that no list names.
+    """What is added to a stock configuration. `num_attention_heads` and `num_key_value_heads` then count for layers
+    without a count of their own.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: lists of another length than there are layers, or counts that do
@@ -37,8 +39,14 @@ class MixedHeads:
     query_heads_per_layer: list[int] | None = None
     kv_heads_per_layer: list[int] | None = None
 
+    def __post_init__(self: Any, **kwargs: Any) -> None:
+        """Called by transformers; a dense model's experts are not to be chosen, since its stock class refuses that."""
+        if not hasattr(self, "num_experts_per_tok"):
+            kwargs.setdefault("experts_implementation", "eager")
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+
     def heads_of_layer(self: Any, layer: int) -> tuple[int, int]:
-        """Its query and key/value heads."""
+        """The query and key/value heads of a layer."""
         query, kv = self.query_heads_per_layer, self.kv_heads_per_layer
         return (
             query[layer] if query else self.num_attention_heads,
@@ -46,7 +54,7 @@ class MixedHeads:
         )
 
     def validate_heads_per_layer(self: Any) -> None:
-        """Called by transformers when a configuration is built."""
+        """Check the counts; transformers calls this when a configuration is built."""
         for name in ("query_heads_per_layer", "kv_heads_per_layer"):
             counts = getattr(self, name)
             if counts and len(counts) != self.num_hidden_layers:
@@ -63,12 +71,10 @@ class MixedHeads:
 
 
 class MixedHeadsModel:
-    """Puts the attention modules of a stock model in place."""
-
-    stock: type[PreTrainedModel]
+    """Gives each layer of a stock model an attention module with its own head counts."""
 
     def post_init(self: Any) -> None:
-        """Called by transformers when all layers are there, before weights are drawn."""
+        """Replace the attention modules; transformers calls this when all layers exist, before weights are drawn."""
         for index, layer in enumerate(self.base_model.layers):
             own = copy.copy(self.config)
             own.num_attention_heads, own.num_key_value_heads = self.config.heads_of_layer(index)
@@ -76,14 +82,9 @@ class MixedHeadsModel:
             layer.self_attn.config = self.config  # the one in which back ends are chosen later
         super().post_init()  # type: ignore[misc]
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        """As the stock class can. transformers would look for the answer in the text of this file."""
-        return cls.stock._can_set_experts_implementation()
-
 
 def _define(model_type: str, name: str) -> tuple[type[PreTrainedConfig], type[PreTrainedModel], type[PreTrainedModel]]:
-    """The configuration, base model and language model of an architecture, as public names of this module."""
+    """Make the configuration, base model and language model of an architecture, as public names of this module."""
     ours = f"MixedHeads{name}"
     stock_config = getattr(transformers, f"{name}Config")
     config = strict(_make(f"{ours}Config", (MixedHeads, stock_config), model_type=PREFIX + model_type))
@@ -91,7 +92,7 @@ def _define(model_type: str, name: str) -> tuple[type[PreTrainedConfig], type[Pr
     models = []
     for kind, auto_class in (("Model", "AutoModel"), ("ForCausalLM", "AutoModelForCausalLM")):
         stock = getattr(transformers, name + kind)
-        model = _make(ours + kind, (MixedHeadsModel, stock), config_class=config, stock=stock)
+        model = _make(ours + kind, (MixedHeadsModel, stock), config_class=config)
         model.register_for_auto_class(auto_class)
         models.append(model)
     return config, *models

@@ -1,7 +1,4 @@
-"""What a conversion will change, from the configuration alone: shapes, parameters, operations, cache.
-
-Shape letters: D hidden size, C head_dim, T tokens of a sequence.
-"""
+"""What a conversion will change, from the configuration alone: shapes, parameters, operations, cache."""
 
 from __future__ import annotations
 
@@ -27,9 +24,7 @@ from sqat.convert.architectures import (
 from sqat.cost import visible_keys
 from sqat.errors import ConfigError
 
-METHODS = ("mean", "select", "cluster")
-SCORES = ("activation", "norm")
-TARGETS = ("stock", "native")
+CHOICES = {"method": ("mean", "select", "cluster"), "score": ("activation", "norm"), "to": ("stock", "native")}
 DEFAULT_CONTEXT = 1024  # tokens, where costs depend on the length; at most the model's own
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -51,15 +46,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """See :func:`plan_conversion`."""
+    """A conversion, checked and costed; made by :func:`plan_conversion`."""
 
     config: PreTrainedConfig  # the model's
-    new_config: PreTrainedConfig  # the converted model's; same architecture, explicit head_dim
+    new_config: PreTrainedConfig  # the converted model's: same architecture, explicit head_dim
     method: str
     score: str
     layers: tuple[int, int]  # first and last layer that lose heads, from 0
     to: str  # "stock" or "native"
-    heads: tuple[Heads, ...]  # the converted model's, of each layer
+    heads: tuple[Heads, ...]  # the converted model's, for each layer
     context_length: int
     before: Costs
     after: Costs
@@ -71,17 +66,17 @@ class ConversionPlan:
         return self.method != "mean" and self.score == "activation"
 
     def summary(self) -> str:
-        """A few lines for people."""
-        rows = (
-            ("query heads", "query_heads"),
-            ("key/value heads", "kv_heads"),
-            ("parameters", "parameters"),
-            ("of these in attention", "attention_parameters"),
-            (f"operations a token at {self.context_length:,} tokens", "flops_per_token"),
-            ("of these scores and sums", "attention_flops_per_token"),
-            ("cache bytes a token (16-bit)", "kv_bytes_per_token"),
-        )
-        pairs = [(name, getattr(self.before, field), getattr(self.after, field)) for name, field in rows]
+        """A table for the terminal: costs before and after."""
+        rows = {
+            "query heads": "query_heads",
+            "key/value heads": "kv_heads",
+            "parameters": "parameters",
+            "of these in attention": "attention_parameters",
+            f"operations a token at {self.context_length:,} tokens": "flops_per_token",
+            "of these scores and sums": "attention_flops_per_token",
+            "cache bytes a token (16-bit)": "kv_bytes_per_token",
+        }
+        pairs = [(name, getattr(self.before, field), getattr(self.after, field)) for name, field in rows.items()]
         return "\n".join(f"{name:<36} {old:>16,} -> {new:>16,}  ({new / old:.0%})" for name, old, new in pairs)
 
 
@@ -103,7 +98,7 @@ def plan_conversion(
         query_heads: how many the model shall have.
         kv_heads: how many key/value heads; by default the most of the present ones that also divide `query_heads`.
         method: "mean" merges neighbours, "select" keeps the best by `score`, "cluster" merges heads that are alike;
-            all stay inside the query heads that share a key/value head in the result.
+            all stay within the query heads that share a key/value head in the result.
         score: "activation" (what heads do on calibration text) or "norm" (their weights alone); "mean" needs neither.
         layers: "a-b" or (a, b), first and last layer to lose heads, from 0; default: all. Anything less needs "native".
         to: "stock", a model of the same architecture; or "native", one with its own modelling code
@@ -111,24 +106,32 @@ def plan_conversion(
         context_length: tokens of a sequence, for the operations; default: the model's own, at most 1,024.
 
     Raises:
-        ConfigError: an unknown architecture, method, score or target, heads that do not fit, or some layers alone for
-            a stock architecture.
+        ConfigError: an unknown architecture, method, score or target; heads that do not fit; some layers alone for a
+            stock architecture.
     """
     require_known(config.model_type)
     if getattr(config, "quantization_config", None):
         raise ConfigError(
             "quantization_config is set, but weights must be plain: take a checkpoint that is not quantised"
         )
-    for name, value, choices in (("method", method, METHODS), ("score", score, SCORES), ("to", to, TARGETS)):
-        if value not in choices:
-            raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
+    for name, value in (("method", method), ("score", score), ("to", to)):
+        if value not in CHOICES[name]:
+            raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(CHOICES[name])}")
     if context_length is not None and context_length < 1:
         raise ConfigError(f"context_length is {context_length}, but must be at least 1")
-    old = heads_of(config)
+    old, count = heads_of(config), config.num_hidden_layers
     new = _new_heads(old, query_heads, kv_heads)
-    first, last = _layers(layers, config.num_hidden_layers)
-    by_layer = tuple(new if first <= layer <= last else old for layer in range(config.num_hidden_layers))
-    new_config = _stock(config, new, first, last) if to == "stock" else with_mixed_heads(config, by_layer)
+    first, last = _layer_range(layers, count)
+    by_layer = [new if first <= layer <= last else old for layer in range(count)]
+    if to == "native":
+        new_config = with_mixed_heads(config, by_layer)
+    elif (first, last) == (0, count - 1):
+        new_config = with_heads(config, new)
+    else:
+        raise ConfigError(
+            f'layers is {first}-{last}, but must be 0-{count - 1} for to "stock": a {config.model_type} checkpoint '
+            'holds one number of heads for all layers; to "native" (--to native) holds one for each'
+        )
     length = context_length or context_of(config)
     shapes, new_shapes = _shapes(config), _shapes(new_config)
     return ConversionPlan(
@@ -138,17 +141,21 @@ def plan_conversion(
         score=score,
         layers=(first, last),
         to=to,
-        heads=by_layer,
+        heads=tuple(by_layer),
         context_length=length,
-        before=_costs(config, shapes, [old] * len(by_layer), old, length),
+        before=_costs(config, shapes, [old] * count, old, length),
         after=_costs(config, new_shapes, by_layer, new, length),
         shapes={name: (shape, new_shapes[name]) for name, shape in shapes.items() if new_shapes[name] != shape},
     )
 
 
 def costs_of(config: PreTrainedConfig, context_length: int | None = None) -> Costs:
-    """What a model costs as it is, without loading weights; `context_length` as :func:`plan_conversion` takes it. Where
-    layers differ in their heads, the counts are those of the layers with the fewest.
+    """What a model costs as it is, without loading weights. Where layers differ in their heads, the head counts are
+    those of the layers with the fewest.
+
+    Args:
+        config: of an architecture that can be converted, or has been.
+        context_length: tokens of a sequence, for the operations; default: the model's own, at most 1,024.
 
     Raises:
         ConfigError: an unknown architecture.
@@ -159,18 +166,8 @@ def costs_of(config: PreTrainedConfig, context_length: int | None = None) -> Cos
 
 
 def context_of(config: PreTrainedConfig) -> int:
-    """Tokens of the sequence that costs are averaged over, by default: the model's own, at most 1,024."""
+    """Tokens of the sequence that costs are averaged over, by default: the model's own context, at most 1,024."""
     return min(getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-
-
-def _stock(config: PreTrainedConfig, heads: Heads, first: int, last: int) -> PreTrainedConfig:
-    count = config.num_hidden_layers
-    if (first, last) != (0, count - 1):
-        raise ConfigError(
-            f'layers is {first}-{last}, but must be 0-{count - 1} for to "stock": a {config.model_type} checkpoint '
-            'holds one number of heads for all layers; to "native" (--to native) holds one for each'
-        )
-    return with_heads(config, heads)
 
 
 def _new_heads(old: Heads, query: int, kv: int | None) -> Heads:
@@ -185,7 +182,7 @@ def _new_heads(old: Heads, query: int, kv: int | None) -> Heads:
     return Heads(query, kv, old.head_dim)
 
 
-def _layers(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]:
+def _layer_range(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]:
     right = f"must be a-b with 0 <= a <= b <= {count - 1}, as 0-{count - 1} for all"
     if layers is None:
         return 0, count - 1
@@ -204,7 +201,7 @@ def _layers(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]
 
 
 def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Of every parameter, tied ones once."""
+    """The shape of every parameter, tied ones once."""
     try:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(config)
@@ -213,20 +210,17 @@ def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _layer_of(name: str) -> int | None:
-    match = re.search(r"\.layers\.(\d+)\.", name)
-    return int(match[1]) if match else None
-
-
 def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: Sequence[Heads], heads: Heads, length: int) -> Costs:
+    active = {name: _active(name, shape, config) for name, shape in shapes.items()}
+    # Matrices of layers, each used once a token. The head, tied or not, is counted apart.
+    products = sum(active[name] for name, shape in shapes.items() if ".layers." in name and len(shape) > 1)
     keys = [visible_keys(length, window_of(config, layer)) / length for layer in range(len(by_layer))]
     scores = round(sum(4 * h.query * h.head_dim * seen for h, seen in zip(by_layer, keys, strict=True)))
-    products = sum(_visited(name, shape, config) for name, shape in shapes.items())
     return Costs(
         query_heads=heads.query,
         kv_heads=heads.kv,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
-        active_parameters=sum(_active(name, shape, config) for name, shape in shapes.items()),
+        active_parameters=sum(active.values()),
         attention_parameters=sum(math.prod(shape) for name, shape in shapes.items() if ".self_attn." in name),
         flops_per_token=2 * (products + config.vocab_size * config.hidden_size) + scores,
         attention_flops_per_token=scores,
@@ -235,13 +229,7 @@ def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: Sequence[Heads], 
 
 
 def _active(name: str, shape: tuple[int, ...], config: PreTrainedConfig) -> int:
+    """Weights of a parameter that one token meets."""
     if ".experts." in name:  # stacked
         return math.prod(shape[1:]) * config.num_experts_per_tok
     return math.prod(shape)
-
-
-def _visited(name: str, shape: tuple[int, ...], config: PreTrainedConfig) -> int:
-    """Weights of a layer's matrix that one token is multiplied by; the head, tied or not, is counted apart."""
-    if _layer_of(name) is None or len(shape) < 2:
-        return 0
-    return _active(name, shape, config)

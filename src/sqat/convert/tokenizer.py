@@ -1,4 +1,4 @@
-"""A checkpoint's own tokenizer, as token files and calibration take one."""
+"""A checkpoint's own tokenizer, for token files and calibration text."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from sqat.checksums import check_files
-from sqat.convert.stock_files import require_plain_tokenizer
+from sqat.convert.files import TOKENIZER_FILES, require_plain_tokenizer
 from sqat.data.text import open_source
 from sqat.errors import CheckpointError, ConfigError, DataError
 
-# The tokenizer's files under all their names, and what belongs to them.
-TOKENIZER_FILES = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "tekken.json")
-
 
 class StockTokenizer:
-    """Encodes documents for :func:`sqat.data.tokens.cached_tokens`, whatever tokenizer a checkpoint has.
+    """The tokenizer of a stock checkpoint, with what token files (:mod:`sqat.data.tokens`) ask of one.
 
-    A document begins with the beginning-of-sequence token where the tokenizer puts one, and always ends with the
+    A document begins with the beginning-of-sequence token if the tokenizer puts one there, and always ends with the
     end-of-sequence token, if there is one.
 
+    Args:
+        folder: the checkpoint.
+
     Raises:
-        CheckpointError: the folder has none that can be read.
+        CheckpointError: it has no tokenizer that can be read.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -47,7 +47,7 @@ class StockTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Entries, added ones included."""
+        """Number of entries, added ones included."""
         return len(self.backend)
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
@@ -61,7 +61,7 @@ class StockTokenizer:
         return str(self.backend.decode(ids))
 
     def fingerprint(self) -> str:
-        """Hex digits that differ between tokenizers that may encode differently."""
+        """A SHA-256 that differs between tokenizers that may encode differently."""
         probe = self.encode_documents(["a b"])
         fast = getattr(self.backend, "backend_tokenizer", None)
         state = fast.to_str() if fast is not None else json.dumps(self.backend.get_vocab(), sort_keys=True)
@@ -73,16 +73,19 @@ class StockTokenizer:
 
 
 def token_rows(spec: str, tokenizer: StockTokenizer, length: int, vocab_size: int, *, split: str = "train") -> Tensor:
-    """Documents end to end, cut into rows of `length` tokens: (rows, length) int64. What is left over is dropped; text
-    too short for a row gives a shorter one.
+    """Put documents end to end and cut them into rows of `length` tokens: (rows, length) int64. What is left over is
+    dropped; text too short for a row gives one shorter row.
 
     Args:
-        spec: DATA or DATA:n, the first n documents; DATA as :func:`sqat.data.text.open_source` takes it.
+        spec: DATA or DATA:n for the first n documents; DATA as :func:`sqat.data.text.open_source` takes it.
+        tokenizer: encodes the documents.
+        length: tokens of a row.
         vocab_size: the model's.
+        split: of the data, where it has several.
 
     Raises:
-        DataError: a source that cannot be read, or without text.
-        ConfigError: n is 0, or a token that the model does not have.
+        DataError: the source cannot be read, or has no text.
+        ConfigError: n is 0, or the tokenizer gives a token that the model does not have.
     """
     name, _, count = spec.rpartition(":")
     limit = int(count) if name and count.isascii() and count.isdecimal() and len(count) < 19 else None

@@ -18,11 +18,10 @@ from sqat.convert.files import locate, quiet, read_model
 from sqat.convert.plan import DEFAULT_CONTEXT
 from sqat.convert.stock_decoder import StockDecoder
 from sqat.convert.tokenizer import StockTokenizer
-from sqat.convert.uptrain_config import UptrainConfig
 from sqat.data.batches import Batches
 from sqat.data.tokens import TokenFile
 from sqat.errors import CheckpointError, ConfigError
-from sqat.model_card.origin import RECORD_FILE
+from sqat.model_card import RECORD_FILE
 from sqat.run_config import TrainConfig
 from sqat.train.callbacks import Callback
 from sqat.train.distributed import naming_loss
@@ -30,6 +29,7 @@ from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.loop import Trainer
 from sqat.train.prepare import PreparedData, Progress, build_token_files, open_sources
 from sqat.train.run import begin_run, check_same_data, make_logs, open_run
+from sqat.uptrain_config import UptrainConfig
 
 
 class Uptraining(Trainer):

@@ -1,4 +1,4 @@
-"""How close a converted model is to what it was made of.
+"""How close a converted model is to the one it was made of, as numbers and as a page.
 
 Shape letters: B rows, T tokens, V vocabulary, D hidden size, L layers.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sqat.convert.arguments import require_rows
+from sqat.convert.heads import evaluating, require_token_ids
+from sqat.convert.plan import ConversionPlan
+from sqat.durable import replace_file
 from sqat.errors import ConfigError
 
 BINS = 16  # of positions, in the heat map
@@ -23,7 +26,7 @@ BATCH_TOKENS = 1024  # at a time: logits of two models exist for all of them
 
 @dataclass(frozen=True)
 class Verification:
-    """Figures of two models on the same text."""
+    """How two models compare on the same text."""
 
     kl: float  # KL(before ‖ after) of the next token's distribution, nats, mean over all positions
     perplexity_before: float
@@ -35,10 +38,15 @@ class Verification:
     row_length: int
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields by name."""
         return asdict(self)
 
+    def scalars(self) -> dict[str, float]:
+        """The fields that are one number."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, int | float)}
+
     def summary(self) -> str:
-        """One line for people."""
+        """One line for the terminal."""
         return (
             f"KL {self.kl:.4f} nats · perplexity {self.perplexity_before:.2f} -> {self.perplexity_after:.2f} · same "
             f"likeliest token {self.agreement:.1%} · hidden states after the last layer: cosine "
@@ -51,34 +59,35 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> Ver
     """Compare two models of one vocabulary and depth.
 
     Args:
-        before, after: causal language models; their training mode is restored afterwards.
+        before: a causal language model.
+        after: another, such as one converted from it.
         data: (rows, tokens) int64 token ids, at least two tokens a row.
 
     Raises:
-        ConfigError: `data` of another shape, or with ids that the models do not have; models of different vocabulary
-            or depth.
+        ConfigError: `data` has another shape, or ids that the models do not have; the models differ in vocabulary or
+            depth.
     """
     for field in ("vocab_size", "num_hidden_layers"):
         old, new = getattr(before.config, field), getattr(after.config, field)
         if old != new:
             raise ConfigError(f"{field} is {new} after and {old} before, but must be the same")
-    require_rows(data, "data", before.config.vocab_size, least=2)
-    modes = [(model, model.training) for model in (before, after)]
-    try:
-        for model, _ in modes:
-            model.eval()
-        sums, cosine_LT = _compare(before, after, data)
-    finally:
-        for model, training in modes:
-            model.train(training)
-    cosine_LT /= len(data)
-    kl, same, loss_before, loss_after = (sums / data.numel()).tolist()
+    require_token_ids(data, "data", before.config.vocab_size, least=2)
+    sums = torch.zeros(4, dtype=torch.float64)
+    cosine_LT = torch.zeros(before.config.num_hidden_layers, data.shape[1], dtype=torch.float64)
+    with evaluating(before), evaluating(after):
+        for rows in data.split(max(1, BATCH_TOKENS // data.shape[1])):
+            (old_BTV, old_states), (new_BTV, new_states) = (_run(model, rows) for model in (before, after))
+            sums += _sums(old_BTV, new_BTV, rows.cpu())
+            for layer, pair in enumerate(zip(old_states, new_states, strict=True)):
+                cosine_BT = F.cosine_similarity(pair[0].float().cpu(), pair[1].float().cpu(), dim=-1)
+                cosine_LT[layer] += cosine_BT.double().sum(dim=0) / len(data)
+    kl, agreement, loss_before, loss_after = (sums / data.numel()).tolist()
     targets = (data.shape[1] - 1) / data.shape[1]  # the last token of a row has none
     return Verification(
         kl=max(kl, 0.0),
-        perplexity_before=_perplexity(loss_before / targets),
-        perplexity_after=_perplexity(loss_after / targets),
-        agreement=same,
+        perplexity_before=math.exp(min(loss_before / targets, 700.0)),
+        perplexity_after=math.exp(min(loss_after / targets, 700.0)),
+        agreement=agreement,
         similarity=tuple(cosine_LT.mean(dim=1).tolist()),
         heat_map=tuple(
             tuple(part.mean().item() for part in row.tensor_split(min(BINS, len(row)))) for row in cosine_LT
@@ -86,19 +95,6 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> Ver
         tokens=data.numel(),
         row_length=data.shape[1],
     )
-
-
-def _compare(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> tuple[Tensor, Tensor]:
-    """The figures of `_sums`, and cosines of hidden states (L, T), summed over rows."""
-    sums = torch.zeros(4, dtype=torch.float64)
-    cosine_LT = torch.zeros(before.config.num_hidden_layers, data.shape[1], dtype=torch.float64)
-    for rows in data.split(max(1, BATCH_TOKENS // data.shape[1])):
-        (old, old_states), (new, new_states) = (_run(model, rows) for model in (before, after))
-        sums += _sums(old, new, rows.cpu())
-        for layer, pair in enumerate(zip(old_states, new_states, strict=True)):
-            cosine_BT = F.cosine_similarity(pair[0].float().cpu(), pair[1].float().cpu(), dim=-1)
-            cosine_LT[layer] += cosine_BT.double().sum(dim=0)
-    return sums, cosine_LT
 
 
 def _run(model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -126,5 +122,52 @@ def _sums(before_BTV: Tensor, after_BTV: Tensor, rows_BT: Tensor) -> Tensor:
     return torch.stack((kl, same, *losses)).double()
 
 
-def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))
+def write_report(
+    verification: Verification, path: str | Path, *, title: str, plan: ConversionPlan | None = None
+) -> Path:
+    """Write an HTML page (one file, readable offline) that says how close a conversion is, what it costs, and where in
+    the model it differs; returns its path.
+
+    Args:
+        verification: from :func:`verify`.
+        path: the page's file.
+        title: what was converted.
+        plan: adds the table of costs.
+
+    Raises:
+        ConfigError: a package of the extra `report` is not installed.
+    """
+    from sqat.compare.report import inline, render_page, require_packages
+
+    require_packages()
+    costs = [
+        (name.replace("_", " "), f"{old:,}", f"{new:,}", f"{new / old:.0%}")
+        for name, old in (vars(plan.before) if plan else {}).items()
+        for new in [getattr(plan and plan.after, name)]
+    ]
+    picture = inline(_heat_map(verification))
+    values = {"title": title, "verification": verification, "costs": costs, "picture": picture}
+    replace_file(Path(path), render_page("sqat.convert", "verification.html", **values))
+    return Path(path)
+
+
+def _heat_map(verification: Verification) -> bytes:
+    """Layers up, positions to the right, as SVG."""
+    from matplotlib.ticker import MaxNLocator
+
+    from sqat.compare.figures import render
+
+    layers = len(verification.heat_map)
+
+    def draw(axes: Any) -> bool:
+        extent = (0, verification.row_length, -0.5, layers - 0.5)
+        rows = verification.heat_map
+        image = axes.imshow(rows, aspect="auto", origin="lower", extent=extent, cmap="viridis", vmax=1.0)
+        axes.set(xlabel="position in the row (tokens)", ylabel="after layer")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.figure.colorbar(image, label="cosine of hidden states")
+        return True
+
+    drawn = render(draw, (7.6, min(9.0, 1.6 + 0.3 * layers)))
+    assert drawn is not None
+    return drawn[0]

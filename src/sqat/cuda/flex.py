@@ -9,34 +9,39 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sqat.model.attend import repeat_queries
+from sqat.model.dispatch import implements
 from sqat.model.mask import AttentionMask
-
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128  # of queries and of keys, the kernel's own
 HAS_COMPILER = importlib.util.find_spec("triton") is not None  # without it torch would make every score
 
 
-def fits(q_BHTC: Tensor, mask: AttentionMask) -> bool:
-    """Whether :func:`attend_flex` is the way to take; for few queries masked SDPA does less."""
-    on_gpu = q_BHTC.device.type == "cuda" and HAS_COMPILER
-    return on_gpu and mask.window is not None and q_BHTC.shape[2] >= BLOCK and q_BHTC.shape[3] >= 16
+def fits(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, mask: AttentionMask | None = None, dropout: float = 0.0
+) -> bool:
+    """Whether there are windows, and queries enough: for few of them masked SDPA does less."""
+    if mask is None or mask.window is None or mask.positions_S is not None or dropout:
+        return False
+    return HAS_COMPILER and q.shape[2] >= BLOCK and q.shape[3] >= 16
 
 
-def attend_flex(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: AttentionMask) -> Tensor:
+@implements("attend", "cuda", fits=fits, compiles=True)
+def attend_flex(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, *, mask: AttentionMask, **_: Any) -> Tensor:
     """softmax(q·kᵀ / sqrt(C) + mask) · v for grouped heads, (B, H, T, C); the block mask is made once for a mask."""
-    if mask.flex is None:
-        mask.flex = block_mask(mask)
+    q_BHTC = repeat_queries(q_BHTC, k_BKSC)
+    if "flex" not in mask.made:
+        mask.made["flex"] = block_mask(mask)
     grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
-    return _run(compiled=not torch.compiler.is_compiling())(
-        q_BHTC, k_BKSC, v_BKSC, block_mask=mask.flex, enable_gqa=grouped
+    out_BHTC: Tensor = _run(compiled=not torch.compiler.is_compiling())(
+        q_BHTC, k_BKSC, v_BKSC, block_mask=mask.made["flex"], enable_gqa=grouped
     )
+    return out_BHTC
 
 
 def _run(*, compiled: bool) -> Callable[..., Any]:
@@ -51,7 +56,7 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(_run(compiled=False))
 
 
-def block_mask(mask: AttentionMask) -> BlockMask:
+def block_mask(mask: AttentionMask) -> Any:
     """Which blocks of keys each block of queries needs, and the function that says which of their keys it sees.
 
     Made from positions alone, without waiting for the device and without the dense mask that torch's own
@@ -62,10 +67,12 @@ def block_mask(mask: AttentionMask) -> BlockMask:
     needed_BMN = needed_blocks(mask)
     counts_B1M = needed_BMN.sum(dim=-1, dtype=torch.int32).unsqueeze(1)
     order_B1MN = needed_BMN.int().argsort(dim=-1, descending=True, stable=True).int().unsqueeze(1)
-    lengths = (mask.num_queries, mask.num_keys)
-    return BlockMask.from_kv_blocks(
-        counts_B1M, order_B1MN, BLOCK_SIZE=BLOCK, mask_mod=visible(mask), seq_lengths=lengths
-    )
+    lengths, sees = (mask.num_queries, mask.num_keys), mask.visible()
+
+    def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees(row, query, key)
+
+    return BlockMask.from_kv_blocks(counts_B1M, order_B1MN, BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=lengths)
 
 
 def needed_blocks(mask: AttentionMask) -> Tensor:
@@ -83,33 +90,4 @@ def needed_blocks(mask: AttentionMask) -> Tensor:
         starts_BS = mask.starts_BS
         start_BM1 = (starts_BS if starts_BS.shape[1] == 1 else starts_BS[:, offset::BLOCK]).unsqueeze(2)
         needed_BMN = needed_BMN | ((last_key_N >= start_BM1) & (first_key_N < start_BM1 + mask.global_tokens))
-        if mask.own_BS is not None:  # the slots, which come first
-            needed_BMN = needed_BMN | (first_key_N < mask.global_tokens)
     return needed_BMN & (first_key_N <= last_query_M1)
-
-
-def visible(mask: AttentionMask) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The mask as a function of batch row, head, query and key: :meth:`AttentionMask.rows`, one pair at a time."""
-    window, global_tokens = mask.window, mask.global_tokens
-    assert window is not None
-    offset = mask.num_keys - mask.num_queries
-    documents_BS, first_key_B, own_BS = mask.documents_BS, mask.first_key_B, mask.own_BS
-    starts_BS = mask.starts_BS if global_tokens and own_BS is None else None
-
-    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        query = query + offset
-        near = query - key < window
-        if starts_BS is not None:
-            start = starts_BS[row if len(starts_BS) > 1 else 0, key if starts_BS.shape[1] > 1 else 0]
-            near = near | (key - start < global_tokens)
-        if own_BS is not None:
-            near = (near | (own_BS[row, key] < global_tokens)) & (own_BS[row, key] >= 0) | (key == query)
-        seen = near & (key <= query)
-        if documents_BS is not None:
-            own = row if len(documents_BS) > 1 else 0
-            seen = seen & (documents_BS[own, query] == documents_BS[own, key])
-        if first_key_B is not None:
-            seen = seen & ((key >= first_key_B[row]) | (key == query))
-        return seen
-
-    return sees

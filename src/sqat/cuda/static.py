@@ -1,6 +1,6 @@
 """One decoding step whose shapes never change: what CUDA graphs and compilers need.
 
-Shape letters: B rows (R where 1 stands for all), S positions of the cache (slots, of one that rolls), T tokens (1),
+Shape letters: B rows, S positions of the cache (slots, of one that rolls), T tokens (1),
 D width, K kv heads, C head_dim, V vocabulary.
 """
 
@@ -49,10 +49,8 @@ class StaticStep:
             self.tokens_B = torch.zeros(rows, dtype=torch.long, device=device)
             self.place_1 = torch.zeros(1, dtype=torch.long, device=device)
             self.logits_BV = torch.empty(0, device=device)
-            self.slots_R1 = torch.zeros(1 if cache.padding_B is None else rows, 1, dtype=torch.long, device=device)
-            if self.rolling is None:
-                self.slots_R1 = self.place_1.unsqueeze(0)
-            self._layers = [_FullLayer(layer, self.slots_R1) for layer in cache.layers]
+            self.slot_1 = self.place_1 if self.rolling is None else torch.zeros_like(self.place_1)
+            self._layers = [_FullLayer(layer, self.slot_1) for layer in cache.layers]
         self._step: Callable[[Tensor], Tensor] = self._logits
         if compile:
             self._step = torch.compile(self._logits, fullgraph=True, dynamic=False)
@@ -97,7 +95,7 @@ class StaticStep:
         position = self.place_1 if padding_B is None else (self.place_1 - padding_B).clamp(min=0).unsqueeze(1)
         rope = rotary_tables(position, model.config.head_dim, model.config.rope_theta)
         if self.rolling is not None:
-            self.slots_R1.copy_(self.rolling.slots(self._own_R1()))
+            self.slot_1.copy_(self.rolling.slots(self.place_1))
         seen = self._seen()
         mask = AttentionMask(1, self.capacity, seen.device, whole=seen)
         x_B1D = model.embedding(tokens_B.unsqueeze(1))
@@ -106,41 +104,33 @@ class StaticStep:
         return model.head(model.final_norm(x_B1D).squeeze(1))
 
     def _seen(self) -> Tensor:
-        """Which positions the new token sees, (R, 1, 1, S): those from the row's first up to itself, or what a cache
-        that rolls holds.
+        """Which positions the new token sees, (B or 1, 1, 1, S): those from the row's first real one up to itself, and
+        under a window those in its reach.
         """
-        if self.rolling is not None:
-            return self.rolling.filled(self._own_R1())[:, None, None]
-        places_S = torch.arange(self.capacity, device=self.place_1.device)
-        seen = (places_S <= self.place_1).view(1, 1, 1, -1)
-        if self.cache.padding_B is not None:
-            seen = seen & (places_S >= self.cache.padding_B.view(-1, 1, 1, 1))
-        return seen
-
-    def _own_R1(self) -> Tensor:
-        """The position of the new token in its row, padding not counted."""
-        padding_B = self.cache.padding_B
-        return self.place_1.unsqueeze(0) if padding_B is None else (self.place_1 - padding_B).unsqueeze(1)
+        layer, place_1, padding_B = self.rolling, self.place_1, self.cache.padding_B
+        first_B1 = torch.zeros_like(place_1).unsqueeze(0) if padding_B is None else padding_B.unsqueeze(1)
+        if layer is None:
+            places_S = torch.arange(self.capacity, device=place_1.device)
+            seen_BS = (places_S <= place_1) & (places_S >= first_B1)
+        else:
+            places_S = layer.places(place_1 + 1)
+            near_BS = (place_1 - places_S < layer.window) | (places_S - first_B1 < layer.global_tokens)
+            seen_BS = near_BS & (places_S >= first_B1)
+        return seen_BS[:, None, None]
 
 
 class _FullLayer(LayerCache):
-    """A layer of a cache that writes where a tensor says, one place for all rows or one for each, and always gives all
-    positions.
-    """
+    """A layer of a cache that writes where a tensor says and always gives all positions."""
 
-    def __init__(self, layer: LayerCache, slots_R1: Tensor) -> None:
+    def __init__(self, layer: LayerCache, slot_1: Tensor) -> None:
         self.keys, self.values = layer.keys, layer.values
         self.length = layer.length
-        self.slots_R1 = slots_R1
-        for memory in (self.keys, self.values):  # zero times what happened to be there may not be a number
+        self.slot_1 = slot_1
+        for memory in (self.keys, self.values):  # zero times what happened to be there may be NaN
             memory[:, :, layer.length :] = 0
 
     def append(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Store one position; returns the whole memory, (B, K, S, C)."""
-        for memory, new in ((self.keys, k_BKTC), (self.values, v_BKTC)):
-            new_BKTC = new.to(memory.dtype)
-            if len(self.slots_R1) == 1:
-                memory.index_copy_(2, self.slots_R1[0], new_BKTC)
-            else:
-                memory.scatter_(2, self.slots_R1[:, None, :, None].expand_as(new_BKTC), new_BKTC)
+        self.keys.index_copy_(2, self.slot_1, k_BKTC.to(self.keys.dtype))
+        self.values.index_copy_(2, self.slot_1, v_BKTC.to(self.values.dtype))
         return self.keys, self.values

@@ -1,12 +1,14 @@
-"""Token files as batches: one padded document a row, or rows packed full of documents.
+"""Batches of a token file: rows of one padded document each, or rows packed full of documents.
 
 Shapes: B rows of a batch, T context length, L documents that a batch touches. Every batch is a function of (seed,
-epoch, row), so training can go on from any state without replaying what came before.
+epoch, row), so training resumes from any state without replaying what came before.
 
-What is known per document is computed on the host, what is known per token on the device that holds the tokens: a GPU
-then makes its batches itself, and nothing is ever waited for.
+The host computes what is known per document, the device that holds the tokens what is known per token: a GPU makes its
+batches itself, and nothing waits for it.
 """
 
+import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -16,40 +18,43 @@ import torch
 from torch import Tensor
 
 from sqat.config import CEILINGS
-from sqat.data.token_store import TokenStore, to_device
 from sqat.data.tokenizer import EOS, PAD
 from sqat.data.tokens import TokenFile
 from sqat.errors import ConfigError
 
 IGNORE = -100
 MODES = ("packed", "rows")
+MEMORY_SHARE = 0.25  # of a GPU's free memory, that the tokens may take there
+
+logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """int64 tensors of shape (B, T)."""
+    """One batch: int64 tensors of shape (B, T)."""
 
     inputs: Tensor
+    """Token ids."""
     targets: Tensor
-    """The next token, or IGNORE where there is none: padding, and the last token of a document."""
+    """The next token ids, or IGNORE where there is none: in padding, and at the last token of a document."""
     positions: Tensor | None
-    """Position in the document; None where every row is one document, from position 0."""
+    """Positions in the document; None if every row is one document, from position 0."""
     documents: Tensor | None
-    """Number of the document in its row, from 0; padding counts as one more. None as above."""
+    """Numbers of the documents in a row, from 0; padding counts as one more. None if every row is one document."""
     counted: int | None = None
-    """`num_targets`, where whoever made the batch knows it."""
+    """`num_targets`, if whoever made the batch knows it."""
 
     @property
     def num_targets(self) -> int:
-        """Targets that are not IGNORE: at least one in every row. Waits for the device unless `counted` is set."""
+        """Number of targets that are not IGNORE; waits for the device unless `counted` is set."""
         return int((self.targets != IGNORE).sum()) if self.counted is None else self.counted
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device; a copy to a GPU goes through pinned memory, and is not waited for."""
+        """The same batch on another device. Copies to a GPU are asynchronous."""
         return Batch._make(to_device(part, device) if isinstance(part, Tensor) else part for part in self)
 
 
 class BatchState(NamedTuple):
-    """Where the next batch starts."""
+    """Where the next batch starts. Checkpoints hold it as a dictionary."""
 
     epoch: int
     row: int
@@ -59,7 +64,7 @@ class BatchState(NamedTuple):
 
     @classmethod
     def from_dict(cls, state: dict[str, int]) -> Self:
-        """Raises ConfigError where `state` is not what `to_dict` gives."""
+        """The state that `to_dict` wrote. Raises ConfigError for other keys."""
         if set(state) != set(cls._fields):
             raise ConfigError(f"batch state has the keys {sorted(state)}; it must have {sorted(cls._fields)}")
         return cls(**state)
@@ -77,20 +82,30 @@ class _Order:
 
 
 class Batches:
-    """All batches of a token file, in an order drawn anew for every epoch.
+    """All batches of a token file, in a new order every epoch.
 
-    mode "rows": a row is one document, cut to `context_length` tokens or padded to it at the end. Causal attention
-    needs neither positions nor a mask for that. As the original system does, `padding_as_target` counts padding as
-    targets (all columns but the last), and `end_truncated` puts [EOS] in the last column of a document that was cut.
+    In mode "packed", the documents of an epoch, end to end, are cut into rows. Positions restart at every document and
+    at every row, and attention must stay within `Batch.documents`. A document that a row's end cuts goes on in the next
+    row, without its context. Every next token within a document is a target exactly once an epoch. Only the last row
+    has padding.
 
-    mode "packed": the documents of an epoch, end to end, are cut into rows. Positions restart at every document and at
-    every row, and attention is to stay within `Batch.documents`. A document that a row's end cuts, or longer than a
-    row, goes on in the next one, without its context. Every next token within a document is a target exactly once an
-    epoch. Padding fills only the last row.
+    In mode "rows", a row is one document, cut to `context_length` tokens or padded at the end. Causal attention needs
+    neither positions nor a mask for that.
 
-    Batches are on `device`; see `place`.
+    Args:
+        tokens: the documents.
+        batch_size: rows of a batch.
+        context_length: tokens of a row.
+        mode: "packed" or "rows".
+        shuffle: whether to draw a new order every epoch.
+        seed: determines the orders.
+        padding_as_target: mode "rows" only: padding counts as targets, in all columns but the last, as in the original.
+        end_truncated: mode "rows" only: put [EOS] into the last column of documents that were cut, as in the original.
+        drop_last: leave out the last batch of an epoch if it has fewer rows.
+        device: where batches are needed; see :meth:`place`.
 
-    Raises ConfigError for unusable arguments.
+    Raises:
+        ConfigError: an unusable argument; the message names it.
     """
 
     def __init__(
@@ -125,9 +140,9 @@ class Batches:
         self.padding_as_target = padding_as_target
         self.end_truncated = end_truncated
         self.drop_last = drop_last
-        self._offsets = np.asarray(tokens.offsets)  # a plain view of the memory map, which indexes faster
+        self._offsets = np.asarray(tokens.offsets)  # a plain view of the memory map indexes faster
         self._lengths = np.diff(self._offsets)
-        # The stream's last token has no target, so it opens no row of its own: every row has a target.
+        # The last token of the stream has no target, so it gets no row of its own: every row has a target.
         self.rows_per_epoch = len(tokens) if mode == "rows" else -(-(tokens.num_tokens - 1) // context_length)
         if drop_last and self.rows_per_epoch < batch_size:
             raise ConfigError(
@@ -138,25 +153,24 @@ class Batches:
         self.place(device)
 
     def place(self, device: torch.device | str) -> None:
-        """Make the batches to come for a device: on a GPU there, where it has room for the tokens (see `TokenStore`);
-        else on the host, to be copied.
-        """
+        """Make the following batches for a device: on a GPU itself, if it has room for the tokens (see `TokenStore`);
+        otherwise on the host, and copy them."""
         self.device = torch.device(device)
         self._store = TokenStore(self.tokens.tokens, self.device)
 
     def __len__(self) -> int:
-        """Batches of one epoch, from row 0."""
+        """Number of batches in an epoch."""
         if self.drop_last:
             return self.rows_per_epoch // self.batch_size
         return -(-self.rows_per_epoch // self.batch_size)
 
     @property
     def targets_per_epoch(self) -> int:
-        """Targets of all batches of one epoch together, without `drop_last`."""
+        """Number of targets in an epoch, all rows included."""
         if self.padding_as_target:
             return self.rows_per_epoch * (self.context_length - 1)
         lengths = np.minimum(self._lengths, self.context_length) if self.mode == "rows" else self._lengths
-        return int(lengths.sum()) - len(lengths)  # the first token of a document is no target
+        return int(lengths.sum()) - len(lengths)  # the first token of a document is not a target
 
     def epoch(self, state: BatchState) -> Iterator[tuple[Batch, BatchState]]:
         """(batch, state after it) from `state` to the end of its epoch; the last state begins the next epoch."""
@@ -169,13 +183,17 @@ class Batches:
             yield self.batch(state.epoch, row), after
 
     def forever(self, state: BatchState = START) -> Iterator[tuple[Batch, BatchState]]:
-        """`epoch` after `epoch`, without end."""
+        """(batch, state after it) from `state`, one epoch after another, without end."""
         while True:
             yield from self.epoch(state)
             state = BatchState(state.epoch + 1, 0)
 
     def batch(self, epoch: int, row: int) -> Batch:
-        """The batch that starts at a row; fewer than `batch_size` rows where the epoch ends. Raises ConfigError."""
+        """The batch that starts at a row; at the end of the epoch it has fewer than `batch_size` rows.
+
+        Raises:
+            ConfigError: the epoch is negative, or has no such row.
+        """
         self._check_place(epoch, row)
         end = min(row + self.batch_size, self.rows_per_epoch)
         make = self._rows if self.mode == "rows" else self._packed
@@ -207,7 +225,7 @@ class Batches:
         starts, ends = order.starts[a:b], order.starts[a + 1 : b + 1]
         tokens_each = np.minimum(ends, end) - np.maximum(starts, begin)
         shifts = self._offsets[order.documents[a:b]] - starts
-        padding = (size, end, 0, 0, b)  # one more document, as it were
+        padding = (size, end, 0, 0, b)  # padding acts as one more document
         parts = (np.cumsum(tokens_each), starts, ends, shifts, np.arange(a, b))
         table = self._store.upload(*(np.append(part, filler) for part, filler in zip(parts, padding, strict=True)))
         column = torch.arange(size, device=self._store.device)
@@ -222,7 +240,7 @@ class Batches:
         inputs, targets, positions, numbers = (
             flat.view(-1, self.context_length) for flat in (inputs, targets, positions, numbers)
         )
-        counted = end - begin - int((ends <= end).sum())  # the last token of a document is no target's
+        counted = end - begin - int((ends <= end).sum())  # the last token of a document has no target
         return Batch(inputs, targets, positions, numbers - numbers[:, :1], counted)
 
     def _order(self, epoch: int) -> _Order:
@@ -243,3 +261,53 @@ class Batches:
 def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}")
+
+
+class TokenStore:
+    """The token ids of a corpus, indexed by tensors on the same device: no step waits for the GPU.
+
+    A GPU holds the ids in its own memory if they take at most `MEMORY_SHARE` of what is free. Otherwise, and on every
+    other device, they stay in the memory map, and `device` is the CPU.
+
+    Args:
+        tokens: uint16 or uint32 (num_tokens,).
+        device: where batches are needed.
+    """
+
+    def __init__(self, tokens: np.ndarray, device: torch.device) -> None:
+        bits = 8 * tokens.itemsize
+        self._bits = 2**bits - 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+            # As signed integers, which more of torch's kernels take; `read` undoes it.
+            self._ids = torch.from_numpy(np.asarray(tokens).view(f"int{bits}"))
+        if device.type == "cuda" and self._fits(device):
+            self._ids = self._ids.to(device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._ids.device
+
+    def read(self, places: Tensor) -> Tensor:
+        """The ids at some places: int64, in the shape of `places`."""
+        return self._ids[places].long() & self._bits
+
+    def upload(self, *columns: np.ndarray) -> Tensor:
+        """Integers or booleans, each (L,), as one int64 tensor (columns, L) on `device`."""
+        table = torch.from_numpy(np.stack(columns).astype(np.int64, copy=False))
+        return to_device(table, self.device)
+
+    def _fits(self, device: torch.device) -> bool:
+        size, free = self._ids.nbytes, torch.cuda.mem_get_info(device)[0]
+        if size > MEMORY_SHARE * free:
+            template = "the tokens (%.1f GB) stay on the host: more than %.0f %% of the free GPU memory (%.1f GB)"
+            logger.info(template, size / 1e9, 100 * MEMORY_SHARE, free / 1e9)
+            return False
+        return True
+
+
+def to_device(part: Tensor, device: torch.device | str) -> Tensor:
+    """`part` on a device. A copy to a GPU goes through pinned memory, which makes it asynchronous."""
+    if part.device.type == "cpu" and torch.device(device).type == "cuda":
+        part = part.pin_memory()
+    return part.to(device, non_blocking=True)

@@ -4,6 +4,7 @@ import codecs
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -13,10 +14,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sqat.checksums import check_files, relisted
-from sqat.data.tokenizer_check import MAX_VOCABULARY, read_tokenizer_file
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
-from sqat.untrusted import shown
+from sqat.untrusted import parse_json, read_text, shown
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
@@ -26,23 +26,25 @@ TRANSFORMERS_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, TRANSFORMERS_FILE)
 NO_TOKEN = "\ufffd".encode()
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
+MAX_VOCABULARY = 1 << 22  # ids are below it: the library and this module make tables as long as the largest id
+MAX_TOKENIZER_BYTES = 1 << 26
 
 logger = logging.getLogger(__name__)
 
 
 class Tokenizer:
-    """A byte-level BPE with [PAD] 0, [UNK] 1, [BOS] 2 and [EOS] 3.
+    """A byte-level BPE with the special tokens [PAD] 0, [UNK] 1, [BOS] 2 and [EOS] 3.
 
-    Any text without surrogates comes back from `decode(encode(text))` exactly, for the tokenizers that
-    `train_tokenizer` makes. The original system's differ in two ways: they put a space before a text that does not
-    begin with one (`decode` takes one off, so a text that did begin with one loses it), and bytes that never occurred
-    in their training text may be lost.
+    `decode(encode(text))` is `text` for every tokenizer that :func:`train_tokenizer` makes. Those of the original
+    system differ: they put a space before a text that does not begin with one (`decode` removes one, so a leading space
+    of the text is lost), and they may lose bytes that never occurred in their training text.
 
-    Special tokens written out in a text, such as "[EOS]", are encoded as the ordinary characters they are: only
-    `encode_documents` sets special tokens. `backend`, the wrapped `tokenizers.Tokenizer`, is set up to do the same, but
-    that setting is not part of a saved file: other libraries that load it read "[EOS]" in a text as the special token.
+    A special token written out in a text, such as "[EOS]", is encoded as ordinary characters: only `encode_documents`
+    adds special tokens. `backend`, the wrapped `tokenizers.Tokenizer`, is set up to do the same, but a saved file
+    cannot hold this setting: other libraries read "[EOS]" in a text as the special token.
 
-    Raises DataError where the backend is not a byte-level BPE or has other special tokens.
+    Raises:
+        DataError: the backend is not a byte-level BPE or has other special tokens.
     """
 
     pad_id, unk_id, bos_id, eos_id = PAD, UNK, BOS, EOS
@@ -59,23 +61,27 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Entries including special tokens; ids are below it."""
+        """Number of entries, special tokens included; all ids are below it."""
         return len(self._token_bytes)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens. Raises DataError for text that UTF-8 cannot hold."""
+        """The token ids of a text, without special tokens. Raises DataError for half a surrogate pair in it."""
         return self._encode([text])[0]
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
-        """[BOS] text [EOS] of each text, in threads of their own. Raises DataError as `encode` does."""
+        """The ids of each text between [BOS] and [EOS]; texts are encoded in parallel. Raises DataError as `encode`."""
         return [[BOS, *ids, EOS] for ids in self._encode(texts)]
 
     def decode(self, ids: Iterable[int], *, continuation: bool = False) -> str:
-        """The text of token ids. Special tokens are dropped; bytes that are not UTF-8, and ids that no token has,
-        become U+FFFD.
+        """The text of token ids. Special tokens are dropped; invalid UTF-8 and ids without a token become U+FFFD.
 
-        With `continuation` the ids go on from others, so a leading space is always part of the text; otherwise the one
-        that some tokenizers add is taken off. Raises DataError for a negative id.
+        Args:
+            ids: token ids, such as `encode` returns.
+            continuation: whether other ids come before these. A leading space then belongs to the text; otherwise the
+                space that some tokenizers add is removed.
+
+        Raises:
+            DataError: an id is negative.
         """
         data = b"".join(self.token_bytes(token_id) for token_id in ids)
         if self._prefix_space and not continuation:
@@ -83,23 +89,26 @@ class Tokenizer:
         return data.decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for: b"" for a special token, U+FFFD for an id that no token has (a model may
-        have a larger vocabulary than its tokenizer). Raises DataError for a negative id."""
+        """The bytes of a token: b"" for a special token, U+FFFD for an id without a token (a model's vocabulary may be
+        larger than its tokenizer's). Raises DataError for a negative id."""
         if token_id < 0:
             raise DataError(f"token id {token_id} is negative")
         return self._token_bytes[token_id] if token_id < self.vocab_size else NO_TOKEN
 
     def fingerprint(self) -> str:
-        """Hex digits that differ between tokenizers that may encode differently."""
+        """Hex digits that differ if two tokenizers may encode differently."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def save(self, folder: str | Path) -> Path:
-        """Write tokenizer.json into a folder, and beside it what transformers' AutoTokenizer needs. Returns the path of
-        tokenizer.json; each file is replaced in one step. A list of checksums that is there (:mod:`sqat.checksums`)
-        has these files from then on, and those of others stay in it.
+        """Write tokenizer.json into a folder, with the settings that transformers' AutoTokenizer needs beside it.
+
+        Each file is replaced atomically. If the folder has a list of checksums (:mod:`sqat.checksums`), it is updated.
+
+        Returns:
+            The path of tokenizer.json.
 
         Raises:
-            StorageError: the system refuses.
+            StorageError: the files cannot be written.
         """
         folder = Path(folder)
         with writing(folder):
@@ -118,37 +127,41 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a tokenizer.json, or the one in a folder. Raises DataError where it is missing, damaged or unfit."""
+        """Read a tokenizer.json, or the one in a folder.
+
+        Raises:
+            DataError: it is missing, damaged, or not a byte-level BPE with these special tokens.
+        """
         path = Path(path)
         if path.is_dir():
             path = path / TOKENIZER_FILE
         check_files(path.parent, [path.name], error=DataError)
         try:
-            serialized = read_tokenizer_file(path)
+            return cls(_build_backend(read_tokenizer_file(path)))
         except OSError as error:
             raise DataError(f"{path}: no readable tokenizer: {error}") from error
-        except ValueError as error:
-            raise DataError(f"{path}: damaged, or not a tokenizer: {error}") from error
-        try:
-            return cls(build_backend(serialized))
-        except DataError as error:
+        except ValueError as error:  # a DataError is one, too
             raise DataError(f"{path}: {error}") from error
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         try:
             return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-        except TypeError:  # what the library raises for surrogates, too, without saying where
+        except TypeError:  # the library raises it for surrogates, too, without saying where
             for text in texts:
-                if isinstance(text, str):
-                    _check_encodable(text)
+                if isinstance(text, str) and (surrogate := re.search("[\ud800-\udfff]", text)):
+                    place = f"at character {surrogate.start()}"
+                    raise DataError(f"the text holds half a surrogate pair {place}, which UTF-8 cannot hold") from None
             raise
 
 
 class TextStream:
-    """Decoding one token at a time: what `push` returns, and `flush` at the end, make up `decode` of all ids.
+    """Decodes one token at a time: everything that `push` returns, and `flush` at the end, make up `decode` of all ids.
 
-    A character whose bytes are spread over tokens is held back until it is complete. `continuation` as in `decode`:
-    pass True where the stream goes on from a prompt.
+    A character whose bytes are spread over several tokens is held back until it is complete.
+
+    Args:
+        tokenizer: decodes the ids.
+        continuation: as for `Tokenizer.decode`: True if the stream continues a prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, continuation: bool = False) -> None:
@@ -157,7 +170,7 @@ class TextStream:
         self._continuation = continuation
 
     def push(self, token_id: int) -> str:
-        """The characters that this token completes. Raises DataError for a negative id."""
+        """The characters that this token completes; "" if there are none. Raises DataError for a negative id."""
         data = self._tokenizer.token_bytes(token_id)
         if data and not self._continuation:
             self._continuation = True
@@ -166,16 +179,23 @@ class TextStream:
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """U+FFFD where a character was left unfinished, else ""."""
+        """U+FFFD if the last character is unfinished, else ""."""
         return self._utf8.decode(b"", final=True)
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokenizer:
     """Learn a byte-level BPE from a stream of documents. The same documents give the same tokenizer.
 
-    All 256 bytes have a token, so any text can be encoded. A text too small or too uniform for `vocab_size` entries
-    gives fewer, with a warning. Raises ConfigError for a vocabulary that cannot hold the bytes and special tokens, or
-    that is larger than any that is read, and DataError where there are no documents.
+    Every byte has a token, so any text can be encoded. Text that is too short or uniform for `vocab_size` entries gives
+    fewer, with a warning.
+
+    Args:
+        documents: the text to learn from.
+        vocab_size: entries, the 4 special tokens and 256 bytes included.
+
+    Raises:
+        ConfigError: `vocab_size` is less than 260 or more than `MAX_VOCABULARY`.
+        DataError: there are no documents.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= MAX_VOCABULARY:
         raise ConfigError(
@@ -204,13 +224,38 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokeniz
     return tokenizer
 
 
-def build_backend(serialized: str) -> tokenizers.Tokenizer:
-    """What the library makes of a tokenizer.json's text. Raises DataError where it refuses or gives up."""
+def read_tokenizer_file(path: Path) -> str:
+    """The text of a tokenizer.json, after the checks that the `tokenizers` library does not make.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, not JSON, has ids out of range, or settings that no byte-level encoding has.
+    """
+    try:
+        text = read_text(path, MAX_TOKENIZER_BYTES)
+        values = parse_json(text)
+        model = values["model"]
+        if not isinstance(model["vocab"], dict):
+            raise TypeError(f"its model is {shown(model.get('type'))}, but must be 'BPE'")
+        ids = {**model["vocab"], **{token["content"]: token["id"] for token in values.get("added_tokens") or ()}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"damaged, or not a tokenizer: {error}") from error
+    for token, token_id in ids.items():
+        if type(token_id) is not int or not 0 <= token_id < MAX_VOCABULARY:
+            right = f"a whole number from 0 to {MAX_VOCABULARY - 1:,}"
+            raise ValueError(f"the id of the token {shown(token)} is {shown(token_id)}, but must be {right}")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(name):
+            raise ValueError(f"model.{name} is {shown(model[name])}, but must be null")
+    return text
+
+
+def _build_backend(serialized: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(serialized)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # it raises nothing narrower, and its panics are no Exception
+    except BaseException as error:  # the library raises nothing narrower, and its panics are no Exception
         raise DataError(f"damaged, or not a tokenizer: {str(error)[:500]}") from error
 
 
@@ -248,12 +293,3 @@ def _token_bytes(backend: tokenizers.Tokenizer) -> list[bytes]:
             except KeyError as error:
                 raise DataError(f"the token {shown(token)} holds {error}, which stands for no byte") from error
     return table
-
-
-def _check_encodable(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"the text holds half a surrogate pair at character {error.start}, which UTF-8 cannot hold"
-        ) from error

@@ -1,9 +1,12 @@
 """Documents as a file of token ids: written once, read as a memory map.
 
-A token file is a folder: `tokens.bin` holds the ids of all documents one after the other, each [BOS] … [EOS];
-`offsets.bin` where each document begins and the last one ends; `byte_lengths.bin` how many bytes of UTF-8 each
-document's text has; `meta.json`, the sizes that these must have and what they were made from; `checksums.sha256` the
-checksums of all, which are compared whenever the file is opened.
+A token file is a folder:
+
+- `tokens.bin`: the ids of all documents, end to end, each [BOS] … [EOS];
+- `offsets.bin`: where each document begins, and where the last one ends;
+- `byte_lengths.bin`: how many bytes of UTF-8 the text of each document has;
+- `meta.json`: the sizes that these files must have, and the fingerprints of what they were made from;
+- `checksums.sha256`: the checksums of all of them, compared whenever the token file is opened.
 """
 
 import contextlib
@@ -31,7 +34,7 @@ FORMAT_VERSION = 1
 TOKENS, OFFSETS, BYTE_LENGTHS, META = "tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"
 
 MAX_META_BYTES = 1 << 16
-BATCH_CHARACTERS = 1 << 22  # bounds the memory that a batch of long documents takes
+BATCH_CHARACTERS = 1 << 22  # bounds the memory of a batch of long documents
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +43,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class TokenFile:
-    """An opened token file of `len(...)` documents; see `build_tokens` and `open_tokens`."""
+    """An open token file; `len()` is its number of documents. See `build_tokens` and `open_tokens`."""
 
     folder: Path
     tokens: np.ndarray
-    """(num_tokens,) uint16, or uint32 where the vocabulary needs it; a memory map."""
+    """(num_tokens,) uint16, or uint32 if the vocabulary needs it; a memory map."""
     offsets: np.ndarray
     """(documents + 1,) int64: document i is tokens[offsets[i] : offsets[i + 1]]; a memory map."""
     byte_lengths: np.ndarray
-    """(documents,) int64: UTF-8 bytes of each document's text; a memory map."""
+    """(documents,) int64: UTF-8 bytes of the text of each document; a memory map."""
     vocab_size: int
+    """Entries of the tokenizer; all ids are below it."""
     document_bytes: int
     """UTF-8 bytes of all documents together."""
 
@@ -61,7 +65,7 @@ class TokenFile:
         return len(self.tokens)
 
     def document(self, index: int) -> np.ndarray:
-        """The token ids of one document, [BOS] and [EOS] included. Raises IndexError outside 0 … documents - 1."""
+        """The token ids of one document, [BOS] and [EOS] included. Raises IndexError if there is no such document."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
@@ -75,14 +79,20 @@ def build_tokens(
     progress: Progress | None = None,
     batch_documents: int = 1024,
 ) -> TokenFile:
-    """Tokenize a source into `folder`, which appears complete or not at all; a token file already there is replaced.
+    """Tokenize a source into `folder`, which appears complete or not at all; a token file that is there is replaced.
 
-    Documents stream through, `batch_documents` at a time, each batch tokenized in parallel. After every batch
-    `progress` is called with the numbers of documents and of tokens so far. Several processes may build the same
-    folder at once: the first to end is kept.
+    Several processes may build the same folder at once: the first to finish wins.
 
-    Raises DataError for a source without documents, for what the source or tokenizer cannot read, and where `folder`
-    is there and holds anything but a token file; StorageError where the system refuses to write.
+    Args:
+        source: the documents.
+        tokenizer: anything with `encode_documents`, `vocab_size` and `fingerprint`.
+        folder: where the token file goes.
+        progress: called after every batch with the numbers of documents and of tokens so far.
+        batch_documents: documents that are tokenized in parallel.
+
+    Raises:
+        DataError: the source has no documents or cannot be read, or `folder` holds anything but a token file.
+        StorageError: the files cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _file_names()):
@@ -101,7 +111,7 @@ def build_tokens(
 
 
 def open_tokens(folder: str | Path) -> TokenFile:
-    """Open a token file. Raises DataError, naming the file, where one is missing, damaged or of the wrong size."""
+    """Open a token file. Raises DataError if one of its files is missing, damaged or of the wrong size."""
     folder = Path(folder)
     check_files(folder, error=DataError)
     meta = _read_meta(folder)
@@ -116,8 +126,7 @@ def open_tokens(folder: str | Path) -> TokenFile:
 
 
 def _check_contents(folder: Path, tokens: np.ndarray, offsets: np.ndarray, vocab_size: int) -> None:
-    """Raise DataError unless every document has tokens and every id is in the vocabulary: a model would read beyond
-    its embedding."""
+    """Raise DataError unless every document has tokens and every id is in the vocabulary."""
     if offsets.min() < 0 or offsets.max() > len(tokens) or np.diff(offsets).min() < 1:
         raise DataError(f"{folder / OFFSETS}: damaged: it must rise from document to document")
     if (largest := int(tokens.max())) >= vocab_size:
@@ -127,11 +136,13 @@ def _check_contents(folder: Path, tokens: np.ndarray, offsets: np.ndarray, vocab
 def cached_tokens(
     source: Source, tokenizer: Tokenizer, cache_dir: str | Path | None = None, *, progress: Progress | None = None
 ) -> TokenFile:
-    """The token file of this source and tokenizer: built at first, opened when both are unchanged, built again with a
-    warning when it is damaged.
+    """The token file of this source and tokenizer: opened if the cache has it, otherwise built.
 
-    Files are kept in the folder `tokens` of `cache_dir`, by default `default_cache()`. Raises DataError as
-    `build_tokens` does.
+    A damaged one is built again, with a warning. Files are kept in the folder `tokens` of `cache_dir`, by default
+    `default_cache()`.
+
+    Raises:
+        DataError, StorageError: as `build_tokens`.
     """
     identity = json.dumps([FORMAT_VERSION, source.fingerprint(), tokenizer.fingerprint()])
     folder = Path(cache_dir or default_cache()) / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -202,7 +213,7 @@ def _text_batches(documents: Iterator[str], batch_documents: int) -> Iterator[li
 
 
 def _publish(built: Path, folder: Path) -> None:
-    """Rename a finished folder to its place. What is there gives way, unless it is the same file from another builder:
+    """Rename a finished folder to its place, and remove what is there, unless another process built the same file:
     replacing that would leave a moment without one."""
     while True:
         try:
@@ -240,4 +251,4 @@ def _map(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
             return np.memmap(path, dtype, "r", shape=(length,))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    raise DataError(f"{path}: {found} bytes, but {META} tells of {expected}: truncated or damaged; build it again")
+    raise DataError(f"{path}: {found} bytes, but {META} says {expected}: truncated or damaged; build it again")

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from sqat.cpu.lean import LeanStep, find_hook, why_not_lean
-from sqat.cuda.grouped_experts import FEW_TOKENS
+from sqat.cuda.experts import FEW_TOKENS
 from sqat.cuda.static import StaticStep
 from sqat.model import Decoder, KVCache
+from sqat.model.cache import RollingLayer
 
 
 class Step(Protocol):
@@ -39,10 +40,12 @@ def make_step(model: Decoder, cache: KVCache) -> Step:
     """The quickest way to go on from a cache filled with the prompts.
 
     On a CPU in float32 that is :class:`sqat.cpu.lean.LeanStep`, on a GPU a recorded graph; for a model with
-    adapters, hooks or other types, the model itself. The weights must not change while a step is used.
+    adapters, hooks or other types, and for a rolling cache on a CPU, the model itself. The weights must not change
+    while a step is used.
     """
     device = model.embedding.weight.device.type
-    if device == "cpu" and why_not_lean(model) is None:
+    rolls = isinstance(cache.layers[0], RollingLayer)
+    if device == "cpu" and not rolls and why_not_lean(model) is None:
         return LeanStep(model, cache)
     if device == "cuda" and _can_be_recorded(model, len(cache.layers[0].keys)):
         return StaticStep(model, cache)

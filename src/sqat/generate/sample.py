@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqat.config_fields import Config, require, require_positive
+from sqat.config import Config, require, require_positive
 from sqat.generate.draw import draw
 
 

@@ -321,7 +321,7 @@ class SQATPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The schemes of :mod:`sqat.model.init`: "normal" N(0, 0.02), what writes to the residual stream scaled by
+        """The schemes of :mod:`sqat.model.decoder`: "normal" N(0, 0.02), what writes to the residual stream scaled by
         1/sqrt(2·layers); "torch" uniform within ±1/sqrt(fan_in), embedding N(0, 1).
         """
         std = self.config.initializer_range

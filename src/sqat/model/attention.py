@@ -9,6 +9,7 @@ from sqat.config import heads_fit
 from sqat.errors import ConfigError
 from sqat.model.attend import attend, kernel_dtype
 from sqat.model.cache import LayerCache, window_mask
+from sqat.model.dispatch import load_plugins
 from sqat.model.mask import AttentionMask
 from sqat.model.rope import RotaryTables, rotary_tables, rotate
 
@@ -53,6 +54,7 @@ class Attention(nn.Module):
         global_tokens: int = 0,
     ) -> None:
         super().__init__()
+        load_plugins()
         if min(hidden_size, num_query_heads, num_kv_heads, head_dim) < 1:
             sizes = (hidden_size, num_query_heads, num_kv_heads, head_dim)
             raise ConfigError(

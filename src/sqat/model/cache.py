@@ -36,10 +36,11 @@ class LayerCache:
 
 
 class RollingLayer(LayerCache):
-    """One layer's keys and values under a window: (B, K, G + W, C), however long the text becomes.
+    """One layer's keys and values under a window, in memory that does not grow: (B, K, P + W, C).
 
-    A row's own position q (counted from its first real token) is kept in slot q while q < G + W, and from then on in
-    slot G + (q - G) mod W: the first G stay, the others are written over when they are out of reach.
+    The first P places of the text stay, where global tokens lie; place p of the rest is kept in slot P + (p - P) mod W,
+    until the place that comes W later takes it over. P is 0 without global tokens, G without padding, and with it G
+    more than the most padded row needs.
 
     Args:
         shape: (B, K, C).
@@ -58,95 +59,61 @@ class RollingLayer(LayerCache):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         rows, kv_heads, head_dim = shape
-        super().__init__((rows, kv_heads, global_tokens + window, head_dim), device, dtype)
-        self.keys.zero_()  # slots not yet filled are read, with weight zero
+        most_padding = 0 if padding_B is None else int(padding_B.max())
+        self.num_kept = global_tokens + most_padding if global_tokens else 0
+        super().__init__((rows, kv_heads, self.num_kept + window, head_dim), device, dtype)
+        self.keys.zero_()  # empty slots are read, with weight zero
         self.values.zero_()
         self.window = window
         self.global_tokens = global_tokens
         self.padding_B = padding_B
 
     def append(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T more positions; returns what these may see, in the order that :meth:`mask` is about: global tokens
-        that were written before the rest, the positions before these that are in the first one's reach, and these.
+        """Store T more positions; returns what these may see, (B, K, P + W + T, C): all slots as they were, and these.
+
+        :meth:`mask`, asked before, says which of them they see.
         """
-        num_new = k_BKTC.shape[2]
         k_BKTC, v_BKTC = k_BKTC.to(self.keys.dtype), v_BKTC.to(self.values.dtype)
-        found = self._read(self.keys, k_BKTC), self._read(self.values, v_BKTC)
-        for memory, new in ((self.keys, k_BKTC), (self.values, v_BKTC)):
-            self._write(memory, new)
-        self.length += num_new
+        found = (k_BKTC, v_BKTC)
+        if self.length:
+            found = torch.cat((self.keys, k_BKTC), dim=2), torch.cat((self.values, v_BKTC), dim=2)
+        start, stop = self.length, self.length + k_BKTC.shape[2]
+        places = torch.arange(start, stop, device=self.keys.device)
+        last = max(start, self.num_kept, stop - self.window)
+        for part in (slice(0, max(0, self.num_kept - start)), slice(last - start, None)):
+            slots = self.slots(places[part])
+            self.keys.index_copy_(2, slots, k_BKTC[:, :, part])
+            self.values.index_copy_(2, slots, v_BKTC[:, :, part])
+        self.length = stop
         return found
 
     def mask(self, num_new: int) -> AttentionMask | None:
         """What the next `num_new` tokens see of the keys that :meth:`append` will give; `None` for all before them."""
-        history, with_global = self._history, self._with_global
-        num_global = self.global_tokens if with_global else 0
-        num_keys = num_global + history + num_new
-        device, reach = self.keys.device, self.window if num_keys > self.window else None
-        before = self.length - history  # positions that are not in reach
-        if before == 0:
-            if reach is None and self.padding_B is None:
-                return None
-            kept = self.global_tokens if reach is not None else 0
-            return AttentionMask(
-                num_new, num_keys, device, first_key_B=self.padding_B, window=reach, global_tokens=kept
-            )
-        own_BS = None
-        if self.padding_B is not None or before < num_global:
-            own_BT = self._own(before, history + num_new)
-            slots_G = torch.arange(num_global, device=device)
-            own_BG = torch.where(slots_G < own_BT[:, :1], slots_G, -1)  # or they are among the others
-            own_BS = torch.cat((own_BG, own_BT), dim=1)
-        if num_new == 1 and own_BS is None:
-            return None  # all that is given is in reach
-        return AttentionMask(num_new, num_keys, device, window=self.window, global_tokens=num_global, own_BS=own_BS)
+        device, padding_B = self.keys.device, self.padding_B
+        if not self.length and num_new <= self.window:
+            return None if padding_B is None else AttentionMask(num_new, num_new, device, first_key_B=padding_B)
+        new = torch.arange(self.length, self.length + num_new, device=device)
+        places = torch.cat((self.places(new[:1]), new)) if self.length else None
+        return AttentionMask(
+            num_new,
+            num_new if places is None else len(places),
+            device,
+            first_key_B=padding_B,
+            window=self.window,
+            global_tokens=self.global_tokens,
+            positions_S=places,
+        )
 
-    @property
-    def _history(self) -> int:
-        return min(self.window - 1, self.length)
+    def slots(self, places: Tensor) -> Tensor:
+        """Where places of the text are kept."""
+        return torch.where(places < self.num_kept, places, self.num_kept + (places - self.num_kept) % self.window)
 
-    @property
-    def _with_global(self) -> bool:
-        return self.global_tokens > 0 and self.length > self._history
-
-    def _own(self, first: int, count: int) -> Tensor:
-        """Rows' own numbers of so many positions, (B or 1, count); negative at padding."""
-        positions = torch.arange(first, first + count, device=self.keys.device).unsqueeze(0)
-        return positions if self.padding_B is None else positions - self.padding_B.unsqueeze(1)
-
-    def slots(self, own_BT: Tensor) -> Tensor:
-        """Where rows keep their own positions; padding gets a slot that a real token will write over."""
-        rolled = self.global_tokens + (own_BT - self.global_tokens) % self.window
-        return torch.where((own_BT >= 0) & (own_BT < self.global_tokens), own_BT, rolled)
-
-    def filled(self, own_BT: Tensor) -> Tensor:
-        """Which slots hold a real token once a row's own last position is `own_BT` (B or 1, 1), (B or 1, G + W)."""
-        slots = torch.arange(self.keys.shape[2], device=own_BT.device)
-        held = own_BT - (own_BT - slots) % self.window
-        return torch.where(slots < self.global_tokens, slots <= own_BT, held >= self.global_tokens)
-
-    def _index(self, slots_BT: Tensor) -> Tensor:
-        rows, kv_heads, _, head_dim = self.keys.shape
-        return slots_BT[:, None, :, None].expand(rows, kv_heads, -1, head_dim)
-
-    def _read(self, memory: Tensor, new_BKTC: Tensor) -> Tensor:
-        parts = [memory[:, :, : self.global_tokens]] if self._with_global else []
-        if history := self._history:
-            slots = self.slots(self._own(self.length - history, history))
-            parts.append(memory.gather(2, self._index(slots)))
-        return torch.cat((*parts, new_BKTC), dim=2) if parts else new_BKTC
-
-    def _write(self, memory: Tensor, new_BKTC: Tensor) -> None:
-        num_new = new_BKTC.shape[2]
-        last = min(num_new, self.window)
-        if self.global_tokens and last < num_new:
-            places = torch.arange(self.global_tokens, device=memory.device) - self._own(self.length, 1)
-            index = self._index(places.clamp(0, num_new - 1))
-            new = ((places >= 0) & (places < num_new))[:, None, :, None]
-            first = memory[:, :, : self.global_tokens]
-            first.copy_(torch.where(new, new_BKTC.gather(2, index), first))
-        slots = self.slots(self._own(self.length + num_new - last, last))
-        memory.scatter_(2, self._index(slots), new_BKTC[:, :, num_new - last :])
+    def places(self, length: Tensor) -> Tensor:
+        """The place of the text that each slot holds once it is `length` (1) long, (P + W,); negative where empty."""
+        slots = torch.arange(self.keys.shape[2], device=self.keys.device)
+        rolled = length - 1 - (length - 1 - slots) % self.window
+        places = torch.where(slots < self.num_kept, slots, torch.where(rolled >= self.num_kept, rolled, -1))
+        return torch.where(places < length, places, -1)
 
 
 def window_mask(
@@ -158,7 +125,7 @@ def window_mask(
     num_keys = num_new + (0 if cache is None else cache.length)
     if num_keys <= window:
         return None
-    return AttentionMask(num_new, num_keys, device, window=window, global_tokens=global_tokens).keep()
+    return AttentionMask(num_new, num_keys, device, window=window, global_tokens=global_tokens)
 
 
 class KVCache:

@@ -1,26 +1,71 @@
-"""The language model: embedding, layers, head.
+"""The language model: its blocks, the whole of it, its initial weights.
 
 Shape letters: B batch, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sqat import cost
 from sqat.config import ModelConfig
-from sqat.cpu import tiled
-from sqat.model.block import Block
-from sqat.model.cache import KVCache
-from sqat.model.init import initialise
+from sqat.errors import ConfigError
+from sqat.model.attention import Attention
+from sqat.model.cache import KVCache, LayerCache
+from sqat.model.feedforward import FeedForward
 from sqat.model.mask import AttentionMask
-from sqat.model.memory import require_memory
-from sqat.model.moe import RouterStats
+from sqat.model.moe import MoE, RouterStats
 from sqat.model.norm import make_norm
-from sqat.model.rope import rotary_tables
+from sqat.model.rope import RotaryTables, rotary_tables
+
+BYTES_PER_WEIGHT = 4  # float32
+STD = 0.02  # of initial weights
+
+
+class Block(nn.Module):
+    """`x + attention(norm1(x))`, then `x + feedforward(norm2(x))`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config.norm, config.hidden_size, config.norm_eps)
+        self.attention = Attention(
+            config.hidden_size,
+            config.num_query_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            qkv_bias=config.qkv_bias,
+            out_bias=config.attention_out_bias,
+            rope_theta=config.rope_theta,
+            dropout=config.attention_dropout,
+            window=config.window,
+            global_tokens=config.global_tokens,
+        )
+        self.norm2 = make_norm(config.norm, config.hidden_size, config.norm_eps)
+        self.feedforward = MoE(config) if config.is_moe else FeedForward(config)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rope: RotaryTables,
+        mask: AttentionMask | None = None,
+        cache: LayerCache | None = None,
+        real_BT: Tensor | None = None,
+    ) -> tuple[Tensor, RouterStats | None]:
+        """(B, T, D) to (B, T, D), and the router's statistics over the tokens where `real_BT` holds (`None` if the
+        layer is dense).
+        """
+        x_BTD = x_BTD + self.attention(self.norm1(x_BTD), rope=rope, mask=mask, cache=cache)
+        normed = self.norm2(x_BTD)
+        if isinstance(self.feedforward, MoE):
+            update, stats = self.feedforward(normed, real_BT)
+            return x_BTD + update, stats
+        return x_BTD + self.feedforward(normed), None
 
 
 class DecoderOutput(NamedTuple):
@@ -116,13 +161,12 @@ class Decoder(nn.Module):
         """One for all layers; `None` where causality says all."""
         num_tokens = tokens_BT.shape[1]
         if cache is not None:
-            mask = cache.mask(num_tokens)
-            return None if mask is None else mask.keep()
+            return cache.mask(num_tokens)
         windowed = self.config.window is not None and self.config.window < num_tokens
         if documents is None and not windowed:
             return None
         window, global_tokens = (self.config.window, self.config.global_tokens) if windowed else (None, 0)
-        mask = AttentionMask(
+        return AttentionMask(
             num_tokens,
             num_tokens,
             tokens_BT.device,
@@ -130,8 +174,65 @@ class Decoder(nn.Module):
             window=window,
             global_tokens=global_tokens,
         )
-        # In training on a CPU nothing is ever made of it.
-        on_cpu = self.training and tokens_BT.device.type == "cpu"
-        tiles = on_cpu and not self.config.attention_dropout
-        served = tiles and tiled.serves(num_tokens, num_tokens, self.config.head_dim, mask)
-        return mask if served else mask.keep()
+
+
+@torch.no_grad()
+def initialise(decoder: Decoder, seed: int) -> None:
+    """Draw all initial weights; norms keep their ones.
+
+    Two schemes. "normal": every matrix N(0, 0.02), the two that write to the residual stream scaled by
+    1/sqrt(2·layers) (GPT-2), biases zero. "torch": what PyTorch's own layers start from, as the card's models did:
+    uniform within ±1/sqrt(fan_in), the embedding N(0, 1).
+
+    Every tensor is drawn from a generator of its own, seeded by its name. So, for one seed, models of different head
+    counts start equal in every tensor they have in common, and can be compared pair by pair.
+    """
+    normal, residual_std = decoder.config.init == "normal", STD / (2 * decoder.config.num_layers) ** 0.5
+    parameters = dict(decoder.named_parameters())
+    for name, parameter in parameters.items():
+        if "norm" in name:
+            continue
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        matrix = parameters.get(name.replace("bias", "weight"))  # a stack of them in a mixture of experts
+        if name.endswith("bias") and (normal or matrix is None):  # no matrix of its own: tied to the embedding
+            nn.init.zeros_(parameter)
+        elif normal:
+            writes_residual = name.endswith(("out_proj.weight", "fc2.weight", "fc2_weight"))
+            nn.init.normal_(parameter, std=residual_std if writes_residual else STD, generator=generator)
+        elif name == "embedding.weight":
+            nn.init.normal_(parameter, generator=generator)
+        else:
+            assert matrix is not None
+            bound = matrix.shape[-1] ** -0.5
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+
+def require_memory(config: ModelConfig) -> None:
+    """Raise a ConfigError, naming the fields that ask for most, where the weights alone are larger than the machine's
+    memory: an allocator may grant a petabyte, and the process is killed when it is touched.
+    """
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count = cost.parameters(config)
+    if count.total * BYTES_PER_WEIGHT <= available:
+        return
+    shares = {
+        ("vocab_size", "hidden_size"): count.embedding,
+        ("num_layers", "hidden_size", "num_query_heads", "num_kv_heads", "head_dim"): count.attention,
+        ("num_layers", "hidden_size", "intermediate_size", "num_experts"): count.feedforward,
+    }
+    fields = max(shares, key=lambda names: shares[names])
+    values = ", ".join(f"{name} {getattr(config, name):,}" for name in fields)
+    raise ConfigError(
+        f"ModelConfig asks for {count.total:,} parameters, {in_bytes(count.total * BYTES_PER_WEIGHT)} of weights, "
+        f"most of it by {values}; but this machine has {in_bytes(available)} of memory"
+    )
+
+
+def in_bytes(count: float) -> str:
+    """Bytes for people: "3.6 PB"."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} PB"

@@ -1,18 +1,20 @@
 """Mixture of experts: a router sends every token to its k best experts. No token is dropped.
 
-Shape letters: N tokens, E experts, k experts per token, D width, F expert hidden.
+Shape letters: N tokens, E experts, k experts per token, D width, F expert hidden, I = F (or 2F, gated); R rows sorted
+by expert.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqat.config import ModelConfig
-from sqat.model.experts import ExpertWeights, run_experts
+from sqat.model.dispatch import is_traced, load_plugins, operation
+from sqat.model.feedforward import activate, dropout
 
 
 class RouterStats(NamedTuple):
@@ -27,6 +29,20 @@ class RouterStats(NamedTuple):
     tokens: Tensor  # how many tokens were counted
 
 
+class ExpertWeights(NamedTuple):
+    """Stacked weights of all experts; biases are `None` where the experts have none."""
+
+    fc1_EID: Tensor
+    fc1_bias_EI: Tensor | None
+    fc2_EDF: Tensor
+    fc2_bias_ED: Tensor | None
+
+    def each(self, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+        """Every expert's own four."""
+        count = len(self.fc1_EID)
+        return list(zip(*([None] * count if w is None else w.to(dtype).unbind(0) for w in self), strict=True))
+
+
 class MoE(nn.Module):
     """Top-k routed experts: softmax over all experts, the k largest weights renormalised to sum to one (as Mixtral,
     arXiv 2401.04088).
@@ -34,6 +50,7 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        load_plugins()
         num, width, hidden = config.num_experts, config.hidden_size, config.intermediate_size
         inner = hidden * (2 if config.gated else 1)
         self.experts_per_token = config.experts_per_token
@@ -52,23 +69,20 @@ class MoE(nn.Module):
         """
         x_ND = x_BTD.flatten(0, -2)
         with torch.autocast(x_ND.device.type, enabled=False):  # routing is decided in full precision
-            probs_NE = _softmax(F.linear(x_ND.float(), self.router.weight.float()))
+            probs_NE = router_softmax(F.linear(x_ND.float(), self.router.weight.float()))
         selected_Nk, experts_Nk = probs_NE.topk(self.experts_per_token, dim=-1)
         weights_Nk = selected_Nk / (selected_Nk.sum(dim=-1, keepdim=True) + 1e-9)
         weights = ExpertWeights(self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
-        dropout = self.dropout if self.training else 0.0
-        y_ND = run_experts(x_ND, experts_Nk, weights_Nk, weights, self.activation, self.gated, dropout)
+        p = self.dropout if self.training else 0.0
+        y_ND = run_experts(x_ND, experts_Nk, weights_Nk, weights, self.activation, self.gated, p)
         real_N = None if real_BT is None else real_BT.flatten()
         return y_ND.to(x_BTD.dtype).view(x_BTD.shape), router_stats(probs_NE, selected_Nk, experts_Nk, real_N)
 
 
-def _softmax(logits_NE: Tensor) -> Tensor:
-    """Softmax over the experts. On a CPU in columns: torch's loop over rows as short as these takes five times longer,
-    the copies there and back included.
-    """
-    if logits_NE.device.type != "cpu":
-        return logits_NE.softmax(dim=-1)
-    return logits_NE.T.contiguous().softmax(dim=0).T.contiguous()
+@operation
+def router_softmax(logits_NE: Tensor) -> Tensor:
+    """Softmax over the experts."""
+    return logits_NE.softmax(dim=-1)
 
 
 def router_stats(
@@ -82,16 +96,118 @@ def router_stats(
         probs_NE, selected_Nk, count_Nk = probs_NE * real_N1, selected_Nk * real_N1, count_Nk * real_N1
         entropy_N = entropy_N * real_N
     return RouterStats(
-        load_E=_sum_by_expert(count_Nk, experts_Nk, probs_NE.shape[-1]),
+        load_E=sum_by_expert(count_Nk, experts_Nk, probs_NE.shape[-1]),
         probability_E=probs_NE.sum(dim=0),
-        selected_E=_sum_by_expert(selected_Nk, experts_Nk, probs_NE.shape[-1]),
+        selected_E=sum_by_expert(selected_Nk, experts_Nk, probs_NE.shape[-1]),
         entropy=entropy_N.sum(),
         tokens=count_Nk[:, 0].sum(),
     )
 
 
-def _sum_by_expert(values_Nk: Tensor, experts_Nk: Tensor, num_experts: int) -> Tensor:
-    if values_Nk.device.type == "cpu":
-        return values_Nk.new_zeros(num_experts).index_add(0, experts_Nk.flatten(), values_Nk.flatten())
-    # On GPUs, thousands of additions to the same few places would queue up.
-    return values_Nk.new_zeros(len(values_Nk), num_experts).scatter_add(1, experts_Nk, values_Nk).sum(dim=0)
+@operation
+def sum_by_expert(values_Nk: Tensor, experts_Nk: Tensor, num_experts: int) -> Tensor:
+    """The values of all tokens, summed by expert, (E,)."""
+    return values_Nk.new_zeros(num_experts).index_add(0, experts_Nk.flatten(), values_Nk.flatten())
+
+
+def by_expert(values_Nk: Tensor, experts_Nk: Tensor, num_experts: int) -> Tensor:
+    """A token's values over all experts, zero at those it did not choose, (N, E)."""
+    return values_Nk.new_zeros(len(values_Nk), num_experts).scatter_add(1, experts_Nk, values_Nk)
+
+
+@operation
+def run_experts(
+    x_ND: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    weights: ExpertWeights,
+    activation: str,
+    gated: bool,
+    p: float = 0.0,
+) -> Tensor:
+    """Sum over each token's k experts of weight · expert(x); (N, D), float32 or wider. Matrix products run in the
+    autocast type, if one is set.
+
+    Args:
+        x_ND: tokens.
+        experts_Nk, weights_Nk: which experts, and how much of each.
+        activation, gated: of the expert, as in :class:`sqat.model.feedforward.FeedForward`.
+        p: dropout between an expert's two matrices.
+    """
+    if is_traced(x_ND, *weights):  # how many rows an expert has is no number then
+        return run_experts_naive(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p)
+    compute = compute_dtype(x_ND)
+    with torch.autocast(x_ND.device.type, enabled=False):
+        rows = sort_by_expert(experts_Nk, len(weights.fc1_EID))
+        x_RD = x_ND.to(compute).index_select(0, rows.token_R)
+        parts = x_RD.split(rows.ends_E.diff(prepend=rows.ends_E.new_zeros(1)).tolist())
+        y_RD = torch.cat(
+            [_expert(*pair, activation, gated, p) for pair in zip(parts, weights.each(compute), strict=True)]
+        )
+        y_NkD = y_RD[rows.place_Nk]
+        return (y_NkD * weights_Nk.unsqueeze(-1)).sum(dim=1)
+
+
+def compute_dtype(x_ND: Tensor) -> torch.dtype:
+    """The type of matrix products: autocast's, if it is on, or that of `x_ND`."""
+    device = x_ND.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
+
+
+class SortedRows(NamedTuple):
+    """A buffer with a row for every (token, expert) selection, those of one expert together."""
+
+    token_R: Tensor  # which token a row is; token 0 in rows that only fill up
+    place_Nk: Tensor  # which row a selection has
+    ends_E: Tensor  # where each expert's rows end
+
+
+def sort_by_expert(experts_Nk: Tensor, num_experts: int, block: int = 1) -> SortedRows:
+    """Sort selections by expert, without waiting for the device.
+
+    Where `block` is more than 1, every expert's rows are filled up to a multiple of it, and to one block at least, and
+    there is room for the worst case, so that R does not depend on who chose what.
+    """
+    num_selections, device = experts_Nk.numel(), experts_Nk.device
+    small = torch.uint8 if num_experts <= 256 else torch.int16  # a radix sort's passes are the key's bytes
+    sorted_S, order_S = experts_Nk.flatten().to(small).sort(stable=True)
+    ends_E = torch.searchsorted(sorted_S, torch.arange(num_experts, dtype=small, device=device), right=True)
+    if block == 1:
+        row_S, room_ends_E = torch.arange(num_selections, device=device), ends_E
+    else:
+        count_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+        room_E = ((count_E + block - 1).div(block, rounding_mode="floor") * block).clamp(min=block)
+        room_ends_E = room_E.cumsum(0)
+        shift_E = (room_ends_E - room_E) - (ends_E - count_E)  # by how much filling moves an expert's rows
+        row_S = torch.arange(num_selections, device=device) + shift_E[sorted_S.long()]
+    num_rows = num_selections if block == 1 else (-(-num_selections // block) + num_experts) * block
+    token_S = order_S.div(experts_Nk.shape[1], rounding_mode="floor")
+    token_R = order_S.new_zeros(num_rows).scatter_(0, row_S, token_S)
+    place_S = torch.empty_like(order_S).scatter_(0, order_S, row_S)
+    return SortedRows(token_R, place_S.view_as(experts_Nk), room_ends_E)
+
+
+def run_experts_naive(
+    x_ND: Tensor,
+    experts_Nk: Tensor,
+    weights_Nk: Tensor,
+    weights: ExpertWeights,
+    activation: str,
+    gated: bool,
+    p: float = 0.0,
+) -> Tensor:
+    """The definition: every expert on every token, weighted by zero where it was not chosen. Tests hold
+    :func:`run_experts` to it; where something is traced it is what runs, since no shape in it depends on values.
+    """
+    out_ND = torch.zeros_like(x_ND, dtype=torch.promote_types(x_ND.dtype, weights_Nk.dtype))
+    share_NE = by_expert(weights_Nk, experts_Nk, len(weights.fc1_EID))
+    for e, own in enumerate(weights.each(x_ND.dtype)):
+        out_ND = out_ND + _expert(x_ND, own, activation, gated, p) * share_NE[:, e, None]
+    return out_ND
+
+
+def _expert(x: Tensor, weights: tuple[Any, ...], activation: str, gated: bool, p: float) -> Tensor:
+    """One expert on its rows."""
+    fc1, fc1_bias, fc2, fc2_bias = weights
+    hidden = activate(F.linear(x, fc1, fc1_bias), activation, gated)
+    return F.linear(dropout(hidden, p, training=True), fc2, fc2_bias)

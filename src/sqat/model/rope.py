@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al., arXiv 2104.09864), in the half-split layout of Llama.
 
 Pair j of a head is (x[j], x[j + C/2]) and is turned by position · theta^(-2j/C). RxNN pairs neighbours instead;
-`sqat.checkpoint.rxnn` permutes weights between the two, so that this is the only rotation in the package.
+`sqat.checkpoint.rxnn` permutes weights between the two, so this is the only rotation in the package.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from sqat import cpu as kernels
+from sqat.model.dispatch import is_traced, operation
 
 
 class RotaryTables(NamedTuple):
@@ -35,41 +36,43 @@ def rotate(x_BHTC: Tensor, tables: RotaryTables, dtype: torch.dtype | None = Non
 
     The result has the memory layout of the input and its type, or `dtype`.
     """
-    if torch.compiler.is_compiling():  # the compiler fuses the plain form better
+    if is_traced(x_BHTC, tables):
         return rotate_naive(x_BHTC.float(), tables).to(dtype or x_BHTC.dtype)
     return _Rotate.apply(x_BHTC, *tables, dtype or x_BHTC.dtype)
 
 
 def rotate_naive(x_BHTC: Tensor, tables: RotaryTables) -> Tensor:
-    """The definition, for tests."""
+    """The definition in two lines; tests hold :func:`rotate` to it."""
     first, second = x_BHTC.chunk(2, dim=-1)
     cos, sin = tables
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient is turned back by the same angles; nothing but the tables is kept for it."""
+    """The gradient is the gradient of the output turned back, so only the tables are kept for it."""
 
     @staticmethod
     def forward(ctx: Any, x_BHTC: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x_BHTC.dtype
-        training = ctx.needs_input_grad[0]  # a prompt is read once: not worth compiling for
-        return _turn(x_BHTC, cos, sin, 1.0, dtype, compiled=training)
+        return turn(x_BHTC, cos, sin, 1.0, dtype, training=ctx.needs_input_grad[0])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_BHTC: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad_BHTC, cos, sin, -1.0, ctx.dtype, compiled=True), None, None, None
+        return turn(grad_BHTC, cos, sin, -1.0, ctx.dtype, training=True), None, None, None
 
 
-def _turn(x_BHTC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dtype, *, compiled: bool) -> Tensor:
-    """Rotation by the angles, or back for `sign` -1.0; by a compiled loop where wanted and possible."""
-    x_BTHC = x_BHTC.transpose(1, 2)
-    if compiled and x_BTHC.is_contiguous() and _has_loop(x_BHTC, cos, dtype):
-        from sqat.cpu.rope import rotate as rotate_in_one_pass
+@operation
+def turn(
+    x_BHTC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dtype, *, training: bool = False
+) -> Tensor:
+    """Rotation by the angles times `sign` (1.0, or -1.0 for back), without gradients.
 
-        return rotate_in_one_pass(x_BTHC, cos.contiguous(), sin.contiguous(), sign, dtype).transpose(1, 2)
+    Args:
+        training: whether this runs often enough to be worth compiling for; a prompt is read only once.
+    """
     exact = x_BHTC.float()
     first, second = exact.chunk(2, dim=-1)
     out_BHTC = torch.empty_like(exact)
@@ -77,9 +80,3 @@ def _turn(x_BHTC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dt
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
     torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=sign)
     return out_BHTC.to(dtype)
-
-
-def _has_loop(x_BHTC: Tensor, cos: Tensor, dtype: torch.dtype) -> bool:
-    types = (torch.float32, torch.bfloat16)
-    alike = x_BHTC.device.type == "cpu" and x_BHTC.dtype in types and dtype in types and cos.dtype == torch.float32
-    return alike and kernels.available()

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
-from sqat.config_fields import MAX_INTEGER
+from sqat.config import MAX_INTEGER
 from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batches
 from sqat.data.tokenizer import Tokenizer

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sqat import cpu as kernels
 from sqat.data.batches import IGNORE
 from sqat.errors import ConfigError
+from sqat.model.dispatch import operation
 from sqat.model.moe import RouterStats
 
 # Rows whose logits exist at once, and rows of these whose softmax does, by device; on a CPU they stay in its caches.
@@ -79,7 +79,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         correct = torch.zeros((), dtype=torch.long, device=hidden_ND.device)
         for rows, hidden, logits in _chunks(hidden_ND, weight, keep):
             targets_R = targets_N.index_select(0, rows)
-            losses_R, hits_R = _losses(logits, bias_V, targets_R, any(ctx.needs_input_grad), d_bias)
+            losses_R, hits_R = cross_entropy(logits, bias_V, targets_R, any(ctx.needs_input_grad), d_bias)
             loss += losses_R.sum()
             correct += hits_R.sum()
             real_R1 = (targets_R != IGNORE).unsqueeze(1)
@@ -110,7 +110,8 @@ def _chunks(hidden_ND: Tensor, weight_VD: Tensor, keep: Tensor) -> Iterator[tupl
         yield rows, hidden, torch.mm(hidden, weight_VD.T, out=buffer[: len(rows)])
 
 
-def _losses(
+@operation
+def cross_entropy(
     logits_RV: Tensor, bias_V: Tensor | None, targets_R: Tensor, train: bool, d_bias_V: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Each row's loss and whether the likeliest token was right; zero and false where there is no target (`IGNORE`).
@@ -118,23 +119,6 @@ def _losses(
     Where `train`, d loss / d logits = softmax - onehot(target) takes the logits' place (in rows without a target, what
     is there is to be ignored), and is summed into `d_bias_V`, if given.
     """
-    exact = torch.promote_types(logits_RV.dtype, torch.float32)
-    if logits_RV.device.type == "cpu" and exact == torch.float32 and kernels.available():
-        from sqat.cpu.cross_entropy import cross_entropy
-
-        bias = torch.zeros(logits_RV.shape[1]) if bias_V is None else bias_V.float()
-        d_bias_TV = torch.zeros(torch.get_num_threads(), logits_RV.shape[1]) if train else None
-        losses_R, hits_R = cross_entropy(logits_RV, bias, targets_R, d_bias_TV)
-        if d_bias_V is not None and d_bias_TV is not None:
-            d_bias_V += d_bias_TV.sum(dim=0)
-        return losses_R, hits_R
-    return _losses_by_softmax(logits_RV, bias_V, targets_R, train, d_bias_V)
-
-
-def _losses_by_softmax(
-    logits_RV: Tensor, bias_V: Tensor | None, targets_R: Tensor, train: bool, d_bias_V: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """As :func:`_losses`, by torch's softmax, a block of rows at a time."""
     parts = []
     for target, probs, losses, hits, place in _softmaxes(logits_RV, bias_V, targets_R):
         parts.append((losses, hits))
@@ -201,7 +185,7 @@ def token_losses(
     with torch.autocast(device, enabled=False):
         everything = torch.arange(len(targets_N), device=targets_N.device)
         parts = [
-            _losses(logits, bias_V, targets_N.index_select(0, rows), train=False)
+            cross_entropy(logits, bias_V, targets_N.index_select(0, rows), train=False)
             for rows, _, logits in _chunks(hidden_ND, weight_VD.to(compute), everything)
         ]
     losses_N, hits_N = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import yaml
 
-from sqat.config_fields import Config
+from sqat.config import Config
 from sqat.data.batches import Batches
 from sqat.durable import replace_file
 from sqat.errors import ConfigError, DataError

@@ -3,7 +3,6 @@
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -30,10 +29,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "one head": {"num_query_heads": 1, "num_kv_heads": 1},
     "reverse": {"num_query_heads": 2, "num_kv_heads": 6},
     "reverse with biases": {**BIASES, "num_query_heads": 1, "num_kv_heads": 3},
-    "window": {"window": 4},
-    "window that fills up": {"window": 9},
-    "window and global tokens": {"window": 3, "global_tokens": 2},
-    "only itself": {"window": 1},
+    "window as long as the cache": {"window": 97},
     "smallest heads": {"head_dim": 2},
     "ungated": {"gated": False},
     "ungated with biases": {"gated": False, **BIASES},
@@ -80,12 +76,9 @@ def test_equals_the_model(tiny_model, monkeypatch, name, experts, rows, compiled
     torch.testing.assert_close(lean, uncached(model, tokens_BT), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "window", [{}, {"window": 3}, {"window": 8}, {"window": 3, "global_tokens": 2}, {"window": 2, "global_tokens": 11}]
-)
 @pytest.mark.parametrize("experts", EXPERTS)
-def test_left_padding(tiny_model, experts, window):
-    model = tiny_model(**BIASES, **EXPERTS[experts], **window)
+def test_left_padding(tiny_model, experts):
+    model = tiny_model(**BIASES, **EXPERTS[experts])
     padding_B = torch.tensor([0, 3, 6])
     tokens_BT = draw_tokens(model, len(padding_B))
     lean = steps(model, LeanStep, tokens_BT, padding_B)
@@ -93,17 +86,6 @@ def test_left_padding(tiny_model, experts, window):
     for row, padding in enumerate(padding_B.tolist()):
         alone = uncached(model, tokens_BT[row : row + 1, padding:])
         torch.testing.assert_close(lean[row : row + 1], alone, atol=1e-5, rtol=1e-5)
-
-
-def test_slots_not_yet_filled_do_no_harm(tiny_model, monkeypatch):
-    """Fresh memory may hold anything, numbers that are none too."""
-    model = tiny_model(**BIASES, window=2, global_tokens=11)
-    padding_B = torch.tensor([0, 3, 6])
-    tokens_BT = draw_tokens(model, len(padding_B))
-    expected = steps(model, PlainStep, tokens_BT, padding_B)
-    empty = np.empty
-    monkeypatch.setattr(np, "empty", lambda shape, dtype: np.full_like(empty(shape, dtype), np.nan))
-    torch.testing.assert_close(steps(model, LeanStep, tokens_BT, padding_B), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 37])
@@ -114,22 +96,6 @@ def test_matrices_large_enough_to_be_computed_in_columns(tiny_model, monkeypatch
     tokens_BT = draw_tokens(model, rows)
     expected = steps(model, PlainStep, tokens_BT)
     torch.testing.assert_close(steps(model, LeanStep, tokens_BT), expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("padding", [None, [5, 0]], ids=["no padding", "left padding"])
-def test_a_window_goes_on_without_end(tiny_model, padding):
-    """In the memory of the window; a third of the way, the step is made anew from what the model has cached."""
-    model = tiny_model(window=5, global_tokens=3)
-    padding_B = None if padding is None else torch.tensor(padding)
-    tokens_BT = torch.randint(model.config.vocab_size, (2, 61))
-    cache, grown = (KVCache(model.config, 2, 6, padding_B=padding_B) for _ in range(2))
-    with torch.inference_mode():
-        for filled in (cache, grown):
-            model.hidden_states(tokens_BT[:, :19], cache=filled)
-        lean, plain = LeanStep(model, cache), PlainStep(model, grown)
-        assert lean.place.capacity == 8
-        for tokens_B in tokens_BT[:, 19:].T.contiguous():
-            torch.testing.assert_close(lean(tokens_B), plain(tokens_B), atol=1e-5, rtol=1e-5)
 
 
 def test_positions_far_from_the_start(tiny_model):

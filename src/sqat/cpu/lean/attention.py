@@ -1,7 +1,7 @@
 """Attention of a lean step: one new token in every row against the cache.
 
 Shape letters: B rows, D width, H query heads (as many as key/value heads in reverse SQA, repeated), K key/value heads,
-G = H/K query heads of each, C head_dim, S positions (slots of a cache that rolls), P = (H + 2K)·C outputs of the three
+G = H/K query heads of each, C head_dim, S positions, P = (H + 2K)·C outputs of the three
 projections.
 """
 
@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from sqat.cpu.lean.linear import Array, LeanLinear, array, optional_array
 from sqat.cpu.lean.norm import LeanNorm
 from sqat.model.attention import Attention
-from sqat.model.block import Block
-from sqat.model.cache import KVCache, LayerCache, RollingLayer
+from sqat.model.cache import KVCache, LayerCache
+from sqat.model.decoder import Block
 
 
 class Place:
-    """What all layers share in a step: the position, its rotation, its slot in the cache, and memory for scores.
-
-    Without a window the slot is the position. A cache that rolls needs no mask: what it holds is what is in reach.
+    """What all layers share in a step: the position, its rotation, and memory for scores.
 
     Args:
         cache: filled with the prompts.
@@ -34,8 +32,6 @@ class Place:
     def __init__(self, cache: KVCache, num_query_heads: int, theta: float) -> None:
         rows, kv_heads, self.capacity, head_dim = cache.layers[0].keys.shape
         self.length = cache.length
-        self.rolling = cache.layers[0] if isinstance(cache.layers[0], RollingLayer) else None
-        self.all_rows = np.arange(rows)
         self.key_index: tuple[Any, ...] = ()  # where this position's keys go in (B, K, C, S), values in (B, K, S, C)
         self.value_index: tuple[Any, ...] = ()
         self.stop = min(self.length, self.capacity)  # slots in use
@@ -48,9 +44,6 @@ class Place:
         if cache.padding_B is not None:
             self.padding_B1 = cache.padding_B.numpy()[:, None]
             padded = np.arange(self.capacity) < self.padding_B1
-            if self.rolling is not None:
-                own_B1 = torch.from_numpy(self.length - 1 - self.padding_B1)
-                padded = ~self.rolling.filled(own_B1).numpy()
             self.hidden_B11S = np.where(padded, np.float32(-np.inf), np.float32(0))[:, None, None]
         turn_rows = 1 if self.padding_B1 is None else rows
         self.turns = np.empty((turn_rows, 1, head_dim // 2), np.complex64)
@@ -61,36 +54,18 @@ class Place:
         """Go on to the next position.
 
         Raises:
-            ValueError: the cache is full, and does not roll.
+            ValueError: the cache is full.
         """
-        if self.length >= self.capacity and self.rolling is None:
+        if self.length >= self.capacity:
             raise ValueError(f"key/value cache holds {self.capacity} positions, but {self.length + 1} are needed")
         position = self.length if self.padding_B1 is None else self.length - self.padding_B1
         np.divide(np.float32(position), self.divisors, self.angles)
         np.cos(self.angles, self.turns.real[:, 0])
         np.sin(self.angles, self.turns.imag[:, 0])
-        if self.rolling is None or self.padding_B1 is None:
-            self._take(self.length)
-        else:
-            self._take_rolling(self.length - self.padding_B1)
+        self.key_index, self.value_index = (..., self.length), (slice(None), slice(None), self.length)
         self.length += 1
         self.stop = min(self.length, self.capacity)
         self.scores_BKGS = self._scores()
-
-    def _take(self, slot: int) -> None:
-        if self.rolling is not None and slot >= self.capacity:
-            kept = self.rolling.global_tokens
-            slot = kept + (slot - kept) % self.rolling.window
-        self.key_index, self.value_index = (..., slot), (slice(None), slice(None), slot)
-
-    def _take_rolling(self, own_B1: NDArray[np.int64]) -> None:
-        """Each row has a slot of its own, that of its own position, and sees it from now on."""
-        assert self.rolling is not None
-        assert self.hidden_B11S is not None
-        slots_B = self.rolling.slots(torch.from_numpy(own_B1)).numpy()[:, 0]
-        self.key_index = (self.all_rows, slice(None), slice(None), slots_B)
-        self.value_index = (self.all_rows, slice(None), slots_B)
-        self.hidden_B11S[self.all_rows, 0, 0, slots_B] = 0
 
     def _scores(self) -> Array:
         """Room for the scores; contiguous, since exponentials of anything else take twice as long."""
@@ -119,7 +94,6 @@ class LeanAttention:
         out = attention.out_proj
         self.out_project = LeanLinear(array(out.weight), optional_array(out.bias), rows)
 
-        # Zeros, since a padded row of a cache that rolls reads slots before they are filled, with weight zero.
         self.keys_BKCS = np.zeros((rows, kv_heads, head_dim, capacity), np.float32)
         filled = cache.keys[:, :, : place.stop, order]
         self.keys_BKCS[..., : place.stop] = filled.transpose(2, 3).numpy()

@@ -11,8 +11,8 @@ from sqat.cpu.decode import ACTIVATIONS, AttendToCache, RunChosenExperts
 from sqat.cpu.lean.attention import LeanAttention, Place
 from sqat.cpu.lean.linear import Array, array, optional_array
 from sqat.cpu.lean.norm import LeanNorm
-from sqat.model.block import Block
 from sqat.model.cache import LayerCache
+from sqat.model.decoder import Block
 from sqat.model.feedforward import FeedForward
 from sqat.model.moe import MoE
 

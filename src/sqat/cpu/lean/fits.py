@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sqat.model import Decoder
 from sqat.model.attention import Attention
-from sqat.model.block import Block
+from sqat.model.decoder import Block
 from sqat.model.feedforward import FeedForward
 from sqat.model.moe import MoE
 from sqat.model.norm import make_norm

@@ -21,8 +21,8 @@ from sqat.cpu.lean.feedforward import LeanFeedForward
 from sqat.cpu.lean.linear import Array, LeanLinear, array, optional_array
 from sqat.cpu.lean.norm import LeanNorm
 from sqat.model import Decoder, KVCache
-from sqat.model.block import Block
 from sqat.model.cache import LayerCache
+from sqat.model.decoder import Block
 from sqat.model.feedforward import FeedForward
 from sqat.model.moe import MoE
 
@@ -64,7 +64,7 @@ class LeanStep:
         """Logits (B, V) after one more token in every row; the next call writes over them.
 
         Raises:
-            ValueError: the cache is full, and the model has no window.
+            ValueError: the cache is full.
         """
         self.place.advance()
         x_BD = self.embedding_VD.take(tokens_B.numpy(), 0, self.x_BD, "clip")
@@ -83,7 +83,7 @@ def _halves(
     if compiled:
         from sqat.cpu.lean.compiled import CompiledAttention, CompiledFeedForward
 
-        fits = rows <= COMPILED_ATTENTION_ROWS and place.rolling is None
+        fits = rows <= COMPILED_ATTENTION_ROWS
         attention = CompiledAttention(block, cache, place, x_BD) if fits else LeanAttention(block, cache, place)
         return [attention, CompiledFeedForward(block, x_BD, activation)]
     if isinstance(feedforward, MoE):

@@ -1,1 +1,0 @@
-"""Benchmarks: this package beside its peers, measured alternately in one run. `sqat bench` runs them."""

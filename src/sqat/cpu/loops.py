@@ -1,0 +1,343 @@
+"""Element-wise work of a training step, each piece in one visit of memory where torch's operators make several.
+
+Every loop stands in for a few lines of torch, which stay its definition, and is compiled by numba when first used.
+Tensors go in as addresses, so they are contiguous; elements are float32 or bfloat16, and arithmetic is float32.
+
+Shape letters: N tokens, D width, B rows, T positions, H heads, C head_dim, k experts per token, R rows sorted by
+expert, M some of them, F hidden, I = 2F (linear and gate).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sqat.cpu.arguments import (
+    arguments,
+    bfloat16s,
+    exp,
+    float32s,
+    inline,
+    int64s,
+    narrow,
+    number,
+    random15,
+    share,
+    widen,
+)
+from sqat.cpu.threads import Loop, compiled_loop
+
+# --- RMSNorm (arXiv 1910.07467, eq. 4)
+
+
+def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`x / sqrt(mean(x²) + eps) · weight`, float32, and the factors 1 / sqrt(…), (N,), for the backward pass."""
+    rows, width = x_ND.shape
+    out_ND, scale_N = torch.empty_like(x_ND), x_ND.new_empty(rows)
+    _norm()(rows, x_ND, weight_D, float(eps), out_ND, scale_N, width, elements=x_ND.numel())
+    return out_ND, scale_N
+
+
+def rms_norm_backward(grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, scale_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `x_ND` and `weight_D`."""
+    rows, width = x_ND.shape
+    threads = torch.get_num_threads()
+    d_x_ND, d_weight_TD = torch.empty_like(x_ND), x_ND.new_zeros(threads, width)
+    places = (grad_ND, x_ND, weight_D, scale_N, d_x_ND, d_weight_TD)
+    _norm_backward()(rows, *places, width, threads, elements=x_ND.numel())
+    return d_x_ND, d_weight_TD.sum(dim=0)
+
+
+@cache
+def _norm() -> Loop:
+    def loop(data):
+        call = arguments(data)
+        _, start, stop = share(call)
+        rows, x_at, weight_at, eps_bits, out_at, scales_at, width = call[:7]
+        x, weight, out = float32s(x_at, rows, width), float32s(weight_at, 1, width)[0], float32s(out_at, rows, width)
+        eps, scales = number(eps_bits), float32s(scales_at, 1, rows)[0]
+        for n in range(start, stop):
+            squares = np.float32(0)
+            for d in range(width):
+                squares += x[n, d] * x[n, d]
+            scale = np.float32(1) / np.sqrt(squares / np.float32(width) + eps)
+            scales[n] = scale
+            for d in range(width):
+                out[n, d] = x[n, d] * scale * weight[d]
+
+    return compiled_loop(loop)
+
+
+@cache
+def _norm_backward() -> Loop:
+    def loop(data):
+        call = arguments(data)
+        thread, start, stop = share(call)
+        rows, grad_at, x_at, weight_at, scales_at, d_x_at, d_weight_at, width, threads = call[:9]
+        grad, x, d_x = float32s(grad_at, rows, width), float32s(x_at, rows, width), float32s(d_x_at, rows, width)
+        weight, scales = float32s(weight_at, 1, width)[0], float32s(scales_at, 1, rows)[0]
+        d_weight = float32s(d_weight_at, threads, width)[thread]
+        for n in range(start, stop):
+            scale, along = scales[n], np.float32(0)  # how far the gradient points along x
+            for d in range(width):
+                product = grad[n, d] * x[n, d] * scale
+                d_weight[d] += product
+                along += product * weight[d]
+            along *= scale / np.float32(width)
+            for d in range(width):
+                d_x[n, d] = scale * (grad[n, d] * weight[d] - x[n, d] * along)
+
+    return compiled_loop(loop)
+
+
+# --- rotary embedding
+
+
+def rotate(x_BTHC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dtype) -> Tensor:
+    """Every pair (x[j], x[j + C/2]) turned by its position's angle times `sign`, 1.0 or -1.0; (B, T, H, C) as `dtype`.
+
+    Args:
+        x_BTHC: contiguous, float32 or bfloat16; so is the result, of either type.
+        cos, sin: float32, for T positions or for all N.
+    """
+    rows, positions, heads, head_dim = x_BTHC.shape
+    out_BTHC = torch.empty(x_BTHC.shape, dtype=dtype)
+    kind = (x_BTHC.dtype == torch.bfloat16) + 2 * (dtype == torch.bfloat16)
+    period = cos.numel() // (head_dim // 2)
+    places = (x_BTHC, cos, sin, out_BTHC)
+    _rotate()(rows * positions, *places, sign, period, heads, head_dim, kind, elements=x_BTHC.numel())
+    return out_BTHC
+
+
+@inline
+def _rotate_rows(start, stop, x, cos, sin, sign, out, half):
+    heads = x.shape[1] // (2 * half)
+    for n in range(start, stop):
+        at = n % len(cos)
+        for h in range(heads):
+            first = 2 * h * half
+            for j in range(half):
+                a, b = widen(x[n, first + j]), widen(x[n, first + half + j])
+                c, s = cos[at, j], sign * sin[at, j]
+                out[n, first + j] = narrow(a * c - b * s, out[n, first + j])
+                out[n, first + half + j] = narrow(b * c + a * s, out[n, first + j])
+
+
+@cache
+def _rotate() -> Loop:
+    def loop(data):
+        call = arguments(data)
+        _, start, stop = share(call)
+        rows, x_at, cos_at, sin_at, out_at, sign_bits, period, heads, head_dim, kind = call[:10]
+        half, width = head_dim // 2, heads * head_dim
+        cos, sin, sign = float32s(cos_at, period, half), float32s(sin_at, period, half), number(sign_bits)
+        x, out = float32s(x_at, rows, width), float32s(out_at, rows, width)
+        narrow_x, narrow_out = bfloat16s(x_at, rows, width), bfloat16s(out_at, rows, width)
+        if kind == 0:
+            _rotate_rows(start, stop, x, cos, sin, sign, out, half)
+        elif kind == 1:
+            _rotate_rows(start, stop, narrow_x, cos, sin, sign, out, half)
+        elif kind == 2:
+            _rotate_rows(start, stop, x, cos, sin, sign, narrow_out, half)
+        else:
+            _rotate_rows(start, stop, narrow_x, cos, sin, sign, narrow_out, half)
+
+    return compiled_loop(loop)
+
+
+# --- rows computed for experts, summed as tokens
+
+
+def weighted_sum(y_RD: Tensor, place_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
+    """Σ_k weights[n, k] · y[place[n, k]], (N, D), float32; `y_RD` float32 or bfloat16, weights float32."""
+    (tokens, k), (rows, width) = place_Nk.shape, y_RD.shape
+    out_ND = torch.empty(tokens, width)
+    sizes = (k, rows, width, int(y_RD.dtype == torch.bfloat16))
+    _sum()(tokens, y_RD, place_Nk, weights_Nk, out_ND, *sizes, elements=out_ND.numel())
+    return out_ND
+
+
+def weighted_sum_backward(grad_ND: Tensor, y_RD: Tensor, place_Nk: Tensor, weights_Nk: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `y_RD`, in its type, zero in rows that no token has, and of the weights; `grad_ND` is float32."""
+    (tokens, k), (rows, width) = place_Nk.shape, y_RD.shape
+    d_y_RD, d_weights_Nk = torch.zeros_like(y_RD), torch.empty_like(weights_Nk)
+    sizes = (k, rows, width, int(y_RD.dtype == torch.bfloat16))
+    places = (grad_ND, y_RD, place_Nk, weights_Nk, d_y_RD, d_weights_Nk)
+    _sum_backward()(tokens, *places, *sizes, elements=grad_ND.numel() * k)
+    return d_y_RD, d_weights_Nk
+
+
+@inline
+def _sum_rows(start, stop, y, place, weights, out):
+    for n in range(start, stop):
+        row, weight = place[n, 0], weights[n, 0]
+        for d in range(out.shape[1]):
+            out[n, d] = weight * widen(y[row, d])
+        for i in range(1, place.shape[1]):
+            row, weight = place[n, i], weights[n, i]
+            for d in range(out.shape[1]):
+                out[n, d] += weight * widen(y[row, d])
+
+
+@inline
+def _gradient_rows(start, stop, grad, y, place, weights, d_y, d_weights):
+    for n in range(start, stop):
+        for i in range(place.shape[1]):
+            row, weight, along = place[n, i], weights[n, i], np.float32(0)
+            for d in range(grad.shape[1]):
+                along += grad[n, d] * widen(y[row, d])
+                d_y[row, d] = narrow(weight * grad[n, d], d_y[row, d])
+            d_weights[n, i] = along
+
+
+@cache
+def _sum() -> Loop:
+    def loop(data):
+        call = arguments(data)
+        _, start, stop = share(call)
+        tokens, y_at, place_at, weights_at, out_at, k, rows, width, is_narrow = call[:9]
+        place = int64s(place_at, tokens * k).reshape(tokens, k)
+        weights, out = float32s(weights_at, tokens, k), float32s(out_at, tokens, width)
+        if is_narrow:
+            _sum_rows(start, stop, bfloat16s(y_at, rows, width), place, weights, out)
+        else:
+            _sum_rows(start, stop, float32s(y_at, rows, width), place, weights, out)
+
+    return compiled_loop(loop)
+
+
+@cache
+def _sum_backward() -> Loop:
+    def loop(data):
+        call = arguments(data)
+        _, start, stop = share(call)
+        tokens, grad_at, y_at, place_at, weights_at, d_y_at, d_weights_at, k, rows, width, is_narrow = call[:11]
+        place = int64s(place_at, tokens * k).reshape(tokens, k)
+        grad, weights, d_weights = (
+            float32s(grad_at, tokens, width),
+            float32s(weights_at, tokens, k),
+            float32s(d_weights_at, tokens, k),
+        )
+        if is_narrow:
+            y, d_y = bfloat16s(y_at, rows, width), bfloat16s(d_y_at, rows, width)
+            _gradient_rows(start, stop, grad, y, place, weights, d_y, d_weights)
+        else:
+            wide_y, wide_d_y = float32s(y_at, rows, width), float32s(d_y_at, rows, width)
+            _gradient_rows(start, stop, grad, wide_y, place, weights, wide_d_y, d_weights)
+
+    return compiled_loop(loop)
+
+
+# --- gated SiLU with dropout
+
+
+class Dropped:
+    """Which elements dropout sets to zero: the same whenever asked, so that no mask is kept.
+
+    Args:
+        p: their share, to within 2^-16; 0 for none.
+        seed: tells one such choice from another.
+    """
+
+    def __init__(self, p: float, seed: int) -> None:
+        self.key = (round(p * 2**15), seed % 2**32, (seed >> 31) % 2**32)
+
+
+def swiglu(hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped) -> Tensor:
+    """linear · silu(gate) of hidden + bias (float32), with zeros where dropped, (M, F); rows count from `first_row` in
+    `dropped`.
+    """
+    rows, hidden = len(hidden_MI), hidden_MI.shape[1] // 2
+    out_MF = hidden_MI.new_empty(rows, hidden)
+    where = (hidden, first_row, _kind(out_MF), *dropped.key)
+    _swiglu()(rows, hidden_MI, out_MF, *where, bias_I, elements=out_MF.numel())
+    return out_MF
+
+
+def swiglu_backward(
+    grad_MF: Tensor, hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of `hidden_MI`; what :func:`swiglu` gave, written over `grad_MF`; and the gradient of the bias,
+    (I,), float32.
+    """
+    rows, hidden = grad_MF.shape
+    d_hidden_MI, d_bias_TI = torch.empty_like(hidden_MI), torch.zeros(torch.get_num_threads(), 2 * hidden)
+    where = (hidden, first_row, _kind(grad_MF), *dropped.key, d_hidden_MI, bias_I, d_bias_TI, len(d_bias_TI))
+    _swiglu_backward()(rows, hidden_MI, grad_MF, *where, elements=grad_MF.numel())
+    return d_hidden_MI, grad_MF, d_bias_TI.sum(dim=0)
+
+
+def _kind(x: Tensor) -> int:
+    return 1 if x.dtype == torch.bfloat16 else 0
+
+
+@inline
+def _swiglu_rows(start, stop, hidden, bias, out, first_row, below, seed, salt):
+    width = out.shape[1]
+    for m in range(start, stop):
+        base = np.uint32((first_row + m) * width)
+        for f in range(width):
+            gate = widen(hidden[m, width + f]) + bias[width + f]
+            value = (widen(hidden[m, f]) + bias[f]) * gate / (np.float32(1) + exp(-gate))
+            keep = random15(base + np.uint32(f), seed, salt) >= below
+            out[m, f] = narrow(value if keep else np.float32(0), out[m, f])
+
+
+@inline
+def _swiglu_gradient_rows(start, stop, hidden, bias, grad, out, d_bias, first_row, below, seed, salt):
+    width = grad.shape[1]
+    for m in range(start, stop):
+        base = np.uint32((first_row + m) * width)
+        for f in range(width):
+            keep = random15(base + np.uint32(f), seed, salt) >= below
+            linear, gate = widen(hidden[m, f]) + bias[f], widen(hidden[m, width + f]) + bias[width + f]
+            above = widen(grad[m, f]) if keep else np.float32(0)
+            sigmoid = np.float32(1) / (np.float32(1) + exp(-gate))
+            nonlinear = gate * sigmoid
+            d_linear = above * nonlinear
+            d_gate = above * linear * (sigmoid + nonlinear * (np.float32(1) - sigmoid))
+            out[m, f], out[m, width + f] = narrow(d_linear, out[m, f]), narrow(d_gate, out[m, f])
+            d_bias[f] += d_linear
+            d_bias[width + f] += d_gate
+            grad[m, f] = narrow(linear * nonlinear if keep else np.float32(0), grad[m, f])
+
+
+@cache
+def _swiglu() -> Loop:
+    def loop(data):
+        call = arguments(data)
+        _, start, stop = share(call)
+        rows, hidden_at, out_at, width, first, narrow_type = call[:6]
+        below, seed, salt = np.uint32(call[6]), np.uint32(call[7]), np.uint32(call[8])
+        bias = float32s(call[9], 1, 2 * width)[0]
+        if narrow_type:
+            hidden, out = bfloat16s(hidden_at, rows, 2 * width), bfloat16s(out_at, rows, width)
+            _swiglu_rows(start, stop, hidden, bias, out, first, below, seed, salt)
+        else:
+            wide_hidden, wide_out = float32s(hidden_at, rows, 2 * width), float32s(out_at, rows, width)
+            _swiglu_rows(start, stop, wide_hidden, bias, wide_out, first, below, seed, salt)
+
+    return compiled_loop(loop)
+
+
+@cache
+def _swiglu_backward() -> Loop:
+    def loop(data):
+        call = arguments(data)
+        thread, start, stop = share(call)
+        rows, hidden_at, grad_at, width, first, narrow_type, _, _, _, out_at, bias_at, d_bias_at, threads = call[:13]
+        below, seed, salt = np.uint32(call[6]), np.uint32(call[7]), np.uint32(call[8])
+        bias, d_bias = float32s(bias_at, 1, 2 * width)[0], float32s(d_bias_at, threads, 2 * width)[thread]
+        if narrow_type:
+            hidden, grad = bfloat16s(hidden_at, rows, 2 * width), bfloat16s(grad_at, rows, width)
+            out = bfloat16s(out_at, rows, 2 * width)
+            _swiglu_gradient_rows(start, stop, hidden, bias, grad, out, d_bias, first, below, seed, salt)
+        else:
+            wide_hidden, wide_grad = float32s(hidden_at, rows, 2 * width), float32s(grad_at, rows, width)
+            wide_out = float32s(out_at, rows, 2 * width)
+            _swiglu_gradient_rows(start, stop, wide_hidden, bias, wide_grad, wide_out, d_bias, first, below, seed, salt)
+
+    return compiled_loop(loop)

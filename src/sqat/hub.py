@@ -1,0 +1,288 @@
+"""Files from the Hugging Face Hub, and to it in one commit. Every failure is a CheckpointError that says what to do.
+
+No access token is ever shown. The Hub's client takes one from $HF_TOKEN, from the file that `hf auth login` writes, or
+as an argument. Its own errors do not show it, but those of the HTTP library below do if a token cannot be sent
+("Illegal header value b'Bearer …'"), so :func:`without_tokens` cleans every message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+)
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from sqat.checksums import MANIFEST
+from sqat.errors import CheckpointError, ConfigError, SqatError
+
+# What the client raises: its HTTP library's errors, OSError for connections and files, RuntimeError from its upload
+# threads, ValueError for ids and for answers that it cannot read.
+FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+HIDDEN = "<token>"
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+_SHORTEST_TOKEN = 4  # anything shorter is not a token, and would be cut out of ordinary words
+
+
+def require_repo_id(repo_id: str | None, field: str) -> str:
+    """The id of a repository. Raises a ConfigError naming `field` if it cannot be one."""
+    if repo_id is None:
+        raise ConfigError(f'{field} is None, but must be a repository such as "owner/name"')
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ConfigError(f"{field} is {repo_id!r}: {error}") from error
+    return repo_id
+
+
+def download(
+    repo_id: str,
+    names: Sequence[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """Fetch files of a model repository into the client's cache, all of one commit; returns the folder they are in.
+
+    Args:
+        repo_id: "owner/name".
+        names: files at the top of the repository, at least one.
+        revision: branch, tag or commit; the main branch by default.
+        token: for private repositories; by default the one that `hf auth login` stored.
+        cache_dir, force_download, local_files_only: as `huggingface_hub.hf_hub_download` takes them.
+
+    Raises:
+        CheckpointError: no such repository, revision or file, no access, or no connection.
+    """
+    for name in names:
+        problem = f"{repo_id!r} is no local folder, and its {name} cannot be had from the Hub"
+        with hub_errors(problem, repo_id, token):
+            path = hf_hub_download(
+                repo_id,
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        folder = Path(path).parent
+        revision = folder.name  # the commit, so that the next file is of the same one
+    return folder
+
+
+def fetch(
+    repo_id: str,
+    folder: Path,
+    patterns: Sequence[str],
+    leave: Sequence[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> None:
+    """Fetch the files of a model repository that match `patterns` and none of `leave` into an existing, empty folder,
+    all of one commit.
+
+    Raises:
+        CheckpointError: no such repository or revision, no access, or no connection.
+    """
+    at = "" if revision is None else f" at {revision!r}"
+    with hub_errors(f"{repo_id!r}{at} cannot be had from the Hub", repo_id, token):
+        snapshot_download(
+            repo_id,
+            revision=revision,
+            local_dir=folder,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(leave),
+            token=token,
+        )
+
+
+def read_text(repo_id: str, name: str, *, branch: str | None = None, token: str | bool | None = None) -> str | None:
+    """A small text file of a model repository as it is now, or `None`. A branch that does not exist yet has what the
+    main branch has.
+
+    Raises:
+        CheckpointError: the Hub refused, or could not be reached; the file is not text.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="sqat-hub-") as folder,
+        hub_errors(f"{name} of {repo_id!r} cannot be had from the Hub", repo_id, token),
+    ):
+        try:
+            path = hf_hub_download(repo_id, name, revision=branch, token=token, cache_dir=folder)
+        except RevisionNotFoundError:
+            return None if branch is None else read_text(repo_id, name, token=token)
+        except (RemoteEntryNotFoundError, RepositoryNotFoundError):
+            return None
+        return Path(path).read_text(encoding="utf-8")
+
+
+def upload(
+    folder: str | Path,
+    repo_id: str,
+    message: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+) -> str:
+    """Put the files of a folder into a model repository in one commit; arguments and errors as :func:`commit`.
+
+    The list of checksums stays here: the Hub keeps its own, and files are edited there.
+    """
+    folder = Path(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
+    return commit(files, repo_id, message, what=str(folder), private=private, token=token)
+
+
+def commit(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    message: str,
+    *,
+    what: str,
+    branch: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    replaces: Callable[[str], bool] | None = None,
+) -> str:
+    """Put files into a model repository, which is created if need be, in one commit; returns its address.
+
+    Args:
+        files: path or content of each, by its name in the repository.
+        repo_id: "owner/name".
+        message: of the commit.
+        what: what is uploaded, for error messages.
+        branch: created from the main branch if need be; default: the main branch.
+        private: of a new repository; `None`: as its owner's settings have it.
+        token: default: the user's own.
+        replaces: which files that are there, other than `files`, are deleted; default: none.
+
+    Raises:
+        CheckpointError: the Hub refused, or could not be reached.
+    """
+    with hub_errors(f"{what} cannot be uploaded to {repo_id!r}", repo_id, token):
+        api = HfApi(token=token)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(name, content) for name, content in files.items()
+        ]
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if branch is not None and branch != "main":
+            api.create_branch(repo, branch=branch, exist_ok=True)
+        if replaces is not None:
+            there = api.list_repo_files(repo, revision=branch)
+            operations += [CommitOperationDelete(name) for name in there if name not in files and replaces(name)]
+        # Not upload_folder, which may spread what belongs together over several commits.
+        return str(api.create_commit(repo, operations, commit_message=message, revision=branch).commit_url)
+
+
+@contextlib.contextmanager
+def hub_errors(problem: str, repo_id: str, token: str | bool | None = None) -> Iterator[None]:
+    """Turn what the Hub's client raises into a CheckpointError: the problem, why, and what would help."""
+    usable_token(token)
+    try:
+        yield
+    except FAILURES as error:
+        if isinstance(error, SqatError):
+            raise
+        raise CheckpointError(f"{problem}: {without_tokens(_explain(error, repo_id), token)}") from cause(error, token)
+
+
+def _explain(error: BaseException, repo_id: str) -> str:
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, FAILURES):
+        return _explain(error.__cause__, repo_id)
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    status = None if response is None else response.status_code
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, but must not be where the Hub is needed"
+    if isinstance(error, GatedRepoError):
+        return f"it is gated ({status}): ask for access at {constants.ENDPOINT}/{repo_id}, then {LOG_IN}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no such revision ({status}): name a branch, tag or commit of it"
+    # The Hub answers 401 for missing repositories too; it names a bad token in a header.
+    if response is not None and status == 401 and "credentials" in response.headers.get("X-Error-Message", "").lower():
+        return f"the Hub does not accept the token ({status}): {LOG_IN} to one that is valid"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no such repository, or it is private ({status}): check its name; for private ones {LOG_IN}"
+    if status == 401:
+        return f"nobody is logged in (401): {LOG_IN}"
+    if status == 403:
+        return (
+            f"the token has no permission (403): it needs write access, and its owner a right to {repo_id}; "
+            f"tokens are made at {constants.ENDPOINT}/settings/tokens"
+        )
+    if status is None and isinstance(error, HTTPError):
+        return f"the Hub at {constants.ENDPOINT} cannot be reached: check the network ({error})"
+    return str(error)
+
+
+def without_tokens(error: object, *tokens: object) -> str:
+    """What an error says, with every token known to this process (and `tokens`) replaced by `HIDDEN`."""
+    known = [token for token in tokens if isinstance(token, str)]
+    known += [os.environ.get(name, "") for name in TOKEN_VARIABLES]
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        known.append(Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8"))
+    stripped = {token.strip() for token in known}
+    escaped = {repr(token)[1:-1] for token in stripped}  # messages may show a token escaped, as in b'Bearer hf_\x07…'
+    text = str(error)
+    for token in sorted(stripped | escaped, key=len, reverse=True):
+        if len(token) >= _SHORTEST_TOKEN:
+            text = text.replace(token, HIDDEN)
+    return text
+
+
+def cause(error: BaseException, *tokens: object) -> BaseException | None:
+    """The error, to raise ours `from`; `None` if its traceback would show a token."""
+    link: BaseException | None = error
+    while link is not None:
+        if without_tokens(link, *tokens) != str(link):
+            return None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def usable_token(token: str | bool | None = None) -> str | None:
+    """The token that requests will carry, given or the user's own, or `None`.
+
+    Raises:
+        ConfigError: no HTTP header can hold it; the HTTP library would show it in its error and its log.
+    """
+    found = token if isinstance(token, str) else None if token is False else get_token()
+    if found and not (found.isascii() and found.isprintable() and " " not in found):
+        raise ConfigError(
+            f"the access token for the Hub (HF_TOKEN) holds spaces or characters that no token has: {LOG_IN}"
+        )
+    return found or None
+
+
+def require_token(token: str | bool | None = None) -> None:
+    """Raise a ConfigError if nobody is logged in, which writing to the Hub needs."""
+    if usable_token(token) is None:
+        raise ConfigError(f"nobody is logged in to the Hub, but writing there needs a token: {LOG_IN}")

@@ -1,1 +1,0 @@
-"""The Hugging Face Hub: `transfer` moves files, `push` and `pull` move models."""

@@ -1,0 +1,125 @@
+"""The one place where faster implementations plug in.
+
+The model is plain torch. A function that is worth computing another way on some device is marked :func:`operation`;
+`sqat.cpu` and `sqat.cuda` add theirs with :func:`implements`. They are imported when the first layer is built or the
+first operation runs. Where one of them is missing, or what it needs is not installed, the plain torch code runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+logger = logging.getLogger(__name__)
+
+PLUGINS = ("sqat.cpu.plugin", "sqat.cuda.plugin")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Implementation(NamedTuple):
+    """One way to compute an operation on one type of device."""
+
+    run: Callable[..., Any]
+    fits: Callable[..., bool]
+    compiles: bool
+
+
+class Operation(Protocol[P, R]):
+    """A function that plug-ins may compute in other ways; `plain` is its own."""
+
+    plain: Callable[P, R]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+
+_implementations: dict[tuple[str, str], list[Implementation]] = {}
+
+
+def operation(plain: Callable[P, R]) -> Operation[P, R]:
+    """Let plug-ins compute `plain` in other ways; it stays what runs where none of them fits, and is their definition.
+
+    The first argument must be a tensor: its device decides whose implementations are asked.
+    """
+    name = plain.__name__
+
+    @functools.wraps(plain)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            load_plugins()
+        found = _implementations.get((name, args[0].device.type))  # type: ignore[attr-defined]
+        if found:
+            traced = compiling or is_traced(*args)
+            for implementation in found:
+                if (implementation.compiles if compiling else not traced) and implementation.fits(*args, **kwargs):
+                    result: R = implementation.run(*args, **kwargs)
+                    return result
+        return plain(*args, **kwargs)
+
+    run.plain = plain  # type: ignore[attr-defined]
+    return cast("Operation[P, R]", run)
+
+
+def implements(
+    name: str, device: str, *, fits: Callable[..., bool] = lambda *_, **__: True, compiles: bool = False
+) -> Callable[[Function], Function]:
+    """Add an implementation of the operation `name`; of several, the first added that fits runs.
+
+    Args:
+        name: the plain function's `__name__`.
+        device: such as "cpu" or "cuda".
+        fits: called with the operation's arguments; whether this implementation can compute them, and is faster.
+        compiles: whether `torch.compile` can trace it, so that it also serves there.
+    """
+
+    def add(run: Function) -> Function:
+        _implementations.setdefault((name, device), []).append(Implementation(run, fits, compiles))
+        return run
+
+    return add
+
+
+@functools.cache
+def load_plugins() -> None:
+    """Import the plug-ins that are there. Modules call it when they are built, since compilers cannot import."""
+    for name in PLUGINS:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            logger.debug("%s is left out, plain torch runs instead: %s", name, error)
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether anything watches, transforms or stands in for these tensors, so that only torch's own operators will do.
+
+    That is: a compiler or exporter, `torch.jit.trace`, a functorch transform (`vmap`, `grad`), forward-mode
+    differentiation, a dispatch mode (`make_fx`, `FakeTensorMode`, counters of operations), or a tensor that is none of
+    torch's two plain classes (`FakeTensor`, `DTensor`, quantised and other subclasses; also inside of tuples). Kernels
+    that read memory by its address would miss all of these.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    return (
+        torch._C._get_tracing_state() is not None  # torch.jit.trace
+        or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+        or not all(map(_is_plain, values))
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return not isinstance(value, Tensor) or type(value) in (Tensor, nn.Parameter)

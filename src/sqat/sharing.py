@@ -1,0 +1,241 @@
+"""Models to the Hub, and back: checked, with a card, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqat.checkpoint import load_model, read_config, write_folder
+from sqat.checkpoint.model_files import CONFIG_FILE
+from sqat.convert.architectures import heads_by_layer
+from sqat.convert.files import TOKENIZER_FILES, read_model
+from sqat.convert.files import read_config as read_stock_config
+from sqat.convert.plan import context_of, costs_of
+from sqat.convert.tokenizer import StockTokenizer
+from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from sqat.errors import CheckpointError, ConfigError, SqatError
+from sqat.formats import FORMER_NAMES, detect, export
+from sqat.hub import commit, fetch, read_text, require_repo_id, require_token
+from sqat.model_card import (
+    CARD_FILE,
+    RECORD_FILE,
+    Known,
+    for_form,
+    is_edited,
+    model_card,
+    read_origin,
+    stock_card,
+    with_known,
+    with_metadata_of,
+)
+from sqat.train.checkpoints import find_model
+from sqat.train.state import TENSORS_FILE
+
+UPLOADED = ("transformers", "stock", "rxnn", "sqat")  # the forms that `push` writes
+CODE = {"transformers": ("configuration_sqat.py", "modeling_sqat.py"), "mixed": ("modeling_mixed_heads.py",)}
+
+# What belongs to a model of any form, at the top of its folder. Pickles do not.
+PATTERNS = (
+    *(CONFIG_FILE, "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *(*TOKENIZER_FILES, *CODE["transformers"], *CODE["mixed"], RECORD_FILE, CARD_FILE),
+)
+NOT_OF_IT = (TENSORS_FILE, "*/*")  # the optimizer's state; folders, in which repositories keep other checkpoints
+
+
+class CheckedModel(NamedTuple):
+    """What is known of a model that was loaded once, as a check."""
+
+    folder: Path
+    form: str
+    config: Any  # ModelConfig, or PreTrainedConfig for stock models
+    tokenizer: bool
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    to: str | None = None,
+    branch: str | None = None,
+    message: str | None = None,
+    private: bool | None = None,
+    known: Known | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload a model with its tokenizer and card in one commit; returns the commit's address.
+
+    The commit also deletes what the repository holds of an earlier model; other files stay. The optimizer's state and a
+    run's logs are never uploaded. A README.md that somebody wrote or changed, beside the model or else in the
+    repository, stays, and `known` changes only its metadata. Otherwise a card is written for the upload.
+
+    Args:
+        folder: a run (its best checkpoint is taken), a checkpoint of either layout, or what `sqat export` and `sqat
+            convert` write.
+        repo_id: "owner/name"; created if need be.
+        to: "transformers", "stock", "rxnn" or "sqat" to export first, as :func:`sqat.formats.export` does; `None`:
+            as it is.
+        branch: created from the main branch if need be; default: the main branch.
+        message: of the commit.
+        private: of a new repository; `None`: as its owner's settings have it.
+        known: what the card cannot know by itself.
+        token: default: HF_TOKEN, or the one that `hf auth login` stored.
+
+    Raises:
+        ConfigError: an unusable argument; nobody is logged in; or a model that the form `to` cannot hold.
+        CheckpointError: no model there, or one that cannot be loaded; the Hub refused, or could not be reached.
+    """
+    require_repo_id(repo_id, "repository")
+    if "/" not in repo_id:
+        raise ConfigError(f"repository is {repo_id!r}, but must be owner/name")
+    if message is not None and not message.strip():
+        raise ConfigError("message is empty, but must say something")
+    for name in ("model.gguf", "model.onnx"):
+        if (Path(folder) / name).is_file():
+            raise ConfigError(
+                f"{folder} holds {name}, which can only be uploaded as it is: `hf upload {repo_id} {folder}`"
+            )
+    to = None if to is None else FORMER_NAMES.get(to, to)
+    if to not in (None, *UPLOADED):
+        raise ConfigError(f"to is {to!r}, but must be one of {', '.join(UPLOADED)}")
+    require_token(token)
+    found = find_model(folder)
+    with tempfile.TemporaryDirectory(prefix="sqat-push-") as temporary:
+        source = found
+        if to is not None:
+            source = Path(temporary) / "model"
+            export(found, source, to)
+        files: dict[str, Path | bytes] = {
+            path.name: path for path in sorted(source.iterdir()) if path.is_file() and belongs(path.name)
+        }
+        model = check_model(source)
+        there = read_text(repo_id, CARD_FILE, branch=branch, token=token)
+        files[CARD_FILE] = _card(model, found, known or Known(), repo_id, there).encode()
+        return commit(
+            files,
+            repo_id,
+            message or "Upload model",
+            what=str(found),
+            branch=branch,
+            private=private,
+            token=token,
+            replaces=belongs,
+        )
+
+
+def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
+    """Somebody's own card, the one beside the checkpoint or else the Hub's (`there`), with the loading code of the
+    model's form. If there is none: the one that was written beside the model; or a new one from what is on record of
+    `checkpoint`, which the model was made of or is, with the metadata of the card that it replaces.
+    """
+    path = checkpoint / CARD_FILE
+    beside = path.read_text(encoding="utf-8") if path.is_file() else None
+    as_it_is = model.folder == checkpoint
+    for card in (beside, there):
+        if card is not None and is_edited(card):
+            if not (as_it_is and card is beside):
+                card = for_form(card, model.form, repo_id, tokenizer=model.tokenizer)
+            return with_known(card, known)
+    if beside is not None and as_it_is:
+        return with_known(beside, known)
+    origin = read_origin(checkpoint)
+    facts: dict[str, Any] = {"origin": origin, "known": known, "repo_id": repo_id, "tokenizer": model.tokenizer}
+    if model.form in ("stock", "mixed") and model.folder == checkpoint:
+        length = origin.conversion["context_length"] if origin.conversion else context_of(model.config)
+        costs, heads = asdict(costs_of(model.config, length)), heads_by_layer(model.config)
+        result = stock_card(model.config, model.form, heads, costs, length, **facts)
+    else:
+        result = model_card(read_config(checkpoint)[0], model.form, **facts)
+    for card in (beside, there):
+        if card is not None:
+            result = with_metadata_of(card, result)
+    return result
+
+
+def pull(
+    repo_id: str,
+    out: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    force: bool = False,
+    token: str | None = None,
+) -> Path:
+    """Fetch a model into a folder, and return the folder. The model is loaded once, as a check, before it is put there.
+
+    Fetched are configuration, safetensors, tokenizer, modelling code (which is not run) and card, at the repository's
+    top: no pickles, no optimizer state, no other checkpoints.
+
+    Args:
+        repo_id: a model of this package, in any form, or a stock one that `sqat convert` knows.
+        out: default: the repository's name, in the working folder.
+        revision: branch, tag or commit; default: the main branch.
+        force: replace `out`, whole, if it holds another model.
+        token: default: HF_TOKEN, or the one that `hf auth login` stored; public repositories need none.
+
+    Raises:
+        ConfigError: `out` holds something, and `force` is not set or it is not a model.
+        CheckpointError: no such repository or revision, no access, no connection, or no model there that can be loaded.
+    """
+    require_repo_id(repo_id, "repository")
+    folder = Path(repo_id.rpartition("/")[2] if out is None else out)
+    _require_room(folder, force)
+    with write_folder(folder) as temporary:
+        fetch(repo_id, temporary, PATTERNS, NOT_OF_IT, revision=revision, token=token)
+        shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the client's own
+        try:
+            check_model(temporary)
+        except SqatError as error:
+            reason = str(error).replace(str(temporary), repo_id)
+            raise CheckpointError(f"{repo_id!r} holds no model that can be used: {reason}") from error
+    return folder
+
+
+def _require_room(folder: Path, force: bool) -> None:
+    """Raise a ConfigError unless `folder` is new, or empty, or a model that may be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"out is {folder}, a file, but must be a folder, or not exist yet")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not force:
+        raise ConfigError(
+            f"out is {folder}, which is not empty: choose a new or an empty folder, or --force to replace a model"
+        )
+    try:
+        detect(folder)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"out is {folder}, which --force does not replace, since it holds no model: {error}"
+        ) from error
+
+
+def belongs(name: str) -> bool:
+    """Whether a file of this name, relative to a folder, is part of a model there."""
+    return not any(fnmatchcase(name, left) for left in NOT_OF_IT) and any(fnmatchcase(name, p) for p in PATTERNS)
+
+
+def check_model(folder: Path) -> CheckedModel:
+    """Load the model in a folder, and its tokenizer if there is one.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: it cannot be loaded; the message says why.
+    """
+    form = detect(folder)
+    if missing := [name for name in CODE.get(form, ()) if not (folder / name).is_file()]:
+        raise CheckpointError(f"{folder / CONFIG_FILE} has an auto_map, but {', '.join(missing)} is not there")
+    if form in ("stock", "mixed"):
+        if not any(folder.glob("*.safetensors")):
+            raise CheckpointError(f"{folder} has no safetensors: weights in other files are neither read nor moved")
+        read_model(folder)
+        if has_tokenizer := any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+            StockTokenizer(folder)
+        return CheckedModel(folder, form, read_stock_config(folder), has_tokenizer)
+    config = load_model(folder, dtype=None).config
+    has_tokenizer = (folder / TOKENIZER_FILE).is_file()
+    if has_tokenizer and (entries := Tokenizer.load(folder).vocab_size) > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {entries} entries, but the model's vocab_size is {config.vocab_size}"
+        )
+    return CheckedModel(folder, form, config, has_tokenizer)

@@ -1,0 +1,176 @@
+"""Every benchmark at quick sizes: the tables are there, with plausible numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.harness.attention import measure_attention
+from benchmarks.harness.child import run_child
+from benchmarks.harness.long import PAPER, measure_long
+from benchmarks.harness.results import BenchError, NotMeasured, Result
+from benchmarks.harness.settings import Context, Settings, load_batch, save_batch
+
+from benchmarks.harness import __main__ as harness
+from benchmarks.harness import generation, peers, tasks, training
+from sqat.data.batches import Batch
+from sqat.errors import ConfigError
+from sqat.variants import VARIANTS
+
+Make = Callable[..., Context]
+
+
+def check(result: Result, rounds: int = 2) -> None:
+    assert result.failures == []
+    for table in result.tables:
+        assert table.series
+        for series in table.series:
+            assert all(value > 0 for value in series.values), (table.title, series.name)
+            assert len(series.values) <= rounds
+
+
+def test_attention_counts_operations_by_query_heads(context: Make) -> None:
+    result = measure_attention(context(rounds=1))
+    check(result)
+    forward = result.tables[0]
+    assert {series.name for series in forward.series} == {*VARIANTS, "sw-sqa"}
+    for series in forward.series:
+        assert set(series.figures) == {"GFLOP/s", "share of ceiling", "ideal", "share of ideal"}
+        operations = series.figures["GFLOP/s"] * 1e9 * series.values[0] / 1e3  # the value is in milliseconds
+        assert operations == pytest.approx(4 * 3 * (16 / series.figures["ideal"]) * 16 * 17 * 18 / 2)
+
+
+def test_long_at_the_lengths_asked_for(context: Make) -> None:
+    result = measure_long(context(rounds=1, lengths=(19,)))
+    check(result)
+    assert [table.title for table in result.tables] == [
+        "whole model, forward, 19 × 3",
+        "whole model, forward+backward, 19 × 3",
+    ]
+
+
+def test_the_papers_speedups() -> None:
+    """SQA over MHA at 200,000 tokens, as the paper's text has it: about 2."""
+    xsqa, sqa, *_, mha = PAPER[200_000, 1]
+    assert mha / sqa == pytest.approx(2.04, abs=0.01)
+    assert mha / xsqa == pytest.approx(3.51, abs=0.01)
+
+
+def test_generation_beside_transformers(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Context, "has", lambda self, peer: peer == "transformers")
+    result = generation.measure_generation(context(rounds=1))
+    check(result)
+    assert all(table.find(generation.TRANSFORMERS) for table in result.tables)
+    assert result.tables[0].ratios(generation.GREEDY, generation.TRANSFORMERS)
+
+
+def test_training_steps(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, with the function that a child would call."""
+    monkeypatch.setattr(training, "run_child", lambda task, settings, **_: tasks.timed_steps(settings))
+    monkeypatch.setattr(Context, "has", lambda self, peer: False)
+    table = training.step_table(context(rounds=1, peers=True))
+    check(Result("training", [table]))
+    names = [training.OURS, training.PACKED, training.PADDED, training.FLOAT32, training.NAIVE]
+    assert [series.name for series in table.series] == names
+    assert table.series[2].figures["real tokens/s"] <= table.series[2].spread.median
+
+
+def test_training_end_to_end_in_child_processes(context: Make) -> None:
+    table = training.end_to_end_table(context(rounds=1))
+    check(Result("training", [table]))
+    assert [series.name for series in table.series] == [training.SQAT, training.OUR_SNIPPET]
+    assert 0 <= table.series[0].figures["data wait"] < 1
+    training.add_card_minutes(table, "sqat-mm")
+    assert "387 minutes" in table.notes[-1]
+    assert table.series[0].figures["minutes for 2.3 B"] == pytest.approx(2.3e9 / 60 / table.series[0].spread.median)
+
+
+@pytest.mark.skipif(peers.missing("rxlm") is not None, reason=str(peers.missing("rxlm")))
+def test_the_cards_snippet_on_rxlm(context: Make) -> None:
+    answer = run_child("tasks:card_snippet", training.snippet_task(context(rounds=1), "rxlm", training.QUICK_STEPS))
+    assert 0 < answer["tokens"] <= 2 * 3 * 31  # two steps of three rows, whose first token is not a target
+    assert answer["seconds"] > 0
+    assert 0 < answer["data_wait"] < 1
+    assert answer["peak_bytes"] > 100e6  # Python and torch alone take more
+
+
+def test_models_that_the_cards_framework_cannot_hold(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"seconds": 1, "tokens": 7, "data_wait": 0, "peak_bytes": 1}
+    monkeypatch.setattr(training, "run_child", lambda *_, **__: answer)
+    table = training.end_to_end_table(context(model="sqat-xs", rounds=1))
+    assert "tie_embeddings is True" in table.skipped[training.RXLM]
+    assert table.series[0].values == [7]
+
+
+def test_a_failing_child_says_why() -> None:
+    with pytest.raises(BenchError, match="tasks:timed_steps ended with code 1: KeyError: 'device'"):
+        run_child("tasks:timed_steps", {})
+
+
+def test_too_little_data_is_an_error(context: Make) -> None:
+    with pytest.raises(BenchError, match="stories:2 is too small: it does not fill 3 rows of 32 tokens"):
+        context(data="stories:2").workload.batch("rows")
+
+
+@pytest.mark.parametrize("documents", [True, False])
+def test_a_batch_reaches_a_child_whole(tmp_path: Path, documents: bool) -> None:
+    tokens = torch.arange(21).view(3, 7)
+    positions = (tokens % 5, tokens % 2) if documents else (None, None)
+    batch = Batch(tokens, tokens.roll(-1), *positions, counted=17)
+    found = load_batch(save_batch(batch, tmp_path / "batch.safetensors"), "cpu")
+    assert found.counted == 17
+    for name in ("inputs", "targets", "positions", "documents"):
+        expected, part = getattr(batch, name), getattr(found, name)
+        assert (part is None) if expected is None else torch.equal(part, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "rounds is 0, but must be at least 1"),
+        ({"model": "sqat-mmm"}, "unknown preset 'sqat-mmm'; did you mean 'sqat-mm'"),
+        ({"model": "swsqat-mm"}, "model is 'swsqat-mm', but must be a preset without a window and without"),
+        ({"lengths": (4096, 0)}, r"lengths is \(4096, 0\), but must be positive numbers of tokens"),
+        ({"minutes": 0.0}, "minutes is 0.0, but must be positive"),
+    ],
+)
+def test_unusable_settings(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings(**changes)
+
+
+def test_a_part_of_the_time_leaves_the_rest_for_later(context: Make) -> None:
+    made = context()
+    made.deadline = whole = time.monotonic() + 1000
+    with made.part(0.25):
+        left = made.seconds_left()
+        assert left is not None
+        assert 200 < left <= 250
+    assert made.deadline == whole
+    made.deadline = time.monotonic() - 1
+    with pytest.raises(NotMeasured, match="time budget"):
+        made.seconds_left()
+
+
+def test_all_goes_on_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stub(name: str, context: Context) -> Result:
+        return Result(name, error="OSError: the disk is full" if name == "memory" else None)
+
+    monkeypatch.setattr(harness, "_run", stub)
+    monkeypatch.setattr(sys, "argv", ["harness", "all", "--quick", "--out", str(tmp_path / "results")])
+    with pytest.raises(SystemExit, match="failed: memory: OSError: the disk is full"):
+        harness.main()
+    out = capsys.readouterr().out
+    assert "long (" in out
+    assert out.count("not measured") > 5
+    saved = json.loads((tmp_path / "results" / "long.json").read_text())
+    assert saved["settings"]["rounds"] == 3
+    assert (tmp_path / "results" / "summary.md").is_file()

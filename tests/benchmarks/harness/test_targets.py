@@ -1,0 +1,56 @@
+"""The project's targets, against made-up measurements."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks.harness.results import Result, Series, Table
+from benchmarks.harness.targets import outcomes
+
+from benchmarks.harness import attention, training
+
+END_TO_END = Table(
+    training.END_TO_END, "", [Series(training.SQAT, [8.0, 9.0, 30.0]), Series(training.RXLM, [2.0, 2.0, 3.0])]
+)
+STEP = Table(
+    training.STEP,
+    "",
+    [
+        Series(training.OURS, [10.0]),
+        Series("transformers eager", [2.0]),
+        Series("transformers grouped_mm", [5.0]),
+        Series(f"transformers eager, {training.TUNED}", [9.0]),  # does not count
+    ],
+)
+PEAK = Table(
+    training.PEAK, "MB", [Series(training.SQAT, [600.0]), Series(training.RXLM, [1000.0])], higher_is_better=False
+)
+ATTENTION = Table(
+    attention.title(attention.BOTH, 4096),
+    "ms",
+    [Series("mha", [8.0]), Series("xsqa", [2.5], {"ideal": 4.0})],
+    higher_is_better=False,
+)
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "table", "target", "measured", "met"),
+    [
+        ("training", END_TO_END, "`sqat train`", (4.5, 4.0, 10.0), True),
+        ("training", STEP, "training step", (2.0, 2.0, 2.0), False),
+        ("memory", PEAK, "memory of training, against rxlm", (5 / 3,) * 3, True),
+        ("attention", ATTENTION, "xsqa: share of H/Hq at 4,096", (0.8,) * 3, False),
+    ],
+)
+def test_targets_are_ratios_within_rounds(
+    benchmark: str, table: Table, target: str, measured: tuple[float, ...], met: bool
+) -> None:
+    (outcome,) = [o for o in outcomes([Result(benchmark, [table])]) if target in o.target.what]
+    assert outcome.measured == pytest.approx(measured)
+    assert outcome.met is met
+    assert outcome.to_dict()["measured"]["median"] == pytest.approx(measured[0])
+
+
+@pytest.mark.parametrize("settings", [{"quick": True}, {"device": "cuda"}, {"model": "ssqat-mm"}])
+def test_other_sizes_and_devices_leave_targets_unmeasured(settings: dict[str, object]) -> None:
+    result = Result("training", [END_TO_END], settings=settings)
+    assert {outcome.met for outcome in outcomes([result])} == {None}

@@ -1,0 +1,161 @@
+"""Damaged files of every kind are read or refused in one line: no other exception, no hanging, no endless memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fuzzing import bounded, changed_bytes, fuzz, json_files, little_memory
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sqat.checkpoint import load_model, read_config
+from sqat.checkpoint.rxnn import config_to_rxnn
+from sqat.checksums import MANIFEST, check_files, write_checksums
+from sqat.config import ModelConfig
+from sqat.data.batches import Batches, BatchState
+from sqat.data.stories import story
+from sqat.data.text import open_source
+from sqat.data.tokenizer import Tokenizer
+from sqat.data.tokens import build_tokens, open_tokens
+from sqat.model import Decoder
+from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, read_state, restore, state_tensors, write_state
+from sqat.variants import preset
+
+TEXTS = [story(index) for index in range(5)]
+JSON_LINES = "\n".join(json.dumps({"text": text, "tags": ["a", {"b": None}]}) for text in TEXTS).encode()
+
+
+def damage(path: Path, files: st.SearchStrategy[bytes], read: Callable[[], object], quick: int) -> None:
+    """Write damaged contents to a file, and read each."""
+
+    @fuzz(quick)
+    @given(files)
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        with bounded():
+            read()
+
+    check()
+
+
+def parquet(folder: Path) -> list[bytes]:
+    """The same rows in several encodings, compressions and versions of pages."""
+    found = []
+    for options in (
+        {"compression": "zstd"},
+        {"compression": "snappy", "data_page_version": "2.0"},
+        {"compression": "gzip", "use_dictionary": False, "row_group_size": 2},
+    ):
+        pq.write_table(pa.table({"text": TEXTS, "id": range(5)}), folder / "a.parquet", **options)
+        found.append((folder / "a.parquet").read_bytes())
+    return found
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.parquet"])
+@pytest.mark.parametrize("encoding_errors", ["strict", "replace"])
+def test_text(tmp_path: Path, name: str, encoding_errors: str) -> None:
+    valid = {
+        "a.jsonl": [JSON_LINES],
+        "a.jsonl.gz": [gzip.compress(JSON_LINES)],
+        "a.jsonl.zst": [bytes(pa.compress(JSON_LINES, "zstd", asbytes=True))],
+        "a.txt": [separator.join(TEXTS).encode() for separator in ("\n\n", "\n<|endoftext|>\n")],
+        "a.parquet": parquet(tmp_path),
+    }[name]
+
+    def read() -> None:
+        for text in open_source(str(tmp_path / name), encoding_errors=encoding_errors).documents():
+            text.encode()  # whatever is read can be tokenized
+
+    damage(tmp_path / name, st.sampled_from(valid).flatmap(changed_bytes), read, 40)
+
+
+def test_tokenizer(checkpoint: Path) -> None:
+    path = checkpoint / "tokenizer.json"
+    read = lambda: Tokenizer.load(path).encode(TEXTS[0])  # noqa: E731
+    damage(path, changed_bytes(path.read_bytes()), read, 40)
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"])
+def test_token_files(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
+    (tmp_path / "a.txt").write_text("\n\n".join(TEXTS))
+    folder = build_tokens(open_source(str(tmp_path / "a.txt")), tokenizer, tmp_path / "file").folder
+    valid = (folder / name).read_bytes()
+    kept = changed_bytes(valid).map(lambda data: data.ljust(len(valid), b"\xff")[: len(valid)])
+
+    def read() -> None:
+        tokens = open_tokens(folder)
+        for batch, _ in Batches(tokens, batch_size=3, context_length=17).epoch(BatchState(0, 0)):
+            assert 0 <= int(batch.inputs.min()) <= int(batch.inputs.max()) < tokens.vocab_size
+
+    damage(folder / name, json_files(json.loads(valid)) if name == "meta.json" else kept, read, 40)
+
+
+def test_offsets_whose_differences_wrap_around(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    folder = build_tokens(open_source("stories:3"), tokenizer, tmp_path / "file").folder
+    offsets = np.fromfile(folder / "offsets.bin", np.int64)
+    offsets[1:3] = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+    offsets.tofile(folder / "offsets.bin")
+    with bounded():
+        open_tokens(folder)
+        pytest.fail("offsets outside the file were accepted")
+
+
+def test_config_of_a_model(checkpoint: Path) -> None:
+    path = checkpoint / "config.json"
+    valid = [json.loads(path.read_text()), config_to_rxnn(preset("sqat-mm"))]
+
+    def read() -> None:
+        config, _ = read_config(checkpoint)
+        assert ModelConfig.from_dict(config.to_dict()) == config
+        load_model(checkpoint)
+
+    with little_memory():
+        damage(path, st.sampled_from(valid).flatmap(json_files), read, 100)
+
+
+@st.composite
+def safetensors_files(draw: Any, valid: bytes) -> bytes:
+    """A weights file with its header changed as JSON, its length corrected or not; or changed as bytes."""
+    if draw(st.integers(0, 2)) == 0:
+        return draw(changed_bytes(valid))
+    length = int.from_bytes(valid[:8], "little")
+    header = draw(json_files(json.loads(valid[8 : 8 + length])))
+    told = draw(st.sampled_from((len(header), len(header), len(header), length, 0, 2**31, 2**63 - 1)))
+    return told.to_bytes(8, "little") + header + valid[8 + length :]
+
+
+def test_weights(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    with little_memory():
+        damage(path, safetensors_files(path.read_bytes()), lambda: load_model(checkpoint), 60)
+
+
+def test_list_of_checksums(checkpoint: Path) -> None:
+    write_checksums(checkpoint)
+    path = checkpoint / MANIFEST
+    with little_memory():
+        damage(path, changed_bytes(path.read_bytes()), lambda: check_files(checkpoint), 100)
+
+
+def test_state_of_a_run(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> None:
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    optimizer.step()
+    state = TrainState(7, 70, BatchState(1, 5), 2.5, {"step": 7, "loss": 2.5, "router_load": [[0.5, 0.5]]})
+    write_state(tmp_path, state, state_tensors(optimizer, {}))
+    numbers, tensors = tmp_path / STATE_FILE, tmp_path / TENSORS_FILE
+    valid = numbers.read_bytes()
+    with little_memory():
+        damage(numbers, json_files(json.loads(valid)), lambda: read_state(tmp_path), 60)
+        numbers.write_bytes(valid)
+        damage(tensors, safetensors_files(tensors.read_bytes()), lambda: restore(tmp_path, optimizer), 30)

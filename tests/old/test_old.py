@@ -1,0 +1,79 @@
+"""What was written at commit ef21ff1 still loads, gives the same logits, and goes on to the same losses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sqat import load_model
+from sqat.convert.files import read_model
+from sqat.convert.uptrain import start_uptraining
+from sqat.run_config import RunConfig, read_yaml
+from sqat.train import start_run
+from sqat.train.checkpoints import best_checkpoint, latest_checkpoint
+from sqat.uptrain_config import UptrainConfig
+
+HERE = Path(__file__).parent
+START: dict[str, Callable[..., Any]] = {"dense": start_run, "moe": start_run, "uptrain": start_uptraining}
+
+
+@pytest.fixture(autouse=True)
+def _copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders' configurations name files relative to where they were made."""
+    shutil.copytree(HERE, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    monkeypatch.chdir(tmp_path)
+
+
+def resume(name: str) -> Any:
+    config = (UptrainConfig if name == "uptrain" else RunConfig).from_dict(read_yaml(Path(name, "config.yaml")))
+    return START[name](config, name, resume=True)
+
+
+def assert_same_log(name: str) -> None:
+    """Every metric of every line, to 1e-5, but for times."""
+    lines = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+    expected = json.loads((HERE / "logs.json").read_text())[name]
+    assert [(line["kind"], line["step"]) for line in lines] == [(line["kind"], line["step"]) for line in expected]
+    for line, old in zip(lines, expected, strict=True):
+        assert line.keys() == old.keys()
+        for key in old.keys() - {"kind", "tokens_per_second", "data_wait"}:
+            values = (np.array(each[key], dtype=float) for each in (line, old))
+            np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-7, err_msg=f"{key}, step {old['step']}")
+
+
+@pytest.mark.parametrize("name", START)
+def test_an_old_run_resumes_to_the_same_losses(name: str) -> None:
+    trainer = resume(name)
+    assert trainer.state.step == 5
+    trainer.train()
+    assert_same_log(name)
+
+
+def test_an_old_run_killed_while_it_replaced_a_checkpoint_resumes() -> None:
+    checkpoint = latest_checkpoint(Path("moe"))
+    assert checkpoint is not None
+    checkpoint.rename(checkpoint.with_name(".step-00000005.previous"))
+    trainer = resume("moe")
+    assert trainer.state.step == 5
+    trainer.train()
+    assert_same_log("moe")
+    assert not list(Path("moe").rglob("*.previous"))
+
+
+def test_the_best_checkpoint_of_an_old_run() -> None:
+    assert best_checkpoint(Path("moe")) == Path("moe/checkpoints/step-00000003")
+
+
+@pytest.mark.parametrize(("name", "read"), [("rxnn", load_model), ("mixed", read_model)])
+@torch.no_grad()
+def test_an_old_checkpoint_gives_the_same_logits(name: str, read: Callable[[Path], Any]) -> None:
+    stored = load_file(HERE / "logits.safetensors")
+    torch.testing.assert_close(read(HERE / name)(stored["rows"]).logits, stored[name], rtol=1e-5, atol=1e-6)

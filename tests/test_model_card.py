@@ -1,0 +1,220 @@
+"""What a card says: what is on record, to the digit, and nothing else."""
+
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from sqat.checkpoint import save_model
+from sqat.cost import flops_per_token, kv_bytes_per_token, parameters
+from sqat.data.batches import BatchState
+from sqat.data.stories import story
+from sqat.data.tokenizer import train_tokenizer
+from sqat.errors import CheckpointError, ConfigError
+from sqat.model_card import FORMS, Known, Origin, model_card, read_origin, with_known
+from sqat.run_config import RunConfig
+from sqat.train.state import TrainState
+from sqat.variants import preset
+
+EVALUATION = {
+    "step": 31,
+    "loss": 2.34567,
+    "perplexity": 10.4402,
+    "accuracy": 0.45678,
+    "bits_per_byte": 0.98765,
+    "targets": 12345,
+    "card_loss": 1.11111,
+    "card_accuracy": 0.77777,
+    "router_load": [],
+    "router_entropy": None,
+}
+HUB_DATA = {"source": "roneneldan/TinyStories"}
+
+
+def origin(evaluation=None, step=31, **data):
+    run = RunConfig.from_dict({"model": "sqat-mm", "data": {**HUB_DATA, **data}})
+    return Origin(run=run, state=TrainState(step=step, tokens=4567, evaluation=evaluation or EVALUATION))
+
+
+def rows_of(card):
+    """First cell -> the others, of all tables."""
+    lines = [line[2:-2].split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+class TestMetadata:
+    def test_only_what_is_known(self):
+        assert ModelCard(model_card(preset("sqat-mm"), "sqat")).data.to_dict() == {
+            "library_name": "sqat",
+            "pipeline_tag": "text-generation",
+            "tags": ["SparseQueryAttention", "SQA"],
+        }
+
+    def test_all_of_it(self):
+        known = Known(license="mit", datasets=("roneneldan/TinyStories",), base_model="owner/base")
+        card = ModelCard(
+            model_card(preset("sqat-mm"), "transformers", origin=origin(), known=known, repo_id="owner/mine")
+        )
+        data = card.data.to_dict()
+        assert (data["license"], data["base_model"], data["library_name"]) == ("mit", "owner/base", "transformers")
+        assert data["metrics"] == ["perplexity", "accuracy"]
+        assert card.data.model_name == "mine"
+        values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+        assert values == {"loss": 2.3457, "perplexity": 10.4402, "accuracy": 0.4568, "bits_per_byte": 0.9877}
+        assert {result.dataset_type for result in card.data.eval_results} == {"roneneldan/TinyStories"}
+
+    @pytest.mark.parametrize(
+        ("datasets", "data"),
+        [
+            ((), {}),  # a source's name may be a folder's
+            (("a/b", "c/d"), {}),
+            (("a/b",), {"validation": "other/text"}),
+            (("a/b",), {"source": "stories:61"}),
+        ],
+    )
+    def test_results_stay_in_the_text_where_their_data_set_is_not_known(self, datasets, data):
+        text = model_card(preset("sqat-mm"), "sqat", origin=origin(**data), known=Known(datasets=datasets))
+        assert "model-index" not in ModelCard(text).data.to_dict()
+        assert rows_of(text)["loss"][0] == "2.3457"
+
+    @pytest.mark.parametrize(
+        ("name", "kind", "tags"),
+        [
+            ("mha-s", "Multi-Head Attention", ["MultiHeadAttention", "MHA"]),
+            ("gqa-s", "Grouped Query Attention", ["GroupedQueryAttention", "GQA"]),
+            ("mqa-ref-micro", "Multi-Query Attention", ["MultiQueryAttention", "MQA"]),
+            ("rsqat-mm", "Sparse Query Attention", ["SparseQueryAttention", "SQA"]),
+        ],
+    )
+    def test_kind_of_attention(self, name, kind, tags):
+        text = model_card(preset(name), "sqat")
+        assert f"\n# {kind} transformer\n" in text
+        assert ModelCard(text).data.tags == tags
+        assert ("full attention has" in text) == (kind == "Sparse Query Attention")
+
+
+class TestText:
+    @pytest.mark.parametrize("form", FORMS)
+    def test_no_blanks(self, form):
+        text = model_card(preset("flexsqat-mm"), form, origin=origin(), repo_id="owner/mine")
+        assert not re.search(r"(?i:more information|todo|tbd|placeholder|your[-_ ])|\bNone\b|\{\w*\}", text)
+        yaml.safe_load(text.split("---\n")[1])
+
+    def test_costs_are_those_of_the_cost_model(self):
+        rows = rows_of(model_card(preset("sqat-mm"), "sqat"))
+        names = {
+            "this model": "sqat-mm",
+            "multi-head attention (MHA)": "mha-ref-micro",
+            "grouped query attention (GQA)": "gqa-ref-micro",
+        }
+        for row, name in names.items():
+            config = preset(name)
+            assert rows[row] == [
+                str(config.num_query_heads),
+                str(config.num_kv_heads),
+                f"{parameters(config).total:,}",
+                f"{parameters(config).active:,}",
+                f"{flops_per_token(config).total / 1e6:.2f} M",
+                f"{flops_per_token(config).attention / 1e6:.2f} M",
+                f"{kv_bytes_per_token(config):,}",
+            ]
+
+    def test_references_that_are_the_model_itself_or_cannot_be_are_left_out(self, tiny_config):
+        assert "(MHA)" not in model_card(preset("mha-s"), "sqat")
+        text = model_card(tiny_config(head_dim=8, num_query_heads=1, num_kv_heads=1), "sqat")  # 2 heads: no quarter
+        assert "(MHA)" in text
+        assert "(GQA)" not in text
+
+    def test_results_and_their_meanings(self):
+        rows = rows_of(model_card(preset("sqat-mm"), "sqat", origin=origin()))
+        assert rows["loss"] == ["2.3457", "mean cross-entropy in nats per real target; padding does not count"]
+        assert rows["accuracy"][0] == "45.68%"
+        assert rows["loss, padding counted"][0] == "1.1111"
+        assert "not comparable with the loss above" in rows["loss, padding counted"][1]
+
+    def test_results_that_do_not_exist_are_left_out(self):
+        evaluation = {**EVALUATION, "card_loss": None, "card_accuracy": None}
+        assert "padding counted" not in model_card(preset("sqat-mm"), "sqat", origin=origin(evaluation))
+
+    def test_results_of_an_earlier_step_are_not_this_checkpoints(self):
+        text = model_card(preset("sqat-mm"), "sqat", origin=origin(step=37))
+        assert "## Results" not in text
+        assert "metrics" not in ModelCard(text).data.to_dict()
+        assert "after 37 steps and 4,567 targets" in text
+
+    def test_a_model_of_unknown_origin(self):
+        text = model_card(preset("sqat-mm"), "sqat")
+        assert "## Results" not in text
+        assert "## Training" not in text
+
+
+class TestLoading:
+    @pytest.mark.parametrize("form", ["sqat", "rxnn"])
+    def test_code_runs(self, form, tiny_model, tmp_path, monkeypatch, capsys):
+        quirks = {"tie_embeddings": False, "attention_out_bias": True, "feedforward_bias": True, "head_bias": True}
+        sizes = {"hidden_size": 60, "final_norm": None, "norm_eps": None, "init": "torch", "vocab_size": 303}
+        model = tiny_model(**quirks, **sizes)
+        folder = save_model(model, tmp_path / "model", layout=form)
+        train_tokenizer([story(i, seed=0, split="train") for i in range(20)], 303).save(folder)
+        monkeypatch.chdir(folder)
+        code = re.findall(r"```python\n(.*?)```", model_card(model.config, form), re.DOTALL)
+        assert len(code) == 2
+        for block in code:
+            exec(block, {})
+        assert capsys.readouterr().out.strip()
+
+    def test_without_a_tokenizer_there_is_nothing_to_write_with(self):
+        for form in ("sqat", "rxnn", "transformers", "stock"):
+            assert "okenizer" not in model_card(preset("sqat-mm"), form, tokenizer=False)
+
+
+class TestKnown:
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"license": "My License"}, "license is 'My License', but must be one of the Hub's identifiers"),
+            ({"datasets": ("a/b/c",)}, "dataset is 'a/b/c'"),
+            ({"base_model": "not an id"}, "base_model is 'not an id'"),
+            ({"datasets": "a/b"}, r"datasets is 'a/b', but must be a tuple of names, such as \('a/b',\)"),
+            ({"metrics": (("perplexity", 9.0),)}, r"must hold Metric\(name, value, meaning\)"),
+            ({"metrics": (("perplexity", 9.0, " "),)}, "a metric's meaning is ' ', but must be text"),
+            ({"metrics": (("perplexity", "9", "low"),)}, "the metric 'perplexity' is '9', but must be a number"),
+            ({"training": ""}, "training is '', but must be a command"),
+        ],
+    )
+    def test_names_that_cannot_be(self, fields, message):
+        with pytest.raises(ConfigError, match=message):
+            Known(**fields)
+
+    def test_a_card_that_is_there_keeps_its_text(self):
+        card = "---\nlicense: mit\nmine: 7\n---\n\n# Mine\n\ntext\n"
+        assert with_known(card, Known()) == card
+        changed = with_known(card, Known(license="apache-2.0", datasets=("a/b",)))
+        assert changed.endswith("\n\n# Mine\n\ntext\n")
+        assert ModelCard(changed).data.to_dict() == {"license": "apache-2.0", "mine": 7, "datasets": ["a/b"]}
+        with pytest.raises(ConfigError, match=r"README.md has metadata that cannot be read"):
+            with_known("---\n: [\n---\n", Known(license="mit"))
+
+
+class TestOrigin:
+    def test_of_a_folder_alone(self, tiny_model, tmp_path):
+        assert read_origin(save_model(tiny_model(), tmp_path / "model")) == Origin()
+
+    def test_of_a_runs_checkpoint(self, tiny_model, tmp_path):
+        run = RunConfig.from_dict({"model": asdict(tiny_model().config), "train": {"seed": 7}})
+        folder = save_model(tiny_model(), tmp_path / "run" / "checkpoints" / "step-00000031")
+        state = TrainState(step=31, tokens=5, data=BatchState(0, 3), evaluation=EVALUATION)
+        (folder / "training.json").write_text(json.dumps({**asdict(state), "data": state.data._asdict()}))
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(run.to_dict()))
+        found = read_origin(folder)
+        assert found.run == run
+        assert found.evaluation == EVALUATION
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"before": {}}'])
+    def test_a_damaged_record(self, text, tmp_path):
+        (tmp_path / "conversion.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"conversion.json is damaged"):
+            read_origin(tmp_path)
