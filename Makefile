@@ -1,15 +1,15 @@
-# `make demo` and `make test` need Python 3.11 to 3.13 and nothing else; each sets up .venv when it is missing.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+# `make demo` and `make test` need Python 3.11 or later and nothing else; each sets up .venv when it is missing.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto
 
-.PHONY: bench demo test test-faults fuzz lint types setup bench-setup interop-setup clean
+.PHONY: setup demo test test-fast test-faults fuzz bench bench-setup interop-setup lint types dist clean
 
 setup: .venv/.complete
 
 .venv/.complete: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "sqat needs Python 3.11, 3.12 or 3.13: install one, or name it, as in: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "sqat needs Python 3.11 or later: install one, or name it, as in: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "setting up .venv (once; downloads about 1 GB where torch is not at hand) ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -20,6 +20,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The inner loop: under a minute on two cores.
+FAST := tests/test_*.py tests/model tests/cpu tests/data tests/checkpoint tests/train tests/generate tests/model_card
+test-fast: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" $(FAST)
 
 # Runs killed at every change to the disk and at random moments: 20 minutes on two cores; `make test` does a few of them.
 test-faults: setup
@@ -55,5 +60,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# A wheel and a source distribution in dist/; install the wheel with: pip install dist/sqat-*.whl
+dist: setup
+	rm -rf dist build
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt build
+	$(BIN)/python -m build --outdir dist .
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info

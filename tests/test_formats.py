@@ -1,4 +1,4 @@
-"""A checkpoint in the other layout, and back: the same model, with its tokenizer and a card."""
+"""The forms of a model: which one a folder holds, and export, which is whole or absent and the same model."""
 
 from __future__ import annotations
 
@@ -10,31 +10,112 @@ import torch
 
 from sqat.checkpoint import load_model, save_model
 from sqat.data.stories import story
-from sqat.data.tokenizer import train_tokenizer
-from sqat.errors import ConfigError
-from sqat.formats import export
+from sqat.data.tokenizer import Tokenizer, train_tokenizer
+from sqat.errors import CheckpointError, ConfigError
+from sqat.formats import detect, export
 from sqat.model import Decoder
 
-Model = Callable[..., Decoder]
+RXNN = {  # what RxNN's layout can hold
+    "hidden_size": 60,
+    "norm_eps": None,
+    "final_norm": None,
+    "tie_embeddings": False,
+    "init": "torch",
+    **dict.fromkeys(("attention_out_bias", "feedforward_bias", "head_bias"), True),
+}
 
 
-def test_there_and_back(tiny_model: Model, tmp_path: Path) -> None:
-    biases = dict.fromkeys(("attention_out_bias", "feedforward_bias", "head_bias"), True)
-    others = {"norm_eps": None, "final_norm": None, "tie_embeddings": False, "init": "torch"}
-    model = tiny_model(hidden_size=60, vocab_size=303, **biases, **others)
-    folder = save_model(model, tmp_path / "first")
-    train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 303).save(folder)
-    export(folder, tmp_path / "rxnn", "rxnn")
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 303)
+
+
+@pytest.fixture
+def checkpoint(tiny_model: Callable[..., Decoder], tokenizer: Tokenizer, tmp_path: Path) -> Path:
+    """A small model that RxNN's layout can hold, with a tokenizer."""
+    folder = save_model(tiny_model(vocab_size=303, **RXNN), tmp_path / "first")
+    tokenizer.save(folder)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_from_one_layout_to_the_other_and_back(checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "rxnn", "rxnn")
     export(tmp_path / "rxnn", tmp_path / "back", "sqat")
+    model = load_model(checkpoint).state_dict()
     for name, tensor in load_model(tmp_path / "back").state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[name])
+        assert torch.equal(tensor, model[name])
     for other, words in (("rxnn", "The layout is that of RxNN"), ("back", "With sqat:")):
-        assert (tmp_path / other / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+        assert (tmp_path / other / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
         assert words in (tmp_path / other / "README.md").read_text()
 
 
-def test_another_layout_is_refused_and_nothing_is_left(tiny_model: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("to", ["sqat", "rxnn", "transformers"])
+def test_what_was_exported_is_detected(to: str, checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "out", to)
+    assert detect(tmp_path / "out") == to
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("model.gguf", "", "gguf"),
+        ("model.onnx", "", "onnx"),
+        ("config.json", '{"model_type": "mixtral"}', "stock"),
+        ("config.json", '{"model_type": "mixed_heads_llama"}', "mixed"),
+    ],
+)
+def test_other_forms_are_detected(name: str, content: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    assert detect(tmp_path) == form
+
+
+def test_former_names_are_understood_with_a_warning(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning, match="the form 'native' is now called 'transformers'"):
+        export(checkpoint, tmp_path / "out", "native")
+    assert detect(tmp_path / "out") == "transformers"
+
+
+def test_an_empty_folder_may_be_there(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    export(checkpoint, tmp_path / "out")
+    assert (tmp_path / "out" / "modeling_sqat.py").is_file()
+
+
+def test_bad_arguments(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="to is 'zip', but must be one of sqat, rxnn, transformers, stock, gguf"):
+        export(checkpoint, tmp_path / "out", "zip")
+    with pytest.raises(ConfigError, match="which exists and is not empty"):
+        export(checkpoint, checkpoint)
+    with pytest.raises(CheckpointError, match="neither a checkpoint"):
+        export(tmp_path / "nowhere", tmp_path / "out")
+    assert names(tmp_path) == ["first"]
+
+
+def test_nothing_is_half_written(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("sqat.hf.pretrained.write_tokenizer", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export(checkpoint, tmp_path / "out")
+    assert names(tmp_path) == ["first"]
+
+
+@pytest.mark.parametrize("to", ["sqat", "transformers", "stock"])
+def test_without_a_tokenizer(to: str, tiny_model: Callable[..., Decoder], tmp_path: Path) -> None:
+    export(save_model(tiny_model(), tmp_path / "first"), tmp_path / "out", to)
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    assert "okenizer" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_tokenizer_that_is_too_large(
+    tiny_model: Callable[..., Decoder], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     folder = save_model(tiny_model(), tmp_path / "first")
-    with pytest.raises(ConfigError, match="to is 'zip', but must be one of sqat, rxnn"):
-        export(folder, tmp_path / "out", "zip")
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["first"]
+    tokenizer.save(folder)
+    with pytest.raises(ConfigError, match="has 303 entries, but the model's vocab_size is 41"):
+        export(folder, tmp_path / "out")

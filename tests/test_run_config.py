@@ -154,6 +154,19 @@ class TestYaml:
         with pytest.raises(ConfigError, match=re.escape(f"{path} {message}")):
             read_yaml(path)
 
+    @pytest.mark.parametrize("name", ["configs/card/sqat-mm.yaml", "card/sqat-mm.yaml"])
+    def test_packaged_configurations_are_found_from_every_folder(self, tmp_path, monkeypatch, name):
+        monkeypatch.chdir(tmp_path)
+        assert read_yaml(name)["model"] == "sqat-mm"
+        own = tmp_path / name
+        own.parent.mkdir(parents=True)
+        own.write_text("model: sqat-s")
+        assert read_yaml(name) == {"model": "sqat-s"}
+        with pytest.raises(ConfigError, match=r"configs/sqat-mm.yaml; there are configs/card/gqa-ref-micro.yaml, "):
+            read_yaml("configs/sqat-mm.yaml")
+        with pytest.raises(ConfigError, match="no configuration file"):
+            read_yaml("configs/../config.py")
+
     def test_missing(self, tmp_path):
         with pytest.raises(ConfigError, match=r"no configuration file at .*nowhere\.yaml"):
             read_yaml(tmp_path / "nowhere.yaml")

@@ -2,7 +2,7 @@
 
     python benchmarks/padding-and-router/run.py path/to/TinyStories [--processes 2] [--out runs/padding-and-router]
 
-Trains the runs of configs/padding-and-router that are not done, each in one thread, and copies their logs to raw/
+Trains the runs of configs/ that are not done, each in one thread, and copies their logs to raw/
 beside this file. Stopped or killed at any moment, the same command goes on from the newest checkpoints. Then figures.py
 makes the tables and pictures.
 """
@@ -28,7 +28,7 @@ from sqat.train.prepare import prepare_data
 from sqat.train.state import read_state
 
 HERE = Path(__file__).parent
-CONFIGS = HERE.parents[1] / "configs" / "padding-and-router"
+CONFIGS = HERE / "configs"
 POLL_SECONDS = 0.5
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 

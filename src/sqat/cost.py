@@ -1,8 +1,7 @@
-"""What a configuration costs, computed from its numbers alone: parameters, floating-point operations, cache bytes.
+"""The cost of a configuration, without building the model: parameters, floating-point operations, cache bytes.
 
-Counts a multiply-add as two operations. Attention's share is proportional to the number of *query* heads (arXiv
-2510.01817, section 3.2), which is the whole point of Sparse Query Attention; to that of key/value heads where these
-are more (reverse SQA).
+A multiply-add counts as two operations. The cost of attention is proportional to the number of *query* heads (arXiv
+2510.01817, section 3.2), which is the point of Sparse Query Attention; in reverse SQA, to that of key/value heads.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from sqat.config import ModelConfig
 
 
 class Parameters(NamedTuple):
-    """Parameter counts. `active` leaves out the experts that a token does not visit."""
+    """Parameter counts. `active` excludes the experts that a token is not routed to."""
 
     total: int
     active: int
@@ -23,7 +22,7 @@ class Parameters(NamedTuple):
 
 
 def parameters(config: ModelConfig) -> Parameters:
-    """Exact parameter counts of the model a configuration describes (tied matrices counted once)."""
+    """Exact parameter counts of the model that a configuration describes; tied matrices count once."""
     d, layers = config.hidden_size, config.num_layers
     query, kv = config.num_query_heads * config.head_dim, config.num_kv_heads * config.head_dim
     attention = d * (query + 2 * kv) + max(query, kv) * d
@@ -52,11 +51,11 @@ def _feedforward_parameters(config: ModelConfig) -> int:
 
 
 class Flops(NamedTuple):
-    """Floating-point operations of one token's forward pass, by where they go."""
+    """Floating-point operations of one token's forward pass, by part of the model."""
 
     projections: int  # q, k, v and output projections
     attention: int  # scores and weighted sum
-    feedforward: int  # the visited experts and the router
+    feedforward: int  # the chosen experts and the router
     head: int
 
     @property
@@ -65,8 +64,8 @@ class Flops(NamedTuple):
 
 
 def flops_per_token(config: ModelConfig, context_length: int | None = None) -> Flops:
-    """Forward operations per token, averaged over a causal sequence of `context_length` tokens (default: the model's
-    own), to the nearest whole one.
+    """Forward operations per token, averaged over a causal sequence of `context_length` tokens (by default the model's)
+    and rounded.
 
     A training step costs three times as much (backward is twice forward).
     """
@@ -85,10 +84,10 @@ def flops_per_token(config: ModelConfig, context_length: int | None = None) -> F
 
 
 def visible_keys(length: int, window: int | None = None, global_tokens: int = 0) -> int:
-    """How many keys the tokens of a causal sequence see, all together: `length` (`length` + 1) / 2 without a window."""
+    """The number of (query, key) pairs in a causal sequence; without a window, `length` (`length` + 1) / 2."""
     if window is None:
         return length * (length + 1) // 2
-    beyond = max(length - window, 0)  # tokens so far from the start that global tokens are out of the window
+    beyond = max(length - window, 0)  # tokens whose window no longer reaches the global tokens
     return _sum_up_to(length, window) + _sum_up_to(beyond, global_tokens)
 
 
@@ -99,18 +98,18 @@ def _sum_up_to(count: int, most: int) -> int:
 
 
 def kv_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
-    """Bytes the key/value cache grows by per token (default: 16-bit values), until a window is full."""
+    """Bytes that the key/value cache grows by per token, by default in 16-bit values, until a window is full."""
     return config.num_layers * 2 * config.num_kv_heads * config.head_dim * bytes_per_value
 
 
 def kv_bytes(config: ModelConfig, length: int, bytes_per_value: int = 2) -> int:
-    """Bytes of the key/value cache that hold `length` tokens of a stream; bounded where there is a window."""
+    """Bytes of the key/value cache for `length` tokens; bounded if the model has a window."""
     kept = length if config.window is None else min(length, config.window + config.global_tokens)
     return kept * kv_bytes_per_token(config, bytes_per_value)
 
 
 def attention_speedup(config: ModelConfig) -> float:
-    """H/Hq (H/Hkv where Hkv is more): how much cheaper attention is than full attention of the same width. What a
-    window saves comes on top.
+    """H/Hq (H/Hkv in reverse SQA): the factor by which attention is cheaper than full attention of the same width, not
+    counting what a window saves.
     """
     return config.num_heads / config.num_score_heads

@@ -1,11 +1,11 @@
-"""The errors that sqat raises for what a user can put right.
+"""Errors that a user can fix.
 
-Each message names the field or file, the value found, and what would be right.
+Every message names the field or file, the value found, and what would be right.
 """
 
 
 class SqatError(Exception):
-    """Base of all errors below; the command line prints them without a traceback."""
+    """The base class of all errors of this package; the command line prints them as one line, without a traceback."""
 
 
 class ConfigError(SqatError, ValueError):
@@ -13,7 +13,7 @@ class ConfigError(SqatError, ValueError):
 
 
 class DataError(SqatError, ValueError):
-    """A data source, tokenizer or token file cannot be read as what it is meant to be."""
+    """A data source, tokenizer or token file is missing, damaged or of the wrong kind."""
 
 
 class CheckpointError(SqatError, ValueError):
@@ -21,12 +21,12 @@ class CheckpointError(SqatError, ValueError):
 
 
 class StorageError(SqatError, OSError):
-    """A file or folder cannot be written: the disk is full, or nobody may write there."""
+    """A file or folder cannot be written: the disk is full, or permission is missing."""
 
 
 class TrainingError(SqatError, RuntimeError):
-    """Training cannot usefully go on, such as when the loss is no longer a number."""
+    """Training cannot continue usefully, for example because the loss is NaN."""
 
 
 class ProcessLostError(TrainingError):
-    """Another process of the same run is gone, or does not answer."""
+    """Another rank of the same run has ended, or does not respond."""

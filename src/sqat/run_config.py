@@ -15,6 +15,7 @@ from sqat.errors import ConfigError
 from sqat.untrusted import shown
 from sqat.variants import preset
 
+CONFIGS = Path(__file__).parent / "configs"  # configurations in the package, for `sqat train` and `sqat compare`
 PRECISIONS = ("auto", "bf16", "float32")
 ROUTER_LOSSES = ("balanced", "card", "none")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
@@ -132,15 +133,27 @@ def _model_config(value: Any) -> ModelConfig:
     return ModelConfig.from_dict(value)
 
 
+def find_config(path: str | Path) -> Path:
+    """A configuration file by its path, or by its name among those in this package: `configs/card/sqat-mm.yaml` and
+    `card/sqat-mm.yaml` are found from every folder. A file at `path` comes first.
+    """
+    path = Path(path)
+    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    packaged = (CONFIGS / name).resolve()
+    if path.is_file() or not (packaged.is_file() and packaged.is_relative_to(CONFIGS.resolve())):
+        return path
+    return packaged
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file, which may be one of this package's (see :func:`find_config`).
 
     Raises:
         ConfigError: missing file, invalid YAML, or something else than a mapping.
     """
-    path = Path(path)
+    path = find_config(path)
     if not path.is_file():
-        raise ConfigError(f"no configuration file at {path}")
+        raise ConfigError(f"no configuration file at {path}" + _packaged_beside(path))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-99-99
@@ -148,6 +161,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, but must hold a mapping with model, data and train")
     return values
+
+
+def _packaged_beside(path: Path) -> str:
+    """Names of this package's configurations, for an error about a path below `configs/` that does not exist."""
+    if path.parts[:1] != ("configs",):
+        return ""
+    return "; there are " + ", ".join(sorted(f"configs/{p.relative_to(CONFIGS)}" for p in CONFIGS.rglob("*.yaml")))
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

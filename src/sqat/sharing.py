@@ -1,4 +1,4 @@
-"""Models to the Hub, and back: checked, with a card, whole or not at all."""
+"""Upload models to the Hub with a model card, and download them, checked and complete."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NOT_OF_IT = (TENSORS_FILE, "*/*")  # the optimizer's state; folders, in which re
 
 
 class CheckedModel(NamedTuple):
-    """What is known of a model that was loaded once, as a check."""
+    """A model that was loaded as a check, and what that showed."""
 
     folder: Path
     form: str
@@ -66,27 +66,28 @@ def push(
     known: Known | None = None,
     token: str | None = None,
 ) -> str:
-    """Upload a model with its tokenizer and card in one commit; returns the commit's address.
+    """Upload a model with its tokenizer and model card to the Hugging Face Hub, in one commit; returns the commit's
+    URL.
 
-    The commit also deletes what the repository holds of an earlier model; other files stay. The optimizer's state and a
-    run's logs are never uploaded. A README.md that somebody wrote or changed, beside the model or else in the
-    repository, stays, and `known` changes only its metadata. Otherwise a card is written for the upload.
+    The commit also deletes an earlier model's files from the repository; other files stay. Optimizer state and logs are
+    never uploaded. A README.md that a person wrote or edited, beside the model or in the repository, is kept, and
+    `known` changes only its metadata. Otherwise a card is generated.
 
     Args:
-        folder: a run (its best checkpoint is taken), a checkpoint of either layout, or what `sqat export` and `sqat
-            convert` write.
-        repo_id: "owner/name"; created if need be.
+        folder: a run (its best checkpoint is used), a checkpoint of either layout, or a folder that `sqat export` or
+            `sqat convert` wrote.
+        repo_id: "owner/name"; created if needed.
         to: "transformers", "stock", "rxnn" or "sqat" to export first, as :func:`sqat.formats.export` does; `None`:
             as it is.
-        branch: created from the main branch if need be; default: the main branch.
-        message: of the commit.
-        private: of a new repository; `None`: as its owner's settings have it.
-        known: what the card cannot know by itself.
-        token: default: HF_TOKEN, or the one that `hf auth login` stored.
+        branch: created from the main branch if needed; by default the main branch.
+        message: the commit message.
+        private: visibility of a new repository; None for the owner's default.
+        known: what only you know about the model, such as its license.
+        token: by default HF_TOKEN, or the one that `hf auth login` stored.
 
     Raises:
-        ConfigError: an unusable argument; nobody is logged in; or a model that the form `to` cannot hold.
-        CheckpointError: no model there, or one that cannot be loaded; the Hub refused, or could not be reached.
+        ConfigError: an unusable argument, no token, or a model that the form `to` cannot hold.
+        CheckpointError: there is no model, or it cannot be loaded; the Hub refused, or could not be reached.
     """
     require_repo_id(repo_id, "repository")
     if "/" not in repo_id:
@@ -163,21 +164,22 @@ def pull(
     force: bool = False,
     token: str | None = None,
 ) -> Path:
-    """Fetch a model into a folder, and return the folder. The model is loaded once, as a check, before it is put there.
+    """Download a model from the Hugging Face Hub; returns its folder. It is loaded once, as a check, before the folder
+    appears.
 
-    Fetched are configuration, safetensors, tokenizer, modelling code (which is not run) and card, at the repository's
-    top: no pickles, no optimizer state, no other checkpoints.
+    Downloads the configuration, safetensors, tokenizer, modelling code (which is not run) and card from the
+    repository's top folder; never pickles, optimizer state or other checkpoints.
 
     Args:
         repo_id: a model of this package, in any form, or a stock one that `sqat convert` knows.
-        out: default: the repository's name, in the working folder.
-        revision: branch, tag or commit; default: the main branch.
-        force: replace `out`, whole, if it holds another model.
-        token: default: HF_TOKEN, or the one that `hf auth login` stored; public repositories need none.
+        out: by default the repository's name, in the working folder.
+        revision: branch, tag or commit; by default the main branch.
+        force: replace `out` if it holds another model.
+        token: by default HF_TOKEN, or the one that `hf auth login` stored; public repositories need none.
 
     Raises:
-        ConfigError: `out` holds something, and `force` is not set or it is not a model.
-        CheckpointError: no such repository or revision, no access, no connection, or no model there that can be loaded.
+        ConfigError: `out` is not empty, and `force` is not set or it does not hold a model.
+        CheckpointError: no such repository or revision, no access, no connection, or no model that can be loaded.
     """
     require_repo_id(repo_id, "repository")
     folder = Path(repo_id.rpartition("/")[2] if out is None else out)

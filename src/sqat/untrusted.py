@@ -40,7 +40,7 @@ def read_text(path: Path, most_bytes: int) -> str:
     """A text file in UTF-8.
 
     Raises:
-        ValueError: not UTF-8, or as :func:`read_bytes`.
+        ValueError: not UTF-8, or see :func:`read_bytes`.
         OSError: cannot be read.
     """
     return read_bytes(path, most_bytes).decode("utf-8")
@@ -63,7 +63,7 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
 
 
 def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES, *, finite: bool = True) -> Any:
-    """The value in a JSON file; see :func:`parse_json`. Raises OSError, too, where it cannot be read."""
+    """The value in a JSON file; see :func:`parse_json`. Also raises OSError if it cannot be read."""
     return parse_json(read_text(path, most_bytes), finite=finite)
 
 

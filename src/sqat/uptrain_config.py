@@ -14,7 +14,7 @@ DEFAULTS = {"train": {"learning_rate": 3e-4, "batch_size": 16}}  # where it diff
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig(Config):
-    """What is trained, towards what, and for how long."""
+    """The model, the teacher, and the length of an uptraining run."""
 
     path: str  # a stock checkpoint: folder or Hub id
     tokens: int  # training targets, to the nearest step

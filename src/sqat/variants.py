@@ -1,7 +1,6 @@
-"""The attention variants as a table of head counts, and the preset models.
+"""The attention variants of the Sparse Query Attention paper (arXiv 2510.01817, section 3), and the preset models.
 
-Variants are those of the Sparse Query Attention paper (arXiv 2510.01817, section 3); presets with the card's names have
-the card's sizes, to the parameter.
+Presets with the names of the paper's published models have exactly their sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from sqat.errors import ConfigError
 
 
 class Variant(NamedTuple):
-    """Head counts as shares of H, the heads of full attention; `None` means exactly one head."""
+    """Head counts as fractions of H, the heads of full attention; a `kv_share` of None means exactly one head."""
 
     query_share: Fraction
     kv_share: Fraction | None
@@ -40,10 +39,15 @@ VARIANTS: dict[str, Variant] = {
 
 
 def head_counts(variant: str, num_heads: int) -> tuple[int, int]:
-    """(num_query_heads, num_kv_heads) of a variant, where full attention has `num_heads` heads.
+    """The head counts of an attention variant: (num_query_heads, num_kv_heads).
+
+    Args:
+        variant: a name in `VARIANTS`: "mha", "gqa", "mqa", or one of the Sparse Query Attention paper (arXiv
+            2510.01817): "sqa", "ssqa", "xsqa", "xsmqa", "lsqa", "rsqa".
+        num_heads: H, the heads of full attention: hidden_size / head_dim.
 
     Raises:
-        ConfigError: unknown variant, or `num_heads` does not divide into the variant's shares.
+        ConfigError: the variant is unknown, or `num_heads` is not a multiple of what the variant needs.
     """
     if variant not in VARIANTS:
         raise ConfigError(f"variant is {variant!r}, but must be one of {', '.join(VARIANTS)}")
@@ -57,7 +61,7 @@ def head_counts(variant: str, num_heads: int) -> tuple[int, int]:
 
 
 def _card_quirks(**changes: object) -> dict[str, object]:
-    """What sets the card's models apart from today's habits."""
+    """Fields in which the published research models differ from current practice."""
     return {
         "norm_eps": None,
         "final_norm": None,
@@ -84,25 +88,25 @@ def _build(variant: str, num_heads: int, hidden_size: int, **fields: object) -> 
 
 
 def micro(variant: str, **changes: object) -> ModelConfig:
-    """The card's micro mixture-of-experts family: D 128, 6 layers, 12 experts, context 256."""
+    """The published micro mixture-of-experts models: D 128, 6 layers, 12 experts, context 256."""
     shape = {"vocab_size": 5000, "num_layers": 6, "intermediate_size": 256, "context_length": 256, "num_experts": 12}
     return _build(variant, 8, 128, **_card_quirks(**shape, feedforward_dropout=0.1, **changes))
 
 
 def mini(variant: str, **changes: object) -> ModelConfig:
-    """The card's dense "little bigger" family: D 256, 8 layers, context 1024."""
+    """The published dense mini models: D 256, 8 layers, context 1024."""
     shape = {"vocab_size": 10_000, "num_layers": 8, "intermediate_size": 768, "context_length": 1024}
     return _build(variant, 16, 256, **_card_quirks(**shape, **changes))
 
 
 def small(variant: str, **changes: object) -> ModelConfig:
-    """The modern dense family, for new work: D 512, 6 layers, head_dim 64; exports to stock architectures."""
+    """Modern dense models, for new work: D 512, 6 layers, head_dim 64. They export to stock architectures."""
     shape = {"vocab_size": 5000, "num_layers": 6, "intermediate_size": 1152, "context_length": 512}
     return _build(variant, 8, 512, **shape, **changes)
 
 
 def extra_small(variant: str, **changes: object) -> ModelConfig:
-    """A modern model small enough to learn the built-in stories in two minutes on two cores."""
+    """Modern models small enough to learn the built-in stories in two minutes on two cores."""
     shape = {"vocab_size": 2048, "num_layers": 4, "intermediate_size": 640, "context_length": 256}
     return _build(variant, 8, 256, **shape, **changes)
 
@@ -114,7 +118,7 @@ FAMILIES: dict[str, Callable[..., ModelConfig]] = {
     "extra_small": extra_small,
 }
 
-_MICRO_WINDOW, _MINI_WINDOW = {"window": 64}, {"window": 128}  # of 256 and 1,024 positions; the paper's is 128
+_MICRO_WINDOW, _MINI_WINDOW = {"window": 64}, {"window": 128}  # of 256 and 1,024 positions; the paper uses 128
 _GLOBAL = {"global_tokens": 4}
 
 _PRESETS: dict[str, tuple[Callable[..., ModelConfig], str, dict[str, int]]] = {
@@ -151,10 +155,10 @@ PRESETS: tuple[str, ...] = tuple(_PRESETS)
 
 
 def preset(name: str) -> ModelConfig:
-    """The configuration of a preset model (`PRESETS` lists the names; case does not matter).
+    """The configuration of a preset model, such as "sqat-s". `PRESETS` lists all names; case does not matter.
 
     Raises:
-        ConfigError: no such preset; the message names the nearest.
+        ConfigError: no such preset; the message suggests the closest name.
     """
     entry = _PRESETS.get(name.lower())
     if entry is None:
@@ -166,7 +170,7 @@ def preset(name: str) -> ModelConfig:
 
 
 def attention_name(config: ModelConfig) -> str:
-    """The attention in words, such as "sqa, window 64, 4 global tokens"."""
+    """The attention as text, such as "sqa, window 64, 4 global tokens"."""
     words = [variant_name(config) or "custom"]
     if config.window is not None:
         words.append(f"window {config.window:,}")
@@ -176,7 +180,7 @@ def attention_name(config: ModelConfig) -> str:
 
 
 def variant_name(config: ModelConfig) -> str | None:
-    """The name of the variant a configuration's head counts are, or `None` where they are none of the table's."""
+    """The name of the variant that has a configuration's head counts, or None if no variant does."""
     counts = (config.num_query_heads, config.num_kv_heads)
     for name in VARIANTS:
         try:

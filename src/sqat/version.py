@@ -25,5 +25,5 @@ def revision() -> str | None:
 
     head = git("rev-parse", "--short=12", "HEAD")
     if head is None or git("ls-files", "--error-unmatch", str(folder / "__init__.py")) is None:
-        return None  # installed within somebody else's repository
+        return None  # installed inside another repository
     return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -15,7 +15,7 @@ from sqat.variants import preset
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "padding-and-router"
-CONFIGS = sorted((ROOT / "configs" / "padding-and-router").glob("*.yaml"))
+CONFIGS = sorted((FOLDER / "configs").glob("*.yaml"))
 NAMES = ["packed", "packed-card-router", "rows", "rows-padding"]
 TINY = {
     "model.num_layers": 1,
@@ -33,7 +33,7 @@ TINY = {
 def test_the_runs_differ_in_what_they_are_named_for(path):
     run = RunConfig.from_dict(read_yaml(path))
     assert path.read_text().startswith(
-        f"# sqat train configs/padding-and-router/{path.name} --data path/to/TinyStories"
+        f"# sqat train benchmarks/padding-and-router/configs/{path.name} --data path/to/TinyStories"
     )
     assert run.model == preset("sqat-mm")
     assert run.train.router_loss == ("card" if "card-router" in path.stem else "balanced")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sqat.cuda.experts import run_experts_few
-from sqat.cuda.static import StaticStep
+from sqat.cuda.experts import FEW_TOKENS, run_experts_few
+from sqat.cuda.static import StaticStep, fits
 from sqat.model import KVCache, dispatch
 from sqat.model.dispatch import implements
 
@@ -94,38 +94,16 @@ def test_a_cache_of_another_type(tiny_model, prompt_BT):
         assert (step(tokens_B) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def few_tokens_are_batched(monkeypatch):
-    monkeypatch.setitem(dispatch._implementations, ("run_experts", "cpu"), [])
-    implements("run_experts", "cpu", compiles=True)(run_experts_few)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("window", [{}, {"window": 5, "global_tokens": 2}], ids=["no window", "window"])
-@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
-@torch.no_grad()
-def test_compiles_as_a_whole(tiny_model, prompt_BT, moe, window, monkeypatch):
-    """As on a GPU, where few tokens' experts are batched products; `aot_eager` traces all, and compiles nothing."""
-    few_tokens_are_batched(monkeypatch)
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="aot_eager", **options))
-    model = tiny_model(moe, **window)
-    cache, grown = (filled(model, prompt_BT, PADDING["left padding"]) for _ in range(2))
-    step = StaticStep(model, cache, compile=True)
-    torch._dynamo.utils.counters.clear()
-    for tokens_B in torch.randint(V, (STEPS, 5)):
-        expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
-        torch.testing.assert_close(step(tokens_B), expected, rtol=1e-5, atol=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-
-
 def test_few_tokens_experts_are_those_of_the_model(tiny_model, prompt_BT, monkeypatch):
     model = tiny_model(moe=True, feedforward_bias=True)
     expected = model(prompt_BT).logits
-    few_tokens_are_batched(monkeypatch)
+    monkeypatch.setitem(dispatch._implementations, ("run_experts", "cpu"), [])
+    implements("run_experts", "cpu", compiles=True)(run_experts_few)
     torch.testing.assert_close(model(prompt_BT).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_graph_is_for_gpus(tiny_model):
-    model = tiny_model()
-    with pytest.raises(ValueError, match="graph is true, but the model is on cpu"):
-        StaticStep(model, KVCache(model.config, 1, 3), graph=True)
+def test_experts_of_many_rows_are_not_recorded(tiny_model):
+    dense, experts = tiny_model(), tiny_model(moe=True)
+    assert fits(experts, KVCache(experts.config, FEW_TOKENS, 3))
+    assert not fits(experts, KVCache(experts.config, FEW_TOKENS + 1, 3))
+    assert fits(dense, KVCache(dense.config, FEW_TOKENS + 1, 3))

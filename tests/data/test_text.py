@@ -170,7 +170,7 @@ class TestFolder:
 class TestHub:
     def test_without_datasets(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "datasets", None)
-        with pytest.raises(DataError, match=r"'some/set' .* pip install \"sqat\[hub-data\]\""):
+        with pytest.raises(DataError, match=r"'some/set' .* pip install datasets"):
             open_source("some/set")
 
     def test_unreachable_hub(self, monkeypatch):

@@ -18,7 +18,7 @@ from harness import (
     litter,
 )
 
-pytest.importorskip("tensorboard", reason='tensorboard is missing: pip install "sqat[tensorboard]"')
+pytest.importorskip("tensorboard", reason="tensorboard is missing: make setup")
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sqat.errors import ConfigError
-from sqat.generate.choose_step import PlainStep
-from sqat.generate.decode import decode_naive, decode_tokens
-from sqat.generate.sample import SamplingConfig
+from sqat.generate.decode import FAST_STEPS, PlainStep, decode_naive, decode_tokens, is_hooked, make_step
+from sqat.generate.sampling import SamplingConfig
+from sqat.model import KVCache
 
 V = 41
 PROMPTS = [[5, 17, 3], [40], [1, 2, 3, 4, 5, 6, 7], [11, 0, 11]]
@@ -70,34 +70,13 @@ def test_max_tokens(model, max_tokens):
     assert all(0 <= token < V for row in tokens for token in row)
 
 
-def test_tokens_come_one_by_one(model, monkeypatch):
-    read = []
-    hidden_states = model.hidden_states
-    monkeypatch.setattr(
-        model,
-        "hidden_states",
-        lambda tokens, **options: read.append(tokens.shape[1]) or hidden_states(tokens, **options),
-    )
-    monkeypatch.setattr("sqat.generate.decode.make_step", PlainStep)
-    stream = decode_tokens(model, PROMPTS, SamplingConfig(max_tokens=11))
-    assert read == []
-    for _ in range(3):
-        next(stream)
-    assert read == [7, 1, 1]  # the prompts once, then each new token
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["many", "one"])
-def test_the_quick_step_gives_the_plain_step_s_tokens(model, monkeypatch, prompts, way):
+def test_the_fast_step_gives_the_tokens_of_the_model(model, monkeypatch, prompts, way):
     config = SamplingConfig(max_tokens=23, **WAYS[way])
-    quick = decode(model, prompts, config)
+    fast = decode(model, prompts, config)
     monkeypatch.setattr("sqat.generate.decode.make_step", PlainStep)
-    assert quick == decode(model, prompts, config)
-
-
-def test_no_step_is_made_for_one_token(model, monkeypatch):
-    monkeypatch.setattr("sqat.generate.decode.make_step", None)
-    assert len(decode(model, [[5, 3]], SamplingConfig(max_tokens=1))[0]) == 1
+    assert fast == decode(model, prompts, config)
 
 
 def test_weights_may_change_between_answers(model):
@@ -163,3 +142,38 @@ def test_dropout_is_off_while_generating_and_back_on_after(tiny_model):
     next(generator)
     generator.close()
     assert model.training
+
+
+class TestMakeStep:
+    """Each device's fast step is looked for in one place, and may be missing."""
+
+    @staticmethod
+    def made(model) -> object:
+        return make_step(model, KVCache(model.config, 2, 5))
+
+    def test_a_model_as_it_is_built_has_a_fast_step(self, tiny_model):
+        pytest.importorskip("numba")
+        assert not isinstance(self.made(tiny_model()), PlainStep)
+
+    def test_without_the_package_of_the_device_the_model_itself_runs(self, tiny_model, monkeypatch):
+        monkeypatch.setitem(FAST_STEPS, "cpu", "sqat.cpu.missing")
+        assert isinstance(self.made(tiny_model()), PlainStep)
+        monkeypatch.delitem(FAST_STEPS, "cpu")
+        assert isinstance(self.made(tiny_model()), PlainStep)
+
+    def test_what_the_fast_step_cannot_do_the_model_itself_does(self, tiny_model):
+        assert isinstance(self.made(tiny_model().to(torch.bfloat16)), PlainStep)
+
+    @pytest.mark.parametrize("change", ["hook", "hook before", "forward"])
+    def test_the_model_itself_runs_hooks(self, tiny_model, change):
+        model = tiny_model()
+        module = model.layers[1].norm2
+        assert not is_hooked(model)
+        if change == "hook":
+            module.register_forward_hook(lambda module, inputs, output: 2 * output)
+        elif change == "hook before":
+            module.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+        else:
+            module.forward = lambda x: 2 * x
+        assert is_hooked(model)
+        assert isinstance(self.made(model), PlainStep)

@@ -101,20 +101,17 @@ def test_attention(queries: int, padded: bool, kv_heads: int) -> None:
         assert_near(attend(*(x.bfloat16() for x in (q, k, v)), mask=mask), expected, 0.02)
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "compiled"])
 @pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["no padding", "left padding"])
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
 @torch.no_grad()
-def test_decoding_by_a_graph(
-    tiny_model: Callable[..., Decoder], moe: bool, padding: list[int] | None, compiled: bool
-) -> None:
+def test_decoding_by_a_graph(tiny_model: Callable[..., Decoder], moe: bool, padding: list[int] | None) -> None:
     model = tiny_model(moe, feedforward_bias=True).cuda()
     padding_B = None if padding is None else torch.tensor(padding, device="cuda")
     prompt = torch.randint(41, (3, 11), device="cuda")
     cache, grown = (KVCache(model.config, 3, 29, padding_B=padding_B, device="cuda") for _ in range(2))
     for filled in (cache, grown):
         model.hidden_states(prompt, cache=filled)
-    step = StaticStep(model, cache, compile=compiled)
+    step = StaticStep(model, cache)
     for tokens_B in torch.randint(41, (18, 3), device="cuda"):
         expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
         assert_near(step(tokens_B), expected, 1e-5)

@@ -14,7 +14,7 @@ from sqat.model import Decoder
 
 logging.disable_progress_bar()
 
-QUIRKS = {  # of the card's models
+QUIRKS = {  # of RxNN's models
     "norm_eps": None,
     "final_norm": None,
     "tie_embeddings": False,
@@ -44,10 +44,10 @@ def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def saved(tiny_model: Callable[..., Decoder], tmp_path: Path) -> Callable[..., Path]:
-    """`saved(moe=True, …)`: a small model as a native checkpoint."""
+    """`saved(moe=True, …)`: a small model as a checkpoint of this package."""
     from sqat.checkpoint import save_model
 
-    return lambda moe=False, **changes: save_model(tiny_model(moe, **changes), tmp_path / "native")
+    return lambda moe=False, **changes: save_model(tiny_model(moe, **changes), tmp_path / "own")
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_trainer_lowers_the_loss_and_goes_on(
 def test_lora_trains_adapters_alone_and_merges(
     targets: list[str] | str, tiny_model: Model, tokens: torch.Tensor, tmp_path: Path
 ) -> None:
-    peft = pytest.importorskip("peft", reason="peft is an optional extra: pip install 'sqat[peft]'")
+    peft = pytest.importorskip("peft", reason="peft is an optional extra: pip install peft")
     core = tiny_model(moe=True)
     names = {"target_parameters": ["feedforward.fc1_weight"]} if targets == "experts" else {"target_modules": targets}
     model = peft.get_peft_model(from_decoder(core), peft.LoraConfig(task_type="CAUSAL_LM", r=3, **names))

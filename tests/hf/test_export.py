@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sqat.checkpoint import save_model
 from sqat.data.stories import story
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
-from sqat.errors import CheckpointError, ConfigError
+from sqat.errors import ConfigError
 from sqat.formats import export
 from sqat.generate import SamplingConfig, generate
 from sqat.hf.stock import choose, to_stock
@@ -65,10 +65,17 @@ print(json.dumps({
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"moe": True, **QUIRKS}, {"window": 5, "global_tokens": 2}, {"num_query_heads": 3, "num_kv_heads": 6}],
+    ("to", "changes"),
+    [
+        ("transformers", {}),
+        ("transformers", {"moe": True, **QUIRKS}),
+        ("transformers", {"window": 5, "global_tokens": 2}),
+        ("transformers", {"num_query_heads": 3, "num_kv_heads": 6}),
+        ("stock", {"hidden_size": 24}),
+    ],
 )
-def test_native_runs_without_sqat(
+def test_exports_run_without_sqat(
+    to: str,
     changes: dict[str, object],
     checkpoint: Callable[..., tuple[Decoder, Path]],
     tokenizer: Tokenizer,
@@ -76,19 +83,22 @@ def test_native_runs_without_sqat(
     tmp_path: Path,
 ) -> None:
     core, folder = checkpoint(**changes)
-    export(folder, tmp_path / "out", "transformers")
-    found = without_sqat(LOAD, tmp_path / "out")
-    assert (found["class"], found["base"]) == ("SQATForCausalLM", "SQATModel")
-    assert str(found["module"]).startswith("transformers_modules.")
+    export(folder, tmp_path / "out", to)
+    found = without_sqat(
+        LOAD if to == "transformers" else LOAD.replace(", trust_remote_code=True", ""), tmp_path / "out"
+    )
+    expected = ("SQATForCausalLM", "SQATModel") if to == "transformers" else ("LlamaForCausalLM", "LlamaModel")
+    assert (found["class"], found["base"]) == expected
+    assert str(found["module"]).startswith("transformers_modules." if to == "transformers" else "transformers.models.")
     with torch.no_grad():
-        expected = core(torch.arange(4, 21).unsqueeze(0)).logits[0]
-    torch.testing.assert_close(torch.tensor(found["logits"]), expected, rtol=1e-5, atol=1e-5)
+        logits = core(torch.arange(4, 21).unsqueeze(0)).logits[0]
+    torch.testing.assert_close(torch.tensor(found["logits"]), logits, rtol=1e-5, atol=1e-5)
     answers = generate(core, tokenizer, ["Once upon a time", "A cat"], SamplingConfig(temperature=0, max_tokens=9))
     assert found["texts"] == [answer.text for answer in answers]
     assert found["ids"] == [2, *tokenizer.encode("A cat")]
 
 
-def test_native_is_read_by_sqat_and_its_card_is_true(
+def test_a_transformers_export_is_read_by_sqat_and_its_card_is_true(
     checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sqat.checkpoint import load_model
@@ -152,20 +162,6 @@ def test_mixtral_of_odd_sizes_in_a_loop(checkpoint: Callable[..., tuple[Decoder,
         torch.testing.assert_close(model(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_stock_runs_without_sqat(
-    checkpoint: Callable[..., tuple[Decoder, Path]],
-    without_sqat: Callable[[str, Path], dict[str, object]],
-    tmp_path: Path,
-) -> None:
-    core, folder = checkpoint(hidden_size=24)
-    export(folder, tmp_path / "out", "stock")
-    found = without_sqat(LOAD.replace(", trust_remote_code=True", ""), tmp_path / "out")
-    with torch.no_grad():
-        expected = core(torch.arange(4, 21).unsqueeze(0)).logits[0]
-    torch.testing.assert_close(torch.tensor(found["logits"]), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_mixtral_files_have_the_names_that_other_engines_know(
     checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path
 ) -> None:
@@ -221,48 +217,6 @@ def test_stock_names_what_is_not_exact(
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if not name.endswith(("-s", "-xs"))])
-def test_the_cards_models_are_not_stock(name: str) -> None:
+def test_rxnns_models_are_not_stock(name: str) -> None:
     with pytest.raises(ConfigError, match="head_bias is True"):
         choose(preset(name))
-
-
-def test_bad_arguments(checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path) -> None:
-    _, folder = checkpoint()
-    with pytest.raises(ConfigError, match="to is 'tensorflow', but must be one of native, stock"):
-        export(folder, tmp_path / "out", "tensorflow")
-    with pytest.raises(ConfigError, match="which exists and is not empty"):
-        export(folder, folder)
-    with pytest.raises(CheckpointError, match="neither a checkpoint"):
-        export(tmp_path / "nowhere", tmp_path / "out")
-    (tmp_path / "out").mkdir()
-    export(folder, tmp_path / "out")  # an empty one may be there
-    assert (tmp_path / "out" / "modeling_sqat.py").is_file()
-
-
-def test_nothing_is_half_written(
-    checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, folder = checkpoint()
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("sqat.hf.pretrained.write_tokenizer", fail)
-    with pytest.raises(OSError, match="disk full"):
-        export(folder, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
-
-
-def test_without_a_tokenizer(tiny_model: Model, tmp_path: Path) -> None:
-    folder = save_model(tiny_model(), tmp_path / "checkpoint")
-    for to in ("transformers", "stock"):
-        export(folder, tmp_path / to, to)
-        assert not (tmp_path / to / "tokenizer.json").exists()
-        assert "AutoTokenizer" not in (tmp_path / to / "README.md").read_text()
-
-
-def test_a_tokenizer_that_is_too_large(tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    folder = save_model(tiny_model(), tmp_path / "checkpoint")
-    tokenizer.save(folder)
-    with pytest.raises(ConfigError, match="has 303 entries, but the model's vocab_size is 41"):
-        export(folder, tmp_path / "out")

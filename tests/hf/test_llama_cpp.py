@@ -19,7 +19,7 @@ from sqat.formats import export
 from sqat.generate import SamplingConfig, decode_tokens
 from sqat.model import Decoder
 
-gguf = pytest.importorskip("gguf", reason="gguf is an optional extra: pip install 'sqat[gguf]'")
+gguf = pytest.importorskip("gguf", reason="gguf is an optional extra: pip install gguf")
 
 Model = Callable[..., Decoder]
 PROMPTS = ["Once upon a time", "The cat's 12 red balls,\n\n  and naïve 🙂 dogs"]

@@ -29,7 +29,9 @@ Model = Callable[..., Decoder]
 
 
 @pytest.mark.parametrize("changes", [{}, {"moe": True, **QUIRKS}, {"window": 5, "global_tokens": 2}])
-def test_native_folders(changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_folders_of_this_package(
+    changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor, tmp_path: Path
+) -> None:
     core = tiny_model(**changes)
     folder = save_model(core, tmp_path / "transformers")
     auto = AutoModelForCausalLM.from_pretrained(folder)
@@ -56,8 +58,8 @@ def test_saved_folders_are_read_by_both(
     torch.testing.assert_close(sqat.load_model(tmp_path)(tokens).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_originals_layout(tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
-    core = tiny_model(moe=True, hidden_size=60, **QUIRKS)  # the original's head_dim divides its width
+def test_rxnns_layout(tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
+    core = tiny_model(moe=True, hidden_size=60, **QUIRKS)  # RxNN: head_dim divides the width
     folder = save_model(core, tmp_path / "original", layout="rxnn")
     model = SQATForCausalLM.from_pretrained(folder)
     torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
@@ -65,9 +67,7 @@ def test_the_originals_layout(tiny_model: Model, tokens: torch.Tensor, tmp_path:
     assert isinstance(SQATModel.from_pretrained(folder), SQATModel)
 
 
-def test_the_originals_layout_with_a_config_of_ones_own(
-    tiny_model: Model, tokens: torch.Tensor, tmp_path: Path
-) -> None:
+def test_rxnns_layout_with_a_config_of_ones_own(tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
     core = tiny_model(hidden_size=60, **QUIRKS)
     folder = save_model(core, tmp_path / "original", layout="rxnn")
     config = to_transformers_config(core.config.replace(feedforward_dropout=0.0))
@@ -87,7 +87,7 @@ def test_the_originals_layout_with_a_config_of_ones_own(
         SQATForCausalLM.from_pretrained(folder, config=GPT2Config())
 
 
-def test_the_originals_layout_damaged(tiny_model: Model, tmp_path: Path) -> None:
+def test_rxnns_layout_damaged(tiny_model: Model, tmp_path: Path) -> None:
     folder = save_model(tiny_model(hidden_size=60, **QUIRKS), tmp_path / "original", layout="rxnn")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):

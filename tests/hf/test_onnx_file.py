@@ -29,7 +29,7 @@ Model = Callable[..., Decoder]
     ids=str,
 )
 def test_logits(changes: dict[str, Any], tiny_model: Model, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is an optional extra: pip install 'sqat[onnx]'")
+    pytest.importorskip("onnxscript", reason="onnxscript is an optional extra: pip install onnx onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra 'interop'")
     core = tiny_model(**changes)
     export(save_model(core, tmp_path / "checkpoint"), tmp_path / "out", "onnx")
@@ -49,7 +49,7 @@ def test_logits(changes: dict[str, Any], tiny_model: Model, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_the_cards_code_runs(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is an optional extra: pip install 'sqat[onnx]'")
+    pytest.importorskip("onnxscript", reason="onnxscript is an optional extra: pip install onnx onnxscript")
     pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra 'interop'")
     model = tiny_model()
     export(save_model(model, tmp_path / "checkpoint"), tmp_path / "out", "onnx")

@@ -17,7 +17,7 @@ import pytest
 
 from sqat.errors import SqatError
 
-pytest.importorskip("hypothesis", reason='hypothesis is missing: pip install "sqat[dev]"')
+pytest.importorskip("hypothesis", reason="hypothesis is missing: make setup")
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st

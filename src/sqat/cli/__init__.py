@@ -1,4 +1,4 @@
-"""The `sqat` command. Modules that need torch are imported inside the commands, so that help answers at once."""
+"""The `sqat` command. Commands import what needs torch when they run, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ app.command("bench", context_settings={"ignore_unknown_options": True})(bench.be
 
 
 def main() -> None:
-    """Run the command line; what a user can put right is printed as one line, without a traceback."""
+    """Run the command line. Errors that a user can fix are printed as one line, without a traceback."""
     level = logging.WARNING if launched.FIRST else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # names may contain characters that the terminal cannot show
     try:
         launched.check_command(sys.argv[1:])
         app()
@@ -48,10 +48,10 @@ def main() -> None:
         if launched.is_ours_to_say(error):
             _fail(str(error))
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
         sys.stderr.close()
         sys.exit(141)
-    except OSError as error:  # a file that cannot be written, a name no file can have
+    except OSError as error:  # a file that cannot be written, or an impossible name
         if error.errno is None:
             raise
         _fail(str(error))
@@ -66,6 +66,6 @@ def _fail(message: str) -> None:
 
 
 def one_line(message: str) -> str:
-    """A message as one line that commands a terminal nothing, whatever names of others it quotes."""
+    """A message as one line, with control characters escaped: it may quote names from untrusted files."""
     words = " ".join(message.split())
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in words)

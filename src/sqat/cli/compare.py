@@ -13,7 +13,10 @@ from sqat.cli.numbers import whole_numbers
 
 def compare(
     plan: Annotated[
-        Path | None, typer.Argument(help="A YAML file; configs/compare has examples. Not needed with --report-only.")
+        Path | None,
+        typer.Argument(
+            help="A YAML file; configs/compare, which comes with sqat, has examples. Not needed with --report-only."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The comparison's folder; default runs/NAME.")] = None,
     match: Annotated[str | None, typer.Option(help="tokens, flops, time or parameters.")] = None,
@@ -24,9 +27,9 @@ def compare(
     ] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Write the report again from --out.")] = False,
 ) -> None:
-    """Train variants under one budget, pair by pair, and report. A plan without seeds trains nothing, and is timed.
+    """Train variants on the same budget, pair by pair, and write a report. A plan without seeds is only timed.
 
-    The same command goes on where it was stopped, at whatever moment.
+    If it is interrupted, the same command continues where it stopped.
     """
     from sqat.cli.console import console
     from sqat.errors import ConfigError
@@ -45,7 +48,7 @@ def compare(
 
 
 def _run(path: Path | None, out: Path | None, overrides: list[str]) -> Path:
-    """Train and time what is not done yet; returns the comparison's folder."""
+    """Run what is still missing, training or timing; returns the comparison's folder."""
     from sqat.cli.console import console
     from sqat.compare.plan import read_plan
     from sqat.compare.runner import Interrupted, run_comparison

@@ -1,4 +1,4 @@
-"""What commands share for talking to a terminal."""
+"""Terminal output that commands share."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ errors = Console(stderr=True)
 
 @contextmanager
 def tokenising() -> Iterator[Callable[[int, int], None]]:
-    """A status line for building token files; yields the callback that updates it."""
+    """Show a status line while token files are built; yields the callback that updates it."""
     with console.status("reading data …") as status:
         yield lambda documents, tokens: status.update(f"tokenising: {documents:,} documents, {tokens:,} tokens")
 
 
 def leave_if_interrupted(trainer: Trainer) -> None:
-    """End the command where a signal stopped its run, with the exit code that shells give it (130, 143): what waits for
-    the run must not take it for done. (Several processes end with 0: to their launcher, anything else is a failure,
-    after which it would start them again.)
+    """If a signal stopped the run, exit with the code that shells expect (130 or 143), so that scripts do not take the
+    run for finished. With several ranks the exit code is 0: a launcher would restart them after any other.
     """
     if trainer.interrupted:
         console.print(
             f"Stopped at step {trainer.state.step:,} of {trainer.total_steps:,}. "
-            "Go on with the same command and --resume."
+            "Continue with the same command and --resume."
         )
         if PROCESSES > 1:
             return

@@ -36,7 +36,7 @@ def encode(
     path: Annotated[Path, typer.Argument(help="A tokenizer.json or its folder.")],
     text: Annotated[str, typer.Argument(help="What to encode.")],
 ) -> None:
-    """Show the tokens of a text, a line each: id and the text it stands for."""
+    """Show the tokens of a text, one per line: the id and its text."""
     from sqat.data.tokenizer import Tokenizer
 
     loaded = Tokenizer.load(path)

@@ -50,7 +50,7 @@ def demo(
 
 
 def next_commands(run: Path) -> list[str]:
-    """Three commands for a newcomer, as they can be typed."""
+    """Three commands to try next."""
     return [
         f'sqat generate {run} "One day, a little cat" -n 3',
         "sqat train sqat-xs --data stories:20000 --batch-size 8 --steps 1400  # 6 min; keeps names",
@@ -59,7 +59,7 @@ def next_commands(run: Path) -> list[str]:
 
 
 def _free_folder(folder: Path) -> Path:
-    """The folder, or the first of folder-2, folder-3, … that holds no run yet."""
+    """The first of folder, folder-2, folder-3, … that holds no run yet."""
     number = 2
     free = folder
     while free.exists():

@@ -26,12 +26,12 @@ def export(
     from sqat.formats import export as write
 
     disable_progress_bar()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about packages that are not needed here
     typer.echo(f"{checkpoint} written to {out} as {write(checkpoint, out, current_name(to))}")
 
 
 def current_name(to: str) -> str:
-    """The name of a form; a former name gets a hint on stderr."""
+    """The name of a form; an old name works, with a hint on stderr."""
     from sqat.formats import FORMER_NAMES
 
     if (name := FORMER_NAMES.get(to, to)) != to:

@@ -58,7 +58,7 @@ def pull(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that DIR holds, whole.")] = False,
 ) -> None:
-    """Fetch a model from the Hugging Face Hub: only its own files, checked, all or none of them."""
+    """Download a model from the Hugging Face Hub: only its own files, checked, and all of them or none."""
     from sqat.errors import ConfigError
     from sqat.sharing import pull as fetch
 
@@ -70,7 +70,7 @@ def pull(
 
 
 def _quiet_unless_watched() -> None:
-    """Progress bars are for terminals alone."""
+    """Show progress bars only on terminals."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
     from transformers.utils.logging import disable_progress_bar
 

@@ -19,7 +19,7 @@ def info(
         int | None, typer.Option(help="Tokens at which operations are counted; default: the model's context.")
     ] = None,
 ) -> None:
-    """Shapes, parameters, operations per token, cache size, and the speed-up of attention."""
+    """Show shapes, parameters, operations per token, cache size, and how much cheaper attention is."""
     from sqat.errors import ConfigError
 
     if context is not None and context < 1:
@@ -70,7 +70,7 @@ def _print_model(model: str, context: int | None) -> None:
 
 
 def describe(config: ModelConfig, context: int | None = None) -> list[tuple[str, str]]:
-    """What there is to say about a configuration, as (name, value) lines."""
+    """A configuration's properties, as (name, value) lines."""
     from sqat.cost import attention_speedup, flops_per_token, kv_bytes, kv_bytes_per_token, parameters
     from sqat.variants import attention_name
 

@@ -1,4 +1,4 @@
-"""Finding the model and the tokenizer that a command names."""
+"""The model and tokenizer that a command names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def load_with_tokenizer(checkpoint: Path, tokenizer: Path | None = None) -> tuple[Decoder, Tokenizer]:
-    """The model in a checkpoint or run folder, and the tokenizer beside it, or the one given.
+    """Load the model of a checkpoint or run folder, with the tokenizer beside it or the one given.
 
     Raises:
-        CheckpointError: no checkpoint there, or no tokenizer.
+        CheckpointError: there is no checkpoint, or no tokenizer.
         ConfigError: the tokenizer has more entries than the model.
     """
     from sqat.checkpoint import load_model

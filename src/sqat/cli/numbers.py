@@ -1,13 +1,13 @@
-"""Lists of whole numbers, as options give them."""
+"""Options that are lists of integers."""
 
 from sqat.errors import ConfigError
 
 
 def whole_numbers(option: str, text: str, example: str) -> list[int]:
-    """The numbers of a list with commas.
+    """The integers in a comma-separated list.
 
     Raises:
-        ConfigError: something else is in it.
+        ConfigError: `text` is something else; the message names `option` and shows `example`.
     """
     try:
         return [int(part) for part in text.split(",")]

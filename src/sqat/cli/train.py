@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def train(
     model: Annotated[
-        str, typer.Argument(help="A preset (`sqat info` lists them) or a YAML file with model, data and train.")
+        str,
+        typer.Argument(
+            help="A preset (`sqat info` lists them) or a YAML file, such as configs/stories-s.yaml (in sqat)."
+        ),
     ],
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/MODEL.")] = None,

@@ -12,7 +12,7 @@ from sqat.durable import replace_file, writing
 from sqat.errors import ConfigError, DataError, SqatError
 
 MARKDOWN, HTML, PICTURES = "report.md", "report.html", "pictures"
-INSTALL = 'pip install "sqat[report]"'
+INSTALL = "pip install matplotlib scipy"
 
 
 def write_report(out: Path) -> Path:

@@ -1,8 +1,8 @@
-"""Fused loops for CPUs, compiled by numba when first used (a second or two; kept in its cache afterwards).
+"""Fused loops for CPUs, compiled by numba on first use (which takes a second or two) and cached.
 
-What torch does in several operators, each of which reads and writes memory, is one pass here. Every loop stands in for
-a few lines of torch, which stay its definition, are used where numba is missing, and are tested against it. Element
-types are float32 and bfloat16; arithmetic is float32.
+One loop does in a single pass over memory what takes torch several operators. Each replaces a few lines of torch, which
+remain its definition: they run if numba is missing, and tests compare the two. Elements are float32 or bfloat16;
+arithmetic is float32.
 """
 
 from sqat.cpu.threads import available

@@ -14,12 +14,12 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator not to give freed memory back to the system; whether it could be told.
+    """Tell glibc's allocator not to return freed memory to the system; returns whether that worked.
 
-    A training step frees and takes the same few hundred megabytes again. By default glibc returns large blocks at once,
-    and the kernel has to find and zero every page of them anew, in every step. It is the same as starting the process
-    with MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set, and holds for the whole process. Where
-    buffers are of ever new sizes, the peak may rise. Elsewhere than on Linux with glibc nothing happens.
+    A training step frees and allocates the same few hundred megabytes over and over. By default glibc returns large
+    blocks at once, so the kernel has to zero all their pages again in every step. This is the same as starting the
+    process with MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set, and it affects the whole
+    process. Peak memory may rise if buffer sizes keep changing. Without glibc (outside Linux) nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

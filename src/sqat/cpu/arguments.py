@@ -1,7 +1,7 @@
-"""What compiled loops are written with: their arguments, element types, exponentials, random bits.
+"""Building blocks of compiled loops: arguments, element types, exponentials, random bits.
 
-All of it is compiled into the loops; only they can call it. bfloat16 elements are 16-bit integers here, the upper half
-of a float32's bits.
+Only compiled code can call these functions; they are inlined. A bfloat16 element is a 16-bit integer here, the upper
+half of a float32's bits.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from sqat.cpu.threads import FAST, NUM_ARGUMENTS, openmp
 
 _library = openmp()
-for _name in ("omp_get_thread_num", "omp_get_num_threads") if _library is not None else ():
+for _name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier") if _library is not None else ():
     binding.add_symbol(_name, ctypes.cast(getattr(_library, _name), ctypes.c_void_p).value)
 _thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 _num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+barrier = types.ExternalFunction("GOMP_barrier", types.void())  # waits until all threads have arrived
 
-# Of a function that is not inlined, the process that compiled it would run another version than one that finds it in
-# the cache, rounded otherwise here and there.
+# Without inlining, the process that compiles a function and one that loads it from the cache would run versions that
+# round differently.
 inline = njit(fastmath=FAST, error_model="numpy", forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @intrinsic
-def _pointer(typing, address):
+def pointer(typing, address):
     def generate(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
@@ -38,41 +39,48 @@ def _pointer(typing, address):
 
 @inline
 def arguments(data):
-    """The numbers of a call."""
+    """The arguments of a call, as integers."""
     return to_fixed_tuple(carray(data, (NUM_ARGUMENTS,), np.int64), NUM_ARGUMENTS)
 
 
 @inline
 def share(call):
-    """(thread, first row, row after the last) of this thread; there may be fewer threads than were asked for."""
-    threads, thread, rows = np.int64(_num_threads()), np.int64(_thread_number()), call[0]
-    return thread, thread * rows // threads, (thread + 1) * rows // threads
+    """This thread's number and rows: (thread, start, stop). There may be fewer threads than requested."""
+    start, stop = part(call[0])
+    return np.int64(_thread_number()), start, stop
+
+
+@inline
+def part(count):
+    """(start, stop) of this thread's share of `count` items."""
+    threads, thread = np.int64(_num_threads()), np.int64(_thread_number())
+    return thread * count // threads, (thread + 1) * count // threads
 
 
 @inline
 def number(bits):
-    """A float among the arguments."""
+    """A float argument."""
     return np.float32(np.int64(bits).view(np.float64))
 
 
 @inline
 def float32s(address, rows, columns):
-    return carray(_pointer(address), (rows, columns), np.float32)
+    return carray(pointer(address), (rows, columns), np.float32)
 
 
 @inline
 def bfloat16s(address, rows, columns):
-    return carray(_pointer(address), (rows, columns), np.uint16)
+    return carray(pointer(address), (rows, columns), np.uint16)
 
 
 @inline
 def int64s(address, count):
-    return carray(_pointer(address), (count,), np.int64)
+    return carray(pointer(address), (count,), np.int64)
 
 
 @inline
 def bools(address, count):
-    return carray(_pointer(address), (count,), np.uint8)
+    return carray(pointer(address), (count,), np.uint8)
 
 
 def widen(value):
@@ -88,7 +96,7 @@ def _widen(value):
 
 
 def narrow(value, like):
-    """A float32 as an element of the type of `like`, rounded to the nearest (ties to even)."""
+    """A float32 converted to the type of `like`, rounded to nearest even."""
     raise NotImplementedError
 
 
@@ -110,8 +118,8 @@ def _narrow(value, like):
 
 @inline
 def exp(x):
-    """e^x to 2e-7 of itself, in a form that vectorises (Cephes' expf: 2^n times a polynomial). Below -87 it stays about
-    1e-38, above 88 about 1e38; what is no number stays none.
+    """e^x with a relative error of 2e-7, in a form that vectorises (Cephes' expf: 2^n times a polynomial). Clamped to
+    about 1e-38 below -87 and 1e38 above 88; NaN stays NaN.
     """
     x = min(max(x, np.float32(-87.0)), np.float32(88.0)) if x == x else x
     n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
@@ -129,7 +137,7 @@ def exp(x):
 
 @inline
 def random15(index, seed, salt):
-    """15 random bits for the element at `index`: murmur3's finaliser of a counter, keyed by two 32-bit numbers."""
+    """15 random bits for the element at `index`: murmur3's finaliser over a counter, keyed by two 32-bit integers."""
     x = np.uint32(np.uint32(index) ^ salt) * np.uint32(0x9E3779B9) + seed
     x = np.uint32(x ^ np.uint32(x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = np.uint32(x ^ np.uint32(x >> np.uint32(13))) * np.uint32(0xC2B2AE35)

@@ -1,4 +1,5 @@
-"""Attention on CPUs: three ways around torch's own kernel, which computes nearly every score and masks half of them.
+"""Attention on CPUs: three alternatives to torch's own kernel, which computes nearly every score and masks half of
+them.
 
 - `attend_tiled`: training sequences of up to 1,024 tokens run a compiled loop (`attention.py`) over exactly the keys
   that each query sees.
@@ -23,7 +24,7 @@ from sqat.model.attend import attend, repeat_queries, take
 from sqat.model.dispatch import implements
 from sqat.model.mask import AttentionMask
 
-MOST_TOKENS = 1024  # longer sequences leave the caches, and torch's kernel gains on the loop
+MOST_TOKENS = 1024  # longer sequences do not fit the caches, and torch's kernel catches up
 MOST_WIDTH = 128
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -38,7 +39,7 @@ def kernel_dtype(x: Tensor) -> torch.dtype:
 def fits_tiles(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, mask: AttentionMask | None = None, dropout: float = 0.0
 ) -> bool:
-    """Whether the loop knows these sizes and this mask, and is worth being compiled (a prompt is read only once)."""
+    """Whether the loop supports these sizes and this mask, and is worth compiling (a prompt is read only once)."""
     square = q.shape[2] == k.shape[2] <= MOST_TOKENS and q.shape[3] <= MOST_WIDTH
     plain = q.dtype == torch.float32 and q.requires_grad and causal and not dropout
     return plain and square and (mask is None or mask.is_band) and available()
@@ -73,7 +74,7 @@ class TiledAttention(torch.autograd.Function):
 
 
 def block_length(num_queries: int, *, masked: bool) -> int | None:
-    """Queries to take at a time; `None` where the kernel alone is faster (measured at 256 to 4,096 tokens)."""
+    """Queries per block; None if the plain kernel is faster (measured at 256 to 4,096 tokens)."""
     if num_queries > 1024:
         return 128 if masked or num_queries <= 2048 else None
     return 64 if num_queries > 64 or masked else None
@@ -145,8 +146,8 @@ def _exact(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _a_head_for_each_thread(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> tuple[Tensor, Tensor]:
-    """Key/value heads repeated until there is one for each thread, or for each query head: torch's backward on CPUs
-    gives a thread whole rows and key/value heads, and with fewer of them cores would wait (MQA, one long row).
+    """Key/value heads, repeated until there is one per thread or per query head: torch's backward on CPUs splits its
+    work by rows and key/value heads, so with fewer of them cores would idle (MQA, one long row).
     """
     groups = q_BHTC.shape[1] // k_BKSC.shape[1]
     wanted = math.ceil(torch.get_num_threads() / (k_BKSC.shape[0] * k_BKSC.shape[1]))

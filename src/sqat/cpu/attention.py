@@ -1,8 +1,8 @@
 """Attention of whole sequences of a few hundred tokens, each query over exactly the keys that it sees.
 
-Eight queries meet sixteen keys at a time: scores are summed in registers, and those of eight queries and all keys stay
-in the first-level cache. torch's kernel, which multiplies by a general matrix library, reaches a quarter of a core's
-rate where heads are as narrow as 16.
+Tiles are eight queries by sixteen keys: scores are summed in registers, and the scores of eight queries over all keys
+stay in the first-level cache. torch's kernel uses a general matrix library, which reaches a quarter of a core's peak
+for heads as narrow as 16.
 
 Shape letters: B rows, T tokens, H query heads, K key/value heads, C head_dim (P padded to whole vectors), Q queries of
 a block.
@@ -26,12 +26,12 @@ HIDDEN = np.float32(-1e30)
 
 
 def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, first_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(q·kᵀ / sqrt(C)) · v and the logarithms of the softmax's sums, (B, H, T), for the backward pass.
+    """softmax(q·kᵀ / sqrt(C)) · v, and the log-sum-exp of the scores, (B, H, T), for the backward pass.
 
     Args:
         q_BTHC, k_BTKC, v_BTKC: contiguous, float32; H is a multiple of K.
-        first_BT: the first key that each query sees, the last being its own; never less than the query's before it.
-            One row serves all.
+        first_BT: the first key that each query sees (the last is its own), non-decreasing in T; (1, T) applies to all
+            rows.
     """
     rows, tokens, heads, head_dim = q_BTHC.shape
     kv_heads = k_BTKC.shape[2]
@@ -62,16 +62,16 @@ def attention_backward(
 
 @inline
 def _seen(x, tile, query, tokens, first, edge):
-    """Scores of a tile's keys, those that a query does not see replaced."""
+    """The scores of a tile's keys, with keys that a query does not see masked out."""
     if not edge:
         return x
-    query = min(query, tokens - 1)  # queries beyond the last are the last again, and nobody reads them
+    query = min(query, tokens - 1)  # queries beyond the end repeat the last one; their results are not used
     return v.between(tile, first[query], query + 1, x, v.splat(HIDDEN))
 
 
 @inline
 def _softmax(scores_QT, i, start, stop, peak):
-    """Exponentials of a row's scores in their place; their sum."""
+    """Replace a row's scores by their exponentials; returns the sum."""
     total, shift = v.splat(np.float32(0)), v.splat(peak)
     for t in range(start, stop, LANES):
         x = exp_below_zero(v.sub(v.load(scores_QT, i, t), shift))
@@ -82,10 +82,10 @@ def _softmax(scores_QT, i, start, stop, peak):
 
 @inline
 def _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, scores_QT, sums_Q, out_QP):
-    """Q queries from `q0` on."""
+    """Forward pass for the Q queries from `q0` on."""
     stop = min(q0 + Q, tokens)
     start, end = first[q0] // LANES * LANES, (stop + LANES - 1) // LANES * LANES
-    inside = first[stop - 1]  # from here on all of them see a key, up to q0
+    inside = first[stop - 1]  # from here to q0, all of them see every key
     ma = mb = mc = md = me = mf = mg = mh = v.splat(HIDDEN)
     for tile in range(start, end, LANES):
         a, b, c, d, e, f, g, h = products(queries_QP, key_tiles, tile // LANES * width, width)
@@ -128,7 +128,7 @@ def _gradient(i, scores, above, tile, query, tokens, first, edge, sums_Q, along_
 def _backward_block(
     queries_QP, grads_QP, key_tiles, value_tiles, first, q0, tokens, width, sums_Q, along_Q, probs_QT, d_scores_QT
 ):
-    """Q queries from `q0` on; returns the range of keys that they see, in whole tiles."""
+    """Backward pass for the Q queries from `q0` on; returns the range of keys that they see, in whole tiles."""
     stop = min(q0 + Q, tokens)
     start, end = first[q0] // LANES * LANES, (stop + LANES - 1) // LANES * LANES
     inside = first[stop - 1]

@@ -1,4 +1,4 @@
-"""Where compiled loops are kept between processes."""
+"""The cache of compiled loops, which later processes reuse."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from sqat.folders import default_cache
 
-_lock = threading.Lock()  # numba's setting is one for all threads
+_lock = threading.Lock()  # numba's setting is global to all threads
 
 
 @contextmanager
 def kept_on_disk() -> Iterator[bool]:
-    """Functions made in here for numba's cache are kept in a folder of ours (in $NUMBA_CACHE_DIR, or with what else we
-    can make again); says whether there can be one.
+    """Let numba cache the functions compiled inside this context in a folder of ours, within $NUMBA_CACHE_DIR or our
+    own cache; yields whether there is such a folder.
 
-    numba looks at the time of a function's own file alone. What it calls lies in others here, so the folder is that of
-    these very sources.
+    numba checks only the modification time of a function's own file. Our functions call others in other files, so the
+    folder's name is a hash of all these sources.
     """
     from numba import config
 
@@ -44,5 +44,5 @@ def _folder() -> str | None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return str(folder)
-    except OSError:  # read-only: compiled anew in every process
+    except OSError:  # read-only: every process compiles again
         return None

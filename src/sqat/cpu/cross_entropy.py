@@ -1,4 +1,4 @@
-"""Softmax, cross-entropy and its gradient of a block of logits, in one visit of each row.
+"""Softmax, cross-entropy and its gradient for a block of logits, in one pass over each row.
 
 Shape letters: R rows, V vocabulary.
 """
@@ -19,13 +19,13 @@ from sqat.cpu.threads import FAST, Loop, compiled_loop
 def cross_entropy(
     logits_RV: Tensor, bias_V: Tensor, targets_R: Tensor, d_bias_TV: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Each row's cross-entropy in nats (float32) and whether its likeliest token, the first of several, was the target;
-    zero and false in rows whose target is below 0.
+    """Each row's cross-entropy in nats (float32), and whether its most likely token (the first if several are) is the
+    target; zero and false in rows whose target is negative.
 
     Args:
-        logits_RV: without bias, bfloat16 or float32; if there is `d_bias_TV`, overwritten with their gradients.
+        logits_RV: without bias, bfloat16 or float32; overwritten with their gradients if `d_bias_TV` is given.
         bias_V: float32.
-        d_bias_TV: a row for each of torch's threads, float32, to which the bias's gradient is added.
+        d_bias_TV: one row per thread of torch, float32; the bias's gradient is added to it.
     """
     rows, size = logits_RV.shape
     losses_R = torch.empty(rows)
@@ -40,7 +40,7 @@ def cross_entropy(
 
 @njit(fastmath=FAST | {"nnan"}, error_model="numpy", forceinline=True)
 def _largest(x_V):
-    """In four strands, so that one comparison need not wait for the other."""
+    """The index of the largest value, found in four independent strands, so that comparisons need not wait."""
     a = b = c = d = x_V[0]
     quarter = len(x_V) // 4
     for v in range(quarter):

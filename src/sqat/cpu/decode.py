@@ -1,12 +1,14 @@
-"""One more token of some rows: a layer's two halves, each a single call.
+"""One decoding step, all layers and the head, as one compiled loop.
 
-Each is written as the formulas are; with matrices this small the compiler's loops are as quick as a matrix library,
-and what was between two hundred calls of one is gone. All arrays are contiguous float32. Norms are those of
-:class:`sqat.cpu.lean.norm.LeanNorm`: x / sqrt(Σx² + eps), with the mean taken off first where `centred`, and
-nothing at all for `eps` below zero; their gain is multiplied into the next matrix, or given.
+A small model's step is hundreds of operations of a microsecond or two, and torch spends longer on starting each of them
+than on computing it. With matrices times so few rows, plain loops are as quick as a matrix library, so the whole step
+is a single call: threads share each matrix's rows, and meet at a barrier wherever one needs what the others computed.
 
-Shape letters: B rows, D width, P = (H + 2K)·C, H query heads, K key/value heads, C head_dim, S positions, E experts, F
-hidden, I = F (or 2F, gated), M rows that chose an expert.
+The arguments are records of sizes and addresses: :data:`STEP` and, for each layer, :data:`LAYER`. All arrays are
+contiguous; where no type is named, they are float32. A missing bias is zeros; a dense layer is a single expert.
+
+Shape letters: B rows, D width, V vocabulary, H query heads, K key/value heads, C head_dim, A = max(H, K) heads of
+attention scores, P = (H + 2K)·C, S positions, E experts, k experts per row, F hidden, I = F (or 2F, gated).
 """
 
 from __future__ import annotations
@@ -16,162 +18,96 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import carray, from_dtype, types
 
-from sqat.cpu.arguments import exp, float32s, inline, int64s, number
-from sqat.cpu.threads import Call, compiled
+from sqat.cpu.arguments import barrier, exp, float32s, inline, int64s, part, pointer
+from sqat.cpu.threads import compile_callback
 
 ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "relu": 2, "sigmoid": 3, "linear": 4}
+NO_NORM, RMS_NORM, LAYER_NORM = range(3)  # kinds of norm
 
+_NORM = np.dtype([("kind", np.int64), ("eps", np.float64), ("gain_D", np.int64), ("shift_D", np.int64)])
+_MATRIX = np.dtype([("weight", np.int64), ("bias", np.int64)])  # (O, I) and (O), or E of them
 
-class AttendToCache(Call):
-    """`attention(norm(x))` into `update_BD`; the new keys and values go to a position of the cache, where a row's first
-    ones are those at `first_B`.
-
-    `project_PD` gives queries (scaled by 1/sqrt(C)), keys and values; pairs that rotary embedding turns are neighbours,
-    and so are cosines and sines in `turns_BC`, whose only row may serve all.
-    """
-
-    def __init__(
-        self,
-        x_BD,
-        centred,
-        eps,
-        project_PD,
-        bias_P,
-        turns_BC,
-        keys_BKCS,
-        values_BKSC,
-        first_B,
-        out_DI,
-        out_bias_D,
-        update_BD,
-    ):
-        rows, kv_heads, head_dim, capacity = keys_BKCS.shape
-        sizes = (rows, x_BD.shape[1], len(bias_P), kv_heads, head_dim, capacity, len(turns_BC))
-        places = (project_PD, bias_P, turns_BC, keys_BKCS, values_BKSC, first_B, out_DI, out_bias_D, update_BD)
-        super().__init__(_attention(), 0, x_BD, int(centred), float(eps), *places, *sizes)
-
-    def at(self, position: int) -> None:
-        """Run for the token at `position`."""
-        self.data[0] = position
-        self()
-
-
-class RunChosenExperts(Call):
-    """The weighted sum of the k experts that the router prefers for `norm(x) · gain + shift`, into `update_BD`.
-
-    The weights are the softmax over the k largest router outputs: what is left of the softmax over all of them once its
-    k largest values are made to sum to one. `activation` is one of `ACTIVATIONS`.
-    """
-
-    def __init__(
-        self,
-        x_BD,
-        centred,
-        eps,
-        gain_D,
-        shift_D,
-        router_ED,
-        k,
-        fc1_EID,
-        fc1_bias_EI,
-        fc2_EDF,
-        fc2_bias_ED,
-        activation,
-        update_BD,
-    ):
-        experts, inner, width = fc1_EID.shape
-        sizes = (len(x_BD), width, experts, inner, fc2_EDF.shape[2])
-        places = (gain_D, shift_D, router_ED, fc1_EID, fc1_bias_EI, fc2_EDF, fc2_bias_ED, update_BD)
-        super().__init__(_experts(), x_BD, int(centred), float(eps), k, activation, *places, *sizes)
+LAYER = np.dtype(
+    [
+        *((name, _NORM) for name in ("norm1", "norm2")),
+        *((name, _MATRIX) for name in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+        *((name, np.int64) for name in ("keys_BKCS", "values_BKSC", "router_ED")),
+    ]
+)
+STEP = np.dtype(
+    [
+        *((name, np.int64) for name in ("position", "rows", "width", "vocabulary", "num_layers")),
+        *((name, np.int64) for name in ("query_heads", "kv_heads", "head_dim", "capacity")),
+        *((name, np.int64) for name in ("experts", "experts_per_row", "inner", "hidden", "activation")),
+        *((name, np.int64) for name in ("layers", "first_B", "cos_SC", "sin_SC")),  # first_B int64, tables (S, C/2)
+        ("final_norm", _NORM),
+        ("head", _MATRIX),
+        # In and out: the rows' embeddings, which become their residual stream; and memory for what threads share.
+        *((name, np.int64) for name in ("x_BD", "logits_BV", "projected_BP", "attended_BI", "hidden_BkI")),
+    ]
+)
 
 
 @cache
-def _attention() -> Any:
-    def body(call):
-        position, rows, width, projected, kv_heads, head_dim = call[0], call[13], call[14], call[15], call[16], call[17]
-        project_PD, bias_P = float32s(call[4], projected, width), float32s(call[5], 1, projected)[0]
-        turns_BC, first_B = float32s(call[6], call[19], head_dim), int64s(call[9], rows)
-        heads = projected // head_dim - 2 * kv_heads
-        projected_BP, read_BI = np.empty((rows, projected), np.float32), np.empty((rows, heads * head_dim), np.float32)
-        normed_BD = _normed(float32s(call[1], rows, width), call[2], number(call[3]))
-        _multiply(project_PD, normed_BD, bias_P, projected_BP)
-        probs_S, groups = np.empty(position + 1, np.float32), heads // kv_heads
-        capacity = call[18]
-        keys = float32s(call[7], rows * kv_heads * head_dim, capacity)  # all heads' elements, each at all positions
-        values = float32s(call[8], rows * kv_heads * capacity, head_dim)  # all heads' positions
-        for b in range(rows):
-            _rotate(projected_BP[b], turns_BC[min(b, len(turns_BC) - 1)], (heads + kv_heads) * head_dim)
-            for k in range(kv_heads):
-                for c in range(head_dim):
-                    own = b * kv_heads + k
-                    keys[own * head_dim + c, position] = projected_BP[b, (heads + k) * head_dim + c]
-                    values[own * capacity + position, c] = projected_BP[b, (heads + kv_heads + k) * head_dim + c]
-            for h in range(heads):
-                own = b * kv_heads + h // groups
-                _attend_head(projected_BP[b], h * head_dim, keys, values, own, first_B[b], probs_S, read_BI[b])
-        out_DI, out_bias_D = float32s(call[10], width, heads * head_dim), float32s(call[11], 1, width)[0]
-        _multiply(out_DI, read_BI, out_bias_D, float32s(call[12], rows, width))
+def decoding_step() -> Any:
+    """The compiled step, for every thread of a team to run; its one argument is the address of a :data:`STEP`."""
 
-    return compiled(body)
+    def run(data):
+        step = carray(data, 1)[0]
+        layers = carray(pointer(step.layers), step.num_layers, LAYER)
+        rows, width, head_dim = step.rows, step.width, step.head_dim
+        queries, kv_size = step.query_heads * head_dim, step.kv_heads * head_dim
+        x_BD, normed_BD = float32s(step.x_BD, rows, width), np.empty((rows, width), np.float32)
+        projected_BP = float32s(step.projected_BP, rows, queries + 2 * kv_size)
+        attended_BI = float32s(step.attended_BI, rows, max(queries, kv_size))
+        hidden_BkI = float32s(step.hidden_BkI, rows * step.experts_per_row, step.inner)
+        experts_Bk = np.empty(len(hidden_BkI), np.int64)
+        weights_Bk = np.empty(len(hidden_BkI), np.float32)
+        for i in range(step.num_layers):
+            layer = layers[i]
+            _normalise(layer.norm1, x_BD, normed_BD)
+            start = 0
+            for matrix, outputs in ((layer.q_proj, queries), (layer.k_proj, kv_size), (layer.v_proj, kv_size)):
+                _multiply(matrix, normed_BD, projected_BP, start, outputs, False)
+                start += outputs
+            barrier()
+            _attend(step, layer, projected_BP, attended_BI)
+            barrier()
+            _multiply(layer.out_proj, attended_BI, x_BD, 0, width, True)
+            barrier()
+            _normalise(layer.norm2, x_BD, normed_BD)
+            _route(float32s(layer.router_ED, step.experts, width), normed_BD, experts_Bk, weights_Bk)
+            _hidden(step, layer, normed_BD, experts_Bk, hidden_BkI)
+            barrier()
+            _add_experts(step, layer, hidden_BkI, experts_Bk, weights_Bk, x_BD)
+            barrier()
+        _normalise(step.final_norm, x_BD, normed_BD)
+        logits_BV = float32s(step.logits_BV, rows, step.vocabulary)
+        _multiply(step.head, normed_BD, logits_BV, 0, step.vocabulary, False)
 
-
-@cache
-def _experts() -> Any:
-    def body(call):
-        rows, width, experts, inner, hidden = call[13], call[14], call[15], call[16], call[17]
-        gain_D, shift_D = float32s(call[5], 1, width)[0], float32s(call[6], 1, width)[0]
-        fc1, fc1_bias_EI = float32s(call[8], experts * inner, width), float32s(call[9], experts, inner)
-        fc2, fc2_bias_ED = float32s(call[10], experts * width, hidden), float32s(call[11], experts, width)
-        update_BD = float32s(call[12], rows, width)
-        normed_BD = _normed(float32s(call[0], rows, width), call[1], number(call[2]))
-        for b in range(rows):
-            for d in range(width):
-                normed_BD[b, d] = normed_BD[b, d] * gain_D[d] + shift_D[d]
-                update_BD[b, d] = 0
-        weights_EB = _route(float32s(call[7], experts, width), normed_BD, call[3])
-        chosen_M, hidden_MI = np.empty(rows, np.int64), np.empty((rows, inner), np.float32)
-        activated_MF = np.empty((rows, hidden), np.float32)
-        for e in range(experts):
-            count = 0
-            for b in range(rows):
-                if weights_EB[e, b] > 0:
-                    chosen_M[count] = b
-                    count += 1
-            if count == 0:
-                continue
-            for i in range(inner):  # a row of weights at a time: it is read once, however many chose it
-                for m in range(count):
-                    hidden_MI[m, i] = _dot(fc1[e * inner + i], normed_BD[chosen_M[m]]) + fc1_bias_EI[e, i]
-            for m in range(count):
-                _activate(hidden_MI[m], call[4], activated_MF[m])
-            for d in range(width):
-                for m in range(count):
-                    b = chosen_M[m]
-                    update_BD[b, d] += weights_EB[e, b] * (
-                        _dot(fc2[e * width + d], activated_MF[m]) + fc2_bias_ED[e, d]
-                    )
-
-    return compiled(body)
+    return compile_callback(run, types.CPointer(from_dtype(STEP)), level=2)  # whoever wants an answer waits
 
 
 @inline
-def _normed(x_BD, centred, eps):
+def _normalise(norm, x_BD, out_BD):
     rows, width = x_BD.shape
-    out_BD = np.empty((rows, width), np.float32)
+    gain_D, shift_D = float32s(norm.gain_D, 1, width)[0], float32s(norm.shift_D, 1, width)[0]
     for b in range(rows):
         mean, squares = np.float32(0), np.float32(0)
-        if centred:
+        if norm.kind == LAYER_NORM:
             for d in range(width):
                 mean += x_BD[b, d]
             mean /= np.float32(width)
         for d in range(width):
             out_BD[b, d] = x_BD[b, d] - mean
             squares += out_BD[b, d] * out_BD[b, d]
-        scale = np.float32(1) / np.sqrt(squares + eps) if eps >= 0 else np.float32(1)
+        scale = np.float32(1)
+        if norm.kind != NO_NORM:
+            scale /= np.sqrt(squares / np.float32(width) + np.float32(norm.eps))
         for d in range(width):
-            out_BD[b, d] *= scale
-    return out_BD
+            out_BD[b, d] = out_BD[b, d] * scale * gain_D[d] + shift_D[d]
 
 
 @inline
@@ -183,73 +119,134 @@ def _dot(a_I, b_I):
 
 
 @inline
-def _multiply(weight_OI, x_BI, bias_O, out_BO):
-    for o in range(len(weight_OI)):
+def _multiply(matrix, x_BI, out_BO, start, outputs, add):
+    """This thread's share of `outputs` columns of `out_BO`, from `start` on: set, or added to."""
+    weight_OI, bias_O = float32s(matrix.weight, outputs, x_BI.shape[1]), float32s(matrix.bias, 1, outputs)[0]
+    first, stop = part(outputs)
+    for o in range(first, stop):  # each row of weights is read once, whatever the number of rows
         for b in range(len(x_BI)):
-            out_BO[b, o] = _dot(weight_OI[o], x_BI[b]) + bias_O[o]
+            product = _dot(weight_OI[o], x_BI[b]) + bias_O[o]
+            out_BO[b, start + o] = out_BO[b, start + o] + product if add else product
 
 
 @inline
-def _rotate(pairs, turns_C, size):
-    for i in range(0, size, 2):
-        cos, sin = turns_C[i % len(turns_C)], turns_C[i % len(turns_C) + 1]
-        a, b = pairs[i], pairs[i + 1]
-        pairs[i], pairs[i + 1] = a * cos - b * sin, a * sin + b * cos
+def _attend(step, layer, projected_BP, attended_BI):
+    """This thread's key/value heads: their new key and value go into the cache, then their query heads read it."""
+    position, capacity, head_dim = step.position, step.capacity, step.head_dim
+    query_heads, kv_heads, half = step.query_heads, step.kv_heads, step.head_dim // 2
+    score_heads = max(query_heads, kv_heads)
+    groups, scale = score_heads // kv_heads, np.float32(1) / np.sqrt(np.float32(head_dim))
+    cos_SC, sin_SC = float32s(step.cos_SC, capacity, half), float32s(step.sin_SC, capacity, half)
+    first_B = int64s(step.first_B, step.rows)
+    keys = float32s(layer.keys_BKCS, step.rows * kv_heads * head_dim, capacity)  # every element at all positions
+    values = float32s(layer.values_BKSC, step.rows * kv_heads * capacity, head_dim)
+    turned_C, probs_S = np.empty(head_dim, np.float32), np.empty(position + 1, np.float32)
+    first_head, stop_head = part(step.rows * kv_heads)
+    for head in range(first_head, stop_head):
+        b, k = head // kv_heads, head % kv_heads
+        first = first_B[b]
+        cos_C, sin_C = cos_SC[position - first], sin_SC[position - first]
+        _rotate(projected_BP[b, (query_heads + k) * head_dim :], cos_C, sin_C, np.float32(1), turned_C)
+        for c in range(head_dim):
+            keys[head * head_dim + c, position] = turned_C[c]
+            values[head * capacity + position, c] = projected_BP[b, (query_heads + kv_heads + k) * head_dim + c]
+        for h in range(k * groups, (k + 1) * groups):
+            query = h * query_heads // score_heads  # in reverse SQA several key/value heads have the same
+            _rotate(projected_BP[b, query * head_dim :], cos_C, sin_C, scale, turned_C)
+            out_C = attended_BI[b, h * head_dim : (h + 1) * head_dim]
+            _attend_head(turned_C, keys, values, head, first, probs_S, out_C)
 
 
 @inline
-def _attend_head(queries, start, keys, values, head, first, probs_S, out):
+def _rotate(pairs, cos_C, sin_C, scale, out_C):
+    half = len(cos_C)
+    for c in range(half):
+        a, b = pairs[c] * scale, pairs[half + c] * scale
+        out_C[c], out_C[half + c] = a * cos_C[c] - b * sin_C[c], a * sin_C[c] + b * cos_C[c]
+
+
+@inline
+def _attend_head(query_C, keys, values, head, first, probs_S, out_C):
     count, largest, total = len(probs_S), np.float32(-np.inf), np.float32(0)
-    head_dim, capacity = values.shape[1], keys.shape[1]
-    for s in range(count):
-        probs_S[s] = 0 if s >= first else -np.inf
+    head_dim, capacity = len(query_C), keys.shape[1]
+    for s in range(first, count):
+        probs_S[s] = 0
     for c in range(head_dim):
-        element = queries[start + c]
-        for s in range(count):
-            probs_S[s] += element * keys[head * head_dim + c, s]
-    for s in range(count):
+        for s in range(first, count):
+            probs_S[s] += query_C[c] * keys[head * head_dim + c, s]
+    for s in range(first, count):
         largest = max(largest, probs_S[s])
-    for s in range(count):
+    for s in range(first, count):
         probs_S[s] = exp(probs_S[s] - largest)
         total += probs_S[s]
     for c in range(head_dim):
-        out[start + c] = 0
+        out_C[c] = 0
     for s in range(first, count):
         for c in range(head_dim):
-            out[start + c] += probs_S[s] * values[head * capacity + s, c]
+            out_C[c] += probs_S[s] * values[head * capacity + s, c]
     for c in range(head_dim):
-        out[start + c] /= total
+        out_C[c] /= total
 
 
 @inline
-def _route(router_ED, x_BD, k):
-    """The weight of each expert in each row; zero where it was not chosen."""
-    rows, experts = len(x_BD), len(router_ED)
-    weights_EB, logits_E = np.empty((experts, rows), np.float32), np.empty(experts, np.float32)
-    for b in range(rows):
+def _route(router_ED, x_BD, experts_Bk, weights_Bk):
+    """The k experts that the router prefers in each row, and their weights: the softmax over their k logits, which is
+    that over all of them once the k largest are made to sum to one. Every thread does it for itself.
+    """
+    experts, k = len(router_ED), len(experts_Bk) // len(x_BD)
+    logits_E = np.zeros(experts, np.float32)
+    for b in range(len(x_BD)):
         for e in range(experts):
-            logits_E[e], weights_EB[e, b] = _dot(router_ED[e], x_BD[b]), 0
-        largest, total = np.float32(0), np.float32(0)
-        for i in range(k):
+            logits_E[e] = _dot(router_ED[e], x_BD[b]) if experts > 1 else 0
+        total, largest = np.float32(0), np.float32(0)
+        for i in range(b * k, (b + 1) * k):
             best = 0
             for e in range(experts):
                 if logits_E[e] > logits_E[best]:
                     best = e
-            largest = logits_E[best] if i == 0 else largest
-            weights_EB[best, b] = exp(logits_E[best] - largest) + np.float32(1e-38)  # however small: it was chosen
-            total += weights_EB[best, b]
+            largest = logits_E[best] if i == b * k else largest
+            experts_Bk[i], weights_Bk[i] = best, exp(logits_E[best] - largest)
+            total += weights_Bk[i]
             logits_E[best] = -np.inf
-        for e in range(experts):
-            weights_EB[e, b] /= total
-    return weights_EB
+        for i in range(b * k, (b + 1) * k):
+            weights_Bk[i] /= total
 
 
 @inline
-def _activate(hidden_I, activation, out_F):
-    """Gated where `hidden_I` is twice as long: linear · activation(gate)."""
-    gated = len(hidden_I) > len(out_F)
-    for f in range(len(out_F)):
-        x = hidden_I[len(out_F) + f] if gated else hidden_I[f]
+def _select(expert, experts_Bk, chosen_M):
+    """Write down which of the selections are this expert's; returns how many."""
+    count = 0
+    for i in range(len(experts_Bk)):
+        if experts_Bk[i] == expert:
+            chosen_M[count] = i
+            count += 1
+    return count
+
+
+@inline
+def _hidden(step, layer, x_BD, experts_Bk, hidden_BkI):
+    """This thread's share of the chosen experts' hidden units, activated: they are the first F of `hidden_BkI`."""
+    inner, hidden, k = step.inner, step.hidden, step.experts_per_row
+    fc1 = float32s(layer.fc1.weight, step.experts * inner, step.width)
+    fc1_bias_EI = float32s(layer.fc1.bias, step.experts, inner)
+    chosen_M = np.empty(len(experts_Bk), np.int64)
+    first, stop = part(hidden)
+    for e in range(step.experts):
+        count = _select(e, experts_Bk, chosen_M)
+        for start in range(0, inner if count else 0, hidden):  # gated: linear, then gate
+            for i in range(start + first, start + stop):
+                for m in range(count):
+                    hidden_BkI[chosen_M[m], i] = _dot(fc1[e * inner + i], x_BD[chosen_M[m] // k]) + fc1_bias_EI[e, i]
+    for s in range(len(experts_Bk)):
+        linear_F, gate_F = hidden_BkI[s, :hidden], hidden_BkI[s, inner - hidden :]
+        _activate(linear_F[first:stop], gate_F[first:stop], inner > hidden, step.activation)
+
+
+@inline
+def _activate(linear, gate, gated, activation):
+    """Into `linear`: linear · activation(gate), or the activation alone."""
+    for f in range(len(linear)):
+        x = gate[f]
         if activation == 0:
             y = x / (np.float32(1) + exp(-x))
         elif activation == 1:
@@ -260,4 +257,21 @@ def _activate(hidden_I, activation, out_F):
             y = np.float32(1) / (np.float32(1) + exp(-x))
         else:
             y = x
-        out_F[f] = hidden_I[f] * y if gated else y
+        linear[f] = linear[f] * y if gated else y
+
+
+@inline
+def _add_experts(step, layer, hidden_BkI, experts_Bk, weights_Bk, x_BD):
+    """This thread's share of the width: the weighted sum of the chosen experts, added to `x_BD`."""
+    width, hidden, k = step.width, step.hidden, step.experts_per_row
+    fc2 = float32s(layer.fc2.weight, step.experts * width, hidden)
+    fc2_bias_ED = float32s(layer.fc2.bias, step.experts, width)
+    chosen_M = np.empty(len(experts_Bk), np.int64)
+    first, stop = part(width)
+    for e in range(step.experts):
+        count = _select(e, experts_Bk, chosen_M)
+        for d in range(first, stop if count else first):
+            for m in range(count):
+                s = chosen_M[m]
+                y = _dot(fc2[e * width + d], hidden_BkI[s, :hidden]) + fc2_bias_ED[e, d]
+                x_BD[s // k, d] += weights_Bk[s] * y

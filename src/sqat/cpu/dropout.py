@@ -29,13 +29,13 @@ def dropout_mask(like: Tensor, p: float) -> Tensor:
 
 
 def keep_scale(p: float) -> float:
-    """What kept elements are multiplied by: one over the share that `keep_bits` keeps, so that the mean stays."""
+    """The factor for kept elements: one over the share that `keep_bits` keeps, which preserves the mean."""
     return _LEVELS / (_LEVELS - round(p * _LEVELS))
 
 
 def random_bits(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Random integers as wide as elements of `dtype`, of which the low 16 bits are to be used: every 64-bit word of a
-    quick generator makes four.
+    """Random integers as wide as elements of `dtype`, of which only the low 16 bits are used: each 64-bit word of a
+    fast generator yields four.
     """
     count = math.prod(shape)
     words = np.random.SFC64(draw_seeds(1)[0]).random_raw((count + 3) // 4)

@@ -1,7 +1,7 @@
-"""Experts on CPUs: one after the other on the rows that chose them, with forward and backward written out.
+"""Experts on CPUs, one after the other, each on the tokens that chose it; forward and backward are written out.
 
-Every product is written into its place (`out=`), and what backward needs again lies in buffers of one size, whoever
-chose what: buffers of ever new sizes fragment memory. What is between the products runs in compiled loops.
+Products write into preallocated buffers (`out=`) whose sizes do not depend on the routing, since buffers of changing
+sizes fragment memory. Compiled loops do the work between the products.
 
 Shape letters: N tokens, k experts per token, D width, F expert hidden, I = 2F (linear and gate); R rows sorted by
 expert.
@@ -22,9 +22,9 @@ from sqat.model.dispatch import implements
 from sqat.model.moe import ExpertWeights, by_expert, compute_dtype, sort_by_expert
 from sqat.model.seeds import draw_seeds
 
-LEAST_TOKENS = 512  # for fewer (a prompt, mostly) a second of compiling would not be worth it
+LEAST_TOKENS = 512  # fewer, mostly a prompt, are not worth a second of compiling
 FILL_ROWS = 64
-UNIT_ROWS = 2048  # at most so many rows of an expert in one product
+UNIT_ROWS = 2048  # at most this many rows of an expert in one product
 
 
 def fits(
@@ -36,7 +36,7 @@ def fits(
     gated: bool,
     p: float = 0.0,
 ) -> bool:
-    """Whether the loops know these experts: gated SiLU in float32 or bfloat16."""
+    """Whether the loops support these experts: gated SiLU in float32 or bfloat16."""
     swiglu = gated and activation in ("silu", "swish")
     types = compute_dtype(x_ND) in (torch.float32, torch.bfloat16) and weights_Nk.dtype == torch.float32
     return swiglu and types and len(x_ND) >= LEAST_TOKENS and available()
@@ -59,8 +59,10 @@ def run_experts(
 
 
 class SortedExperts(torch.autograd.Function):
-    """Dropout's scale s is applied to the k weights, not to the activations: w·(s·a·W + b) = (w·s)·(a·W + b/s). The
-    second bias is left out of the rows; what it adds to a token is a product with the token's weights over all experts.
+    """All experts as one differentiable function.
+
+    Dropout's scale s is applied to the k weights, not to the activations: w·(s·a·W + b) = (w·s)·(a·W + b/s). The second
+    bias is not added to the rows; its contribution to a token is one product with the token's weights over all experts.
     """
 
     @staticmethod
@@ -127,18 +129,19 @@ class SortedExperts(torch.autograd.Function):
 
 
 def _block(experts_Nk: Tensor, fc1_EID: Tensor, compute: torch.dtype) -> int:
-    """To how many rows an expert's share is filled up.
+    """The number of rows that an expert's share is padded to.
 
-    A bfloat16 product of a new shape costs milliseconds and 256 KB for a kernel to be made, of which oneDNN remembers
-    1,024, and shares differ every time. Filling them up, and taking at most `UNIT_ROWS` at once, leaves 32 shapes.
-    Small shares are left alone: there it would cost more than it saves.
+    For every new shape of a bfloat16 product, oneDNN builds a kernel, which costs milliseconds and 256 KB, and caches
+    at most 1,024; and shares differ in every step. Padding them, with at most `UNIT_ROWS` at once, leaves 32 shapes.
+    Small
+    shares are not padded: there it would cost more than it saves.
     """
     large = experts_Nk.numel() >= 4 * FILL_ROWS * len(fc1_EID)
     return FILL_ROWS if compute == torch.bfloat16 and large else 1
 
 
 def _units(ends: list[int]) -> list[tuple[int, slice]]:
-    """(expert, rows) of every piece to compute at once; an expert that nobody chose has none."""
+    """(expert, rows) for every product; an expert that no token chose has none."""
     return [
         (e, slice(start, min(start + UNIT_ROWS, end)))
         for e, (first, end) in enumerate(pairwise([0, *ends]))

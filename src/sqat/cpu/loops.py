@@ -1,7 +1,7 @@
-"""Element-wise work of a training step, each piece in one visit of memory where torch's operators make several.
+"""Element-wise work of a training step: loops that pass over memory once where torch's operators do so several times.
 
-Every loop stands in for a few lines of torch, which stay its definition, and is compiled by numba when first used.
-Tensors go in as addresses, so they are contiguous; elements are float32 or bfloat16, and arithmetic is float32.
+Every loop replaces a few lines of torch, which remain its definition, and is compiled by numba on first use. Tensors
+are passed as addresses, so they must be contiguous; elements are float32 or bfloat16, and arithmetic is float32.
 
 Shape letters: N tokens, D width, B rows, T positions, H heads, C head_dim, k experts per token, R rows sorted by
 expert, M some of them, F hidden, I = 2F (linear and gate).
@@ -81,7 +81,7 @@ def _norm_backward() -> Loop:
         weight, scales = float32s(weight_at, 1, width)[0], float32s(scales_at, 1, rows)[0]
         d_weight = float32s(d_weight_at, threads, width)[thread]
         for n in range(start, stop):
-            scale, along = scales[n], np.float32(0)  # how far the gradient points along x
+            scale, along = scales[n], np.float32(0)  # the component of the gradient along x
             for d in range(width):
                 product = grad[n, d] * x[n, d] * scale
                 d_weight[d] += product
@@ -97,11 +97,11 @@ def _norm_backward() -> Loop:
 
 
 def rotate(x_BTHC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dtype) -> Tensor:
-    """Every pair (x[j], x[j + C/2]) turned by its position's angle times `sign`, 1.0 or -1.0; (B, T, H, C) as `dtype`.
+    """Rotate every pair (x[j], x[j + C/2]) by its position's angle times `sign`, 1.0 or -1.0; (B, T, H, C) as `dtype`.
 
     Args:
         x_BTHC: contiguous, float32 or bfloat16; so is the result, of either type.
-        cos, sin: float32, for T positions or for all N.
+        cos, sin: float32, for T positions or for all N tokens.
     """
     rows, positions, heads, head_dim = x_BTHC.shape
     out_BTHC = torch.empty(x_BTHC.shape, dtype=dtype)
@@ -161,7 +161,7 @@ def weighted_sum(y_RD: Tensor, place_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
 
 
 def weighted_sum_backward(grad_ND: Tensor, y_RD: Tensor, place_Nk: Tensor, weights_Nk: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `y_RD`, in its type, zero in rows that no token has, and of the weights; `grad_ND` is float32."""
+    """Gradients of `y_RD`, in its dtype and zero in unused rows, and of the weights; `grad_ND` is float32."""
     (tokens, k), (rows, width) = place_Nk.shape, y_RD.shape
     d_y_RD, d_weights_Nk = torch.zeros_like(y_RD), torch.empty_like(weights_Nk)
     sizes = (k, rows, width, int(y_RD.dtype == torch.bfloat16))
@@ -235,11 +235,11 @@ def _sum_backward() -> Loop:
 
 
 class Dropped:
-    """Which elements dropout sets to zero: the same whenever asked, so that no mask is kept.
+    """Which elements dropout sets to zero: recomputed from the seed, so that no mask is stored.
 
     Args:
-        p: their share, to within 2^-16; 0 for none.
-        seed: tells one such choice from another.
+        p: the probability of zero, to within 2^-16; 0 for no dropout.
+        seed: selects the mask.
     """
 
     def __init__(self, p: float, seed: int) -> None:
@@ -247,8 +247,8 @@ class Dropped:
 
 
 def swiglu(hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped) -> Tensor:
-    """linear · silu(gate) of hidden + bias (float32), with zeros where dropped, (M, F); rows count from `first_row` in
-    `dropped`.
+    """linear · silu(gate) of hidden + bias (float32), (M, F), with dropout applied; `first_row` is the first row's
+    number in `dropped`.
     """
     rows, hidden = len(hidden_MI), hidden_MI.shape[1] // 2
     out_MF = hidden_MI.new_empty(rows, hidden)
@@ -260,8 +260,8 @@ def swiglu(hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped) 
 def swiglu_backward(
     grad_MF: Tensor, hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of `hidden_MI`; what :func:`swiglu` gave, written over `grad_MF`; and the gradient of the bias,
-    (I,), float32.
+    """The gradient of `hidden_MI`, the result of :func:`swiglu` (which overwrites `grad_MF`), and the gradient of the
+    bias, (I,), float32.
     """
     rows, hidden = grad_MF.shape
     d_hidden_MI, d_bias_TI = torch.empty_like(hidden_MI), torch.zeros(torch.get_num_threads(), 2 * hidden)

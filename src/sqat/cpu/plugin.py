@@ -1,6 +1,6 @@
-"""What CPUs compute in another way than the model's plain torch code: importing this module plugs it in.
+"""Registers the CPU implementations of the model's operations; importing this module is enough.
 
-Compiled loops are imported when one is first wanted: numba takes its time.
+Compiled loops are imported on first use, since importing numba takes a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float | None) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """In a seventh of the time of torch, which takes norms apart into operations that each write their result."""
+    """Seven times as fast as torch, which splits norms into operations that each write their result."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -68,7 +68,7 @@ def turn(x_BHTC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dty
 
 @implements("router_softmax", "cpu")
 def router_softmax(logits_NE: Tensor) -> Tensor:
-    """In columns: torch's loop over rows as short as these takes five times longer, copies there and back included."""
+    """Softmax over columns, including two transposes: torch's loop over such short rows takes five times as long."""
     return logits_NE.T.contiguous().softmax(dim=0).T.contiguous()
 
 

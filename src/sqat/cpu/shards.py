@@ -1,8 +1,8 @@
-"""A batch cut into shards, each computed in a thread of its own.
+"""A batch split into shards, each computed in a thread of its own.
 
-torch's CPU operators take turns: each shares its work among all threads, and before the next one starts all have to
-meet. A training step has thousands of short ones, between which the other threads wait. Shards, forward and backward
-each from beginning to end in one thread, meet twice a step.
+Each of torch's CPU operators splits its work among all threads, which synchronise before the next one. A training step
+has thousands of short operators, between which threads wait. A shard runs its whole forward pass, then its whole
+backward pass, in one thread, so that threads synchronise twice per step.
 
 Shapes: B rows of a batch, B/n of a shard.
 """
@@ -22,15 +22,15 @@ from sqat.model import Decoder
 from sqat.model.seeds import draw_seeds, drawing_from
 
 Compute = Callable[[Batch], tuple[Tensor, ...]]
-MOST = 4  # Python runs in one thread at a time: more shards would wait for each other
-SHARD_TOKENS = 1024  # a shard has at least so many
+MOST = 4  # Python runs one thread at a time, so more shards would wait for each other
+SHARD_TOKENS = 1024  # at least, in each shard
 
 
 def suitable_shards(model: Decoder) -> int:
-    """How many shards training a model is worth where it lies: one a thread on a CPU, at most `MOST`.
+    """The number of shards to train a model with: one per thread on a CPU, at most `MOST`; 1 on other devices.
 
-    One, too, where torch itself draws random numbers (attention's dropout) or puts its generator back (checkpointing):
-    it serves all threads, in the order in which they happen to ask, and a run would not be the same twice.
+    Also 1 if torch itself draws random numbers (attention dropout) or restores its generator (gradient checkpointing):
+    threads share that generator in unpredictable order, so runs would not be reproducible.
     """
     on_cpu = model.embedding.weight.device.type == "cpu"
     if not on_cpu or model.config.attention_dropout or model.gradient_checkpointing:
@@ -39,12 +39,12 @@ def suitable_shards(model: Decoder) -> int:
 
 
 class Shards:
-    """Computes a batch in at most `count` shards side by side.
+    """Computes a batch in at most `count` shards in parallel.
 
     Args:
-        compute: gives tensors that are sums over a batch's rows; it draws random numbers by
-            :func:`sqat.model.seeds.draw_seeds` alone.
-        parameters: what `compute` reads and gradients are wanted of.
+        compute: returns tensors that are sums over a batch's rows; it may draw random numbers only by
+            :func:`sqat.model.seeds.draw_seeds`.
+        parameters: those that `compute` reads and that need gradients.
     """
 
     def __init__(self, compute: Compute, parameters: Sequence[Tensor], count: int) -> None:
@@ -54,7 +54,7 @@ class Shards:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="shard")
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What `compute` gives for the batch, differentiable by the parameters once."""
+        """The result of `compute` for the batch, differentiable once with respect to the parameters."""
         count = min(self.count, len(batch.inputs), batch.inputs.numel() // SHARD_TOKENS)
         if count <= 1 or not torch.is_grad_enabled():
             return self.compute(batch)
@@ -62,12 +62,12 @@ class Shards:
         return parts
 
     def forward(self, batches: Sequence[Batch]) -> list[tuple[Tensor, ...]]:
-        """What `compute` gives for each, with its graph."""
+        """The result of `compute` for each shard, with its graph."""
         device = batches[0].inputs.device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
         def compute(batch: Batch, seed: int) -> tuple[Tensor, ...]:
-            # Without a cache: it would be one for all threads.
+            # Without autocast's cache, which all threads would share.
             with (
                 drawing_from(torch.Generator().manual_seed(seed)),
                 torch.enable_grad(),
@@ -78,7 +78,7 @@ class Shards:
         return self._side_by_side(compute, batches, draw_seeds(len(batches)))
 
     def backward(self, parts: Sequence[tuple[Tensor, ...]], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The parameters' gradients, summed over the shards in their order."""
+        """The parameters' gradients, summed over the shards in order."""
 
         def differentiate(outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
             wanted = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if y.requires_grad and grad is not None]
@@ -89,7 +89,7 @@ class Shards:
         return [_sum(shares) for shares in zip(*by_shard, strict=True)]
 
     def _side_by_side(self, call: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
-        """`map` in our threads, each with its share of torch's; the first error is raised when all have ended."""
+        """`map` in our threads, each with its share of torch's threads; raises the first error once all have ended."""
         total = torch.get_num_threads()
         each = max(1, total // len(arguments[0]))
 
@@ -99,12 +99,12 @@ class Shards:
 
         futures = [self._threads.submit(run, *own) for own in zip(*arguments, strict=True)]
         wait(futures)
-        torch.set_num_threads(total)  # it is also what threads that torch starts later go by
+        torch.set_num_threads(total)  # threads that torch starts later use this setting too
         return [future.result() for future in futures]
 
 
 class _Sharded(torch.autograd.Function):
-    """Shards as one differentiable function of the parameters."""
+    """The shards as one differentiable function of the parameters."""
 
     @staticmethod
     def forward(ctx: Any, shards: Shards, batches: list[Batch], *_: Tensor) -> tuple[Tensor, ...]:
@@ -117,7 +117,7 @@ class _Sharded(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        parts, ctx.parts = ctx.parts, None  # the graphs go with them
+        parts, ctx.parts = ctx.parts, None  # which frees the graphs
         return None, None, *ctx.shards.backward(parts, grads)
 
 
@@ -130,7 +130,7 @@ def _cut(batch: Batch, count: int) -> list[Batch]:
 
 
 def _sum(shares: Sequence[Tensor | None]) -> Tensor | None:
-    """In place, into the first: nobody else has it."""
+    """Sum in place, into the first, which nothing else refers to."""
     present = [share for share in shares if share is not None]
     if not present:
         return None

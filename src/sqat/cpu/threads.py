@@ -1,8 +1,8 @@
 """Compiled loops on torch's own threads.
 
-torch's CPU operators share their work through OpenMP, whose threads go on spinning for a while after each. Threads of
-another pool would fight them for the cores, so our loops run on the same ones: `GOMP_parallel` of the very library that
-torch loaded calls a loop once in each thread, and the loop takes its share of the rows.
+torch's CPU operators use OpenMP, whose threads keep spinning for a while after each. Threads of another pool would
+compete with them for the cores, so our loops run on the same threads: `GOMP_parallel` of the library that torch loaded
+calls a loop once in each thread, and the loop takes its share of the rows.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor
 
 from sqat.cpu.cache import kept_on_disk
 
-# Sums in any order, products and sums at once; but numbers that are none stay none.
+# Sums may be reordered and fused with products, but NaN and Inf are respected.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-NUM_ARGUMENTS = 20  # at most, of a loop
-SERIAL_ELEMENTS = 2**14  # fewer are not worth waking a thread
+NUM_ARGUMENTS = 20  # at most, per loop
+SERIAL_ELEMENTS = 2**14  # elements per thread; fewer are not worth waking one
 
 
 def available() -> bool:
-    """Whether compiled loops can run here: numba is installed, torch came with GNU OpenMP, and nothing is being traced
-    by torch's own compiler, which fuses the plain forms itself.
+    """Whether compiled loops can run: numba is installed, torch uses GNU OpenMP, and torch.compile is not tracing (it
+    fuses the plain operators itself).
     """
     return not torch.compiler.is_compiling() and _installed()
 
@@ -43,33 +43,33 @@ def _installed() -> bool:
 
 @cache
 def openmp() -> ctypes.CDLL | None:
-    """The library that torch's threads are of; `None` where it is another one."""
+    """The OpenMP library of torch's threads; None if it is not GNU's."""
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     if not found:
         return None
-    library = ctypes.CDLL(str(found[0]))  # is loaded already: the same one again
+    library = ctypes.CDLL(str(found[0]))  # already loaded, so this is the same one
     library.GOMP_parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     library.GOMP_parallel.restype = None
     return library
 
 
 class Loop:
-    """A compiled loop, ready to be called.
+    """A compiled loop over rows, shared among torch's threads.
 
     Args:
-        body: a numba `cfunc` of one pointer, to 64-bit integers: the number of rows, then what it is called with. It
-            takes the rows that :func:`sqat.cpu.arguments.share` gives it.
+        body: a numba `cfunc` of one pointer, to 64-bit integers: the number of rows, then the arguments. It processes
+            the rows that :func:`sqat.cpu.arguments.share` assigns to it.
     """
 
     def __init__(self, body: Any) -> None:
-        self.body = body  # its code lives as long
+        self.body = body  # keeps its code alive
 
     def __call__(self, num_rows: int, *arguments: Tensor | int | float, elements: int) -> None:
         """Run over rows 0 … num_rows - 1.
 
         Args:
-            arguments: tensors go in as addresses (the caller sees to it that they are contiguous), numbers as they are.
-            elements: how many are worked on in all, by which the number of threads is chosen.
+            arguments: tensors, passed as addresses (the caller ensures that they are contiguous), and numbers.
+            elements: the total amount of work, which determines the number of threads.
         """
         threads = min(torch.get_num_threads(), num_rows) if elements >= SERIAL_ELEMENTS else 1
         packed = [x.data_ptr() if isinstance(x, Tensor) else _bits(x) for x in arguments]
@@ -86,44 +86,21 @@ def _bits(number: int | float) -> int:
 
 def compiled_loop(body: Callable[[Any], None]) -> Loop:
     """Compile a loop and make it callable."""
-    from numba import cfunc, types
+    from numba import types
 
-    signature = types.void(types.CPointer(types.int64))
-    with kept_on_disk() as keep:
-        return Loop(cfunc(signature, cache=keep, nopython=True, fastmath=FAST, error_model="numpy")(body))
+    return Loop(compile_callback(body, types.CPointer(types.int64)))
 
 
-class Call:
-    """A compiled function with its arguments, which are written down once: what is left of a call is a microsecond.
+def compile_callback(body: Callable[[Any], None], argument: Any, level: int = 3) -> Any:
+    """Compile a C function of one argument, of the numba type `argument`. Its `address` is valid while it lives.
 
-    Args:
-        function: of :func:`compiled`.
-        arguments: contiguous arrays go in as addresses (they live as long), numbers as they are.
+    LLVM's optimisation `level` 2 instead of 3 takes a quarter less time to compile.
     """
+    from numba import cfunc, config, types
 
-    def __init__(self, function: Callable[[Any], None], *arguments: np.ndarray | int | float) -> None:
-        self._function, self._kept = function, arguments
-        self.data = np.zeros(NUM_ARGUMENTS, np.int64)  # may be changed between calls
-        packed = [x.ctypes.data if isinstance(x, np.ndarray) else _bits(x) for x in arguments]
-        self.data[: len(packed)] = packed
-
-    def __call__(self) -> None:
-        self._function(self.data)
-
-
-def compiled(body: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Compile a function of an array of 64-bit integers that runs in the thread that calls it.
-
-    With a little less optimisation than numba's default, which took a quarter longer to compile and ran no faster:
-    somebody waits for it, for the first answer of a model.
-    """
-    from numba import config, njit, types
-
-    signature = types.void(types.int64[::1])
     with kept_on_disk() as keep:
-        before, config.OPT = config.OPT, type(config.OPT)(2)
+        before, config.OPT = config.OPT, type(config.OPT)(level)
         try:
-            compiled_body: Callable[[Any], None] = njit(signature, cache=keep, fastmath=FAST, error_model="numpy")(body)
-            return compiled_body
+            return cfunc(types.void(argument), cache=keep, nopython=True, fastmath=FAST, error_model="numpy")(body)
         finally:
             config.OPT = before

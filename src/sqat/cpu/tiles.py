@@ -1,6 +1,6 @@
-"""What attention by tiles is made of: eight rows meet sixteen columns, and what is summed stays in registers.
+"""Building blocks of tiled attention: tiles of eight rows by sixteen columns, summed in registers.
 
-Shape letters: Q eight queries, T tokens, C head_dim, P the same padded to whole vectors, N rows of a tensor in memory.
+Shape letters: Q eight queries, T tokens, C head_dim, P C padded to whole vectors, N rows of a tensor in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Q = 8
 def exp_below_zero(x):
     """e^x for x up to 0, as :func:`sqat.cpu.arguments.exp`, but zero below -87."""
     one, low = v.splat(np.float32(1)), v.splat(np.float32(-87))
-    y = v.largest(low, x)  # what is no number stays none
+    y = v.largest(low, x)  # NaN stays NaN
     n = v.floor(v.fma(y, v.splat(np.float32(1.4426950408889634)), v.splat(np.float32(0.5))))
     r = v.fma(n, v.splat(np.float32(-0.693359375)), y)
     r = v.fma(n, v.splat(np.float32(2.12194440e-4)), r)
@@ -34,7 +34,7 @@ def exp_below_zero(x):
 
 @inline
 def products(rows_QP, tiles, at, width):
-    """Each of eight rows times sixteen columns, which are `width` rows of `tiles` from `at` on."""
+    """Eight rows times sixteen columns; the columns are the `width` rows of `tiles` from `at` on."""
     a = b = c = d = e = f = g = h = v.splat(np.float32(0))
     for i in range(width):
         x = v.load(tiles, at + i, 0)
@@ -95,7 +95,7 @@ def spread(weights_QT, start, stop, rows_QP, column, total_TP):
 
 @inline
 def _copy(x_NC, row, scale, out_NP, to):
-    """A row, times `scale`, as far as the narrower of the two is wide."""
+    """Copy a row, times `scale`, up to the smaller width."""
     width = min(x_NC.shape[1], out_NP.shape[1])
     whole = width // LANES * LANES
     for c in range(0, whole, LANES):
@@ -106,7 +106,7 @@ def _copy(x_NC, row, scale, out_NP, to):
 
 @inline
 def take_rows(x_NC, first_row, step, head, count, scale, out_QP):
-    """`count` tokens' vectors of a head, times `scale`; zeros behind and below them."""
+    """Copy a head's vectors of `count` tokens, times `scale`, and pad with zeros."""
     for t in range(count):
         _copy(x_NC, (first_row + t) * step + head, scale, out_QP, t)
         for c in range(x_NC.shape[1], out_QP.shape[1]):
@@ -132,7 +132,7 @@ def dot(x_QP, y_QP, row):
 
 @inline
 def make_tiles(rows_TP, width, out):
-    """Rows as columns, sixteen at a time: row t, column c go to row (t // 16)·width + c, column t % 16."""
+    """Transpose sixteen rows at a time: row t, column c goes to row (t // 16)·width + c, column t % 16."""
     for t in range(len(rows_TP)):
         tile, lane = t // LANES, t % LANES
         for c in range(width):

@@ -1,7 +1,7 @@
-"""Sixteen float32 at once, for loops that a compiler does not vectorise by itself.
+"""Vectors of sixteen float32, for loops that the compiler does not vectorise by itself.
 
-A vector is a value of compiled code, which LLVM keeps in one register, or in several on processors with narrower ones.
-Functions here are called from compiled loops alone; places are given as a two-dimensional array, a row and a column.
+LLVM keeps a vector in one register, or in several on processors with narrower ones. Only compiled loops can call these
+functions; a memory location is a two-dimensional array, a row and a column.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _splat(builder, scalar):
 
 
 def _address(context, builder, array_type, array, row, column):
-    """Of an element of a C-contiguous array."""
+    """The address of an element of a C-contiguous array."""
     found = make_array(array_type)(context, builder, array)
     columns = builder.extract_value(found.shape, 1)
     at = builder.add(builder.mul(row, columns), column)
@@ -46,7 +46,7 @@ def _address(context, builder, array_type, array, row, column):
 
 
 def _llvm(builder, name, *values):
-    """One of LLVM's own functions of vectors."""
+    """Call an LLVM vector intrinsic."""
     kind = ir.FunctionType(_VECTOR, [value.type for value in values])
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
     return builder.call(function, values)
@@ -95,7 +95,7 @@ def _elementwise(operation):
 add = _elementwise(lambda builder, a, b: builder.fadd(a, b))
 sub = _elementwise(lambda builder, a, b: builder.fsub(a, b))
 mul = _elementwise(lambda builder, a, b: builder.fmul(a, b))
-# The second where one of them is no number.
+# Returns the second if either is NaN.
 largest = _elementwise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
 
@@ -116,7 +116,7 @@ def floor(typing, a):
 
 @intrinsic
 def power_of_two(typing, a):
-    """2^a for whole numbers from -126 to 127."""
+    """2^a for integers from -126 to 127."""
 
     def generate(context, builder, signature, values):
         integers = ir.VectorType(ir.IntType(32), LANES)
@@ -140,7 +140,7 @@ def where_less(typing, a, b, then, otherwise):
 
 @intrinsic
 def between(typing, first, start, stop, inside, outside):
-    """`inside` in lanes whose number, counted from `first`, is at least `start` and below `stop`; else `outside`."""
+    """`inside` in lanes whose index, counted from `first`, is in [start, stop); else `outside`."""
 
     def generate(context, builder, signature, values):
         first, start, stop, inside, outside = values
@@ -166,7 +166,7 @@ def _across(combine):
     def function(typing, a):
         def generate(context, builder, signature, values):
             vector, width = values[0], LANES
-            while width > 1:  # halves onto each other
+            while width > 1:  # fold the halves together
                 width //= 2
                 undefined = ir.Constant(vector.type, ir.Undefined)
                 low, high = (

@@ -1,48 +1,47 @@
-"""One decoding step whose shapes never change: what CUDA graphs and compilers need.
+"""Decoding on a GPU as a recorded CUDA graph: a step whose shapes never change.
 
-Shape letters: B rows, S positions of the cache (slots, of one that rolls), T tokens (1),
-D width, K kv heads, C head_dim, V vocabulary.
+Launching a small model's kernels one by one takes most of a step's time; a graph launches them all at once.
+
+Shape letters: B rows, S positions of the cache (slots, of one that rolls), T tokens (1), K kv heads, C head_dim, V
+vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from sqat.cuda.experts import FEW_TOKENS
 from sqat.model import AttentionMask, Decoder, KVCache
 from sqat.model.cache import LayerCache, RollingLayer
 from sqat.model.rope import rotary_tables
 
-WARM_UP_STEPS = 3  # before a capture: libraries choose kernels and take memory on their first calls
+WARM_UP_STEPS = 3  # before a capture: libraries choose kernels and allocate on their first calls
+
+
+def fits(model: Decoder, cache: KVCache) -> bool:
+    """Whether a step can be recorded: with more tokens, experts wait for the device to know how many rows they have."""
+    return len(cache.layers[0].keys) <= FEW_TOKENS or not model.config.is_moe
 
 
 class StaticStep:
-    """Reads one more token of every row, and gives the logits of the next; the place is a tensor on the device.
+    """Reads one more token of every row, and gives the logits of the next; the position is a tensor on the device.
 
-    Every step attends over the whole cache, with what is not filled yet masked out, so one recorded sequence of kernels
-    serves for all steps, and launching them one by one, most of the time of a small model, is done once.
+    Every step attends over the whole cache, with what is not filled yet masked out, so that one graph serves for all
+    steps. Without a GPU the same step runs without a graph.
 
     Args:
         model: in evaluation mode; its weights are read where they are.
         cache: filled with the prompts; the steps go on filling it, and it may be used elsewhere in between.
-        graph: record a CUDA graph; by default where the model is on a GPU.
-        compile: compile the step first (takes a minute).
-
-    Raises:
-        ValueError: a graph is asked for where there is no GPU.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, *, graph: bool | None = None, compile: bool = False) -> None:
+    def __init__(self, model: Decoder, cache: KVCache) -> None:
         device = model.embedding.weight.device
-        if graph and device.type != "cuda":
-            raise ValueError(f"graph is true, but the model is on {device}: CUDA graphs are for GPUs")
         self.model = model
         self.cache = cache
         self.capacity = cache.layers[0].keys.shape[2]
         self.rolling = cache.layers[0] if isinstance(cache.layers[0], RollingLayer) else None
-        self.record = device.type == "cuda" if graph is None else graph
+        self.record = device.type == "cuda"
         self.graph: torch.cuda.CUDAGraph | None = None
         rows = len(cache.layers[0].keys)
         with torch.inference_mode():
@@ -51,9 +50,6 @@ class StaticStep:
             self.logits_BV = torch.empty(0, device=device)
             self.slot_1 = self.place_1 if self.rolling is None else torch.zeros_like(self.place_1)
             self._layers = [_FullLayer(layer, self.slot_1) for layer in cache.layers]
-        self._step: Callable[[Tensor], Tensor] = self._logits
-        if compile:
-            self._step = torch.compile(self._logits, fullgraph=True, dynamic=False)
 
     @torch.inference_mode()
     def __call__(self, tokens_B: Tensor) -> Tensor:
@@ -66,13 +62,12 @@ class StaticStep:
         if length >= self.capacity and self.rolling is None:
             raise ValueError(f"key/value cache holds {self.capacity} positions, but {length + 1} are needed")
         self.place_1.fill_(length)
+        self.tokens_B.copy_(tokens_B)
         if self.record:
-            self.tokens_B.copy_(tokens_B)
-            if self.graph is None:
-                self.graph = self._record()
+            self.graph = self.graph or self._record()
             self.graph.replay()
         else:
-            self.logits_BV = self._step(tokens_B)
+            self.logits_BV = self._logits()
         for layer in self.cache.layers:
             layer.length = length + 1
         return self.logits_BV
@@ -82,15 +77,15 @@ class StaticStep:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):  # they all write to the place that the first real step writes to again
-                self._step(self.tokens_B)
+            for _ in range(WARM_UP_STEPS):  # they all write to the position that the first real step writes again
+                self._logits()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self.logits_BV = self._step(self.tokens_B)
+            self.logits_BV = self._logits()
         return graph
 
-    def _logits(self, tokens_B: Tensor) -> Tensor:
+    def _logits(self) -> Tensor:
         model, padding_B = self.model, self.cache.padding_B
         position = self.place_1 if padding_B is None else (self.place_1 - padding_B).clamp(min=0).unsqueeze(1)
         rope = rotary_tables(position, model.config.head_dim, model.config.rope_theta)
@@ -98,7 +93,7 @@ class StaticStep:
             self.slot_1.copy_(self.rolling.slots(self.place_1))
         seen = self._seen()
         mask = AttentionMask(1, self.capacity, seen.device, whole=seen)
-        x_B1D = model.embedding(tokens_B.unsqueeze(1))
+        x_B1D = model.embedding(self.tokens_B.unsqueeze(1))
         for block, layer in zip(model.layers, self._layers, strict=True):
             x_B1D, _ = block(x_B1D, rope, mask, layer)
         return model.head(model.final_norm(x_B1D).squeeze(1))
@@ -119,6 +114,9 @@ class StaticStep:
         return seen_BS[:, None, None]
 
 
+make_step = StaticStep
+
+
 class _FullLayer(LayerCache):
     """A layer of a cache that writes where a tensor says and always gives all positions."""
 
@@ -126,7 +124,7 @@ class _FullLayer(LayerCache):
         self.keys, self.values = layer.keys, layer.values
         self.length = layer.length
         self.slot_1 = slot_1
-        for memory in (self.keys, self.values):  # zero times what happened to be there may be NaN
+        for memory in (self.keys, self.values):  # weight zero times NaN would be NaN
             memory[:, :, layer.length :] = 0
 
     def append(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:

@@ -227,7 +227,7 @@ def _open_hub(limit: int | None, spec: str, split: str, field: str, encoding_err
         import datasets
     except ImportError as error:
         raise DataError(
-            f'{dataset_id!r} is not an existing file or folder, and reading the Hub needs: pip install "sqat[hub-data]"'
+            f"{dataset_id!r} is not an existing file or folder, and reading the Hub needs: pip install datasets"
         ) from error
     try:
         dataset = datasets.load_dataset(dataset_id, subset, split=split)

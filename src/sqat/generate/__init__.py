@@ -1,7 +1,7 @@
-"""Generation: logits to tokens, tokens to text, one stream or many."""
+"""Generation: logits to tokens (`sampling`), tokens to tokens (`decode`), text to text (`text`)."""
 
 from sqat.generate.decode import decode_tokens
-from sqat.generate.sample import SamplingConfig
+from sqat.generate.sampling import SamplingConfig
 from sqat.generate.text import Generation, generate, stream
 
 __all__ = ["Generation", "SamplingConfig", "decode_tokens", "generate", "stream"]

@@ -5,16 +5,19 @@ Shape letters: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqat.errors import ConfigError
-from sqat.generate.choose_step import Step, make_step
-from sqat.generate.sample import RowSampler, SamplingConfig
+from sqat.generate.sampling import RowSampler, SamplingConfig
 from sqat.model import Decoder, KVCache
 
+# By device, the module that has a faster step: `fits(model, cache)` says whether, `make_step(model, cache)` makes it.
+FAST_STEPS = {"cpu": "sqat.cpu.lean", "cuda": "sqat.cuda.static"}
 MAX_POSITIONS = 2**20  # prompt and answer together; rotary tables have no limit of their own
 
 
@@ -24,12 +27,12 @@ def decode_tokens(
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, (B,), `config.max_tokens` times; stop iterating to stop earlier.
 
-    Rows of different length are padded on the left, inside; padding is never attended to.
+    Rows of different lengths are padded on the left; padding is never attended to.
 
     Args:
-        model: without dropout while it generates, whatever its mode. Its weights must not change before the end.
+        model: runs in evaluation mode until the end, whatever its mode before. Its weights must not change meanwhile.
         prompts: token ids of each row, at least one each.
-        config: how to choose; `stop` is not looked at here.
+        config: how to choose tokens; `stop` is ignored here.
         pad_id: any token id.
 
     Raises:
@@ -51,11 +54,11 @@ def decode_tokens(
     try:
         hidden_BTD, _ = model.hidden_states(tokens_BT, cache=cache)
         tokens_B = choose(model.head(hidden_BTD[:, -1]))
-        del hidden_BTD, tokens_BT  # of a long prompt, much memory
+        del hidden_BTD, tokens_BT  # large, after a long prompt
         yield tokens_B
         step: Step | None = None
         for _ in range(config.max_tokens - 1):
-            step = step or make_step(model, cache)  # only now: who wants one token needs none
+            step = step or make_step(model, cache)  # only now: a single token needs none
             tokens_B = choose(step(tokens_B))
             yield tokens_B
     finally:
@@ -63,7 +66,7 @@ def decode_tokens(
 
 
 def decode_naive(model: Decoder, prompt: Sequence[int], config: SamplingConfig) -> list[int]:
-    """The definition, for tests: one row, and everything read again for every token."""
+    """What :func:`decode_tokens` must give, for tests: one row, and everything read again for every token."""
     choose = RowSampler(config, [prompt], model.config.vocab_size)
     tokens = list(prompt)
     for _ in range(config.max_tokens):
@@ -71,6 +74,53 @@ def decode_naive(model: Decoder, prompt: Sequence[int], config: SamplingConfig) 
             logits_1TV = model(torch.tensor([tokens])).logits
         tokens.append(int(choose(logits_1TV[:, -1])))
     return tokens[len(prompt) :]
+
+
+class Step(Protocol):
+    """Reads one more token of every row, (B,), and returns the logits of the next, (B, V).
+
+    The next call may write over what the last one returned.
+    """
+
+    def __call__(self, tokens_B: Tensor, /) -> Tensor: ...
+
+
+class PlainStep:
+    """The model itself, on its cache: runs for every model on every device, and defines the faster steps."""
+
+    def __init__(self, model: Decoder, cache: KVCache) -> None:
+        self.model = model
+        self.cache = cache
+
+    @torch.inference_mode()
+    def __call__(self, tokens_B: Tensor) -> Tensor:
+        hidden_B1D, _ = self.model.hidden_states(tokens_B.unsqueeze(1), cache=self.cache)
+        return self.model.head(hidden_B1D[:, 0])
+
+
+def make_step(model: Decoder, cache: KVCache) -> Step:
+    """The fastest way to go on from a cache that holds the prompts; this is the only place that chooses.
+
+    Where the device's package is there and its step fits the model, that is one compiled call on a CPU and a recorded
+    graph on a GPU; otherwise the model itself, which alone runs hooks.
+    """
+    module = FAST_STEPS.get(model.embedding.weight.device.type)
+    if module is not None and not is_hooked(model):
+        try:
+            fast = importlib.import_module(module)
+        except ImportError:
+            return PlainStep(model, cache)
+        if fast.fits(model, cache):
+            step: Step = fast.make_step(model, cache)
+            return step
+    return PlainStep(model, cache)
+
+
+def is_hooked(model: nn.Module) -> bool:
+    """Whether a module does more than its class says: by forward hooks, or by a `forward` set on the instance."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules()
+    )
 
 
 def _check(model: Decoder, prompts: Sequence[Sequence[int]], config: SamplingConfig) -> None:

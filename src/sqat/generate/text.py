@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sqat.data.tokenizer import TextStream, Tokenizer
 from sqat.generate.decode import decode_tokens
-from sqat.generate.sample import SamplingConfig
+from sqat.generate.sampling import SamplingConfig
 from sqat.model import Decoder
 
 

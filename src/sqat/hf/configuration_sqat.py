@@ -1,5 +1,5 @@
 """The configuration of an SQAT model, for `transformers`. This file also travels beside checkpoints, where it runs
-without sqat: it imports transformers alone.
+without sqat, so it imports transformers alone.
 """
 
 from huggingface_hub.dataclasses import strict
@@ -22,11 +22,11 @@ AT_LEAST = {
 
 @strict
 class SQATConfig(PreTrainedConfig):
-    """A causal language model whose numbers of query and key/value heads are chosen apart from its width: Sparse Query
-    Attention (arXiv 2510.01817).
+    """A causal language model with Sparse Query Attention (arXiv 2510.01817): the numbers of query and key/value heads
+    are chosen independently of the width.
 
-    The names are those of :class:`sqat.ModelConfig`, whose comments explain them; those usual in transformers
-    (`num_attention_heads`, `num_hidden_layers`, …) work as well. What only transformers needs stands at the end.
+    The fields are those of :class:`sqat.ModelConfig`, which explains them; the usual names of transformers
+    (`num_attention_heads`, `num_hidden_layers`, …) work as well. Fields that only transformers needs come last.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a field of the wrong type, or an unusable value; the message names
@@ -117,7 +117,7 @@ class SQATConfig(PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What transformers' caches keep: with a window alone its positions, with global tokens everything."""
+        """Which positions transformers' caches keep: the window's, or with global tokens all of them."""
         rolls = self.window is not None and not self.global_tokens
         return ["sliding_attention" if rolls else "full_attention"] * self.num_layers
 

@@ -1,4 +1,4 @@
-"""Between this package's own classes and those for transformers: the same fields, the same tensors."""
+"""From this package's models to the classes for transformers and back: the same fields, the same tensors."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from sqat.model import Decoder
 
 
 def to_transformers_config(config: ModelConfig) -> SQATConfig:
-    """The same model's configuration for transformers."""
+    """A configuration for transformers."""
     return SQATConfig(**config.to_dict())
 
 
 def to_model_config(config: SQATConfig) -> ModelConfig:
-    """The same model's configuration for this package.
+    """A configuration from transformers'.
 
     Raises:
-        ConfigError: a field that `SQATConfig` lets pass has an unusable value.
+        ConfigError: a field has a value that `SQATConfig` accepts, but this package cannot use.
     """
     return ModelConfig.from_dict({field.name: getattr(config, field.name) for field in dataclasses.fields(ModelConfig)})
 
 
 def prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Native tensors under the names of `SQATForCausalLM`: all but the head's are the base model's."""
+    """This package's tensors under the names of `SQATForCausalLM`, where all but the head's are the base model's."""
     return {name if name.startswith("head.") else TRANSFORMERS_PREFIX + name: t for name, t in tensors.items()}
 
 
 def from_decoder(model: Decoder) -> SQATForCausalLM:
-    """A decoder as a transformers model, in evaluation mode. Its weights are shared where they are on the CPU."""
+    """A decoder as a transformers model, in evaluation mode. Weights on the CPU are shared, others copied."""
     with torch.device("meta"):
         result = SQATForCausalLM(to_transformers_config(model.config))
     tied = {"head.weight": model.embedding.weight} if model.config.tie_embeddings else {}
@@ -44,7 +44,7 @@ def from_decoder(model: Decoder) -> SQATForCausalLM:
 
 
 def to_decoder(model: SQATForCausalLM) -> Decoder:
-    """A transformers model as a decoder of this package, sharing its weights, in evaluation mode."""
+    """A transformers model as a decoder of this package, in evaluation mode. The weights are shared."""
     config = to_model_config(model.config)
     tensors = {name.removeprefix(TRANSFORMERS_PREFIX): tensor for name, tensor in model.state_dict().items()}
     if config.tie_embeddings:

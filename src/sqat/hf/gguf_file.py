@@ -1,7 +1,7 @@
-"""Export to GGUF, the files of llama.cpp and what is built on it.
+"""Export to GGUF, the format of llama.cpp and of what is built on it.
 
-llama.cpp's "llama" architecture covers Llama, and Mixtral by experts. It turns neighbouring pairs of a head where ours
-turns halves: the rows of the query and key projections are permuted, as for the original's layout.
+llama.cpp's "llama" architecture covers Llama and Mixtral. It rotates neighbouring pairs of a head where this package
+rotates halves, so the rows of the query and key projections are permuted, as in RxNN's layout.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _BPE_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallbac
 
 
 def write_gguf(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
-    """Write weights (float32) and tokenizer as one file into an existing folder; returns what it is, in words.
+    """Write weights, as float32, and tokenizer as one file into an existing folder; returns what it is, in words.
 
     Raises:
-        ConfigError: a model or tokenizer that llama.cpp does not compute exactly, or gguf is not installed.
+        ConfigError: llama.cpp would not compute the model or tokenizer exactly, or gguf is not installed.
         CheckpointError: there is no tokenizer.
     """
     try:
         from gguf import GGUFWriter
     except ModuleNotFoundError as error:
-        raise ConfigError("GGUF files need the package gguf: pip install 'sqat[gguf]'") from error
+        raise ConfigError("GGUF files need the package gguf: pip install gguf") from error
     if tokenizer is None:
         raise CheckpointError("the checkpoint has no tokenizer.json, which a GGUF file has to contain")
     _check(model.config, tokenizer)
@@ -56,7 +56,7 @@ def write_gguf(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str
 def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
     choose(config)
     if config.window is not None:
-        raise ConfigError(f"window is {config.window}, but must be None for GGUF: llama.cpp's llama knows no windows")
+        raise ConfigError(f"window is {config.window}, but must be None for GGUF: llama.cpp's llama has no windows")
     if config.activation not in ("silu", "swish"):
         raise ConfigError(
             f"activation is {config.activation!r}, but must be 'silu' for GGUF: llama.cpp's llama has no other"
@@ -65,7 +65,7 @@ def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
 
 
 def _check_tokenizer(parts: dict[str, Any]) -> None:
-    """What is written is GPT-2's: text as it is, cut by GPT-2's regular expression, merged by BPE."""
+    """The file describes GPT-2's tokenizer: text as it is, cut by GPT-2's regular expression, merged by BPE."""
     cut = parts["pre_tokenizer"]
     if cut.get("add_prefix_space"):
         raise ConfigError("the tokenizer puts a space before a text, which llama.cpp's byte-level BPE does not")
@@ -88,7 +88,7 @@ def _check_tokenizer(parts: dict[str, Any]) -> None:
         if value != right[name]:
             raise ConfigError(
                 f"the tokenizer's {name} is {shown(value)}, but must be {right[name]!r} for GGUF: of llama.cpp's "
-                "byte-level BPEs, GPT-2's alone is written"
+                "byte-level BPEs, only GPT-2's is written"
             )
 
 
@@ -116,7 +116,7 @@ def _add_shape(writer: GGUFWriter, config: ModelConfig) -> None:
 
 
 def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """As GPT-2's byte-level BPE; ids that the model has and the tokenizer lacks are filled up."""
+    """As GPT-2's byte-level BPE; ids that the tokenizer lacks and the model has are marked as unused."""
     from gguf import TokenType
 
     model: dict[str, Any] = json.loads(tokenizer.backend.to_str())["model"]

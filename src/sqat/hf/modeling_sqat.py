@@ -1,16 +1,15 @@
-"""SQAT models for `transformers`. This file also travels beside checkpoints, where it runs without sqat: it imports
-torch and transformers alone, and is the whole model.
+"""SQAT models for `transformers`: the whole model in one file, which also travels beside checkpoints. There it runs
+without sqat, so it imports torch and transformers alone.
 
-Tensors have the names of :class:`sqat.Decoder`'s, those of the base model after "model.". What is plain there in torch
-is here in the terms of transformers: its caches, masks, attention and expert back ends (which it finds by reading this
-file's text).
+Tensors have the names of :class:`sqat.Decoder`, with "model." before those of the base model. Caches, masks, attention
+and expert back ends are those of transformers, which finds out by reading this file's text which ones a model supports.
 
 Shape letters: B batch, T tokens, S keys, D width, H query heads, K key/value heads, C head_dim, N tokens of a batch, E
 experts, k experts per token, F expert hidden, I = F (or 2F, gated), V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -41,8 +41,8 @@ def make_norm(kind: str | None, config: SQATConfig) -> nn.Module:
 
 
 def rotary_tables(position_ids: torch.Tensor, config: SQATConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, (B, 1, T, C/2), float32. They are made anew in each pass: a buffer would be lost where a model
-    is built without memory and then filled from a checkpoint.
+    """Cosines and sines, (B, 1, T, C/2), float32. They are computed in each pass: a buffer would be lost when a model
+    is built on the device "meta" and then filled from a checkpoint.
     """
     exponents = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.float32) / config.head_dim
     angles = position_ids[:, None, :, None].float() / config.rope_theta**exponents
@@ -55,29 +55,9 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def eager_attention_forward(
-    module: "SQATAttention",
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: object,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every score written out: the output (B, T, H, C) and the attention weights (B, H, T, S)."""
-    key, value = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
 class SQATAttention(nn.Module):
-    """Grouped attention with any number of query heads. With more key/value heads than query heads (reverse SQA) each
-    query head is repeated, so that back ends see as many of both.
+    """Grouped attention with any number of query heads. With more key/value heads than query heads (reverse SQA), each
+    query head is repeated, so that the back ends see as many of both.
     """
 
     def __init__(self, config: SQATConfig, layer_idx: int) -> None:
@@ -132,7 +112,7 @@ class SQATAttention(nn.Module):
 
 
 def activate(hidden: torch.Tensor, config: SQATConfig, training: bool) -> torch.Tensor:
-    """What stands between a feed-forward's two layers: (…, I) to (…, F). Gated, the first gives (linear, gate)."""
+    """What comes between a feed-forward's two layers: (…, I) to (…, F). If gated, the first gives (linear, gate)."""
     function = ACT2FN[config.activation]
     if config.gated:
         linear, gate = hidden.chunk(2, dim=-1)
@@ -175,7 +155,7 @@ class SQATRouter(nn.Module):
 
 @use_experts_implementation
 class SQATExperts(nn.Module):
-    """All experts' weights, stacked. The loop here is the "eager" implementation."""
+    """All experts, their weights stacked. The loop in `forward` is the "eager" implementation."""
 
     config: SQATConfig
 
@@ -191,7 +171,7 @@ class SQATExperts(nn.Module):
         self.fc2_bias = nn.Parameter(torch.empty(self.num_experts, width)) if biases else None
 
     def forward(self, hidden_states: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Sum over each token's experts of weight · expert(x), (N, D), in the weights' type."""
+        """The sum of weight · expert(x) over each token's experts, (N, D), in the type of the weights."""
         total = torch.zeros_like(hidden_states, dtype=weights.dtype)
         for expert in experts.unique().tolist():
             tokens, places = torch.where(experts == expert)
@@ -205,7 +185,8 @@ class SQATExperts(nn.Module):
     def _apply_gate(self, hidden: torch.Tensor) -> torch.Tensor:
         return activate(hidden, self.config, self.training)
 
-    act_fn = _apply_gate  # other implementations call it where there is no gate, and know the tensors by these names:
+    # Other implementations call act_fn if there is no gate, and know the tensors by these names.
+    act_fn = _apply_gate
     gate_up_proj = up_proj = property(lambda self: self.fc1_weight)
     gate_up_proj_bias = up_proj_bias = property(lambda self: self.fc1_bias)
     down_proj = property(lambda self: self.fc2_weight)
@@ -213,11 +194,11 @@ class SQATExperts(nn.Module):
 
 
 class SQATMoE(SQATExperts):
-    """A router and its experts. No token is dropped."""
+    """A router and its experts; no token is dropped."""
 
     def __init__(self, config: SQATConfig) -> None:
         super().__init__(config)
-        self.has_gate, self.has_bias = config.gated, config.feedforward_bias  # of these experts, not of the class
+        self.has_gate, self.has_bias = config.gated, config.feedforward_bias  # for the implementations
         self.router = SQATRouter(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -273,56 +254,34 @@ class SQATPreTrainedModel(PreTrainedModel):
         "attentions": SQATAttention,
     }
 
-    # Set where sqat is:
-    _read_original: Callable | None = None  # reads checkpoints of the original system
-    _complete: Callable | None = None  # puts beside saved weights what belongs there: modelling code, model card
-    _known: object = None  # what the card is to say, while it is written
+    companion: Any = None  # sqat.hf puts its module `pretrained` here; this file alone does without
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> PreTrainedModel:
-        """As transformers' own; where sqat is installed, also from folders and Hub ids in the original's layout."""
-        if cls._read_original is not None and pretrained_model_name_or_path is not None:
-            original = cls._read_original(pretrained_model_name_or_path, **kwargs)
-            if original is not None:
-                kwargs["config"], kwargs["state_dict"] = original
-                pretrained_model_name_or_path = None
+    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: Any) -> PreTrainedModel:
+        """As transformers' own; where sqat is installed, also from folders and Hub ids in RxNN's layout."""
+        if cls.companion is not None:
+            pretrained_model_name_or_path, kwargs = cls.companion.resolve(pretrained_model_name_or_path, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-    def save_pretrained(self, save_directory: object, *args: object, **kwargs: object) -> None:
-        """As transformers' own; where sqat is installed, with a model card, and this code if `auto_map` names it.
+    def save_pretrained(self, save_directory: object, *args: object, **kwargs: Any) -> object:
+        """As transformers' own; where sqat is installed, with a model card, and with this code if `auto_map` names it.
         `known`, a `sqat.model_card.Known`, is what the card cannot know by itself.
         """
-        with self._telling(kwargs):
-            super().save_pretrained(save_directory, *args, **kwargs)
-            if self._complete is not None and kwargs.get("is_main_process", True):
-                self._complete(self, save_directory, known=self._known)
+        if self.companion is None:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        return self.companion.save(self, super().save_pretrained, save_directory, *args, **kwargs)
 
-    def push_to_hub(self, repo_id: str, *args: object, **kwargs: object) -> object:
-        """As transformers' own; the card, and `known`, as of :meth:`save_pretrained`."""
-        with self._telling(kwargs):
-            return super().push_to_hub(repo_id, *args, **kwargs)
-
-    @contextmanager
-    def _telling(self, kwargs: dict) -> Iterator[None]:
-        """Takes `known` out of arguments, and keeps it for the methods that are called within."""
-        before = self._known
-        if self._complete is not None:
-            self._known = kwargs.pop("known", None) or before
-        try:
-            yield
-        finally:
-            self._known = before
-
-    def _upload_modified_files(self, working_dir: object, repo_id: str, *args: object, **kwargs: object) -> object:
-        """What transformers calls before it uploads a folder, to which it has added a card full of blanks."""
-        if self._complete is not None:
-            self._complete(self, working_dir, known=self._known, repo_id=repo_id)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> object:
+        """As transformers' own; where sqat is installed, with a model card and `known`, as :meth:`save_pretrained`."""
+        if self.companion is None:
+            return super().push_to_hub(repo_id, **kwargs)
+        return self.companion.push(self, super().push_to_hub, repo_id, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The schemes of :mod:`sqat.model.decoder`: "normal" N(0, 0.02), what writes to the residual stream scaled by
-        1/sqrt(2·layers); "torch" uniform within ±1/sqrt(fan_in), embedding N(0, 1).
+        """transformers calls this for each new module. The schemes are those of :mod:`sqat.model.decoder`: "normal" is
+        N(0, 0.02), scaled by 1/sqrt(2·layers) for what writes to the residual stream; "torch" is uniform within
+        ±1/sqrt(fan_in), with N(0, 1) for the embedding.
         """
         std = self.config.initializer_range
         residual_std = std / (2 * self.config.num_layers) ** 0.5
@@ -352,7 +311,7 @@ class SQATPreTrainedModel(PreTrainedModel):
             init.uniform_(bias, -bound, bound)
 
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
-        """By default grouped products, which need rows of whole 16-byte pieces; else the loop."""
+        """By default grouped matrix products, which need rows of a multiple of 16 bytes; otherwise the loop."""
         odd = self.config.hidden_size % 8 or self.config.intermediate_size % 8
         if requested_experts is None and (odd or not self.config.num_experts):
             return "eager"
@@ -360,7 +319,7 @@ class SQATPreTrainedModel(PreTrainedModel):
 
 
 class SQATModel(SQATPreTrainedModel):
-    """Embedding, layers and final norm: token ids to what the head reads."""
+    """Embedding, layers and final norm: from token ids to the head's input."""
 
     def __init__(self, config: SQATConfig) -> None:
         super().__init__(config)
@@ -414,9 +373,7 @@ def make_mask(
     position_ids: torch.Tensor | None = None,
     **ignored: object,
 ) -> object:
-    """What the attention back end takes for a mask; `None` where causality says all. `position_ids` are the caller's,
-    if any: they tell packed documents apart.
-    """
+    """The attention back end's mask; `None` for plain causality. `position_ids` tell packed documents apart."""
     common = {
         "config": config,
         "inputs_embeds": inputs_embeds,
@@ -440,8 +397,8 @@ def make_mask(
 def window_or_global(
     config: SQATConfig, attention_mask: torch.Tensor | None, packed_ids: torch.Tensor | None
 ) -> Callable:
-    """The mask function of windows with global tokens: the first of a row's own, after its left padding, or of each of
-    a row's packed documents, whose positions `packed_ids` counts (B, T).
+    """The mask function of windows with global tokens: the first tokens of a row, after its left padding, or of each of
+    its packed documents, whose positions are `packed_ids` (B, T).
     """
     window, first = config.window or 0, None
     if packed_ids is None and attention_mask is not None and attention_mask.dim() == 2:
@@ -460,8 +417,8 @@ def window_or_global(
 def load_balancing_loss(
     router_logits: tuple[torch.Tensor, ...], experts_per_token: int, real: torch.Tensor | None
 ) -> torch.Tensor:
-    """E · Σ f·P with f an expert's share of selections and P its mean probability over the tokens where `real` (N,)
-    holds (Switch, arXiv 2101.03961, eq. 4), mean over layers: 1 when balanced, up to E when collapsed.
+    """E · Σ f·P, where f is an expert's share of selections and P its mean probability over the tokens that are `real`
+    (N,), averaged over layers: 1 when balanced, up to E when collapsed. Switch Transformer, arXiv 2101.03961, eq. 4.
     """
     losses = []
     for logits in router_logits:
@@ -478,7 +435,7 @@ class SQATForCausalLM(SQATPreTrainedModel, GenerationMixin):
     """The language model: :class:`SQATModel` and a head."""
 
     _tied_weights_keys = {"head.weight": "model.embedding.weight"}  # noqa: RUF012
-    create_masks_for_generate = staticmethod(make_mask)  # `generate` makes those for static caches ahead
+    create_masks_for_generate = staticmethod(make_mask)  # `generate` builds masks for static caches ahead
 
     def __init__(self, config: SQATConfig) -> None:
         super().__init__(config)
@@ -506,9 +463,9 @@ class SQATForCausalLM(SQATPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: object,
     ) -> MoeCausalLMOutputWithPast:
-        """Logits (B, T, V), or of the last `logits_to_keep` tokens (or those at given places) only; with `labels`
-        (B, T), -100 where there is nothing to predict, the loss. With `output_router_logits` the routers' auxiliary
-        loss, which `router_aux_loss_coef` weights, is part of it.
+        """Logits (B, T, V), or only those of the last `logits_to_keep` tokens (or at the given positions); and the loss
+        if there are `labels` (B, T), which are -100 where nothing is to be predicted. With `output_router_logits`, the
+        loss includes the routers' auxiliary loss times `router_aux_loss_coef`.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits

@@ -25,7 +25,7 @@ _PACKAGES = ("onnx", "onnxscript")  # which torch's exporter needs
 
 
 class _Logits(nn.Module):
-    """Everything is read anew for every call: there is no cache."""
+    """Logits of the whole text in every call: there is no cache."""
 
     def __init__(self, model: SQATForCausalLM) -> None:
         super().__init__()
@@ -36,14 +36,14 @@ class _Logits(nn.Module):
 
 
 def write_onnx(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
-    """Write the graph, `input_ids` and `attention_mask` (B, T) to `logits` (B, T, V), in the weights' type, and the
-    tokenizer into an existing folder; returns what it is, in words. Every model of this package can be written.
+    """Write the graph from `input_ids` and `attention_mask` (B, T) to `logits` (B, T, V), in the type of the weights,
+    and the tokenizer into an existing folder; returns what it is, in words. Works for every model of this package.
 
     Raises:
         ConfigError: onnx or onnxscript is not installed.
     """
     if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"ONNX files need the package {missing[0]}: pip install 'sqat[onnx]'")
+        raise ConfigError(f"ONNX files need the package {missing[0]}: pip install onnx onnxscript")
     converted = from_decoder(model)
     if model.config.is_moe:
         converted.set_experts_implementation("batched_mm")  # the one without loops or kernels of its own

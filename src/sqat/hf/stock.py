@@ -1,12 +1,12 @@
-"""Export to stock architectures of `transformers`: an SQA model without the card's quirks is one of them.
+"""Export to stock architectures of `transformers`: an SQA model without RxNN's quirks is one of them.
 
 | the model has | it is |
 |---|---|
-| a dense feed-forward | Llama (its biases are all or none: missing ones are zeros) |
-| the same, and a window, or a width that its query heads do not divide | Mistral |
+| a dense feed-forward | Llama (it has all biases or none, so missing ones become zeros) |
+| a dense feed-forward, and a window or a width that its query heads do not divide | Mistral |
 | experts, with or without a window | Mixtral |
 
-Qwen3 and Qwen3-MoE normalise every query and key head, which no model of this package does, so they are never exact.
+Qwen3 and Qwen3-MoE normalise every query and key head. No model of this package does, so they are never exact.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Architecture(NamedTuple):
     name: str
     config_class: Any
     model_class: Any
-    biases: bool  # whether it knows biases of attention and feed-forward
+    biases: bool  # whether attention and feed-forward may have them
     window: bool
 
 
@@ -48,10 +48,10 @@ MIXTRAL = Architecture("Mixtral", MixtralConfig, MixtralForCausalLM, biases=Fals
 
 
 def choose(config: ModelConfig) -> Architecture:
-    """The stock architecture that a configuration is.
+    """The stock architecture that computes exactly what a configuration describes.
 
     Raises:
-        ConfigError: none is exact; the message names the field, and what it would have to be.
+        ConfigError: there is none; the message names the field and what it would have to be.
     """
     for field, right, why in (
         ("head_bias", False, "heads have no bias"),
@@ -72,10 +72,9 @@ def choose(config: ModelConfig) -> Architecture:
     else:
         architecture = LLAMA
     if not architecture.biases:
+        right = f"False: {architecture.name}, which it otherwise is, has none"
         for field in ("qkv_bias", "attention_out_bias", "feedforward_bias"):
-            _require(
-                not getattr(config, field), config, field, f"False: {architecture.name}, which it else is, has none"
-            )
+            _require(not getattr(config, field), config, field, right)
     return architecture
 
 
@@ -85,7 +84,7 @@ def _require(condition: bool, config: ModelConfig, field: str, right: str) -> No
 
 
 def to_stock(model: Decoder) -> PreTrainedModel:
-    """The same model as one of the stock classes, in evaluation mode and on the CPU; logits are equal to 1e-5.
+    """The same model as a stock class of transformers, in evaluation mode and on the CPU; its logits agree to 1e-5.
 
     Raises:
         ConfigError: as :func:`choose`.
@@ -140,7 +139,7 @@ def _attention_bias(config: ModelConfig) -> bool:
     return config.qkv_bias or config.attention_out_bias
 
 
-# Native name -> transformers', in the order they are tried
+# This package's names -> transformers', tried in this order
 _NAMES = {
     "embedding.": "model.embed_tokens.",
     "head.": "lm_head.",
@@ -156,7 +155,7 @@ _NAMES = {
 
 
 def stock_tensors(model: Decoder, architecture: Architecture) -> dict[str, Tensor]:
-    """The state of the stock model; where it has a bias and ours has none, zeros."""
+    """The stock model's state dict; a bias that only the stock model has is zero."""
     result: dict[str, Tensor] = {}
     for name, tensor in native_tensors(model).items():
         if ".feedforward.fc1" in name:
@@ -176,7 +175,7 @@ def stock_tensors(model: Decoder, architecture: Architecture) -> dict[str, Tenso
 
 
 def _first_layer(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The feed-forward's first layer: ours gives (linear, gate), stacked for all experts or not."""
+    """A feed-forward's first layer, which here gives (linear, gate) in one; for one expert or all, stacked."""
     before, _, last = name.partition(".feedforward.fc1")
     if last == "_weight":  # (E, 2F, D)
         linear, gate = tensor.chunk(2, dim=1)
@@ -190,4 +189,4 @@ def _stock_name(name: str) -> str:
         if ours in name:
             renamed = name.replace(ours, theirs)
             return f"model.{renamed}" if renamed.startswith("layers.") else renamed
-    raise AssertionError(f"tensor {name!r} has no place in stock architectures")  # choose() lets no such model pass
+    raise AssertionError(f"tensor {name!r} has no place in stock architectures")  # choose() refuses such models

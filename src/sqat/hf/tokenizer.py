@@ -1,4 +1,4 @@
-"""This package's tokenizers as those of `transformers`."""
+"""This package's tokenizers for `transformers`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from sqat.data.tokenizer import BOS, SPECIAL_TOKENS, Tokenizer
 
 
 def to_transformers(tokenizer: Tokenizer, *, with_end: bool = True) -> PreTrainedTokenizerFast:
-    """A tokenizer that `transformers` users can use; it decodes its own encodings exactly.
+    """A tokenizer for `transformers`; it decodes its own encodings exactly.
 
     Args:
-        with_end: whether an encoded text gets [EOS] after it, as rows for training do. Without, only [BOS] before it:
-            what a text to be continued needs.
+        tokenizer: one of this package's.
+        with_end: whether [EOS] follows an encoded text, as in training rows. Otherwise there is only [BOS] before it,
+            which is right for a text to be continued.
     """
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     backend.decoder = decoders.ByteLevel()
     puts_space_first = tokenizer.decode(tokenizer.encode("a"), continuation=True) == " a"
     if puts_space_first:
-        backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])  # takes it off again
+        backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])  # removes it
     if not with_end:
         bos = SPECIAL_TOKENS[BOS]
         backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, BOS)])
@@ -36,6 +37,6 @@ def to_transformers(tokenizer: Tokenizer, *, with_end: bool = True) -> PreTraine
 
 
 def write_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Put a tokenizer, if there is one, beside an export: one for texts to be continued."""
+    """Write a tokenizer, if there is one, beside an export; it is for texts to be continued."""
     if tokenizer is not None:
         to_transformers(tokenizer, with_end=False).save_pretrained(folder)

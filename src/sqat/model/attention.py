@@ -1,4 +1,4 @@
-"""Attention whose variant is three numbers: query heads, key/value heads, head_dim."""
+"""Attention with any number of query heads, key/value heads, and any head_dim."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from sqat.model.rope import RotaryTables, rotary_tables, rotate
 class Attention(nn.Module):
     """Self-attention with any number of query heads: MHA, GQA, MQA and every SQA variant (arXiv 2510.01817).
 
-    Usable alone: `Attention(512, 4, 2, 64)(x)` maps (B, T, 512) to (B, T, 512) at half the attention cost of eight
-    heads.
+    Usable on its own: `Attention(512, 4, 2, 64)(x)` maps (B, T, 512) to (B, T, 512) at half the attention cost of
+    eight heads.
 
     Args:
         hidden_size: D, width of input and output.
         num_query_heads: Hq; cost is proportional to it.
-        num_kv_heads: Hkv, a divisor of Hq; or a multiple of it (reverse SQA), where query head i serves as many
-            key/value heads from i·Hkv/Hq on, and the output projection reads Hkv heads.
+        num_kv_heads: Hkv, a divisor of Hq; or a multiple of it (reverse SQA), in which case query head i serves the
+            Hkv/Hq key/value heads from i·Hkv/Hq on, and the output projection reads Hkv heads.
         head_dim: C, even.
         qkv_bias, out_bias: whether the projections have biases.
-        rope_theta: base of the rotary embedding; `None` leaves positions out.
-        causal: whether a token sees only itself and those before it.
-        dropout: of attention weights, in training.
-        window: how many positions a token sees, itself the last of them; `None` for all before it.
-        global_tokens: how many positions at the start are seen by all after them; needs a window.
+        rope_theta: base of the rotary embedding (arXiv 2104.09864); None for no positions.
+        causal: whether a token attends only to itself and earlier tokens.
+        dropout: probability of dropping an attention weight in training.
+        window: how many positions a token attends to, itself included; None for all earlier ones.
+        global_tokens: how many positions at the start all later tokens attend to; needs a window.
 
     Raises:
-        ConfigError: head counts or `head_dim` that do not fit together, a window without causality, global tokens
-            without a window.
+        ConfigError: head counts do not fit together, head_dim is odd, a window is not causal, or global tokens have no
+            window.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Attention(nn.Module):
         mask: AttentionMask | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """(B, T, D) to (B, T, D).
+        """Attend: (B, T, D) to (B, T, D).
 
         Args:
             x_BTD: normalised input.
-            rope: tables for the positions of these tokens; by default they follow the cache, or start at 0. A stack of
-                layers makes them once.
-            mask: see :class:`AttentionMask`; by default causality and the window, as the module was built.
-            cache: earlier keys and values; these tokens' are appended.
+            rope: rotary tables for the positions of these tokens; by default positions continue those in the cache, or
+                start at 0. A stack of layers computes them once.
+            mask: see :class:`AttentionMask`; by default causal or not and windowed as the module was built.
+            cache: keys and values of earlier tokens; those of these tokens are appended.
         """
         if torch.is_autocast_enabled(x_BTD.device.type):  # once, not in each of the three projections
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))

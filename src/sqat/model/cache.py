@@ -1,4 +1,4 @@
-"""Keys and values of the tokens read so far, in memory taken once; with a window, of those that are still in reach.
+"""Key/value caches, allocated once: of all tokens so far, or, with a window, of those still in reach.
 
 Shape letters: B batch, T tokens, S keys, K key/value heads, C head_dim, G global tokens, W window.
 """
@@ -13,7 +13,7 @@ from sqat.model.mask import AttentionMask
 
 
 class LayerCache:
-    """One layer's keys and values, (B, K, capacity, C); the first `length` positions are filled."""
+    """One layer's keys and values, (B, K, capacity, C), of which the first `length` positions are filled."""
 
     def __init__(self, shape: tuple[int, int, int, int], device: torch.device | str, dtype: torch.dtype) -> None:
         self.keys = torch.empty(shape, device=device, dtype=dtype)
@@ -129,14 +129,15 @@ def window_mask(
 
 
 class KVCache:
-    """The whole model's cache, passed to :class:`sqat.model.Decoder` and filled by it. Where the model has a window
-    shorter than `capacity`, it rolls: it holds the window and the global tokens, and is never full.
+    """The key/value cache of a whole model: passed to :class:`sqat.model.Decoder`, which fills it. If the model has a
+    window shorter than `capacity`, the cache rolls: it holds only the window and the global tokens, and is never full.
 
     Args:
         config: the model's.
-        batch_size: rows.
-        capacity: positions there is room for, prompt and answer together.
-        padding_B: how many positions at the start of each row are left padding, (B,); `None` where there is none.
+        batch_size: rows, B.
+        capacity: positions, for prompt and answer together.
+        padding_B: how many positions at the start of each row are left padding, (B,); None if there are none.
+        device, dtype: of the keys and values.
     """
 
     def __init__(
@@ -163,11 +164,13 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Positions filled."""
+        """The number of positions filled."""
         return self.layers[0].length
 
     def positions(self, num_new: int) -> Tensor:
-        """Positions of the next `num_new` tokens: (T,), or (B, T) counted from each row's first real token."""
+        """The positions of the next `num_new` tokens: (T,), or with left padding (B, T), counted from each row's first
+        real token.
+        """
         device = self.layers[0].keys.device
         positions = torch.arange(self.length, self.length + num_new, device=device)
         if self.padding_B is None:
@@ -175,7 +178,7 @@ class KVCache:
         return (positions - self.padding_B.unsqueeze(1)).clamp(min=0)
 
     def mask(self, num_new: int) -> AttentionMask | None:
-        """What the next `num_new` tokens see; `None` for all before them."""
+        """What the next `num_new` tokens attend to; None for all earlier ones."""
         first = self.layers[0]
         if isinstance(first, RollingLayer):
             return first.mask(num_new)

@@ -1,4 +1,4 @@
-"""The language model: its blocks, the whole of it, its initial weights.
+"""The language model: its blocks, the decoder, and its initial weights.
 
 Shape letters: B batch, T tokens, D width, V vocabulary.
 """
@@ -76,10 +76,10 @@ class DecoderOutput(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """A causal language model whose attention is described by `config`.
+    """A causal language model, as described by `config`.
 
-    Nothing is kept on the module during a forward pass: caches come in as arguments, router statistics go out as
-    results. Set `gradient_checkpointing` to recompute layers in backward instead of keeping their activations.
+    Forward passes leave no state on the module: caches are arguments, router statistics are results. Set
+    `gradient_checkpointing` to recompute layers in backward instead of keeping their activations.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         real: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> DecoderOutput:
-        """Logits for every token; the arguments are those of :meth:`hidden_states`."""
+        """Logits (B, T, V) and router statistics; for the arguments see :meth:`hidden_states`."""
         hidden_BTD, router = self.hidden_states(
             tokens_BT, positions=positions, documents=documents, real=real, cache=cache
         )
@@ -123,12 +123,14 @@ class Decoder(nn.Module):
         real: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> tuple[Tensor, tuple[RouterStats, ...]]:
-        """What the head reads, (B, T, D), and the router statistics of each layer (empty if the model is dense).
+        """The residual stream after the final norm, (B, T, D), and the router statistics of each layer (empty if the
+        model is dense).
 
         Args:
             tokens_BT: token ids, (B, T), each in [0, V).
-            positions: (T,) or (B, T); by default 0, 1, …, or following the cache.
-            documents: (B, T); tokens attend within equal numbers only (packed rows). Not with a cache.
+            positions: (T,) or (B, T); by default 0, 1, …, or continuing those in the cache.
+            documents: (B, T), document numbers in packed rows: tokens attend only within their document. Not with a
+                cache.
             real: (B, T), false at padding, which then does not count in router statistics.
             cache: keys and values of earlier tokens; those of these tokens are appended.
 
@@ -230,7 +232,7 @@ def require_memory(config: ModelConfig) -> None:
 
 
 def in_bytes(count: float) -> str:
-    """Bytes for people: "3.6 PB"."""
+    """Bytes as text, such as "3.6 PB"."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

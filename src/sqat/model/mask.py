@@ -1,4 +1,4 @@
-"""Which keys a query sees, written once, and which keys a block of queries needs.
+"""Which keys a query attends to, and which keys a block of queries needs.
 
 Nothing here is of the size queries × keys where sequences are long: rows are made for a block of queries at a time, and
 with a window only for the keys in reach.
@@ -22,24 +22,23 @@ QUERY_BLOCK = 1024  # queries whose mask is made at a time, so that memory stays
 
 @dataclass(eq=False)
 class AttentionMask:
-    """Which keys each query sees, where "all before it" is not the whole answer.
+    """Which keys each query attends to, where plain causal attention is not enough.
 
-    The T queries are the last of the S keys: query t is key S - T + t. What a stack of layers needs of a mask is made
-    once and kept.
+    The T queries are the last of the S keys: query t is key S - T + t. Masks are computed once for a stack of layers.
 
     Args:
         num_queries, num_keys: T and S.
-        device: of the tensors it makes.
+        device: of the masks.
         causal: whether queries see no later keys.
-        documents_BS: (B, S); queries see the keys of their own number only, which must lie side by side.
+        documents_BS: (B, S); queries see only keys with their own number, which must be adjacent.
         first_key_B: (B,), the first key that is not left padding.
         window: query i sees keys i - window + 1 … i.
         global_tokens: the first so many keys of each document (or row) are seen by all after them; needs a window.
-        positions_S: (S,), the keys' places in the text where they are not 0, 1, …; negative for empty slots.
-        whole: (B or 1, 1, T, S), the answer itself, instead of all the above.
+        positions_S: (S,), the keys' positions if they are not 0, 1, …; negative for empty slots.
+        whole: (B or 1, 1, T, S), the boolean mask itself, instead of all the above.
 
     Raises:
-        ValueError: a window without causality, or global tokens without a window.
+        ValueError: a window that is not causal, or global tokens without a window.
     """
 
     num_queries: int
@@ -61,7 +60,7 @@ class AttentionMask:
             raise ValueError(f"global_tokens is {self.global_tokens}, but must be 0 where window is None")
 
     def visible(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The rule: a function of a batch row, a query and a key, each a tensor of indices, that says who sees whom."""
+        """The rule, as a function of row, query and key indices (tensors): whether the query sees the key."""
         offset = self.num_keys - self.num_queries
         causal, window, global_tokens = self.causal, self.window, self.global_tokens
         documents_BS, first_key_B, positions_S = self.documents_BS, self.first_key_B, self.positions_S
@@ -149,12 +148,12 @@ class AttentionMask:
 
     @property
     def is_band(self) -> bool:
-        """Whether a query sees the keys from one on up to its own, and no others (see :meth:`first_keys`)."""
+        """Whether every query sees one contiguous range of keys that ends with its own (see :meth:`first_keys`)."""
         others = self.first_key_B is not None or self.positions_S is not None or self.whole is not None
         return self.causal and not others and not self.global_tokens and self.num_queries == self.num_keys
 
     def first_keys(self) -> Tensor:
-        """Where `is_band`: the first key that each query sees, (B or 1, T)."""
+        """If `is_band`: the first key that each query sees, (B or 1, T)."""
         if "first" not in self.made:
             queries = torch.arange(self.num_queries, device=self.device)
             first = self.starts_BS.expand(-1, self.num_queries)

@@ -38,7 +38,7 @@ class ExpertWeights(NamedTuple):
     fc2_bias_ED: Tensor | None
 
     def each(self, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-        """Every expert's own four."""
+        """The four weights of every expert."""
         count = len(self.fc1_EID)
         return list(zip(*([None] * count if w is None else w.to(dtype).unbind(0) for w in self), strict=True))
 
@@ -134,7 +134,7 @@ def run_experts(
         activation, gated: of the expert, as in :class:`sqat.model.feedforward.FeedForward`.
         p: dropout between an expert's two matrices.
     """
-    if is_traced(x_ND, *weights):  # how many rows an expert has is no number then
+    if is_traced(x_ND, *weights):  # the number of rows of an expert is unknown while tracing
         return run_experts_naive(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p)
     compute = compute_dtype(x_ND)
     with torch.autocast(x_ND.device.type, enabled=False):

@@ -159,7 +159,7 @@ class TensorBoard(Callback):
 
     def __init__(self, folder: str | Path) -> None:
         if not tensorboard_available():
-            raise ConfigError('tensorboard is true, but the package is missing: pip install "sqat[tensorboard]"')
+            raise ConfigError("tensorboard is true, but the package is missing: pip install tensorboard")
         self.folder = Path(folder)
         self.events: EventFile | None = None
 

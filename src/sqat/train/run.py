@@ -154,7 +154,7 @@ def make_logs(config: TrainConfig, out: Path) -> list[Callback]:
         if tensorboard_available():
             logs.append(TensorBoard(out / "tensorboard"))
         else:
-            logger.info('no TensorBoard log: pip install "sqat[tensorboard]"')
+            logger.info("no TensorBoard log: pip install tensorboard")
     return logs
 
 

@@ -1,4 +1,4 @@
-"""The card's two snippets, as they stand there, against a Hub; and the same path without the card at hand."""
+"""The two snippets of the original's model card, as they stand there, against a Hub; and the same path without them."""
 
 import re
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load
 
-CARD = Path(__file__).resolve().parents[3] / "shared" / "seed" / "sqat-mm-model-card.md"
+ORIGINAL_CARD = Path(__file__).resolve().parents[3] / "shared" / "seed" / "sqat-mm-model-card.md"
 TOKEN = "hf_secret"
 
 
 def snippets():
-    """The card's Python code: inference, training."""
-    if not CARD.is_file():
-        pytest.skip(f"{CARD} is not here")
-    return re.findall(r"```python\n(.*?)```", CARD.read_text(encoding="utf-8"), re.DOTALL)
+    """Its Python code: inference, training."""
+    if not ORIGINAL_CARD.is_file():
+        pytest.skip(f"{ORIGINAL_CARD} is not here")
+    return re.findall(r"```python\n(.*?)```", ORIGINAL_CARD.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def substitute(code, changes):
@@ -58,7 +58,7 @@ def check_files(commit, folder):
     assert set(commit.files) == {"README.md", "config.json", "model.safetensors"}
 
 
-def test_inference_as_the_card_has_it(hub, run):
+def test_inference_as_the_original_has_it(hub, run):
     code, _ = snippets()
     output = run(code + "\nprint()\nprint(repr(generated))")
     streamed, shown = output.rsplit("\n", 2)[:2]
@@ -69,7 +69,7 @@ def test_inference_as_the_card_has_it(hub, run):
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}
 
 
-def test_training_as_the_card_has_it(hub, run, training, tmp_path):
+def test_training_as_the_original_has_it(hub, run, training, tmp_path):
     output = run(training)
     working = tmp_path / "working"
     final = check_uploads(hub, "somebody/your-model-id", working / "path" / "to" / "save")

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from sqat.errors import ConfigError
-from sqat.generate.draw import draw, draw_naive, keep_likeliest
-from sqat.generate.sample import RowSampler, SamplingConfig, penalise
+from sqat.generate.sampling import RowSampler, SamplingConfig, draw, draw_naive, keep_likeliest, penalise
 
 B, V = 5, 41
 

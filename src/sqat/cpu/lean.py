@@ -1,0 +1,189 @@
+"""Decoding on a CPU without torch's cost per operation, for a few rows of a small model.
+
+The arithmetic is one compiled call a step (:mod:`sqat.cpu.decode`); here its arguments are gathered. Weights and values
+are read where the model and its cache have them, only keys are copied. The model itself, on its cache, is the
+definition, and runs where :func:`fits` says no.
+
+Shape letters: B rows, K key/value heads, C head_dim, S positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sqat.config import ModelConfig
+from sqat.cpu.threads import available, openmp
+from sqat.model import Decoder, KVCache
+from sqat.model.attention import Attention
+from sqat.model.cache import LayerCache, RollingLayer
+from sqat.model.decoder import Block
+from sqat.model.feedforward import FeedForward
+from sqat.model.moe import MoE
+from sqat.model.norm import RMSNorm
+from sqat.model.rope import rotary_tables
+
+# Up to how many multiply-adds in a layer's largest product a step runs in one thread: some 30 µs of one core, where
+# waking another and waiting for it would cost about what it brings, and far more on a busy machine.
+ONE_THREAD_PRODUCT = 2**20
+FEW_ROWS = 8  # with more, and products larger than that, a matrix library is the quicker
+
+NORMS: dict[type[nn.Module], int] = {nn.Identity: 0, RMSNorm: 1, nn.LayerNorm: 2}  # numbers of decode.py
+MODULES = {Decoder, Block, Attention, FeedForward, MoE, nn.Embedding, nn.Linear, nn.ModuleList, *NORMS}
+
+
+def fits(model: Decoder, cache: KVCache) -> bool:
+    """Whether :class:`LeanStep` can go on from this cache as the model would, and is quicker.
+
+    It reads weights past the modules, so there may be none that compute something else (adapters, quantised layers,
+    parametrisations), and all weights must be plain float32 tensors. Hooks are the caller's to look for.
+    """
+    rows = len(cache.layers[0].keys)
+    return (
+        all(type(module) in MODULES for module in model.modules())
+        and all(_is_plain(tensor) for tensor in (*model.parameters(), cache.layers[0].keys))
+        and (rows <= FEW_ROWS or _largest_product(model.config, rows) <= ONE_THREAD_PRODUCT)
+        and not isinstance(cache.layers[0], RollingLayer)
+        and not torch.is_autocast_enabled("cpu")
+        and available()
+    )
+
+
+class LeanStep:
+    """Reads one more token of every row, and gives the logits of the next.
+
+    It serves as long as the weights do not change. It goes on from `cache`, whose `length` stays what it is.
+
+    Args:
+        model, cache: such that :func:`fits`; the cache is filled with the prompts.
+    """
+
+    def __init__(self, model: Decoder, cache: KVCache) -> None:
+        from sqat.cpu.decode import ACTIVATIONS, LAYER, STEP, decoding_step
+
+        config = model.config
+        rows, kv_heads, self.capacity, head_dim = cache.layers[0].keys.shape
+        self.length = cache.length
+        alone = _largest_product(config, rows) <= ONE_THREAD_PRODUCT
+        self.threads = 1 if alone else torch.get_num_threads()
+        self.embedding_VD = model.embedding.weight.detach().numpy()
+        self.x_BD = np.empty((rows, config.hidden_size), np.float32)
+        self.logits_BV = torch.empty(rows, config.vocab_size)
+
+        self._kept: list[Tensor] = []  # what the addresses below are of
+        layers, self._step = np.zeros(len(model.layers), LAYER), np.zeros((), STEP)
+        for record, block, layer_cache in zip(layers, model.layers, cache.layers, strict=True):
+            assert isinstance(block, Block)
+            self._write_layer(record, block, layer_cache)
+        rope = rotary_tables(torch.arange(self.capacity), head_dim, config.rope_theta)
+        per_row = config.experts_per_token if config.is_moe else 1
+        inner = config.intermediate_size * (2 if config.gated else 1)
+        self._write(
+            self._step,
+            rows=rows,
+            width=config.hidden_size,
+            vocabulary=config.vocab_size,
+            num_layers=len(layers),
+            query_heads=config.num_query_heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            capacity=self.capacity,
+            experts=config.num_experts if config.is_moe else 1,
+            experts_per_row=per_row,
+            inner=inner,
+            hidden=config.intermediate_size,
+            activation=ACTIVATIONS[config.activation],
+            layers=torch.from_numpy(layers.view(np.int64)),
+            first_B=torch.zeros(rows, dtype=torch.int64) if cache.padding_B is None else cache.padding_B,
+            cos_SC=rope.cos,
+            sin_SC=rope.sin,
+            x_BD=torch.from_numpy(self.x_BD),
+            logits_BV=self.logits_BV,
+            projected_BP=torch.empty(rows, (config.num_query_heads + 2 * kv_heads) * head_dim),
+            attended_BI=torch.empty(rows, config.num_score_heads * head_dim),
+            hidden_BkI=torch.empty(rows * per_row, inner),
+        )
+        self._write_norm(self._step["final_norm"], model.final_norm, config.hidden_size)
+        self._write_matrix(self._step["head"], model.head.weight, model.head.bias)
+        library = openmp()
+        assert library is not None
+        address = decoding_step().address
+        self._run = functools.partial(library.GOMP_parallel, address, self._step.ctypes.data, self.threads, 0)
+
+    def __call__(self, tokens_B: Tensor) -> Tensor:
+        """Logits (B, V) after one more token in every row; the next call writes over them.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        if self.length >= self.capacity:
+            raise ValueError(f"key/value cache holds {self.capacity} positions, but {self.length + 1} are needed")
+        self.embedding_VD.take(tokens_B.numpy(), 0, self.x_BD, "clip")
+        self._step["position"] = self.length
+        self._run()
+        self.length += 1
+        return self.logits_BV
+
+    def _write(self, record: Any, **values: Tensor | int | float) -> None:
+        """Set fields of a record; tensors become addresses of contiguous memory, and are kept."""
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                self._kept.append(value.detach().contiguous())
+                value = self._kept[-1].data_ptr()
+            record[name] = value
+
+    def _write_layer(self, record: Any, block: Block, cache: LayerCache) -> None:
+        attention, feedforward = block.attention, block.feedforward
+        width = attention.out_proj.out_features
+        self._write_norm(record["norm1"], block.norm1, width)
+        self._write_norm(record["norm2"], block.norm2, width)
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            linear = getattr(attention, name)
+            self._write_matrix(record[name], linear.weight, linear.bias)
+        self._write(record, keys_BKCS=cache.keys.transpose(2, 3), values_BKSC=cache.values)
+        router: Tensor
+        if isinstance(feedforward, MoE):
+            router = feedforward.router.weight
+            weights: tuple[Tensor, Tensor] = feedforward.fc1_weight, feedforward.fc2_weight
+            biases = feedforward.fc1_bias, feedforward.fc2_bias
+        else:
+            assert isinstance(feedforward, FeedForward)
+            fc1, fc2 = feedforward.fc1, feedforward.fc2
+            router = torch.zeros(1, width)
+            weights = fc1.weight.unsqueeze(0), fc2.weight.unsqueeze(0)
+            biases = fc1.bias, fc2.bias
+        for name, weight, bias in zip(("fc1", "fc2"), weights, biases, strict=True):
+            self._write_matrix(record[name], weight, bias)
+        self._write(record, router_ED=router)
+
+    def _write_norm(self, record: Any, norm: nn.Module, width: int) -> None:
+        gain, shift, eps = getattr(norm, "weight", None), getattr(norm, "bias", None), getattr(norm, "eps", None)
+        self._write(
+            record,
+            kind=NORMS[type(norm)],
+            eps=torch.finfo(torch.float32).eps if eps is None else eps,
+            gain_D=torch.ones(width) if gain is None else gain,
+            shift_D=torch.zeros(width) if shift is None else shift,
+        )
+
+    def _write_matrix(self, record: Any, weight: Tensor, bias: Tensor | None) -> None:
+        self._write(record, weight=weight, bias=torch.zeros(weight.shape[:-1]) if bias is None else bias)
+
+
+make_step = LeanStep  # the name that sqat.generate.decode looks for
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor.data) is Tensor and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+
+
+def _largest_product(config: ModelConfig, rows: int) -> float:
+    """Multiply-adds of a layer's largest matrix product; an expert's, if rows spread evenly."""
+    inner = config.intermediate_size * (2 if config.gated else 1)
+    share = max(rows * config.experts_per_token / config.num_experts, 1) if config.is_moe else rows
+    projected = (config.num_score_heads + 2 * config.num_kv_heads) * config.head_dim
+    return config.hidden_size * max(share * inner, rows * projected)

@@ -1,0 +1,241 @@
+"""The compiled step gives the logits of the model on its cache, and of reading everything again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from sqat.config import ACTIVATIONS
+from sqat.cpu import lean
+from sqat.cpu.lean import LeanStep, fits
+from sqat.generate.decode import PlainStep
+from sqat.model import Decoder, KVCache
+
+PROMPT, NEW = 7, 5
+BIASES = {"qkv_bias": True, "attention_out_bias": True, "feedforward_bias": True, "head_bias": True}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layernorm": {"norm": "layernorm", "final_norm": "layernorm"},
+    "biases": BIASES,
+    "biases after layernorm": {**BIASES, "norm": "layernorm"},
+    "no final norm": {"final_norm": None},
+    "torch's epsilon": {"norm_eps": None},
+    "torch's epsilon, layernorm": {"norm_eps": None, "norm": "layernorm"},
+    "untied": {"tie_embeddings": False},
+    "one kv head": {"num_kv_heads": 1},
+    "full attention": {"num_kv_heads": 6},
+    "one head": {"num_query_heads": 1, "num_kv_heads": 1},
+    "reverse": {"num_query_heads": 2, "num_kv_heads": 6},
+    "reverse with biases": {**BIASES, "num_query_heads": 1, "num_kv_heads": 3},
+    "window longer than the text": {"window": PROMPT + NEW},
+    "smallest heads": {"head_dim": 2},
+    "ungated": {"gated": False},
+    "ungated with biases": {"gated": False, **BIASES},
+    "other rotation": {"rope_theta": 97.0},
+    **{name: {"activation": name} for name in ACTIVATIONS},
+}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "experts": {"num_experts": 7, "experts_per_token": 2},
+    "one of them": {"num_experts": 7, "experts_per_token": 1},
+    "all of them": {"num_experts": 3, "experts_per_token": 3},
+}
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """`threads(3)`: steps made from now on share their work among so many threads, however small it is."""
+
+    def set_threads(count: int) -> None:
+        monkeypatch.setattr(lean, "ONE_THREAD_PRODUCT", 0)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+
+    return set_threads
+
+
+def steps(model: Decoder, step_type: Any, tokens_BT: Tensor, padding_B: Tensor | None = None) -> Tensor:
+    """Logits (B, NEW, V) of the last tokens, read one by one."""
+    cache = KVCache(model.config, len(tokens_BT), PROMPT + NEW, padding_B=padding_B)
+    with torch.inference_mode():
+        model.hidden_states(tokens_BT[:, :PROMPT], cache=cache)
+        step = step_type(model, cache)
+        return torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, PROMPT:].T.contiguous()], dim=1)
+
+
+def uncached(model: Decoder, tokens_BT: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(tokens_BT).logits[:, -NEW:]
+
+
+def draw_tokens(model: Decoder, rows: int) -> Tensor:
+    return torch.randint(model.config.vocab_size, (rows, PROMPT + NEW))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equals_the_model(tiny_model, threads, name, experts, rows):
+    model = tiny_model(**{**CONFIGS[name], **EXPERTS[experts]})
+    tokens_BT = draw_tokens(model, rows)
+    found = steps(model, LeanStep, tokens_BT)
+    torch.testing.assert_close(found, steps(model, PlainStep, tokens_BT), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, uncached(model, tokens_BT), atol=1e-5, rtol=1e-5)
+    threads(3)
+    assert steps(model, LeanStep, tokens_BT).equal(found)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_left_padding(tiny_model, threads, experts, num_threads):
+    threads(num_threads)
+    model = tiny_model(**BIASES, **EXPERTS[experts])
+    padding_B = torch.tensor([0, 3, 6])
+    tokens_BT = draw_tokens(model, len(padding_B))
+    found = steps(model, LeanStep, tokens_BT, padding_B)
+    torch.testing.assert_close(found, steps(model, PlainStep, tokens_BT, padding_B), atol=1e-5, rtol=1e-5)
+    for row, padding in enumerate(padding_B.tolist()):
+        alone = uncached(model, tokens_BT[row : row + 1, padding:])
+        torch.testing.assert_close(found[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_positions_far_from_the_start(tiny_model):
+    """Angles are exactly those of the model's tables, where an error would have grown."""
+    model = tiny_model(moe=True)
+    found = []
+    for step_type in (PlainStep, LeanStep):
+        cache = KVCache(model.config, 1, 70_001)
+        for layer in cache.layers:
+            torch.manual_seed(1)
+            layer.keys.normal_()
+            layer.values.normal_()
+            layer.length = 70_000
+        with torch.inference_mode():
+            found.append(step_type(model, cache)(torch.tensor([3])).clone())
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+def test_scores_of_any_size(tiny_model):
+    """The largest is subtracted before the exponential, as in any softmax."""
+    model = tiny_model()
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attention.q_proj.weight *= 1e3
+    tokens_BT = draw_tokens(model, 2)
+    found, plain = (steps(model, step_type, tokens_BT) for step_type in (LeanStep, PlainStep))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, plain, atol=1e-3, rtol=1e-3)  # such a softmax is all or nothing
+
+
+@pytest.mark.parametrize("experts", EXPERTS)
+def test_nan_weights_give_nan_logits(tiny_model, experts):
+    model = tiny_model(**EXPERTS[experts])
+    with torch.no_grad():
+        model.layers[1].norm2.weight[5] = torch.nan
+    tokens_BT = torch.randint(1, model.config.vocab_size, (2, PROMPT + NEW))
+    assert steps(model, LeanStep, tokens_BT).isnan().all()
+
+
+def test_the_model_is_left_as_it_is(tiny_model):
+    model = tiny_model(moe=True, **BIASES)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    steps(model, LeanStep, draw_tokens(model, 3))
+    for name, tensor in model.state_dict().items():
+        assert tensor.equal(before[name])
+        assert not tensor.is_inference()
+
+
+def test_a_full_cache(tiny_model):
+    model = tiny_model()
+    step = LeanStep(model, KVCache(model.config, 1, 2))
+    for _ in range(2):
+        step(torch.tensor([5]))
+    with pytest.raises(ValueError, match="cache holds 2 positions, but 3 are needed"):
+        step(torch.tensor([5]))
+
+
+class Doubled(nn.Linear):
+    """An adapter, as far as a step is concerned: a linear layer that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+class Quantised(Tensor):
+    pass
+
+
+CHANGES = {
+    "adapter": lambda model: setattr(model.layers[1].attention, "v_proj", Doubled(23, 30, bias=False)),
+    "parametrised": lambda model: parametrize.register_parametrization(
+        model.layers[1].feedforward.router, "weight", Halved()
+    ),
+    "quantised": lambda model: setattr(
+        model.head, "weight", nn.Parameter(model.head.weight.detach().as_subclass(Quantised))
+    ),
+    "bfloat16": lambda model: model.head.to(torch.bfloat16),
+}
+
+
+class TestFits:
+    @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+    def test_models_as_they_are_built(self, tiny_model, moe):
+        model = tiny_model(moe)
+        assert fits(model, KVCache(model.config, 2, 5))
+        assert fits(model.train().requires_grad_(False), KVCache(model.config, 2, 5))
+
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_not_models_whose_weights_are_not_all_there_is(self, tiny_model, change):
+        model = tiny_model(moe=True, tie_embeddings=False)
+        CHANGES[change](model)
+        assert not fits(model, KVCache(model.config, 2, 5))
+
+    def test_not_subclasses_of_the_model(self, tiny_config):
+        class Other(Decoder):
+            pass
+
+        assert not fits(Other(tiny_config()), KVCache(tiny_config(), 2, 5))
+
+    def test_not_under_autocast(self, tiny_model):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not fits(tiny_model(), KVCache(tiny_model().config, 2, 5))
+
+    def test_not_caches_that_roll(self, tiny_model):
+        model = tiny_model(window=3)
+        assert fits(model, KVCache(model.config, 2, 3))
+        assert not fits(model, KVCache(model.config, 2, 5))
+
+    def test_many_rows_only_where_products_are_small(self, tiny_model, monkeypatch):
+        model = tiny_model()
+        assert fits(model, KVCache(model.config, 97, 5))
+        monkeypatch.setattr(lean, "ONE_THREAD_PRODUCT", 1000)
+        assert fits(model, KVCache(model.config, lean.FEW_ROWS, 5))
+        assert not fits(model, KVCache(model.config, lean.FEW_ROWS + 1, 5))
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "threads"),
+    [
+        ({}, 1, 1),  # 23 · 2 · 13 = 598, and 23 · 12 · 10 = 2,760 for the projections
+        ({}, 3, 1),
+        ({}, 4, 2),
+        ({"intermediate_size": 211}, 1, 1),  # 9,706
+        ({"intermediate_size": 223}, 1, 2),
+        ({"intermediate_size": 223, "gated": False}, 1, 1),
+        ({"intermediate_size": 211, **EXPERTS["experts"], "num_kv_heads": 1}, 3, 1),  # each expert has one row
+        ({"intermediate_size": 211, **EXPERTS["all of them"], "num_kv_heads": 1}, 3, 2),
+    ],
+)
+def test_small_products_are_computed_in_one_thread(tiny_model, monkeypatch, config, rows, threads):
+    monkeypatch.setattr(lean, "ONE_THREAD_PRODUCT", 10_000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    model = tiny_model(**config)
+    assert LeanStep(model, KVCache(model.config, rows, 3)).threads == threads
