@@ -59,7 +59,7 @@ class TestRoundTrip:
     @pytest.mark.parametrize("tied", [True, False])
     @pytest.mark.parametrize("moe", [True, False])
     @pytest.mark.parametrize("biased", [True, False])
-    def test_bit_for_bit(self, tiny_model, tmp_path, tied, moe, biased):
+    def test_saved_models_come_back_bit_for_bit(self, tiny_model, tmp_path, tied, moe, biased):
         biases = dict.fromkeys(("qkv_bias", "attention_out_bias", "feedforward_bias", "head_bias"), biased)
         model = tiny_model(moe, tie_embeddings=tied, **biases)
         loaded = load_model(save_model(model, tmp_path / "model"))
@@ -67,7 +67,7 @@ class TestRoundTrip:
         assert (loaded.head.weight is loaded.embedding.weight) == tied
 
     @pytest.mark.parametrize("name", FAMILIES)
-    def test_preset_families(self, tmp_path, name):
+    def test_presets_come_back_bit_for_bit(self, tmp_path, name):
         model = Decoder(preset(name).replace(vocab_size=41, num_layers=1))
         assert_same(load_model(save_model(model, tmp_path / "model")), model)
 
@@ -87,13 +87,13 @@ class TestRoundTrip:
     @pytest.mark.parametrize(
         ("dtype", "expected"), [(None, torch.bfloat16), (torch.float32, torch.float32), (torch.float64, torch.float64)]
     )
-    def test_types(self, model, tmp_path, dtype, expected):
+    def test_weights_keep_or_change_their_type(self, model, tmp_path, dtype, expected):
         folder = save_model(model.to(torch.bfloat16), tmp_path / "model")
         loaded = load_model(folder, dtype=dtype)
         assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
         torch.testing.assert_close(loaded.to(torch.bfloat16).state_dict(), model.state_dict(), rtol=0, atol=0)
 
-    def test_float32_by_default(self, model, tmp_path):
+    def test_weights_load_as_float32_by_default(self, model, tmp_path):
         assert load_model(save_model(model.half(), tmp_path / "model")).head.weight.dtype == torch.float32
 
 
@@ -129,7 +129,7 @@ class TestSaving:
         assert {*found} == {"old", "new"}
 
     @pytest.mark.parametrize("name", [".", "file"])
-    def test_other_things_are_not_replaced(self, model, tmp_path, name):
+    def test_only_checkpoints_are_replaced(self, model, tmp_path, name):
         (tmp_path / "file").write_text("precious")
         with refused(tmp_path, "exists and is not a checkpoint (it has no config.json)"):
             save_model(model, tmp_path / name)
@@ -138,7 +138,7 @@ class TestSaving:
     def test_an_empty_folder_is_filled(self, model, tmp_path):
         assert_same(load_model(save_model(model, tmp_path)), model)
 
-    def test_unknown_layout(self, model, tmp_path):
+    def test_unknown_layouts_are_refused(self, model, tmp_path):
         with pytest.raises(ConfigError, match="layout is 'gguf', but must be one of sqat, rxnn"):
             save_model(model, tmp_path / "model", layout="gguf")
         assert not any(tmp_path.iterdir())
@@ -186,7 +186,7 @@ class TestChecksums:
 
 
 class TestConfigFile:
-    def test_reading(self, folder, model):
+    def test_read_config_gives_configuration_and_layout(self, folder, model):
         assert read_config(folder) == (model.config, False)
 
     def test_a_folder_moved_aside_is_put_back(self, folder, model, caplog):
@@ -195,12 +195,12 @@ class TestConfigFile:
             assert_same(load_model(folder), model)
         assert "the previous one is put back" in caplog.text
 
-    def test_no_folder(self, tmp_path):
+    def test_a_missing_folder_is_named(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"no checkpoint at .*nowhere"):
             load_model(tmp_path / "nowhere")
 
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-    def test_no_config(self, tmp_path, name):
+    def test_a_folder_without_config_is_refused(self, tmp_path, name):
         (tmp_path / name).write_bytes(b"")
         with refused(tmp_path, "is not a checkpoint: it has no config.json"):
             load_model(tmp_path)
@@ -215,7 +215,7 @@ class TestConfigFile:
             (b'{"embed_dim": 64}', "model_type is None, but must be 'sqat'"),
         ],
     )
-    def test_what_is_not_a_configuration(self, folder, content, message):
+    def test_other_configurations_are_refused(self, folder, content, message):
         (folder / "config.json").write_bytes(content)
         with refused(folder, message):
             load_model(folder)
@@ -228,7 +228,7 @@ class TestConfigFile:
             ({"head_dim": None}, "field 'head_dim' is missing"),  # None: not there
         ],
     )
-    def test_unusable_fields(self, folder, changes, message):
+    def test_unusable_fields_are_named(self, folder, changes, message):
         path = folder / "config.json"
         values = {**json.loads(path.read_text()), **changes}
         path.write_text(json.dumps({name: value for name, value in values.items() if changes.get(name, 0) is not None}))
@@ -249,13 +249,13 @@ class TestTensors:
             load_model(folder)
 
     @pytest.mark.parametrize("kept", [0, 1, 7, 8, 100, -1000, -1])
-    def test_truncated(self, folder, kept):
+    def test_truncated_weights_are_refused(self, folder, kept):
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:kept])
         with refused(folder, "model.safetensors is damaged or truncated"):
             load_model(folder)
 
-    def test_damaged(self, folder):
+    def test_damaged_weights_are_refused(self, folder):
         path = folder / "model.safetensors"
         path.write_bytes(b"\x80\x04" + path.read_bytes()[2:])
         with refused(folder, "model.safetensors is damaged or truncated"):

@@ -17,7 +17,7 @@ from sqat.model_card import Known, Metric
 Model = Callable[..., Decoder]
 
 
-def test_where_a_language_model_is_saved(tiny_model: Model, tmp_path: Path) -> None:
+def test_save_pretrained_writes_a_card(tiny_model: Model, tmp_path: Path) -> None:
     model = from_decoder(tiny_model())
     model.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
@@ -27,7 +27,7 @@ def test_where_a_language_model_is_saved(tiny_model: Model, tmp_path: Path) -> N
     SQATForCausalLM.from_pretrained(tmp_path)
 
 
-def test_only_one_with_blanks_is_replaced(tiny_model: Model, tmp_path: Path) -> None:
+def test_a_users_own_card_stays_and_a_blank_one_is_replaced(tiny_model: Model, tmp_path: Path) -> None:
     model, path = from_decoder(tiny_model()), tmp_path / "README.md"
     for text, stays in (("mine", True), ("# Model\n\n[More Information Needed]\n", False)):
         path.write_text(text)
@@ -44,7 +44,7 @@ KNOWN = Known(
 )
 
 
-def test_what_the_user_knows(tiny_model: Model, tmp_path: Path) -> None:
+def test_what_the_user_knows_is_in_the_card(tiny_model: Model, tmp_path: Path) -> None:
     model = from_decoder(tiny_model())
     model.save_pretrained(tmp_path, known=KNOWN)
     card = ModelCard.load(tmp_path / "README.md")
@@ -66,17 +66,17 @@ def test_what_the_user_knows(tiny_model: Model, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path, known={"license": "mit"})
 
 
-def test_a_model_without_its_head_is_no_language_model(tiny_config: Callable[..., object], tmp_path: Path) -> None:
+def test_a_model_without_its_head_gets_no_card(tiny_config: Callable[..., object], tmp_path: Path) -> None:
     SQATModel(to_transformers_config(tiny_config())).save_pretrained(tmp_path)
     assert not (tmp_path / "README.md").exists()
 
 
-def test_other_processes_write_none(tiny_model: Model, tmp_path: Path) -> None:
+def test_other_ranks_write_no_card(tiny_model: Model, tmp_path: Path) -> None:
     from_decoder(tiny_model()).save_pretrained(tmp_path, is_main_process=False)
     assert not (tmp_path / "README.md").exists()
 
 
-def test_a_model_that_the_core_does_not_take_is_saved_without(
+def test_a_model_that_the_core_refuses_is_saved_without_a_card(
     tiny_model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(config: object) -> None:

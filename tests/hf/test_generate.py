@@ -30,7 +30,9 @@ def theirs(model: SQATForCausalLM, prompts: list[list[int]], count: int, **optio
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_greedy_batched_with_left_padding(kind: dict[str, Any], implementation: str, tiny_model: Model) -> None:
+def test_greedy_batches_with_left_padding_write_what_we_write(
+    kind: dict[str, Any], implementation: str, tiny_model: Model
+) -> None:
     core = tiny_model(**kind)
     model = from_decoder(core)
     model.set_attn_implementation(implementation)
@@ -39,7 +41,7 @@ def test_greedy_batched_with_left_padding(kind: dict[str, Any], implementation: 
 
 @pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_other_caches(kind: dict[str, Any], options: dict[str, Any], tiny_model: Model) -> None:
+def test_other_caches_change_nothing(kind: dict[str, Any], options: dict[str, Any], tiny_model: Model) -> None:
     core = tiny_model(**kind)
     assert theirs(from_decoder(core), PROMPTS, 11, disable_compile=True, **options) == ours(core, PROMPTS, 11)
 
@@ -79,7 +81,9 @@ def test_beam_search_finds_the_likeliest(tiny_model: Model) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_going_on_from_a_cache(kind: dict[str, Any], tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_chunks_through_a_cache_give_the_same_logits(
+    kind: dict[str, Any], tiny_model: Model, tokens: torch.Tensor
+) -> None:
     model = from_decoder(tiny_model(**kind))
     whole = model(tokens).logits
     output = model(tokens[:, :6], use_cache=True)
@@ -106,7 +110,7 @@ def test_ends_at_the_end_token(tiny_model: Model) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_masks_of_ones_own(implementation: str, tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_own_masks_are_taken_as_they_are(implementation: str, tiny_model: Model, tokens: torch.Tensor) -> None:
     """A mask (B, 1, T, S) is taken as it is: here two documents in a row, as packing tells them apart."""
     core = tiny_model()
     model = from_decoder(core)

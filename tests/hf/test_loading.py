@@ -58,7 +58,7 @@ def test_saved_folders_are_read_by_both(
     torch.testing.assert_close(sqat.load_model(tmp_path)(tokens).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rxnns_layout(tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_rxnns_layout_is_read(tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
     core = tiny_model(moe=True, hidden_size=60, **QUIRKS)  # RxNN: head_dim divides the width
     folder = save_model(core, tmp_path / "original", layout="rxnn")
     model = SQATForCausalLM.from_pretrained(folder)
@@ -87,19 +87,19 @@ def test_rxnns_layout_with_a_config_of_ones_own(tiny_model: Model, tokens: torch
         SQATForCausalLM.from_pretrained(folder, config=GPT2Config())
 
 
-def test_rxnns_layout_damaged(tiny_model: Model, tmp_path: Path) -> None:
+def test_damage_in_rxnns_layout_is_named(tiny_model: Model, tmp_path: Path) -> None:
     folder = save_model(tiny_model(hidden_size=60, **QUIRKS), tmp_path / "original", layout="rxnn")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
         SQATForCausalLM.from_pretrained(folder)
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         SQATForCausalLM.from_pretrained(tmp_path / "nowhere")
 
 
-def test_damaged_index(tiny_model: Model, tmp_path: Path) -> None:
+def test_damaged_indices_are_refused(tiny_model: Model, tmp_path: Path) -> None:
     from_decoder(tiny_model()).save_pretrained(tmp_path, max_shard_size="5KB")
     first = next(tmp_path.glob("*.safetensors"))
     shutil.move(first, tmp_path / "away")
@@ -110,7 +110,7 @@ def test_damaged_index(tiny_model: Model, tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_dtype_and_device_map(saved: Callable[..., Path], tokens: torch.Tensor) -> None:
+def test_dtype_and_device_map_are_followed(saved: Callable[..., Path], tokens: torch.Tensor) -> None:
     folder = saved(moe=True)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     placed = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cpu"})

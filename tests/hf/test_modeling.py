@@ -69,7 +69,9 @@ def test_logits_equal_the_cores(name: str, implementation: str, tokens: torch.Te
         {"activation": "linear", "num_query_heads": 2, "num_kv_heads": 6},
     ],
 )
-def test_what_no_preset_has(changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_logits_equal_the_cores_for_unusual_architectures(
+    changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor
+) -> None:
     core = tiny_model(**changes)
     with torch.no_grad():
         torch.testing.assert_close(from_decoder(core)(tokens).logits, core(tokens).logits, **CLOSE)
@@ -77,7 +79,7 @@ def test_what_no_preset_has(changes: dict[str, object], tiny_model: Model, token
 
 @pytest.mark.parametrize("changes", [{}, {"gated": False}, {"feedforward_bias": True}])
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
-def test_expert_implementations(implementation: str, changes: dict[str, object], tiny_model: Model) -> None:
+def test_expert_implementations_agree(implementation: str, changes: dict[str, object], tiny_model: Model) -> None:
     core = tiny_model(moe=True, hidden_size=24, intermediate_size=16, **changes)  # rows of whole 16-byte pieces
     model = from_decoder(core)
     assert model.config._experts_implementation == "grouped_mm"
@@ -87,7 +89,9 @@ def test_expert_implementations(implementation: str, changes: dict[str, object],
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
-def test_under_autocast(implementation: str, tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_autocast_changes_little_and_reaches_the_router(
+    implementation: str, tiny_model: Model, tokens: torch.Tensor
+) -> None:
     model = from_decoder(tiny_model(moe=True, hidden_size=24, intermediate_size=16))
     model.set_experts_implementation(implementation)
     plain = model(tokens, labels=tokens)
@@ -116,7 +120,7 @@ def test_dropout_between_the_layers_in_training_only(implementation: str, tiny_m
     assert torch.equal(moe.eval()(x), plain)
 
 
-def test_what_padding_and_packing_hide(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_padding_and_packed_documents_stay_unseen(tiny_model: Model, tokens: torch.Tensor) -> None:
     for changes in ({}, {"window": 5}, {"window": 5, "global_tokens": 2}):
         core = tiny_model(**changes)
         model = from_decoder(core)
@@ -151,14 +155,14 @@ def test_tokens_and_embeddings_together_are_refused(tiny_model: Model, tokens: t
 
 
 @pytest.mark.parametrize("kept", [3, torch.tensor([2, 11])])
-def test_logits_to_keep(kept: int | torch.Tensor, tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_logits_to_keep_gives_only_those(kept: int | torch.Tensor, tiny_model: Model, tokens: torch.Tensor) -> None:
     model = from_decoder(tiny_model())
     every = model(tokens).logits
     expected = every[:, -kept:] if isinstance(kept, int) else every[:, kept]
     torch.testing.assert_close(model(tokens, logits_to_keep=kept).logits, expected)
 
 
-def test_hidden_states_and_attentions(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_hidden_states_and_attentions_have_their_shapes(tiny_model: Model, tokens: torch.Tensor) -> None:
     model = from_decoder(tiny_model(num_query_heads=3, num_kv_heads=6))
     model.set_attn_implementation("eager")
     output = model(tokens, output_hidden_states=True, output_attentions=True)
@@ -202,7 +206,7 @@ def test_gradients_are_the_cores_with_and_without_checkpointing(tiny_model: Mode
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_resized_vocabulary(tied: bool, tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_a_resized_vocabulary_keeps_its_logits(tied: bool, tiny_model: Model, tokens: torch.Tensor) -> None:
     model = from_decoder(tiny_model(tie_embeddings=tied, head_bias=True))
     before = model(tokens).logits
     model.resize_token_embeddings(47)
@@ -263,7 +267,7 @@ def test_configuration_goes_there_and_back() -> None:
         ({"global_tokens": 2}, "global_tokens is 2, but must be 0 where window is None"),
     ],
 )
-def test_unusable_configurations(changes: dict[str, Any], message: str) -> None:
+def test_unusable_configurations_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(StrictDataclassError, match=message):
         SQATConfig(**changes)
     fields = {SQATConfig.attribute_map.get(name, name): value for name, value in changes.items()}

@@ -44,7 +44,7 @@ class TestDownload:
         assert folder.name == commits[0].oid
         assert (folder / "config.json").read_bytes() == commits[0].files["config.json"]
 
-    def test_kept_and_found_without_the_hub(self, hub, tmp_path):
+    def test_downloads_are_cached_for_use_offline(self, hub, tmp_path):
         ExperimentalAttentionTransformer.from_pretrained(MODEL, cache_dir=tmp_path / "own")
         seen = len(hub.requests)
         ExperimentalAttentionTransformer.from_pretrained(MODEL, cache_dir=tmp_path / "own", local_files_only=True)
@@ -52,14 +52,14 @@ class TestDownload:
         with pytest.raises(CheckpointError, match=r"config.json cannot be had from the Hub"):
             ExperimentalAttentionTransformer.from_pretrained(MODEL, cache_dir=tmp_path / "other", local_files_only=True)
 
-    def test_revision(self, hub):
+    def test_a_revision_can_be_named(self, hub):
         commits = hub.repositories[MODEL].commits
         commits.append(type(commits[0])("broken", [], {**commits[0].files, "config.json": b"{"}, None))
         with pytest.raises(CheckpointError, match=r"config.json is not valid JSON"):
             ExperimentalAttentionTransformer.from_pretrained(MODEL)
         ExperimentalAttentionTransformer.from_pretrained(MODEL, revision=commits[0].oid)
 
-    def test_private(self, hub):
+    def test_private_repositories_need_a_token(self, hub):
         hub.repositories[MODEL].private = True
         with pytest.raises(CheckpointError, match=r"is no local folder, and its config.json cannot be had"):
             ExperimentalAttentionTransformer.from_pretrained(MODEL, token=False)
@@ -77,13 +77,13 @@ class TestDownload:
     @pytest.mark.parametrize(
         ("repo_id", "name"), [("no/such", "config.json"), (MODEL, "no.json"), ("not an id", "config.json")]
     )
-    def test_not_there(self, repo_id, name):
+    def test_what_is_missing_is_named(self, repo_id, name):
         with pytest.raises(CheckpointError, match=f"'{repo_id}' is no local folder, and its {name} cannot be had"):
             download(repo_id, [name])
 
 
 class TestUpload:
-    def test_one_commit(self, hub, folder):
+    def test_an_upload_is_one_commit(self, hub, folder):
         address = upload(folder, "somebody/new", "All of it", private=True, token="hf_x")
         repository = hub.repositories["somebody/new"]
         [commit] = repository.commits
@@ -92,31 +92,31 @@ class TestUpload:
         assert commit.files == {"config.json": b"{}", "below/model.safetensors": bytes(range(256))}
         assert address == f"{hub.url}/somebody/new/commit/{commit.oid}"
 
-    def test_into_one_that_is_there(self, hub, folder):
+    def test_an_upload_keeps_other_files(self, hub, folder):
         upload(folder, MODEL, "More", token="hf_x")
         files = hub.repositories[MODEL].commits[-1].files
         assert files["config.json"] == b"{}"
         assert "tokenizer.json" in files
 
-    def test_repository_id(self):
+    def test_impossible_repository_ids_are_named(self):
         assert require_repo_id("owner/name", "hub_model_id") == "owner/name"
         for repo_id in (None, "a/b/c", "no spaces"):
             with pytest.raises(ConfigError, match=f"hub_model_id is '?{repo_id}'?"):
                 require_repo_id(repo_id, "hub_model_id")
 
-    def test_refused(self, hub, folder):
+    def test_why_an_upload_is_refused_is_said(self, hub, folder):
         with pytest.raises(CheckpointError, match=r"folder cannot be uploaded to 'somebody/new': .*401"):
             upload(folder, "somebody/new", "Hello", token=False)
         hub.fail_commits = 1
         with pytest.raises(CheckpointError, match="500"):
             upload(folder, "somebody/new", "Hello", token="hf_x")
 
-    def test_not_reached(self, hub, folder, monkeypatch):
+    def test_an_unreachable_hub_is_named(self, hub, folder, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
         with pytest.raises(CheckpointError, match="cannot be uploaded to 'somebody/new'"):
             upload(folder, "somebody/new", "Hello", token="hf_x")
 
-    def test_model(self, hub):
+    def test_a_model_is_pushed(self, hub):
         model = ExperimentalAttentionTransformer.from_pretrained(MODEL)
         model.push_to_hub("somebody/copy", private=True, token="hf_x", commit_message="Copied")
         [commit] = hub.repositories["somebody/copy"].commits
@@ -126,13 +126,13 @@ class TestUpload:
             name: original[name] for name in ("README.md", "config.json", "model.safetensors")
         }
 
-    def test_saved_and_pushed(self, hub, tmp_path):
+    def test_a_model_is_saved_and_pushed(self, hub, tmp_path):
         model = ExperimentalAttentionTransformer.from_pretrained(MODEL)
         address = model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="somebody/copy", token="hf_x")
         assert address.startswith(f"{hub.url}/somebody/copy/commit/")
         assert (tmp_path / "saved" / "model.safetensors").is_file()
 
-    def test_tokenizer(self, hub):
+    def test_a_tokenizer_is_pushed(self, hub):
         trainer = TokenizerTrainer.from_pretrained(MODEL)
         trainer.push_to_hub("somebody/tokenizer", private=True, api_token="hf_x")
         [commit] = hub.repositories["somebody/tokenizer"].commits

@@ -107,7 +107,7 @@ def test_what_the_page_shows(hub, command, run_folder):
 
 
 class TestRoundTrip:
-    def test_of_a_run(self, hub, command, run_folder):
+    def test_a_run_comes_back_as_it_was(self, hub, command, run_folder):
         code, out, err = command("push", run_folder, REPO, "--license", "mit", "--private", "--message", "First")
         assert code == 0, err
         [commit] = hub.repositories[REPO].commits
@@ -126,7 +126,7 @@ class TestRoundTrip:
         prompt = ("Once upon", "--max-tokens", "5", "--seed", "3")
         assert command("generate", "mine", *prompt) == command("generate", run_folder, *prompt)
 
-    def test_its_card(self, hub, command, run_folder):
+    def test_the_card_tells_of_the_run(self, hub, command, run_folder):
         command("push", run_folder, REPO, "--license", "mit", "--dataset", "a/b", "--dataset", "c/d")
         text = hub.repositories[REPO].commits[0].files["README.md"].decode()
         evaluation = json.loads((best_checkpoint(run_folder) / "training.json").read_text())["evaluation"]
@@ -145,7 +145,7 @@ class TestRoundTrip:
         }
 
     @pytest.mark.parametrize("form", ["transformers", "stock"])
-    def test_of_an_export(self, form, hub, command, run_folder):
+    def test_an_export_comes_back_as_it_was(self, form, hub, command, run_folder):
         export(run_folder, "exported", form)
         code, _, err = command("push", "exported", REPO)
         assert code == 0, err
@@ -154,7 +154,7 @@ class TestRoundTrip:
         assert ("modeling_sqat.py" in files_of(Path("back"))) == (form == "transformers")
 
     @pytest.mark.parametrize("form", ["transformers", "stock"])
-    def test_exported_on_the_way(self, form, hub, command, run_folder):
+    def test_push_can_export_first(self, form, hub, command, run_folder):
         assert command("push", run_folder, REPO, "--to", form)[0] == 0
         assert command("pull", REPO)[0] == 0
         export(run_folder, "exported", form)
@@ -166,7 +166,7 @@ class TestRoundTrip:
         assert "(MHA)" in card  # what is known of the model is known of its export
         assert "## Training" in card
 
-    def test_in_rxnns_layout(self, hub, command, tiny_model, tmp_path):
+    def test_push_in_rxnns_layout(self, hub, command, tiny_model, tmp_path):
         quirks = {"tie_embeddings": False, "attention_out_bias": True, "feedforward_bias": True, "head_bias": True}
         model = tiny_model(hidden_size=60, final_norm=None, norm_eps=None, init="torch", **quirks)
         folder = save_model(model, tmp_path / "transformers")
@@ -176,7 +176,7 @@ class TestRoundTrip:
         tensors = load_model("mine").state_dict()
         assert all((tensors[name] == tensor).all() for name, tensor in model.state_dict().items())
 
-    def test_in_several_files(self, hub, command, run_folder):
+    def test_sharded_weights_come_back(self, hub, command, run_folder):
         folder = best_checkpoint(run_folder)
         export(folder, "sharded", "stock")
         tensors = load_file("sharded/model.safetensors")
@@ -205,7 +205,7 @@ class TestPush:
         assert command("push", run_folder, REPO)[0] == 0
         assert set(hub.repositories[REPO].commits[-1].files) == {*MODEL_FILES, "notes.txt", "old/model.safetensors"}
 
-    def test_a_branch(self, hub, command, run_folder):
+    def test_a_branch_is_created_and_updated(self, hub, command, run_folder):
         hub.add(REPO, {"notes.txt": b"mine"})
         assert command("push", run_folder, REPO, "--branch", "better")[0] == 0
         assert command("push", run_folder, REPO, "--revision", "better", "--license", "mit")[0] == 0
@@ -216,7 +216,7 @@ class TestPush:
         assert "license: mit" in Path("mine/README.md").read_text()
 
     @pytest.mark.parametrize("options", [(), ("--to", "transformers"), ("--to", "stock")])
-    def test_a_card_of_ones_own(self, options, hub, command, run_folder):
+    def test_a_users_own_card_stays(self, options, hub, command, run_folder):
         folder = best_checkpoint(run_folder)
         own = "---\nlicense: mit\n---\n\n# Mine\n"
         (folder / "README.md").write_text(own)
@@ -226,7 +226,7 @@ class TestPush:
         assert cards == [own, "---\nlicense: mit\ndatasets:\n- a/b\n---\n\n# Mine\n"]
         assert (folder / "README.md").read_text() == own
 
-    def test_a_card_that_was_filled_in_on_the_hub(self, hub, command, run_folder):
+    def test_a_card_edited_on_the_hub_stays(self, hub, command, run_folder):
         assert command("push", run_folder, REPO)[0] == 0
         written = hub.repositories[REPO].commits[-1].files["README.md"].decode()
         edited = written.replace("## Cost", "## My words\n\nIt likes cats.\n\n## Cost")
@@ -249,7 +249,7 @@ class TestPush:
         assert "library_name: transformers" in card
         assert "trust_remote_code=True" in card
 
-    def test_a_card_that_nobody_has_changed_is_renewed(self, hub, command, run_folder):
+    def test_an_unedited_card_is_renewed(self, hub, command, run_folder):
         """With new results, but what was set on the Hub's page stays."""
         assert command("push", run_folder, REPO, "--license", "mit")[0] == 0
         written = hub.repositories[REPO].commits[-1].files["README.md"].decode()
@@ -317,7 +317,7 @@ class TestPush:
         assert message in command("push", "exported", REPO)[2]
         assert not hub.requests
 
-    def test_the_token_of_a_login(self, hub, command, run_folder, tmp_path, monkeypatch):
+    def test_the_stored_token_is_used(self, hub, command, run_folder, tmp_path, monkeypatch):
         monkeypatch.delenv("HF_TOKEN")
         (tmp_path / "no_token").write_text("hf_of_a_login")
         assert command("push", run_folder, REPO)[0] == 0
@@ -355,13 +355,13 @@ class TestPush:
         assert len(commits) == already
 
     @pytest.mark.parametrize("token", [f"{SECRET}\x01", f"{SECRET} ", f"{SECRET}é"])
-    def test_a_token_that_cannot_be_is_not_shown(self, token, run_folder, monkeypatch):
+    def test_an_unusable_token_is_not_shown(self, token, run_folder, monkeypatch):
         monkeypatch.setattr("sqat.hub.get_token", lambda: token)
         with pytest.raises(ConfigError, match="characters that no token has") as error:
             sqat.push(run_folder, REPO)
         assert SECRET not in repr(error.value.__cause__) + str(error.value)
 
-    def test_an_answer_that_shows_the_token(self, hub, command, run_folder, monkeypatch):
+    def test_a_token_in_an_answer_is_hidden(self, hub, command, run_folder, monkeypatch):
         """Whoever wrote it: the command does not show it."""
 
         def refuse(*args, **kwargs):
@@ -382,7 +382,7 @@ class TestPush:
             ((REPO, "--dataset", "a b"), "dataset is 'a b'"),
         ],
     )
-    def test_wrong_options(self, options, message, hub, command, run_folder):
+    def test_wrong_options_are_refused_before_any_request(self, options, message, hub, command, run_folder):
         code, _, err = command("push", run_folder, *options)
         assert (code, message in err) == (1, True), err
         assert not hub.requests
@@ -405,7 +405,7 @@ def pushed(hub, run_folder):
 
 
 class TestPull:
-    def test_only_what_a_model_needs(self, hub, command, pushed):
+    def test_pull_fetches_the_model_alone(self, hub, command, pushed):
         assert command("pull", REPO, "here")[0] == 0
         assert files_of(Path("here")) == pushed
         fetched = {path.rpartition("/main/")[2] for method, path, _ in hub.requests if method == "GET"}
@@ -446,7 +446,7 @@ class TestPull:
         assert code == 0 or "holds no model that can be used" in err
         assert not Path("ran").exists()
 
-    def test_a_folder_that_holds_something(self, command, pushed):
+    def test_pull_needs_force_to_replace_a_model(self, command, pushed):
         Path("here").mkdir()
         assert command("pull", REPO, "here")[0] == 0  # an empty one may be there
         code, _, err = command("pull", REPO, "here")
@@ -455,7 +455,7 @@ class TestPull:
         assert command("pull", REPO, "here", "--force")[0] == 0
         assert files_of(Path("here")) == pushed
 
-    def test_force_replaces_models_alone(self, command, pushed):
+    def test_force_replaces_nothing_but_models(self, command, pushed):
         Path("here").mkdir()
         Path("here/thesis.txt").write_text("mine")
         code, _, err = command("pull", REPO, "here", "--force")
@@ -470,7 +470,7 @@ class TestPull:
         assert command("pull", REPO, "here", "--force")[0] == 1
         assert files_of(Path("here")) == pushed
 
-    def test_a_connection_that_breaks(self, hub, command, pushed, monkeypatch):
+    def test_a_broken_connection_leaves_nothing(self, hub, command, pushed, monkeypatch):
         def break_off(*args, **kwargs):
             raise OSError("connection reset by peer")
 
@@ -481,7 +481,7 @@ class TestPull:
         assert sorted(Path().iterdir()) == before
 
     @pytest.mark.parametrize("missing", ["repository", "private", "revision", "network", "token"])
-    def test_what_cannot_be_had(self, missing, hub, command, pushed, monkeypatch):
+    def test_why_a_pull_fails_is_said(self, missing, hub, command, pushed, monkeypatch):
         arguments, message = ("pull", REPO, "here"), "there is no such repository, or it is private (401)"
         if missing == "repository":
             arguments = ("pull", "no/such", "here")
@@ -503,11 +503,11 @@ class TestPull:
         assert (code, message in err) == (1, True), err
         assert not Path("here").exists()
 
-    def test_two_places(self, command):
+    def test_two_different_folders_are_refused(self, command):
         code, _, err = command("pull", REPO, "here", "--out", "there")
         assert (code, "--out is there, but DIR is here: give one of them" in err) == (1, True)
 
-    def test_an_id_that_cannot_be(self):
+    def test_an_impossible_id_is_refused(self):
         with pytest.raises(ConfigError, match="repository is 'a/b/c'"):
             sqat.pull("a/b/c")
 

@@ -118,7 +118,7 @@ def save(
         raise ConfigError(f"known is of type {type(known).__name__}, but must be a sqat.model_card.Known")
     upload = {key: options.pop(key) for key in _FOR_UPLOADS if push_to_hub and key in options}
     plain(folder, *args, **options)
-    if not options.get("is_main_process", True):
+    if not options.get("is_main_process", args[0] if args else True):
         return None
     _write_code(model, Path(folder))
     if _has_card(model):
