@@ -212,18 +212,15 @@ def training_step(
     return step
 
 
-def attention_call(
-    config: ModelConfig, rows: int, length: int, device: str, *, backward: bool, dtype: torch.dtype | None = None
-) -> Callable[[], Any]:
+def attention_call(config: ModelConfig, rows: int, length: int, device: str, *, backward: bool) -> Callable[[], Any]:
     """A function that runs attention once, scores and weighted sum alone, with a model's heads and its window.
 
     Args:
         config: of it the head counts, head_dim, window and global_tokens.
         rows, length: shape of the batch, (B, T).
         backward: compute the gradients of queries, keys and values too.
-        dtype: by default the one that training uses on the device.
     """
-    dtype = dtype or training_dtype(device)
+    dtype = training_dtype(device)
 
     def heads(count: int) -> Tensor:  # laid out as the projections leave them
         x_BTHC = torch.randn(rows, length, count, config.head_dim, device=device, dtype=dtype)

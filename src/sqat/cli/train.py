@@ -90,7 +90,7 @@ def evaluate(
     context: Annotated[int | None, typer.Option(help="Tokens per window; default: the model's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print loss, perplexity, accuracy and bits per byte over real tokens, and loss and accuracy with padding counted."""
+    """Print loss, perplexity, accuracy and bits per byte over real tokens, and loss and accuracy with padding."""
     from sqat.cli.console import tokenising
     from sqat.cli.model import load_with_tokenizer
     from sqat.data.text import open_source

@@ -12,7 +12,7 @@ from sqat.model import Decoder
 
 
 class Generation(NamedTuple):
-    """One completion: the prompt, the text after it, its tokens, and why it ended."""
+    """One answer: the text after the prompt."""
 
     prompt: str
     text: str
@@ -21,7 +21,7 @@ class Generation(NamedTuple):
 
 
 class _Row:
-    """The growing completion of one prompt; text that could be the beginning of a stop string is held back."""
+    """The answer to one prompt as it grows: text that may turn out to begin a stop string is held back."""
 
     def __init__(self, prompt: str, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
         self.prompt = prompt
@@ -30,11 +30,11 @@ class _Row:
         self.stream = TextStream(tokenizer, continuation=bool(prompt))
         self.tokens: list[int] = []
         self.text = ""  # decoded so far
-        self.given = 0  # characters returned
+        self.given = 0  # characters handed out
         self.finish_reason: str | None = None
 
     def push(self, token: int) -> str:
-        """Add a token; returns text that is final."""
+        """Take a token; returns text that is certain."""
         if token == self.eos_id:
             return self.finish("eos")
         self.tokens.append(token)
@@ -42,7 +42,7 @@ class _Row:
         return self._hand_out(certain_only=True)
 
     def finish(self, reason: str) -> str:
-        """End the completion; returns the text held back."""
+        """End the answer; returns what was held back."""
         self.text += self.stream.flush()
         rest = self._hand_out(certain_only=False)
         self.finish_reason = self.finish_reason or reason
@@ -72,14 +72,13 @@ def _overlap(text: str, stop: str) -> int:
 def generate(
     model: Decoder, tokenizer: Tokenizer, prompts: str | Sequence[str], config: SamplingConfig | None = None
 ) -> list[Generation]:
-    """Complete one prompt, or many as one batch; returns one :class:`Generation` per prompt. An empty prompt starts a
-    new document.
+    """Answer one prompt, or several in one batch. An empty prompt starts a new document.
 
     Args:
-        model: runs in evaluation mode; its mode is restored afterwards.
+        model: without dropout while it generates, whatever its mode.
         tokenizer: the model's.
-        prompts: text; [BOS] goes before it.
-        config: how to choose tokens, and when to stop; by default :class:`SamplingConfig`'s defaults.
+        prompts: text; [BOS] is put before it.
+        config: how to choose, and when to stop.
 
     Raises:
         ConfigError: see :func:`sqat.generate.decode.decode_tokens`.
@@ -100,8 +99,7 @@ def generate(
 
 
 def stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: SamplingConfig | None = None) -> Iterator[str]:
-    """Complete one prompt, yielding text as soon as it is final. Arguments, and the joined text, are those of
-    :func:`generate`."""
+    """Answer one prompt, yielding text as soon as it is certain; joined, the pieces are what :func:`generate` gives."""
     config = config or SamplingConfig()
     row = _Row(prompt, tokenizer, config.stop)
     for tokens_B in decode_tokens(model, [_encode(tokenizer, prompt)], config):
