@@ -22,7 +22,8 @@ test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The inner loop: under a minute on two cores.
-FAST := tests/test_*.py tests/model tests/cpu tests/data tests/checkpoint tests/train tests/generate tests/model_card
+FAST := tests/test_c*.py tests/test_formats.py tests/test_run_config.py tests/test_variants.py tests/model tests/cpu \
+	tests/generate tests/data tests/checkpoint $(wildcard tests/train/test_step.py tests/train/test_loss.py)
 test-fast: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" $(FAST)
 

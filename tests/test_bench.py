@@ -10,6 +10,7 @@ from sqat.config import ModelConfig
 from sqat.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_models_are_measured_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch, tiny_config) -> None:
     monkeypatch.setattr(bench, "preset", lambda name: tiny_config(num_layers=1))
     found = bench.bench(["a"], device="cpu", batch_size=2, context=7, prompt=5, rounds=2)

@@ -1,5 +1,6 @@
 """Locks: of one at a time, told by who has them, gone with their owner."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -9,51 +10,54 @@ import sys
 import pytest
 
 from sqat.errors import ConfigError
-from sqat.lock import Lock, shared_lock, take
+from sqat.lock import locked, take
 
 BUSY = "a run is going on in here"
 
 
-def test_one_at_a_time_and_who_it_is(tmp_path):
-    path = tmp_path / ".lock"
-    with Lock(path, BUSY):
-        message = rf"^{BUSY} \(process {os.getpid()} on .+\): wait for it, stop it, or choose another folder \(--out\)$"
-        with pytest.raises(ConfigError, match=message):
-            Lock(path, BUSY)
-    Lock(path, BUSY).release()
+# A process that holds the lock until its input ends.
+OWNER = """
+from pathlib import Path
+from sqat.lock import locked
+with locked(Path({path!r}), ""):
+    print(1, flush=True)
+    input()
+"""
 
 
-def test_of_a_killed_process_nothing_is_left(tmp_path):
+def test_one_process_at_a_time_and_a_killed_one_leaves_nothing(tmp_path):
     path = tmp_path / ".lock"
-    code = f"from sqat.lock import *; lock = Lock(Path({str(path)!r}), ''); print(1, flush=True); input()"
-    owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER.format(path=str(path))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert owner.stdout is not None
     owner.stdout.readline()
-    with pytest.raises(ConfigError, match=rf"process {owner.pid} on"):
-        Lock(path, BUSY)
+    message = rf"^{BUSY} \(process {owner.pid} on .+\): wait for it, stop it, or choose another folder \(--out\)$"
+    with pytest.raises(ConfigError, match=message), locked(path, BUSY):
+        pass
     owner.send_signal(signal.SIGKILL)
     owner.communicate()
-    with Lock(path, BUSY):
+    with locked(path, BUSY):
         assert path.read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_shared_within_a_process_until_nobody_refers_to_it(tmp_path):
+def test_objects_of_a_process_share_a_lock(tmp_path):
+    """Until the last of them lets go."""
     path = tmp_path / ".lock"
-    first, second = shared_lock(path, BUSY), shared_lock(tmp_path / "." / ".lock", BUSY)
-    assert first is second
-    del first
-    with pytest.raises(ConfigError):
-        Lock(path, BUSY)
-    del second
-    Lock(path, BUSY).release()
+    with locked(path, BUSY):
+        with locked(tmp_path / "." / ".lock", BUSY):
+            pass
+        with pytest.raises(BlockingIOError):
+            take(path)
+    os.close(take(path))
 
 
 def test_without_locks_work_goes_on(tmp_path, monkeypatch):
     def none(*_):
-        raise OSError("not supported")
+        raise OSError(errno.ENOSYS, "not supported")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with Lock(tmp_path / ".lock", BUSY), Lock(tmp_path / ".lock", BUSY):
+    with locked(tmp_path / ".lock", BUSY):
         pass
     with pytest.raises(OSError, match="not supported"):
         take(tmp_path)

@@ -23,7 +23,7 @@ from torch import nn
 from sqat import Decoder, ModelConfig, RunConfig, start_run
 from sqat.bench import autocast, memory_bytes, peak_memory_bytes, synchronize, training_step
 from sqat.data.batches import Batch
-from sqat.train.callbacks import Callback
+from sqat.train import Callback
 
 # The card's import paths on each library; rxlm renamed some.
 PATHS = {

@@ -21,8 +21,7 @@ import numpy as np
 from sqat.bench import environment
 from sqat.cli.train import read_run
 from sqat.durable import replace_file
-from sqat.train import Trainer, start_run
-from sqat.train.callbacks import Callback
+from sqat.train import Callback, Trainer, start_run
 
 HERE = Path(__file__).parent
 SAMPLES = "samples.jsonl"

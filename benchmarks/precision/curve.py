@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sqat
 from sqat.data.batches import Batches
-from sqat.train.callbacks import Callback
+from sqat.train import Callback
 from sqat.train.prepare import prepare_data
 
 HERE = Path(__file__).parent

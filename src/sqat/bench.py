@@ -31,9 +31,8 @@ from sqat.model import Decoder
 from sqat.model.attend import attend, kernel_dtype
 from sqat.model.mask import AttentionMask
 from sqat.run_config import TrainConfig
-from sqat.train.device import use_bf16
 from sqat.train.optim import make_optimizer
-from sqat.train.step import TrainingLoss, train_step
+from sqat.train.step import TrainingLoss, train_step, use_bf16
 from sqat.variants import preset
 from sqat.version import revision
 
@@ -208,30 +207,20 @@ def training_step(
 
     def step() -> None:
         with autocast(device, precision):
-            train_step(
-                task,
-                [batch],
-                optimizer,
-                total_targets=targets,
-                backward=torch.Tensor.backward,
-                clip=lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0),
-            )
+            train_step(task, [batch], optimizer, total_targets=targets, clip_norm=1.0)
 
     return step
 
 
-def attention_call(
-    config: ModelConfig, rows: int, length: int, device: str, *, backward: bool, dtype: torch.dtype | None = None
-) -> Callable[[], Any]:
+def attention_call(config: ModelConfig, rows: int, length: int, device: str, *, backward: bool) -> Callable[[], Any]:
     """A function that runs attention once, scores and weighted sum alone, with a model's heads and its window.
 
     Args:
         config: of it the head counts, head_dim, window and global_tokens.
         rows, length: shape of the batch, (B, T).
         backward: compute the gradients of queries, keys and values too.
-        dtype: by default the one that training uses on the device.
     """
-    dtype = dtype or training_dtype(device)
+    dtype = training_dtype(device)
 
     def heads(count: int) -> Tensor:  # laid out as the projections leave them
         x_BTHC = torch.randn(rows, length, count, config.head_dim, device=device, dtype=dtype)

@@ -36,16 +36,6 @@ def named(names: Iterable[object]) -> str:
     return ", ".join(parts[:MAX_NAMES]) + (f" and {len(parts) - MAX_NAMES} more" if len(parts) > MAX_NAMES else "")
 
 
-def read_text(path: Path, most_bytes: int) -> str:
-    """A text file in UTF-8.
-
-    Raises:
-        ValueError: not UTF-8, or see :func:`read_bytes`.
-        OSError: cannot be read.
-    """
-    return read_bytes(path, most_bytes).decode("utf-8")
-
-
 def read_bytes(path: Path, most_bytes: int) -> bytes:
     """A whole file.
 
@@ -63,8 +53,8 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
 
 
 def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES, *, finite: bool = True) -> Any:
-    """The value in a JSON file; see :func:`parse_json`. Also raises OSError if it cannot be read."""
-    return parse_json(read_text(path, most_bytes), finite=finite)
+    """The value in a JSON file. Raises ValueError and OSError as :func:`read_bytes` and :func:`parse_json`."""
+    return parse_json(read_bytes(path, most_bytes).decode("utf-8"), finite=finite)
 
 
 def parse_json(text: str, *, finite: bool = True) -> Any:

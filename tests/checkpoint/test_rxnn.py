@@ -246,6 +246,7 @@ class TestConfig:
             ),
             ({"att_heads": 7}, "att_heads is 7, but must divide embed_dim (60)"),
             ({"att_heads": 0}, "att_heads is 0, but must be a positive integer"),
+            ({"att_heads": True}, "att_heads is True, but must be a positive integer"),
             ({"att_heads": None}, "att_heads is None, but must be a positive integer"),
             ({"embed_dim": "60"}, "embed_dim is '60', but must be a positive integer"),
             ({"ff_activation": "mish"}, "activation is 'mish', but must be one of silu"),

@@ -247,7 +247,7 @@ def test_asked_to_stop_in_its_last_evaluation_a_run_leaves_its_results_to_the_ne
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr("sqat.train.loop.evaluate", signalled)
+    monkeypatch.setattr("sqat.train.trainer.evaluate", signalled)
     monkeypatch.setattr("torch.set_num_threads", lambda number: None)
     result = folder.run("gqa", 0) / Folder.RESULT
     assert run.run(folder.out, "gqa", 0) == run.INTERRUPTED

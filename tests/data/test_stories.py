@@ -1,7 +1,6 @@
 """The built-in stories: reproducible, all different, in correct English, with recall points that can be answered."""
 
 import hashlib
-import json
 import os
 import re
 import subprocess
@@ -52,15 +51,6 @@ def test_text_is_that_of_the_generator_version():
     probes = repr([tuple(recall_probe(index, seed)) for index in range(101) for seed in (0, 7)])
     digests = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in (texts, probes)]
     assert (GENERATOR_VERSION, *digests) == (1, "77231b68559868a1", "be8dca12f3a48b8b")
-
-
-def test_other_processes_write_the_same_stories():
-    code = "import json; from sqat.data.stories import *; print(json.dumps([story(9), story(2, 1), recall_probe(4)]))"
-    here = json.loads(json.dumps([story(9), story(2, 1), recall_probe(4)]))
-    for hash_seed in ("1", "97"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
-        assert json.loads(answer) == here
 
 
 def test_import_needs_the_standard_library_alone():

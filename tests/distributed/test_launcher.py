@@ -1,4 +1,4 @@
-"""The real thing: `torchrun -m sqat train`, `accelerate launch`, signals, deaths and restarts."""
+"""The real thing: `torchrun -m sqat train`, signals, deaths and restarts."""
 
 from __future__ import annotations
 
@@ -76,23 +76,6 @@ def test_torchrun(train: Callable[..., Any], tmp_path: Path) -> None:
     assert out.count("Best checkpoint") == 1
     assert steps(tmp_path / "run") == [1, 2, 3]
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000003"]
-
-
-@in_full
-def test_accelerate_launch(train: Callable[..., Any], tmp_path: Path) -> None:
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes=2",
-        "--cpu",
-        "--main_process_port=0",
-    ]
-    with train(max_steps=3, launcher=launcher) as process:
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert out.count("Best checkpoint") == 1
-    assert steps(tmp_path / "run") == [1, 2, 3]
 
 
 @in_full

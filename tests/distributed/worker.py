@@ -18,10 +18,9 @@ from sqat.cpu import shards
 from sqat.data.batches import Batch
 from sqat.errors import SqatError
 from sqat.run_config import RunConfig
-from sqat.train import Trainer, loop, start_run
-from sqat.train.callbacks import Callback
+from sqat.train import Callback, Trainer, start_run
+from sqat.train import trainer as loop
 from sqat.train.distributed import gather, rank
-from sqat.train.feed import StepData
 
 
 class At(Callback):
@@ -37,15 +36,15 @@ class At(Callback):
             if self.deed == "stop":
                 trainer.stop("asked to")
             elif self.deed == "spoil":  # the gradients of all steps from now on
-                trainer.engine._clip = lambda: torch.tensor(float("nan"))
+                trainer.model.embedding.weight.register_hook(lambda grad: grad * float("nan"))
             else:
                 os.kill(os.getpid(), signal.Signals[self.deed])
 
 
-def told(feed: Callable[..., Iterator[StepData]], steps: list[Any]) -> Callable[..., Iterator[StepData]]:
+def told(feed: Callable[..., Iterator[loop.StepData]], steps: list[Any]) -> Callable[..., Any]:
     """`feed`, that tells of each step where the next goes on, and a hash of all processes' rows in their order."""
 
-    def feeding(*arguments: Any) -> Iterator[StepData]:
+    def feeding(*arguments: Any) -> Iterator[loop.StepData]:
         for data in feed(*arguments):
             own = [[] if batch.counted == 0 else _rows(batch) for batch in data.micro_batches]  # 0: it fills up
             whole = [[row for rows in parts for row in rows] for parts in zip(*gather(own), strict=True)]

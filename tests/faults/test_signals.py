@@ -23,13 +23,13 @@ from sqat.train.state import read_state
 MORE = [
     ("train_step", 7, signal.SIGTERM, 7),  # the end's validation is made up for, too
     ("train_step", 5, signal.SIGINT, 5),  # between two log lines
-    ("save_checkpoint", 2, signal.SIGINT, 3),
+    ("write_checkpoint", 2, signal.SIGINT, 3),
 ]
 
 # Python that has the command send itself a signal in the n-th call of a function of the training loop.
 IN_CALL = """
 import os
-import sqat.train.{module} as module
+import sqat.train.trainer as module
 
 original, calls = module.{name}, []
 
@@ -44,8 +44,7 @@ module.{name} = signalled
 
 
 def in_call(sqat: Commands, name: str, n: int, number: signal.Signals) -> Ended:
-    module = {"train_step": "engine", "evaluate": "loop", "save_checkpoint": "persist"}[name]
-    return sqat(*TRAIN, before=IN_CALL.format(module=module, name=name, n=n, number=int(number)))
+    return sqat(*TRAIN, before=IN_CALL.format(name=name, n=n, number=int(number)))
 
 
 @pytest.mark.parametrize(
@@ -71,8 +70,8 @@ def test_one_signal(
     ("name", "n", "number"),
     [
         ("evaluate", 3, signal.SIGTERM),
-        ("save_checkpoint", 7, signal.SIGINT),
-        *([("save_checkpoint", 6, signal.SIGTERM)] if FULL else []),  # before the evaluation
+        ("write_checkpoint", 7, signal.SIGINT),
+        *([("write_checkpoint", 6, signal.SIGTERM)] if FULL else []),  # before the evaluation
     ],
 )
 def test_a_signal_after_the_last_step(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from harness import KILLED, TRAIN, Commands, Ended, assert_whole_and_goes_on
 
-from sqat.lock import Lock
-from sqat.train.claim import LOCK_FILE, claim
+from sqat.lock import locked
+from sqat.train.checkpoints import LOCK_FILE, run_folder
 
 
 def assert_refused(ended: Ended, what: str) -> None:
@@ -20,9 +21,9 @@ def assert_refused(ended: Ended, what: str) -> None:
     assert last.endswith("): wait for it, stop it, or choose another folder (--out)")
 
 
-def held(folder: Path) -> Lock:
+def held(folder: Path) -> AbstractContextManager[None]:
     folder.mkdir(exist_ok=True)
-    return Lock(folder / LOCK_FILE, "it is free")
+    return locked(folder / LOCK_FILE, "it is free")
 
 
 @pytest.mark.usefixtures("needs_shim")
@@ -52,6 +53,6 @@ def test_compare(commands: Callable[[str], Commands]) -> None:
 
 
 def test_of_several_ranks_the_first_claims_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with held(tmp_path):
-        monkeypatch.setenv("RANK", "1")
-        assert claim(tmp_path) is None
+    monkeypatch.setenv("RANK", "1")
+    with run_folder(tmp_path):
+        assert not (tmp_path / LOCK_FILE).exists()

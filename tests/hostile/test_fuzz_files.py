@@ -152,10 +152,10 @@ def test_state_of_a_run(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> N
     model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
     optimizer.step()
     state = TrainState(7, 70, BatchState(1, 5), 2.5, {"step": 7, "loss": 2.5, "router_load": [[0.5, 0.5]]})
-    write_state(tmp_path, state, state_tensors(optimizer, {}))
+    write_state(tmp_path, state, state_tensors(model, optimizer, {}))
     numbers, tensors = tmp_path / STATE_FILE, tmp_path / TENSORS_FILE
     valid = numbers.read_bytes()
     with little_memory():
         damage(numbers, json_files(json.loads(valid)), lambda: read_state(tmp_path), 60)
         numbers.write_bytes(valid)
-        damage(tensors, safetensors_files(tensors.read_bytes()), lambda: restore(tmp_path, optimizer), 30)
+        damage(tensors, safetensors_files(tensors.read_bytes()), lambda: restore(tmp_path, model, optimizer), 30)

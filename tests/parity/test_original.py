@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from sqat.checkpoint import load_model, read_config, save_model
 from sqat.checkpoint.rxnn import tensors_to_rxnn
@@ -122,14 +122,7 @@ def test_eight_training_steps():
     for step, inputs in enumerate(golden["train.batches"]):
         batch = padded_rows(inputs)
         set_learning_rate(optimizer.param_groups, cosine_with_warmup(step, peak=config.learning_rate, total_steps=8))
-        sums = train_step(
-            task,
-            [batch],
-            optimizer,
-            total_targets=batch.num_targets,
-            backward=lambda loss: loss.backward(),
-            clip=lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0),
-        )
-        losses.append(sums.loss / batch.num_targets + task.router_loss_weight * sums.router_loss)
+        sums = train_step(task, [batch], optimizer, total_targets=batch.num_targets, clip_norm=1.0)
+        losses.append(sums["loss"] / batch.num_targets + task.router_loss_weight * sums["router_loss"])
     torch.testing.assert_close(torch.stack(losses).double(), golden["train.losses"], **TOLERANCE)
     torch.testing.assert_close(model.eval()(golden["input_ids"]).logits, golden["train.logits_after"], **TOLERANCE)

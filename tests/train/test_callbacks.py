@@ -9,8 +9,8 @@ import pytest
 
 from sqat.errors import ConfigError
 from sqat.run_config import RunConfig
-from sqat.train import Trainer, start_run
-from sqat.train.callbacks import Callback, ProgressBar, TensorBoard, tensorboard_available
+from sqat.train import Callback, Trainer, start_run
+from sqat.train.callbacks import ProgressBar, TensorBoard, tensorboard_available
 
 
 def test_tensorboard_gets_what_the_log_gets(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -18,11 +18,15 @@ from sqat.checksums import MANIFEST
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError, DataError
 from sqat.run_config import RunConfig
-from sqat.train import Trainer, start_run
-from sqat.train.callbacks import Callback
-from sqat.train.checkpoints import best_checkpoint, find_model, latest_checkpoint, list_checkpoints
-from sqat.train.damage import newest_whole_checkpoint
-from sqat.train.state import read_state, restore
+from sqat.train import Callback, Trainer, start_run
+from sqat.train.checkpoints import (
+    best_checkpoint,
+    find_model,
+    latest_checkpoint,
+    list_checkpoints,
+    newest_whole_checkpoint,
+)
+from sqat.train.state import read_state, restore, write_evaluation
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 FILES += ["training.json", "training.safetensors"]
@@ -57,7 +61,7 @@ def run(config: RunConfig, finished: Path, tmp_path: Path) -> Path:
 class TestDetection:
     def test_every_file_is_listed(self, run):
         newest = latest_checkpoint(run)
-        assert sorted(path.name for path in newest.iterdir()) == sorted([*FILES, MANIFEST])
+        assert sorted(path.name for path in newest.iterdir()) == sorted([*FILES, MANIFEST, "evaluation.json"])
         assert all(f"  {name}\n" in (newest / MANIFEST).read_text() for name in FILES)
 
     @pytest.mark.parametrize("name", [*FILES, MANIFEST])
@@ -73,13 +77,14 @@ class TestDetection:
     @pytest.mark.parametrize("name", FILES[:3] + FILES[4:])
     def test_whoever_reads_a_file_alone_sees_it_too(self, run, flip_bytes, name):
         folder = latest_checkpoint(run)
-        optimizer = torch.optim.AdamW(load_model(folder).parameters())
+        model = load_model(folder)
+        optimizer = torch.optim.AdamW(model.parameters())
         read: Callable[[Path], object] = {
             "config.json": load_model,
             "model.safetensors": load_model,
             "tokenizer.json": Tokenizer.load,
             "training.json": read_state,
-            "training.safetensors": lambda folder: restore(folder, optimizer),
+            "training.safetensors": lambda folder: restore(folder, model, optimizer),
         }[name]
         error = DataError if name == "tokenizer.json" else CheckpointError
         for _ in flip_bytes(folder / name):
@@ -101,8 +106,24 @@ class TestFallback:
         assert re.search(rf"This checkpoint is now {aside}; going on from .*step-00000006", caplog.text)
         trainer.train()
         torch.testing.assert_close(load_model(latest_checkpoint(run)).state_dict(), expected, rtol=0, atol=0)
-        assert sorted(path.name for path in aside.iterdir()) == sorted([*FILES, MANIFEST])
+        assert sorted(path.name for path in aside.iterdir()) == sorted([*FILES, MANIFEST, "evaluation.json"])
         assert [path.name for path in list_checkpoints(run)] == [f"step-0000000{n}" for n in (4, 6, 7)]
+        assert [_without_times(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == [
+            _without_times(line) for line in log.splitlines()
+        ]
+
+    def test_a_damaged_evaluation_is_made_again(self, config, run, flip_bytes, caplog):
+        newest, log = latest_checkpoint(run), (run / "metrics.jsonl").read_text()
+        path = newest / "evaluation.json"
+        whole = path.read_bytes()
+        for _ in flip_bytes(path):
+            with pytest.raises(CheckpointError, match=re.escape(f"{path} is damaged")):
+                read_state(newest)
+        flip(path)
+        with caplog.at_level(logging.WARNING):
+            start_run(config, run, resume=True).train()
+        assert "evaluation.json is damaged" in caplog.text
+        assert path.read_bytes() == whole
         assert [_without_times(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == [
             _without_times(line) for line in log.splitlines()
         ]
@@ -171,12 +192,11 @@ class TestBest:
         with pytest.raises(CheckpointError, match=re.escape(f"{best / 'model.safetensors'} is damaged")):
             load_model(find_model(run))
 
-    def test_a_loss_that_is_no_number_is_no_best_one(self, run):
+    def test_a_nan_loss_is_never_the_best(self, run):
         best = best_checkpoint(run)
-        state = json.loads((best / "training.json").read_text())
-        (best / MANIFEST).unlink()
-        state["evaluation"]["loss"] = float("nan")
-        (best / "training.json").write_text(json.dumps(state))
+        state = read_state(best)
+        state.evaluation["loss"] = float("nan")
+        write_evaluation(best, state)
         assert best_checkpoint(run) not in (best, None)
 
 

@@ -15,7 +15,6 @@ from sqat.errors import ConfigError
 from sqat.model.moe import RouterStats, router_stats
 from sqat.train.loss import (
     CHUNK_ROWS,
-    argmax_rows,
     cross_entropy_naive,
     linear_cross_entropy,
     router_loss,
@@ -68,12 +67,6 @@ def test_computing_all_rows_as_on_gpus_is_the_same(ignored, monkeypatch):
     inputs, targets = draw(biased=True), draw_targets(ignored)
     found, expected = (with_gradients(f, inputs, targets, 0.37) for f in (linear_cross_entropy, cross_entropy_naive))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("columns", [1, 63, 64, 65, 193, 640])
-def test_argmax_in_blocks_finds_the_first_of_equals(columns):
-    x = torch.randint(7, (211, columns)).float()  # most rows have their largest value several times
-    assert torch.equal(argmax_rows(x), x.argmax(dim=-1, keepdim=True))
 
 
 def test_a_target_of_no_probability_has_a_finite_loss():

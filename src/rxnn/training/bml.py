@@ -186,11 +186,10 @@ class AutoregressiveTrainer:
                 [batch.to(self.device) for batch in group],
                 optimizer,
                 total_targets=targets,
-                backward=Tensor.backward,
-                clip=lambda: torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM),
+                clip_norm=CLIP_NORM,
             )
-        loss = sums.loss / targets
-        return loss + self.moe_aux_loss_scale * sums.router_loss if self.padding_as_target else loss
+        loss = sums["loss"] / targets
+        return loss + self.moe_aux_loss_scale * sums["router_loss"] if self.padding_as_target else loss
 
     def _after_batch(self, batch: Batch, batch_idx: int, loss: Tensor, writer: Any) -> bool:
         """Log, and tell the callbacks; whether to stop."""

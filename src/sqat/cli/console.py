@@ -13,7 +13,7 @@ from rich.console import Console
 from sqat.cli.launched import FIRST, PROCESSES
 
 if TYPE_CHECKING:
-    from sqat.train.loop import Trainer
+    from sqat.train import Trainer
 
 console = Console(quiet=not FIRST)
 errors = Console(stderr=True)

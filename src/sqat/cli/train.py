@@ -97,7 +97,7 @@ def evaluate(
     from sqat.data.tokens import cached_tokens
     from sqat.errors import ConfigError
     from sqat.train.evaluate import evaluate as evaluate_model
-    from sqat.train.memory import explain_out_of_memory
+    from sqat.train.step import explain_out_of_memory
 
     for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2)):
         if value is not None and value < least:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from sqat.train.loop import Trainer
+    from sqat.train import Trainer
 
 Data = Annotated[str | None, typer.Option(help="Hub data set, folder, file, or `stories[:N]` (built in).")]
 Validation = Annotated[str | None, typer.Option(help="Validation data, where --data has no validation split.")]

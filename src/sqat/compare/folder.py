@@ -14,7 +14,7 @@ import logging
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from sqat.compare.plan import ComparePlan, Variant, matched_sizes
 from sqat.config import ModelConfig
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
-from sqat.lock import Lock, take
+from sqat.lock import locked, take
 from sqat.run_config import read_yaml
 from sqat.untrusted import parse_json, read_json
 
@@ -65,11 +65,10 @@ class Folder:
             ConfigError: a comparison is running there.
             StorageError: the lock cannot be made.
         """
-        with writing(self.out):
-            make_folder(self.out)
-            own = Lock(self.out / ".lock", f"a comparison is running in {self.out}")
-        with own:
+        with ExitStack() as held:
             with writing(self.out):
+                make_folder(self.out)
+                held.enter_context(locked(self.out / ".lock", f"a comparison is running in {self.out}"))
                 runs = self._lock_runs(say)
             try:
                 yield runs

@@ -24,8 +24,7 @@ from sqat.compare.probes import score_probes
 from sqat.cost import kv_bytes_per_token, parameters
 from sqat.durable import replace_file
 from sqat.generate import SamplingConfig, generate
-from sqat.train import start_run
-from sqat.train.loop import Trainer
+from sqat.train import Trainer, start_run
 from sqat.train.run import METRICS_FILE
 
 INTERRUPTED = 75  # the exit code of a run that was stopped and can go on (BSD's EX_TEMPFAIL)
@@ -56,7 +55,7 @@ def run_result(plan: ComparePlan, seed: int, trainer: Trainer) -> dict[str, Any]
     cost, counted = training_flops_per_token(model), parameters(model)
     log = read_results(trainer.out / METRICS_FILE, ("kind",))
     seconds = _training_seconds(log)
-    cuda = trainer.accelerator.device.type == "cuda"
+    cuda = trainer.device.type == "cuda"
     return {
         "model": model.to_dict(),
         "num_heads": model.num_heads,

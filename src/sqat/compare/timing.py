@@ -16,7 +16,7 @@ from sqat.compare.folder import Folder, plain
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.data.batches import Batch, Batches
 from sqat.durable import replace_file
-from sqat.train.device import make_accelerator
+from sqat.train.distributed import choose_device
 from sqat.train.prepare import PreparedData, prepare_data
 from sqat.untrusted import read_json
 
@@ -37,7 +37,7 @@ def batches_of(plan: ComparePlan, data: PreparedData) -> Batches:
 
 def time_variants(plan: ComparePlan, variants: Sequence[Variant], out: Path) -> dict[str, Any]:
     """Measure every variant, write timing.json, and return what it holds. Goes on after a stop, round by round."""
-    device = make_accelerator(plan.train.device).device.type
+    device = choose_device(plan.train.device).type
     batches = batches_of(plan, prepare_data(plan.data, variants[0].model.vocab_size))
     batch = batches.batch(0, 0).to(device)
     timed = {variant.name: _Timed(plan, variant, batch, device) for variant in variants}

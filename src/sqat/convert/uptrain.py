@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from sqat.convert.architectures import heads_of
-from sqat.convert.distill import DistillationLoss, KlMetric
+from sqat.convert.distill import DistillationLoss
 from sqat.convert.files import locate, quiet, read_model
 from sqat.convert.plan import DEFAULT_CONTEXT
 from sqat.convert.stock_decoder import StockDecoder
@@ -23,12 +22,12 @@ from sqat.data.tokens import TokenFile
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model_card import RECORD_FILE
 from sqat.run_config import TrainConfig
-from sqat.train.callbacks import Callback
-from sqat.train.distributed import naming_loss
+from sqat.train.distributed import naming_lost_ranks
 from sqat.train.evaluate import Evaluation, evaluate
-from sqat.train.loop import Trainer
 from sqat.train.prepare import PreparedData, Progress, build_token_files, open_sources
 from sqat.train.run import begin_run, check_same_data, make_logs, open_run
+from sqat.train.step import autocast
+from sqat.train.trainer import Callback, Trainer
 from sqat.uptrain_config import UptrainConfig
 
 
@@ -53,26 +52,27 @@ class Uptraining(Trainer):
         teacher: StockDecoder | None = None,
         kl_weight: float = 1.0,
         record: Path | None = None,
-        callbacks: Iterable[Callback] = (),
         **others: Any,
     ) -> None:
         self.teacher = teacher
         self.kl_weight = kl_weight
         self.record = record
-        self.metric = KlMetric()
         self.student = model
         as_decoder: Any = model  # it has what the loop asks of one
-        super().__init__(as_decoder, batches, config, callbacks=[self.metric, *callbacks], **others)
+        super().__init__(as_decoder, batches, config, **others)
 
-    def make_task(self) -> nn.Module:
+    def make_task(self) -> DistillationLoss:
         if self.teacher is not None:
-            self.teacher.to(self.accelerator.device).eval().requires_grad_(False)
+            self.teacher.to(self.device).eval().requires_grad_(False)
         config = self.config
-        task = DistillationLoss(
-            self.student, self.teacher, self.kl_weight, config.router_loss, config.router_loss_weight
+        return DistillationLoss(
+            self.student,
+            self.teacher,
+            self.kl_weight,
+            config.router_loss,
+            config.router_loss_weight,
+            compiled=config.compile,
         )
-        self.metric.task = task
-        return task
 
     def measure(self, validation: TokenFile) -> Evaluation:
         return evaluate(
@@ -80,7 +80,7 @@ class Uptraining(Trainer):
             validation,
             batch_size=self.config.batch_size,
             card_metrics=False,  # these count the padding token of this package's tokenizers
-            autocast=self.engine.autocast(),
+            autocast=autocast(self.config.precision, self.device.type),
         )
 
     def write_model(self, model: StockDecoder, folder: Path) -> None:
@@ -88,13 +88,6 @@ class Uptraining(Trainer):
             model.model.save_pretrained(folder)
         if self.record is not None:
             shutil.copyfile(self.record, folder / RECORD_FILE)
-
-    def unlogged(self) -> dict[str, torch.Tensor]:
-        return {**super().unlogged(), **self.metric.tensors()}
-
-    def restore_unlogged(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().restore_unlogged(tensors)
-        self.metric.restore(tensors, self.accelerator.device)
 
     def load_weights(self, checkpoint: Path) -> None:
         saved, own = read_model(checkpoint, dtype=None), self.student.model
@@ -107,7 +100,7 @@ class Uptraining(Trainer):
         own.load_state_dict(saved.state_dict())
 
 
-@naming_loss()
+@naming_lost_ranks()
 def start_uptraining(
     config: UptrainConfig,
     out: str | Path,
@@ -136,31 +129,31 @@ def start_uptraining(
             build_token_files(*open_sources(config.data), tokenizer, config.data, size, progress=progress),
         )
 
-    (student, teacher, data), resume, _lock = begin_run(config, out, resume, prepare)
-    check_same_data(data)
-    record = locate(config.model.path) / RECORD_FILE
-    batches = Batches(
-        data.train,
-        batch_size=config.train.batch_size,
-        context_length=student.config.context_length,
-        mode=config.data.mode,
-        seed=config.train.seed,
-    )
-    torch.manual_seed(config.train.seed)
-    trainer = Uptraining(
-        student,
-        batches,
-        replace(config.train, max_steps=steps_for(config.model.tokens, batches, config.train)),
-        teacher=teacher,
-        kl_weight=config.model.kl_weight,
-        record=record if record.is_file() else None,
-        validation=data.validation,
-        out=out,
-        tokenizer=data.tokenizer,
-        callbacks=[*make_logs(config.train, out), *callbacks],
-    )
-    batches.place(trainer.accelerator.device)
-    open_run(config, out, trainer, resume)
+    with begin_run(config, out, resume, prepare) as ((student, teacher, data), resume):
+        check_same_data(data)
+        record = locate(config.model.path) / RECORD_FILE
+        batches = Batches(
+            data.train,
+            batch_size=config.train.batch_size,
+            context_length=student.config.context_length,
+            mode=config.data.mode,
+            seed=config.train.seed,
+        )
+        torch.manual_seed(config.train.seed)
+        trainer = Uptraining(
+            student,
+            batches,
+            replace(config.train, max_steps=steps_for(config.model.tokens, batches, config.train)),
+            teacher=teacher,
+            kl_weight=config.model.kl_weight,
+            record=record if record.is_file() else None,
+            validation=data.validation,
+            out=out,
+            tokenizer=data.tokenizer,
+            callbacks=[*make_logs(config.train, out), *callbacks],
+        )
+        batches.place(trainer.device)
+        open_run(config, out, trainer, resume)
     return trainer
 
 

@@ -14,12 +14,12 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator not to return freed memory to the system; returns whether that worked.
+    """Tell glibc's allocator not to return freed memory to the system. Returns whether it took the settings.
 
-    A training step frees and allocates the same few hundred megabytes over and over. By default glibc returns large
-    blocks at once, so the kernel has to zero all their pages again in every step. This is the same as starting the
-    process with MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_ set, and it affects the whole
-    process. Peak memory may rise if buffer sizes keep changing. Without glibc (outside Linux) nothing happens.
+    Every training step frees a few hundred megabytes and allocates them again. By default glibc returns large blocks at
+    once, and the kernel has to find and zero all their pages anew. The settings are those of the environment variables
+    MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_ and MALLOC_TOP_PAD_, and hold for the whole process. With buffers of
+    ever new sizes the peak may rise. Without glibc nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

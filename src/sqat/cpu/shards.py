@@ -1,8 +1,8 @@
-"""A batch split into shards, each computed in a thread of its own.
+"""A batch cut into shards, each computed in a thread of its own.
 
-Each of torch's CPU operators splits its work among all threads, which synchronise before the next one. A training step
-has thousands of short operators, between which threads wait. A shard runs its whole forward pass, then its whole
-backward pass, in one thread, so that threads synchronise twice per step.
+Every CPU operator of torch divides its work among all threads, which then have to meet before the next one starts. A
+training step has thousands of short operators. Shards run forward and backward in one thread each, and meet twice a
+step.
 
 Shapes: B rows of a batch, B/n of a shard.
 """
@@ -21,16 +21,16 @@ from sqat.data.batches import Batch
 from sqat.model import Decoder
 from sqat.model.seeds import draw_seeds, drawing_from
 
-Compute = Callable[[Batch], tuple[Tensor, ...]]
-MOST = 4  # Python runs one thread at a time, so more shards would wait for each other
-SHARD_TOKENS = 1024  # at least, in each shard
+Compute = Callable[[Batch], dict[str, Tensor]]
+MOST = 4  # Python runs in one thread at a time: more shards would wait for each other
+SHARD_TOKENS = 1024  # a shard has at least this many
 
 
 def suitable_shards(model: Decoder) -> int:
-    """The number of shards to train a model with: one per thread on a CPU, at most `MOST`; 1 on other devices.
+    """How many shards pay off in training a model: on a CPU one a thread, at most `MOST`; elsewhere one.
 
-    Also 1 if torch itself draws random numbers (attention dropout) or restores its generator (gradient checkpointing):
-    threads share that generator in unpredictable order, so runs would not be reproducible.
+    Also one where torch itself draws random numbers (attention's dropout) or resets its generator (gradient
+    checkpointing): all threads share that generator, so a run would not be the same twice.
     """
     on_cpu = model.embedding.weight.device.type == "cpu"
     if not on_cpu or model.config.attention_dropout or model.gradient_checkpointing:
@@ -39,12 +39,13 @@ def suitable_shards(model: Decoder) -> int:
 
 
 class Shards:
-    """Computes a batch in at most `count` shards in parallel.
+    """Computes a batch in at most `count` shards side by side.
 
     Args:
-        compute: returns tensors that are sums over a batch's rows; it may draw random numbers only by
+        compute: returns, by name, sums over a batch's rows; it draws random numbers only by
             :func:`sqat.model.seeds.draw_seeds`.
-        parameters: those that `compute` reads and that need gradients.
+        parameters: what `compute` reads and gradients are wanted of.
+        count: at most so many shards.
     """
 
     def __init__(self, compute: Compute, parameters: Sequence[Tensor], count: int) -> None:
@@ -53,21 +54,22 @@ class Shards:
         self.count = count
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="shard")
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The result of `compute` for the batch, differentiable once with respect to the parameters."""
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """What `compute` returns for the batch, differentiable by the parameters, once."""
         count = min(self.count, len(batch.inputs), batch.inputs.numel() // SHARD_TOKENS)
         if count <= 1 or not torch.is_grad_enabled():
             return self.compute(batch)
-        parts: tuple[Tensor, ...] = _Sharded.apply(self, _cut(batch, count), *self.parameters)
-        return parts
+        parts = self.forward(_cut(batch, count))
+        sums = _Sharded.apply(self, [tuple(part.values()) for part in parts], *self.parameters)
+        return dict(zip(parts[0], sums, strict=True))
 
-    def forward(self, batches: Sequence[Batch]) -> list[tuple[Tensor, ...]]:
-        """The result of `compute` for each shard, with its graph."""
+    def forward(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+        """What `compute` returns for each batch, with its graph."""
         device = batches[0].inputs.device.type
         autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
-        def compute(batch: Batch, seed: int) -> tuple[Tensor, ...]:
-            # Without autocast's cache, which all threads would share.
+        def compute(batch: Batch, seed: int) -> dict[str, Tensor]:
+            # Without a cache: all threads would share it.
             with (
                 drawing_from(torch.Generator().manual_seed(seed)),
                 torch.enable_grad(),
@@ -78,7 +80,7 @@ class Shards:
         return self._side_by_side(compute, batches, draw_seeds(len(batches)))
 
     def backward(self, parts: Sequence[tuple[Tensor, ...]], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The parameters' gradients, summed over the shards in order."""
+        """The parameters' gradients, summed over the shards in their order."""
 
         def differentiate(outputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
             wanted = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if y.requires_grad and grad is not None]
@@ -89,7 +91,7 @@ class Shards:
         return [_sum(shares) for shares in zip(*by_shard, strict=True)]
 
     def _side_by_side(self, call: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
-        """`map` in our threads, each with its share of torch's threads; raises the first error once all have ended."""
+        """`map` in our threads, each with its share of torch's; the first error is raised when all have ended."""
         total = torch.get_num_threads()
         each = max(1, total // len(arguments[0]))
 
@@ -99,16 +101,15 @@ class Shards:
 
         futures = [self._threads.submit(run, *own) for own in zip(*arguments, strict=True)]
         wait(futures)
-        torch.set_num_threads(total)  # threads that torch starts later use this setting too
+        torch.set_num_threads(total)  # it is also what threads that torch starts later go by
         return [future.result() for future in futures]
 
 
 class _Sharded(torch.autograd.Function):
-    """The shards as one differentiable function of the parameters."""
+    """The sums over shards, as one differentiable function of the parameters."""
 
     @staticmethod
-    def forward(ctx: Any, shards: Shards, batches: list[Batch], *_: Tensor) -> tuple[Tensor, ...]:
-        parts = shards.forward(batches)
+    def forward(ctx: Any, shards: Shards, parts: list[tuple[Tensor, ...]], *_: Tensor) -> tuple[Tensor, ...]:
         ctx.shards, ctx.parts = shards, parts
         sums = [torch.stack([y.detach() for y in same]).sum(dim=0) for same in zip(*parts, strict=True)]
         ctx.mark_non_differentiable(*[total for total, y in zip(sums, parts[0], strict=True) if not y.requires_grad])
@@ -117,7 +118,7 @@ class _Sharded(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        parts, ctx.parts = ctx.parts, None  # which frees the graphs
+        parts, ctx.parts = ctx.parts, None  # the graphs go with them
         return None, None, *ctx.shards.backward(parts, grads)
 
 
@@ -130,7 +131,7 @@ def _cut(batch: Batch, count: int) -> list[Batch]:
 
 
 def _sum(shares: Sequence[Tensor | None]) -> Tensor | None:
-    """Sum in place, into the first, which nothing else refers to."""
+    """The sum, computed in place in the first share, which nothing else refers to."""
     present = [share for share in shares if share is not None]
     if not present:
         return None

@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from sqat.checksums import check_files, relisted
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
-from sqat.untrusted import parse_json, read_text, shown
+from sqat.untrusted import parse_json, read_bytes, shown
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
@@ -232,7 +232,7 @@ def read_tokenizer_file(path: Path) -> str:
         ValueError: it is too large, not JSON, has ids out of range, or settings that no byte-level encoding has.
     """
     try:
-        text = read_text(path, MAX_TOKENIZER_BYTES)
+        text = read_bytes(path, MAX_TOKENIZER_BYTES).decode("utf-8")
         values = parse_json(text)
         model = values["model"]
         if not isinstance(model["vocab"], dict):

@@ -32,6 +32,7 @@ from sqat.untrusted import read_json, shown
 
 FORMAT_VERSION = 1
 TOKENS, OFFSETS, BYTE_LENGTHS, META = "tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"
+FILES = {TOKENS, OFFSETS, BYTE_LENGTHS, META, MANIFEST}
 
 MAX_META_BYTES = 1 << 16
 BATCH_CHARACTERS = 1 << 22  # bounds the memory of a batch of long documents
@@ -95,7 +96,7 @@ def build_tokens(
         StorageError: the files cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= _file_names()):
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= FILES):
         raise DataError(f"{folder}: not a token file, so it is not overwritten; choose another place")
     made_from = {"source": source.fingerprint(), "tokenizer": tokenizer.fingerprint()}
     with writing(folder):
@@ -121,16 +122,11 @@ def open_tokens(folder: str | Path) -> TokenFile:
     byte_lengths = _map(folder / BYTE_LENGTHS, np.dtype(np.int64), meta["documents"])
     if offsets[0] != 0 or offsets[-1] != len(tokens):
         raise DataError(f"{folder / OFFSETS}: damaged: it does not span the {len(tokens)} tokens")
-    _check_contents(folder, tokens, offsets, meta["vocab_size"])
-    return TokenFile(folder, tokens, offsets, byte_lengths, meta["vocab_size"], meta["document_bytes"])
-
-
-def _check_contents(folder: Path, tokens: np.ndarray, offsets: np.ndarray, vocab_size: int) -> None:
-    """Raise DataError unless every document has tokens and every id is in the vocabulary."""
     if offsets.min() < 0 or offsets.max() > len(tokens) or np.diff(offsets).min() < 1:
         raise DataError(f"{folder / OFFSETS}: damaged: it must rise from document to document")
-    if (largest := int(tokens.max())) >= vocab_size:
+    if (largest := int(tokens.max())) >= (vocab_size := meta["vocab_size"]):  # a model would read beyond its embedding
         raise DataError(f"{folder / TOKENS}: damaged: it holds the id {largest}, but vocab_size is {vocab_size}")
+    return TokenFile(folder, tokens, offsets, byte_lengths, vocab_size, meta["document_bytes"])
 
 
 def cached_tokens(
@@ -154,10 +150,6 @@ def cached_tokens(
     return build_tokens(source, tokenizer, folder, progress=progress)
 
 
-def _file_names() -> set[str]:
-    return {TOKENS, OFFSETS, BYTE_LENGTHS, META, MANIFEST}
-
-
 def _dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
@@ -168,10 +160,11 @@ def _write_arrays(
     """Write all but meta.json into `folder`; returns the sizes that meta.json records."""
     dtype = _dtype(tokenizer.vocab_size)
     documents = num_tokens = document_bytes = 0
-    with contextlib.ExitStack() as stack:
-        tokens, offsets, byte_lengths = (
-            stack.enter_context(open(folder / name, "wb")) for name in (TOKENS, OFFSETS, BYTE_LENGTHS)
-        )
+    with (
+        open(folder / TOKENS, "wb") as tokens,
+        open(folder / OFFSETS, "wb") as offsets,
+        open(folder / BYTE_LENGTHS, "wb") as byte_lengths,
+    ):
         offsets.write(np.zeros(1, np.int64).tobytes())
         for texts in _text_batches(source.documents(), batch_documents):
             ids = tokenizer.encode_documents(texts)

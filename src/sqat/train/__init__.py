@@ -1,7 +1,22 @@
-"""Training: one step, the loop around it, evaluation, callbacks."""
+"""Training: the loop, its steps, evaluation, checkpoints, callbacks.
 
-from sqat.train.evaluate import Evaluation, evaluate
-from sqat.train.loop import Trainer
-from sqat.train.run import start_run
+Names are imported when they are first used, so that whoever only reads checkpoints does not import the trainer.
+"""
 
-__all__ = ["Evaluation", "Trainer", "evaluate", "start_run"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqat.train.evaluate import Evaluation
+    from sqat.train.run import start_run
+    from sqat.train.trainer import Callback, Trainer
+
+__all__ = ["Callback", "Evaluation", "Trainer", "start_run"]
+
+_HOMES = {"Callback": "trainer", "Trainer": "trainer", "Evaluation": "evaluate", "start_run": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

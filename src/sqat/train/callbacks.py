@@ -1,6 +1,4 @@
-"""What watches a run: progress, metric logs, token limit. Each is told of steps and evaluations, and may ask the
-trainer to stop.
-"""
+"""The callbacks that every run may have: a progress bar, the metrics log, TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,52 +6,22 @@ import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqat.durable import flush, make_folder, replace_file, writing
-from sqat.errors import ConfigError, StorageError
+from sqat.errors import ConfigError
 from sqat.train.evaluate import Evaluation
-from sqat.train.events import EventFile
+from sqat.train.state import TrainState
+from sqat.train.trainer import Callback, Trainer
 from sqat.untrusted import parse_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from sqat.train.loop import Trainer
-    from sqat.train.state import TrainState
-
 logger = logging.getLogger(__name__)
-
-
-class Callback:
-    """Override what is of interest.
-
-    Of several processes the first alone calls it, so it must not evaluate or save by itself, for which all are needed;
-    `trainer.stop` may be called in any.
-    """
-
-    everywhere = False  # true: every process calls it
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Before the first step; `trainer.state` is where a resumed run goes on."""
-
-    def on_step(self, trainer: Trainer) -> None:
-        """After every step. Reading results from the device here would slow the run: see `on_log`."""
-
-    def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        """Every `log_every` steps: means over the steps since the last time."""
-
-    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        """After an evaluation of the validation set."""
-
-    def on_save(self, trainer: Trainer) -> None:
-        """Before a checkpoint is written: what a resumed run counts on must be on the disk first."""
-
-    def on_end(self, trainer: Trainer) -> None:
-        """When the run is over or stopped."""
 
 
 class ProgressBar(Callback):
@@ -106,8 +74,8 @@ class ProgressBar(Callback):
 
 
 class JsonlLog(Callback):
-    """One JSON object a line; `kind` is "train" or "validation". A resumed run drops the lines past the state it goes
-    on from.
+    """The metrics file, a JSON object a line; `kind` is "train" or "validation". A resumed run drops the lines past the
+    state that it goes on from.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -133,14 +101,14 @@ class JsonlLog(Callback):
                 flush(self.path)
 
     def _append(self, record: dict[str, Any]) -> None:
-        # JSON has no numbers that are none.
+        # JSON has neither NaN nor Inf.
         record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
 def _is_before(line: str, state: TrainState) -> bool:
-    """Whether a log line tells of what led to a state; one that a crash cut short does not."""
+    """Whether a log line belongs to a state's past; one that a crash cut short does not."""
     try:
         record = parse_json(line, finite=False)
         step, kind = record["step"], record["kind"]
@@ -153,20 +121,22 @@ def _is_before(line: str, state: TrainState) -> bool:
 
 
 class TensorBoard(Callback):
-    """Scalars for TensorBoard (`tensorboard --logdir …`). Where they cannot be written, a warning says so, and the run
-    goes on without them.
+    """Scalars for TensorBoard (`tensorboard --logdir …`), through torch's writer. Where they cannot be written, a
+    warning says so, and the run goes on without them.
     """
 
     def __init__(self, folder: str | Path) -> None:
         if not tensorboard_available():
             raise ConfigError("tensorboard is true, but the package is missing: pip install tensorboard")
         self.folder = Path(folder)
-        self.events: EventFile | None = None
+        self.writer: Any = None
 
     def on_start(self, trainer: Trainer) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         step = trainer.state.step
-        with self._writing():
-            self.events = EventFile(self.folder, first_step=step + 1 if step else 0)
+        purge = step + 1 if step else 0  # what earlier starts wrote of later steps is forgotten
+        self._try(lambda: setattr(self, "writer", SummaryWriter(str(self.folder), purge_step=purge)))
 
     def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         self._scalars("train", metrics, trainer.state.step)
@@ -175,52 +145,34 @@ class TensorBoard(Callback):
         self._scalars("validation", evaluation.to_dict(), trainer.state.step)
 
     def on_save(self, trainer: Trainer) -> None:
-        with self._writing():
-            if self.events is not None:
-                self.events.flush()
+        if self.writer is not None:
+            self._try(self.writer.flush)
 
     def on_end(self, trainer: Trainer) -> None:
-        with self._writing():
-            if self.events is not None:
-                self.events.close()
-        self.events = None
+        if self.writer is not None:
+            self._try(self.writer.close)
+        self.writer = None
 
     def _scalars(self, prefix: str, values: dict[str, Any], step: int) -> None:
-        chosen = {
-            f"{prefix}/{name}": value
-            for name, value in values.items()
-            if isinstance(value, (int, float)) and name not in ("step", "tokens")
-        }
-        with self._writing():
-            if self.events is not None:
-                self.events.add(chosen, step)
+        for name, value in values.items():
+            if self.writer is not None and isinstance(value, (int, float)) and name not in ("step", "tokens"):
+                self._try(self.writer.add_scalar, f"{prefix}/{name}", value, step)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _try(self, call: Callable[..., object], *arguments: object) -> None:
         try:
-            with writing(self.folder):
-                yield
-        except StorageError as error:
-            logger.warning("%s. The run goes on without TensorBoard; its log has the same figures", error)
-            events, self.events = self.events, None
-            if events is not None:
-                with suppress(OSError):  # of what it could not write before
-                    events.close()
+            call(*arguments)
+        except OSError as error:
+            logger.warning(
+                "%s cannot be written: %s. The run goes on without TensorBoard; its log has the same metrics",
+                self.folder,
+                error,
+            )
+            writer, self.writer = self.writer, None
+            with suppress(OSError):  # the same error again
+                if writer is not None:
+                    writer.close()
 
 
 def tensorboard_available() -> bool:
+    """Whether the package is installed."""
     return importlib.util.find_spec("tensorboard") is not None
-
-
-class TokenLimit(Callback):
-    """Stop after a number of training targets."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-
-    def on_start(self, trainer: Trainer) -> None:
-        self.on_step(trainer)  # a run that was stopped by it stays as it is
-
-    def on_step(self, trainer: Trainer) -> None:
-        if trainer.state.tokens >= self.limit:
-            trainer.stop(f"token limit {self.limit:,} reached")

@@ -1,64 +1,126 @@
-"""The checkpoints of a run: written whole, newest few and best kept, latest found."""
+"""A run's folder: its lock, its checkpoints, and the batches of skipped steps.
+
+A checkpoint, `checkpoints/step-N/`, appears by a rename, with the checksums of all its files, and is never changed.
+Only the evaluation of its weights may be added to it, as `evaluation.json`.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sqat.checkpoint import write_folder
 from sqat.checkpoint.store import recover
-from sqat.durable import remove_folder, remove_remains, writing
-from sqat.errors import CheckpointError
-from sqat.train.state import TrainState, read_state, write_state
-
-if TYPE_CHECKING:
-    from sqat.data.tokenizer import Tokenizer
+from sqat.checksums import MANIFEST, check_files
+from sqat.data.batches import Batch
+from sqat.data.tokenizer import Tokenizer
+from sqat.durable import make_folder, remove_folder, remove_remains, writing
+from sqat.errors import CheckpointError, ConfigError
+from sqat.lock import locked
+from sqat.train.state import EVALUATION_FILE, TrainState, read_state, write_state
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+SKIPPED = "skipped"
+SKIPPED_KEPT = 20  # newest ones; a batch of 64 rows of 1,024 tokens takes 2 MB
+LOCK_FILE = ".lock"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
-def save_checkpoint(
+@contextmanager
+def run_folder(out: Path | None) -> Iterator[None]:
+    """Make a run's folder, if need be, and hold its lock: one process at a time trains in it.
+
+    Does nothing without a folder, and on ranks other than the first, which run under the first one's lock.
+
+    Raises:
+        ConfigError: another process trains there, or `out` is not a folder.
+        StorageError: it cannot be made.
+    """
+    if out is None or int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out is {str(out)!r}, but must be a folder, or not exist yet")
+    with ExitStack() as held:
+        with writing(out):
+            make_folder(out)
+            held.enter_context(locked(out / LOCK_FILE, f"a run is going on in {out}"))
+        yield
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, or will be."""
+    return run / FOLDER / f"step-{step:08d}"
+
+
+def write_checkpoint(
     run: Path,
     write_model: Callable[[Path], None],
     state: TrainState,
     tensors: dict[str, Tensor],
     tokenizer: Tokenizer | None,
-    *,
-    keep: int,
 ) -> Path:
-    """Write `checkpoints/step-…` of a run, the model's files by `write_model`, the state's `tensors` as
-    :func:`sqat.train.state.state_tensors` gives them; then drop all but the `keep` newest, the best (lowest loss), and
-    those that may be the best, since their state cannot be read.
+    """Write the checkpoint of `state.step`, unless it is there; return its folder.
+
+    Args:
+        run: the run's folder.
+        write_model: writes the model's files into a folder.
+        state: the run's progress.
+        tensors: what :func:`sqat.train.state.state_tensors` gave.
+        tokenizer: saved with the model.
 
     Raises:
         StorageError: the system refuses; earlier checkpoints stay as they are.
     """
-    folder = run / FOLDER / f"step-{state.step:08d}"
-    with write_folder(folder) as temporary:
-        write_model(temporary)
-        write_state(temporary, state, tensors)
-        if tokenizer is not None:
-            tokenizer.save(temporary)
-    _rotate(run, keep)
+    folder = checkpoint_path(run, state.step)
+    if not folder.exists():
+        with write_folder(folder) as temporary:
+            write_model(temporary)
+            write_state(temporary, state, tensors)
+            if tokenizer is not None:
+                tokenizer.save(temporary)
     return folder
 
 
+def rotate(run: Path, keep: int) -> None:
+    """Delete all checkpoints but the `keep` newest, the best (lowest loss), and those whose state cannot be read, since
+    they may be the best. Raises StorageError.
+    """
+    checkpoints = list_checkpoints(run)
+    remove_remains(run / FOLDER)
+    states = _read_states(checkpoints)
+    kept = {*[*states][-keep:], _best(states)}
+    for path in states:
+        if path not in kept:
+            with writing(path):
+                remove_folder(path)
+
+
 def list_checkpoints(run: Path) -> list[Path]:
-    """All checkpoints of a run, oldest first; one that a crash left moved aside is put back."""
+    """All checkpoints of a run, oldest first."""
     folder = run / FOLDER
     if not folder.is_dir():
         return []
-    for previous in folder.glob(".step-*.previous"):
-        recover(folder / previous.name.removeprefix(".").removesuffix(".previous"))
+    for previous in folder.glob(".step-*.previous"):  # left by kills of older versions, which replaced checkpoints
+        replaced = folder / previous.name.removeprefix(".").removesuffix(".previous")
+        if replaced.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+        else:
+            previous.rename(replaced)
     return sorted(
         (path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:])
     )
@@ -71,10 +133,10 @@ def latest_checkpoint(run: Path) -> Path | None:
 
 
 def best_checkpoint(run: Path) -> Path | None:
-    """The checkpoint with the lowest validation loss, or the newest where none was evaluated, or `None`.
+    """The checkpoint with the lowest validation loss, or the newest if none was evaluated, or `None`.
 
-    One whose `training.json` is damaged is passed over, with a warning. Weights are not looked at: loading them says
-    whether they are whole, so that no worse model ever stands in for the best one unasked.
+    One whose progress is damaged is passed over, with a warning. Weights are not looked at: loading them says whether
+    they are whole, so that no worse model ever silently stands in for the best one.
     """
     checkpoints = list_checkpoints(run)
     return _best(_read_states(checkpoints)) or (checkpoints[-1] if checkpoints else None)
@@ -97,8 +159,49 @@ def find_model(path: str | Path) -> Path:
     )
 
 
+def newest_whole_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint whose files all are as they were written, or `None` if the run has no checkpoints.
+
+    Damaged ones that are newer are renamed to `step-N.damaged`, with a warning, and kept. A damaged evaluation alone is
+    made again.
+
+    Raises:
+        CheckpointError: all are damaged. They stay where they are, so that no run begins anew in their place unasked.
+    """
+    damaged: list[tuple[Path, CheckpointError]] = []
+    for checkpoint in reversed(list_checkpoints(run)):
+        if not (checkpoint / MANIFEST).is_file():
+            logger.warning("%s has no %s: read unchecked", checkpoint, MANIFEST)
+        try:
+            check_files(checkpoint)
+        except CheckpointError as error:
+            damaged.append((checkpoint, error))
+            continue
+        for path, reason in damaged:
+            logger.warning("%s. This checkpoint is now %s; going on from %s", reason, _set_aside(path), checkpoint)
+        try:
+            read_state(checkpoint)
+        except CheckpointError as error:  # all that was written with it is whole, so it is the evaluation
+            logger.warning("%s. The checkpoint is evaluated again", error)
+            (checkpoint / EVALUATION_FILE).unlink(missing_ok=True)
+        return checkpoint
+    if damaged:
+        raise CheckpointError(
+            f"all checkpoints of {run} are damaged, so it cannot be resumed: {damaged[0][1]}"
+        ) from damaged[0][1]
+    return None
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint; return its new path."""
+    names = (checkpoint.with_name(f"{checkpoint.name}.damaged{'' if n == 1 else f'-{n}'}") for n in count(1))
+    free = next(name for name in names if not name.exists())
+    checkpoint.rename(free)
+    return free
+
+
 def _read_states(checkpoints: list[Path]) -> dict[Path, TrainState]:
-    """In their order, without those that cannot be read, each with a warning."""
+    """The progress of each checkpoint, in order; those that cannot be read are left out with a warning."""
     states = {}
     for path in checkpoints:
         try:
@@ -109,20 +212,39 @@ def _read_states(checkpoints: list[Path]) -> dict[Path, TrainState]:
 
 
 def _best(states: dict[Path, TrainState]) -> Path | None:
-    """Where the lowest validation loss is of these very weights; `None` where none was evaluated at its own step, or to
-    no number.
-    """
+    """The checkpoint with the lowest finite validation loss of its own weights, or `None`."""
     evaluations = {path: state.own_evaluation for path, state in states.items()}
     losses = [(found["loss"], path) for path, found in evaluations.items() if found and math.isfinite(found["loss"])]
     return min(losses)[1] if losses else None
 
 
-def _rotate(run: Path, keep: int) -> None:
-    checkpoints = list_checkpoints(run)
-    remove_remains(run / FOLDER)
-    states = _read_states(checkpoints)
-    kept = {*[*states][-keep:], _best(states)}
-    for path in states:  # what cannot be read may be the best
-        if path not in kept:
-            with writing(path):
-                remove_folder(path)
+def save_skipped_batch(
+    run: Path, step: int, rank: int, micro_batches: Sequence[Batch], about: Mapping[str, Any], tokenizer: Any
+) -> Path | None:
+    """Write `skipped/step-N-rank-R/`, whole or not at all, for the batch of a skipped step, and keep the newest few.
+
+    `batch.safetensors` holds the micro-batches' tensors by number and name, (rows, tokens); `batch.json` what `about`
+    says, and the text of every row.
+
+    Returns:
+        the folder; `None` if the disk takes no more: training goes on, with a warning.
+    """
+    folder = run / SKIPPED / f"step-{step:08d}-rank-{rank}"
+    tensors = {
+        f"{i}.{name}": part.cpu().contiguous()
+        for i, batch in enumerate(micro_batches)
+        for name, part in batch._asdict().items()
+        if isinstance(part, Tensor)
+    }
+    text = [None if tokenizer is None else [tokenizer.decode(row) for row in b.inputs.tolist()] for b in micro_batches]
+    try:
+        with write_folder(folder) as temporary:
+            save_file(tensors, temporary / "batch.safetensors")
+            values = {"step": step, "rank": rank, **about, "text": text}
+            (temporary / "batch.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+    except OSError as error:
+        logger.warning("the batch of step %d cannot be saved: %s", step, error)
+        return None
+    for old in sorted(folder.parent.glob(f"step-*-rank-{rank}"))[:-SKIPPED_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder

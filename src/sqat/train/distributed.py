@@ -1,51 +1,83 @@
-"""Several processes of one run: who is who, what they agree on, and who goes first.
+"""Several processes (ranks) that train one model together: joining them, agreeing, sharing work, sharding parameters.
 
-A launcher (torchrun, `accelerate launch`) starts them; :func:`join` makes a group of them. In a run of one process
-nothing here communicates, and every function gives what it would for a group of one.
+torchrun starts the processes, and :func:`join` makes them a group. With a single process nothing here communicates, and
+every function returns what it would for a group of one.
+
+A batch's rows are divided among ranks as they are among the shards of a CPU (:mod:`sqat.cpu.shards`): everything that a
+rank computes is a sum over its rows, so the sums over all ranks are those of the whole batch.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
+from sqat.checkpoint.model_files import build
+from sqat.data.batches import IGNORE, Batch
 from sqat.errors import ConfigError, ProcessLostError, SqatError
+from sqat.model import Decoder
+from sqat.model.seeds import draw_seeds
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=10)  # how long the others are waited for within a step, an evaluation or a checkpoint
-PATIENCE = timedelta(days=7)  # and while one makes ready what all need, such as a tokenizer
-# What the back ends say where another process is gone; gloo's errors have no class of their own.
+TIMEOUT = timedelta(minutes=10)  # for a collective within a step, an evaluation or a checkpoint
+PATIENCE = timedelta(days=7)  # while one rank prepares what all need, such as a tokenizer
+# Messages of back ends that have lost a rank; gloo's errors have no class of their own.
 _LOST = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset)|recvBytes|Broken pipe", re.IGNORECASE)
 
 
 def launched() -> int:
-    """How many processes a launcher started; 1 without one."""
+    """How many processes the launcher started; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def restarts() -> int:
-    """How often torchrun has started the processes again (`--max-restarts`), after one on this machine failed."""
+    """How many times torchrun has restarted the processes (`--max-restarts`) after a failure on this machine."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def join(device: str) -> None:
-    """Make a group of the processes that a launcher started; nothing where there is one, or they are a group already.
+def world_size() -> int:
+    """The number of ranks in the group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-    Each takes the GPU of its number on the machine; where there is none, its share of the cores.
+
+def rank() -> int:
+    """This process's number in the group, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, which prints and writes for all."""
+    return rank() == 0
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _local_world_size() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def join(device: str) -> None:
+    """Make the launched processes a group. Does nothing for a single process, or where the group exists.
+
+    On GPUs each rank takes the one of its local number; on a CPU each takes its share of the cores.
 
     Args:
-        device: as configured.
+        device: `train.device`, as configured.
 
     Raises:
-        ConfigError: one device named for all, more processes than GPUs, or an environment that no launcher made.
+        ConfigError: one device named for all ranks, more ranks than GPUs, or no launcher's environment variables.
     """
     if launched() == 1 or dist.is_initialized():
         return
@@ -58,56 +90,71 @@ def join(device: str) -> None:
             f"device is {device!r}, but must be auto, cpu or cuda in {launched()} processes: each takes one of its own"
         )
     if device != "cpu" and torch.cuda.is_available():
-        if local_count() > torch.cuda.device_count():
+        if _local_world_size() > torch.cuda.device_count():
             raise ConfigError(
-                f"{local_count()} processes were launched here, but there are {torch.cuda.device_count()} GPUs: "
+                f"{_local_world_size()} processes were launched here, but there are {torch.cuda.device_count()} GPUs: "
                 "launch one process a GPU, or set device to cpu"
             )
-        torch.cuda.set_device(local_rank())
+        torch.cuda.set_device(_local_rank())
         _make_group("cpu:gloo,cuda:nccl")
     else:
-        _share_cores()
+        if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # launchers set 1 unless the user chose a number
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            torch.set_num_threads(max(1, cores // _local_world_size()))
         _make_group("gloo")
 
 
+def _make_group(back_end: str) -> None:
+    """Initialise the group, under a prefix of torchrun's store that belongs to this restart.
+
+    The store outlives restarted processes and keeps the addresses of dead ones: a rank that starts early would read an
+    old address and be refused (pytorch issue 135712). Only on one machine do all ranks count restarts alike; several
+    machines use torch's default.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(back_end, timeout=TIMEOUT)
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    # torch documents both classes, but does not export them for type checkers.
+    store = dist.TCPStore(address, port, is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
+    own = dist.PrefixStore(f"sqat/group-{restarts()}", store)  # type: ignore[attr-defined]
+    dist.init_process_group(back_end, store=own, rank=int(os.environ["RANK"]), world_size=launched(), timeout=TIMEOUT)
+
+
 def leave() -> None:
-    """End the group, if there is one; every process has to."""
-    if count() > 1:
+    """End the group, if there is one. Every rank has to call it."""
+    if world_size() > 1:
         dist.destroy_process_group()
 
 
-def count() -> int:
-    """Processes in the group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def choose_device(device: str) -> torch.device:
+    """The device of this process for a configured one; "auto" is a GPU, else Apple's, else the CPU.
 
-
-def rank() -> int:
-    """This one's number, from 0."""
-    return dist.get_rank() if count() > 1 else 0
-
-
-def is_first() -> bool:
-    """Whether this process speaks and writes for all."""
-    return rank() == 0
-
-
-def local_rank() -> int:
-    """This one's number on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def local_count() -> int:
-    """Processes on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def agree_to_stop(leave_at_once: bool, reason: str | None) -> tuple[bool, str | None]:
-    """What the processes do together, where some may have been asked to stop: (whether to leave without an evaluation,
-    why; `None` to go on).
+    Raises:
+        ConfigError: the device is not available.
     """
-    if count() == 1:
-        return leave_at_once, reason
-    wish = torch.tensor(2 if leave_at_once else 1 if reason else 0)
+    kind = device.split(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but no GPU is available: use auto or cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device is {device!r}, but this is not available here: use auto or cpu")
+    if kind in ("auto", "cuda") and torch.cuda.is_available():
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)
+        return torch.device("cuda", torch.cuda.current_device())
+    if kind == "mps" or (kind == "auto" and world_size() == 1 and torch.backends.mps.is_available()):
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+# Agreeing
+
+
+def agree_to_stop(at_once: bool, reason: str | None) -> tuple[bool, str | None]:
+    """Whether the ranks stop, once any was asked to: (leave without an evaluation, the reason; `None` to go on)."""
+    if world_size() == 1:
+        return at_once, reason
+    wish = torch.tensor(2 if at_once else 1 if reason else 0)
     dist.all_reduce(wish, dist.ReduceOp.MAX)
     if not wish:
         return False, None
@@ -115,21 +162,17 @@ def agree_to_stop(leave_at_once: bool, reason: str | None) -> tuple[bool, str | 
 
 
 def gather(value: T, group: Any = None) -> list[T]:
-    """Every process's value, in their order; it travels pickled, between processes of one run alone."""
-    if count() == 1:
+    """Every rank's value, in rank order. Values are pickled, but only travel between ranks of one run."""
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group)
     return values
 
 
 def first_does(call: Callable[[], T]) -> T:
-    """What `call` gives in the first process, in all of them; the others wait.
-
-    Raises:
-        SqatError: that of the first process, in all of them.
-    """
-    if count() == 1:
+    """Call on rank 0 while the others wait; all ranks get its result, or raise its SqatError."""
+    if world_size() == 1:
         return call()
     outcome: list[Any] = [None, None]
     if is_first():
@@ -145,15 +188,12 @@ def first_does(call: Callable[[], T]) -> T:
 
 
 def in_turn(call: Callable[[], T]) -> T:
-    """`call` in the first process, then in the first of each other machine, then in all others: what one leaves in a
-    cache, the later ones find there, whether machines share it or not.
-
-    Raises:
-        SqatError: that of any process, in all of them.
+    """Call on rank 0, then on the first rank of each other machine, then on all others: what the first ones put into a
+    cache, the later ones find, whether or not machines share it. A SqatError on any rank is raised on all.
     """
-    if count() == 1:
+    if world_size() == 1:
         return call()
-    mine = 0 if is_first() else 1 if local_rank() == 0 else 2
+    mine = 0 if is_first() else 1 if _local_rank() == 0 else 2
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     results: list[T] = []
     for turn in range(3):
@@ -170,17 +210,13 @@ def in_turn(call: Callable[[], T]) -> T:
 
 
 @contextmanager
-def naming_loss() -> Iterator[None]:
-    """What torch's collectives raise where another process is gone, or does not answer, becomes a clear error.
-
-    Raises:
-        ProcessLostError: it is.
-    """
+def naming_lost_ranks() -> Iterator[None]:
+    """Turn the errors of torch's collectives after a rank died or stopped answering into a ProcessLostError."""
     try:
         yield
     except RuntimeError as error:
         back_end = isinstance(error, dist.DistError) or _LOST.search(str(error)) is not None
-        if count() == 1 or isinstance(error, SqatError) or not back_end:
+        if world_size() == 1 or isinstance(error, SqatError) or not back_end:
             raise
         said = str(error).partition("\n")[0]
         raise ProcessLostError(
@@ -189,27 +225,144 @@ def naming_loss() -> Iterator[None]:
         ) from error
 
 
-def _make_group(back_end: str) -> None:
-    """The group, in a corner of its own of torchrun's store.
+# Sharing work
 
-    The store outlives the processes that torchrun starts again, and with it the addresses of those that are gone: one
-    that is early would read an old address of another and find the connection refused (pytorch issue 135712). Only on
-    one machine do all count restarts alike; between several, torch's own way is left as it is.
+
+def own_rows(batch: Batch) -> Batch:
+    """This rank's share of a batch: consecutive rows, at most one more or fewer than any other rank's.
+
+    Where a batch has fewer rows than there are ranks, some ranks get a row without targets (`counted` is 0), since all
+    have to compute together.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
-        dist.init_process_group(back_end, timeout=TIMEOUT)
+    rows, number, ranks = len(batch.inputs), rank(), world_size()
+    if ranks == 1:
+        return batch
+    first, last = rows * number // ranks, rows * (number + 1) // ranks
+    return _rows(batch, first, last) if first < last else without_targets(batch)
+
+
+def without_targets(batch: Batch) -> Batch:
+    """The first row of a batch, with nothing in it that counts."""
+    row = _rows(batch, 0, 1)
+    return row._replace(targets=torch.full_like(row.targets, IGNORE), counted=0)
+
+
+def _rows(batch: Batch, first: int, last: int) -> Batch:
+    return Batch._make(part[first:last] if isinstance(part, Tensor) else None for part in batch)
+
+
+def share_out(batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """This rank's share of some batches, and whether each counts.
+
+    All ranks get equally many, since they may have to compute together; the ones that fill up do not count.
+    """
+    number, ranks = rank(), world_size()
+    group: list[T] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == ranks:
+            yield group[number], True
+            group = []
+    if group:
+        yield (group[number], True) if number < len(group) else (group[0], False)
+
+
+def sum_over_ranks(parts: Mapping[str, Tensor], *, counts: bool = True) -> dict[str, Tensor]:
+    """The sums of every rank's parts, equal to the bit on all ranks. A rank that does not count adds nothing.
+
+    Differentiable: each rank differentiates the same function of the sums by its own parts. Gradients are multiplied by
+    the world size, because DDP and FSDP2 average over ranks what has to be summed here.
+    """
+    if world_size() == 1:
+        return dict(parts)
+    return dict(zip(parts, _SumOverRanks.apply(float(counts), *parts.values()), strict=True))
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: float, *parts: Tensor) -> tuple[Tensor, ...]:
+        flat = torch.cat([part.detach().flatten().double() for part in parts]) * weight  # counts stay exact
+        dist.all_reduce(flat)
+        pieces = flat.split([part.numel() for part in parts])
+        sums = [piece.view_as(part).to(part.dtype) for piece, part in zip(pieces, parts, strict=True)]
+        ctx.scale = weight * world_size()
+        ctx.mark_non_differentiable(*[total for total, part in zip(sums, parts, strict=True) if not part.requires_grad])
+        return tuple(sums)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        return None, *(grad * ctx.scale if need else None for need, grad in zip(needed, grads, strict=True))
+
+
+@contextmanager
+def own_draws() -> Iterator[None]:
+    """Random numbers of this rank's own, seeded from the generator that all ranks have in the same state.
+
+    That shared state alone belongs to the run, so any number of ranks can go on from any other. Dropout masks depend on
+    the number of ranks, as they do on the number of shards.
+    """
+    if world_size() == 1:
+        yield
         return
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # torch documents both, but its code does not say that they are public
-    store = dist.TCPStore(address, port, is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
-    own = dist.PrefixStore(f"sqat/group-{restarts()}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(back_end, store=own, rank=int(os.environ["RANK"]), world_size=launched(), timeout=TIMEOUT)
+    seed = draw_seeds(world_size())[rank()]
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        torch.manual_seed(seed)
+        yield
 
 
-def _share_cores() -> None:
-    """torch's threads of this process: its share of the cores, unless the user has set another number. Launchers set 1
-    where nobody has.
+# Sharding parameters (`train.parallel: fsdp`). Checkpoints hold whole tensors, whatever the world size. DTensor's own
+# methods gather and distribute them; torch.distributed.checkpoint would do the same, but takes two seconds to import.
+
+
+def shard_model(model: Decoder) -> None:
+    """Leave each rank its shard of every parameter (FSDP2; ZeRO stage 3, arXiv 1910.02054), layer by layer."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+    # About outputs of layers, which nothing here changes in place.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
+    mesh = init_device_mesh(model.embedding.weight.device.type, (world_size(),))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "hidden_states")  # what training and evaluation call
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)  # gloo cannot average
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor put together from its shards, on every rank; all ranks have to call it. Others are returned as is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shard_like(tensor: Tensor, like: Any) -> Tensor:
+    """This rank's shard of a whole tensor, where `like` is sharded; else the tensor."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_model(model: Decoder) -> Decoder | None:
+    """The model itself, if it is not sharded; else a whole copy on the CPU on rank 0, and `None` on the others. All
+    ranks have to call it.
     """
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // local_count()))
+    state = model.state_dict()
+    if not any(hasattr(tensor, "full_tensor") for tensor in state.values()):
+        return model
+    tensors = {}
+    for name, tensor in state.items():
+        together = whole(tensor.detach())
+        if is_first():
+            tensors[name] = together.cpu().contiguous()
+    return build(model.config, tensors) if tensors else None
+
+
+def load_whole(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load whole tensors, by name, into a model that may be sharded."""
+    own = model.state_dict()
+    model.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in tensors.items()})

@@ -1,4 +1,4 @@
-"""Figures over a whole validation set: every real token counts once, and counts the same."""
+"""Metrics over a whole validation set: every real token counts once, and counts the same."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,9 @@ from sqat.data.tokenizer import PAD
 from sqat.data.tokens import TokenFile
 from sqat.model import Decoder
 from sqat.model.moe import RouterStats
+from sqat.train.distributed import share_out, sum_over_ranks
 from sqat.train.loss import token_losses
-from sqat.train.share import share_out, sum_over_processes
-from sqat.train.step import add_router_stats, by_layer
+from sqat.train.step import named_router_stats, router_stats
 
 # Rows are padded to a multiple of this, since every new shape costs time to prepare kernels for.
 WIDTH_STEP = 32
@@ -28,7 +27,7 @@ WIDTH_STEP = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Right figures over real targets; beside them the card's, which count padding as targets."""
+    """Metrics over real targets; beside them the card's, which count padding as targets."""
 
     loss: float  # nats per token
     accuracy: float  # share of tokens predicted right
@@ -41,13 +40,15 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
+        """exp(loss)."""
         return math.exp(min(self.loss, 700.0))
 
     def to_dict(self) -> dict[str, Any]:
+        """All metrics by name, as they are logged."""
         return {**asdict(self), "perplexity": self.perplexity}
 
     def summary(self) -> str:
-        """One line for people, saying which figures are which."""
+        """One line for people, saying which metrics are which."""
         line = f"loss {self.loss:.4f} · perplexity {self.perplexity:.2f} · accuracy {self.accuracy:.2%}"
         line += f" · {self.bits_per_byte:.3f} bits per byte"
         if self.card_loss is not None:
@@ -84,44 +85,35 @@ def evaluate(
         right = _score(decoder, _windows(tokens, batch_size, context_length))
         card = _score(decoder, _card_rows(tokens, batch_size, context_length)) if card_metrics else None
     decoder.train(was_training)
+    targets = right["targets"].item()
     return Evaluation(
-        loss=right.loss / right.targets,
-        accuracy=right.correct / right.targets,
-        bits_per_byte=right.loss / math.log(2) / tokens.document_bytes,
-        targets=right.targets,
-        card_loss=card.loss / card.targets if card else None,
-        card_accuracy=card.correct / card.targets if card else None,
-        **_router_figures(right.router),
+        loss=right["loss"].item() / targets,
+        accuracy=right["correct"].item() / targets,
+        bits_per_byte=right["loss"].item() / math.log(2) / tokens.document_bytes,
+        targets=int(targets),
+        card_loss=(card["loss"] / card["targets"]).item() if card else None,
+        card_accuracy=(card["correct"] / card["targets"]).item() if card else None,
+        **_router_metrics(router_stats(right)),
     )
 
 
-class _Sums(NamedTuple):
-    loss: float
-    correct: float
-    targets: int
-    router: tuple[RouterStats, ...]
-
-
-def _score(decoder: Decoder, rows: Iterable[tuple[Tensor, Tensor]]) -> _Sums:
-    """Sums over the targets of (inputs, targets) batches, in double precision, so that their order hardly matters.
-    Processes share out the batches.
+def _score(decoder: Decoder, rows: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Sums over the targets of (inputs, targets) batches, in double precision, so that their order hardly matters:
+    `loss`, `correct`, `targets`, and router statistics. Ranks share out the batches.
     """
     device = decoder.embedding.weight.device
     head = decoder.head
-    sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, targets
-    routers = []
+    sums = {name: torch.zeros((), dtype=torch.float64) for name in ("loss", "correct", "targets")}
     for (inputs, targets), counts in share_out(rows):
         inputs, targets = inputs.to(device), targets.to(device)
         hidden_BTD, router = decoder.hidden_states(inputs, real=inputs != PAD)
-        if router:
-            routers.append(tuple(RouterStats(*(part.cpu() * counts for part in layer)) for layer in router))
-        if counts:
-            wanted = targets != IGNORE
-            losses, hits = token_losses(hidden_BTD[wanted], head.weight, head.bias, targets[wanted])
-            sums += torch.stack([losses.double().sum(), hits.double().sum(), wanted.sum().double()]).cpu()
-    totals, *parts = sum_over_processes([sums, *chain.from_iterable(add_router_stats(routers))])
-    loss, correct, count = totals.tolist()
-    return _Sums(loss, correct, int(count), by_layer(parts))
+        found = named_router_stats(router)
+        wanted = targets != IGNORE
+        losses, hits = token_losses(hidden_BTD[wanted], head.weight, head.bias, targets[wanted])
+        found |= {"loss": losses.double().sum(), "correct": hits.double().sum(), "targets": wanted.sum().double()}
+        for name, part in found.items():
+            sums[name] = sums.get(name, 0) + part.cpu() * counts
+    return sum_over_ranks(sums)
 
 
 def _card_rows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -156,7 +148,7 @@ def _windows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterato
         yield torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
-def _router_figures(layers: tuple[RouterStats, ...]) -> dict[str, Any]:
+def _router_metrics(layers: list[RouterStats]) -> dict[str, Any]:
     if not layers:
         return {}
     load = tuple(tuple((layer.load_E / layer.load_E.sum()).tolist()) for layer in layers)

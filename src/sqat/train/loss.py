@@ -19,7 +19,6 @@ from sqat.model.moe import RouterStats
 
 # Rows whose logits exist at once, and rows of these whose softmax does, by device; on a CPU they stay in its caches.
 CHUNK_ROWS = {"cpu": (2048, 512), "cuda": (8192, 8192)}
-ARGMAX_COLUMNS = 64
 
 
 class LossSums(NamedTuple):
@@ -52,7 +51,7 @@ def _counting_waits(device: str) -> bool:
 
 
 def cross_entropy_naive(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> LossSums:
-    """The definition, for tests."""
+    """The definition of :func:`linear_cross_entropy`, with all logits at once; for tests."""
     logits_NV = F.linear(hidden_ND, weight_VD, bias_V)
     loss = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORE, reduction="sum")
     return LossSums(loss, (logits_NV.argmax(dim=-1) == targets_N).sum(), (targets_N != IGNORE).sum())
@@ -98,9 +97,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor, keep: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For a chunk of the rows in `keep` at a time: (rows, hidden, logits without bias), in the type of the weight.
-
-    All logits share their memory.
+    """(rows, hidden, logits without bias) for one chunk of `keep` after the other, in the weight's type; all logits
+    share their memory.
     """
     size = CHUNK_ROWS.get(hidden_ND.device.type, CHUNK_ROWS["cpu"])[0]
     shape = min(size, len(keep)), len(weight_VD)
@@ -116,69 +114,39 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Each row's loss and whether the likeliest token was right; zero and false where there is no target (`IGNORE`).
 
-    Where `train`, d loss / d logits = softmax - onehot(target) takes the logits' place (in rows without a target, what
-    is there is to be ignored), and is summed into `d_bias_V`, if given.
-    """
-    parts = []
-    for target, probs, losses, hits, place in _softmaxes(logits_RV, bias_V, targets_R):
-        parts.append((losses, hits))
-        if train:
-            probs.scatter_add_(1, target.clamp(min=0).unsqueeze(1), probs.new_full((len(target), 1), -1.0))
-            if d_bias_V is not None:
-                d_bias_V += (target != IGNORE).to(probs.dtype) @ probs
-            place.copy_(probs)
-    losses_R, hits_R = (torch.cat(part) for part in zip(*parts, strict=True))
-    return losses_R, hits_R
-
-
-def _softmaxes(
-    logits_RV: Tensor, bias_V: Tensor | None, targets_R: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """For some rows of a chunk at a time: (targets, probabilities, losses, whether the likeliest token was right, the
-    rows' logits).
-
-    Where there is no target (`IGNORE`), the loss is zero and nothing right. All probabilities share their memory.
+    With `train`, d loss / d logits = softmax - onehot(target) replaces the logits (rows without a target hold garbage),
+    and is summed into `d_bias_V`, if given.
     """
     size = CHUNK_ROWS.get(logits_RV.device.type, CHUNK_ROWS["cpu"])[1]
     exact = torch.promote_types(logits_RV.dtype, torch.float32)
     buffer = torch.empty(min(size, len(logits_RV)), logits_RV.shape[1], dtype=exact, device=logits_RV.device)
+    parts = []
     for target, place in zip(targets_R.split(size), logits_RV.split(size), strict=True):
         real, target_R1 = target != IGNORE, target.clamp(min=0).unsqueeze(1)
         logits = buffer[: len(target)].copy_(place)
         if bias_V is not None:
             logits += bias_V
-        target_logit, likeliest = logits.gather(1, target_R1), argmax_rows(logits)
+        target_logit, likeliest = logits.gather(1, target_R1), logits.argmax(dim=-1, keepdim=True)
         largest = logits.gather(1, likeliest)
         probs = torch.softmax(logits, dim=-1, out=logits)
         # log Σ exp(logit) = largest - log p(likeliest): exact where p(target) itself underflows
         losses = (largest - probs.gather(1, likeliest).log() - target_logit).squeeze(1)
-        yield target, probs, losses * real, (likeliest == target_R1).squeeze(1) & real, place
-
-
-def argmax_rows(x_RV: Tensor) -> Tensor:
-    """`x_RV.argmax(dim=-1, keepdim=True)`, the first where there are several; on a CPU in a tenth of the time.
-
-    Maxima of `ARGMAX_COLUMNS` columns at a time need no indices, which torch's vectorised kernel cannot track; the
-    index is then sought in the first block that has the largest.
-    """
-    columns = x_RV.shape[1] // ARGMAX_COLUMNS * ARGMAX_COLUMNS
-    if columns == 0 or x_RV.device.type != "cpu":
-        return x_RV.argmax(dim=-1, keepdim=True)
-    largest_RB = x_RV[:, :columns].unflatten(1, (-1, ARGMAX_COLUMNS)).amax(dim=-1)
-    if columns < x_RV.shape[1]:
-        largest_RB = torch.cat((largest_RB, x_RV[:, columns:].amax(dim=-1, keepdim=True)), dim=1)
-    first_R1 = largest_RB.argmax(dim=-1, keepdim=True) * ARGMAX_COLUMNS
-    inside = torch.arange(ARGMAX_COLUMNS, device=x_RV.device)
-    columns_RC = (first_R1 + inside).clamp(max=x_RV.shape[1] - 1)  # the last column again is not a new first
-    return first_R1 + x_RV.gather(1, columns_RC).argmax(dim=-1, keepdim=True)
+        parts.append((losses * real, (likeliest == target_R1).squeeze(1) & real))
+        if train:
+            probs.scatter_add_(1, target_R1, probs.new_full((len(target), 1), -1.0))
+            if d_bias_V is not None:
+                d_bias_V += real.to(probs.dtype) @ probs
+            place.copy_(probs)
+    losses_R, hits_R = (torch.cat(part) for part in zip(*parts, strict=True))
+    return losses_R, hits_R
 
 
 @torch.no_grad()
 def token_losses(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Each row's cross-entropy (nats, float32) and whether its likeliest token was right; no gradients, every target
-    counts.
+    """Each row's cross-entropy (nats, float32), and whether its likeliest token was right, without gradients. Every row
+    must have a target.
     """
     device = hidden_ND.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
@@ -202,20 +170,14 @@ def router_loss(stats: Sequence[RouterStats], kind: str) -> Tensor:
     Raises:
         ConfigError: unknown kind.
     """
-    if kind == "balanced":
-        losses = [_balanced(layer) for layer in stats]
-    elif kind == "card":
-        losses = [_card(layer) for layer in stats]
-    else:
+    if kind not in ("balanced", "card"):
         raise ConfigError(f"router_loss is {kind!r}, but must be balanced or card")
+    losses = []
+    for layer in stats:
+        share_E = layer.load_E / layer.load_E.sum().clamp(min=1)
+        if kind == "balanced":
+            probability_E = layer.probability_E / layer.tokens.clamp(min=1)
+        else:
+            probability_E = layer.selected_E / layer.load_E.clamp(min=1)
+        losses.append(len(share_E) * (share_E * probability_E).sum())
     return torch.stack(losses).mean()
-
-
-def _balanced(layer: RouterStats) -> Tensor:
-    share_E = layer.load_E / layer.load_E.sum().clamp(min=1)
-    return len(share_E) * (share_E * layer.probability_E / layer.tokens.clamp(min=1)).sum()
-
-
-def _card(layer: RouterStats) -> Tensor:
-    share_E = layer.load_E / layer.load_E.sum().clamp(min=1)
-    return len(share_E) * (share_E * layer.selected_E / layer.load_E.clamp(min=1)).sum()

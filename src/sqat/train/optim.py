@@ -50,11 +50,12 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101), fused."""
+    """AdamW (arXiv 1711.05101), fused, over the model's parameter groups."""
     groups = parameter_groups(model, config.weight_decay, decay_all=config.decay_all)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
 def set_learning_rate(groups: Iterable[dict[str, object]], rate: float) -> None:
+    """Set the rate of all parameter groups of an optimizer."""
     for group in groups:
         group["lr"] = rate

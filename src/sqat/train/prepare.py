@@ -26,13 +26,15 @@ Progress = Callable[[int, int], None]
 
 
 class PreparedData(NamedTuple):
+    """A run's tokenizer and token files."""
+
     tokenizer: Tokenizer
     train: TokenFile
     validation: TokenFile | None
 
 
 class HeldOut:
-    """One part of a source that has no splits: every hundredth document is for validation, the others for training."""
+    """One part of a source without splits: every hundredth document is held out for validation, the others train."""
 
     def __init__(self, source: Source, *, validation: bool) -> None:
         self.source = source
@@ -40,11 +42,13 @@ class HeldOut:
         self.name = f"{source.name} ({'held-out documents' if validation else 'without held-out documents'})"
 
     def documents(self) -> Iterator[str]:
+        """The documents of this part, in the source's order."""
         for i, document in enumerate(self.source.documents()):
             if (i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == self.validation:
                 yield document
 
     def fingerprint(self) -> str:
+        """What the part's cached tokens are found by."""
         return f"{self.source.fingerprint()}/every-{HELD_OUT_EVERY}/{'validation' if self.validation else 'train'}"
 
 
@@ -53,7 +57,7 @@ def prepare_data(config: DataConfig, vocab_size: int, *, progress: Progress | No
 
     Args:
         vocab_size: the model's; a tokenizer trained here has at most that many entries.
-        progress: told (documents, tokens) while a token file is built.
+        progress: called with (documents, tokens) while a token file is built.
 
     Raises:
         ConfigError: the tokenizer has more entries than the model.
@@ -85,20 +89,15 @@ def build_token_files(
 
 
 def open_sources(config: DataConfig) -> tuple[Source, Source]:
-    """Training and validation sources; the second is held out from the first where nothing else is to be had."""
+    """Training and validation sources; the second is held out from the first if there is no other."""
 
     def opened(spec: str, split: str, limit: int | None) -> Source:
         return open_source(spec, split, field=config.field, limit=limit, encoding_errors=config.encoding_errors)
 
-    if config.validation is not None:
-        if Path(config.validation).is_file():
-            return opened(config.source, "train", config.limit), opened(
-                config.validation, "train", config.validation_limit
-            )
-        return opened(config.source, "train", config.limit), opened(
-            config.validation, "validation", config.validation_limit
-        )
     train = opened(config.source, "train", config.limit)
+    if config.validation is not None:
+        split = "train" if Path(config.validation).is_file() else "validation"
+        return train, opened(config.validation, split, config.validation_limit)
     try:
         return train, opened(config.source, "validation", config.validation_limit)
     except DataError as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,19 +15,15 @@ import yaml
 
 from sqat.config import Config
 from sqat.data.batches import Batches
-from sqat.durable import replace_file
+from sqat.durable import replace_file, writing
 from sqat.errors import ConfigError, DataError
-from sqat.lock import Lock
 from sqat.model import Decoder
 from sqat.run_config import RunConfig, TrainConfig, read_yaml
 from sqat.train import distributed
-from sqat.train.callbacks import Callback, JsonlLog, TensorBoard, tensorboard_available
-from sqat.train.checkpoints import list_checkpoints
-from sqat.train.claim import claim
-from sqat.train.distributed import naming_loss
-from sqat.train.job import is_own, sign
-from sqat.train.loop import Trainer
+from sqat.train.callbacks import JsonlLog, TensorBoard, tensorboard_available
+from sqat.train.checkpoints import list_checkpoints, run_folder
 from sqat.train.prepare import PreparedData, Progress, prepare_data
+from sqat.train.trainer import Callback, Trainer
 
 T = TypeVar("T")
 
@@ -32,16 +31,17 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+JOB_FILE = ".job"
 
 # Fields that do not change what a run computes, and so may differ when it is resumed.
 FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir"}
 FREE_ON_RESUME |= {"max_skipped_steps", "parallel"}
 
-# Fields that change how a step is computed, and with it the last bits, but not what: a way out where memory is short.
+# Fields that change the last bits of a step, but not what it computes: a way out where memory is short.
 _FREE_FOR_MEMORY = {"batch_size", "gradient_accumulation", "gradient_checkpointing"}
 
 
-@naming_loss()
+@distributed.naming_lost_ranks()
 def start_run(
     config: RunConfig,
     out: str | Path,
@@ -50,54 +50,61 @@ def start_run(
     callbacks: Iterable[Callback] = (),
     progress: Progress | None = None,
 ) -> Trainer:
-    """Prepare a run in folder `out`; call `.train()` on the result. To be called in every process that was launched.
+    """Prepare a run in folder `out`; call `.train()` on the result. Every launched process has to call it.
 
     Args:
         config: the whole run. It is written to `out/config.yaml`.
         out: the run's folder: configuration, `metrics.jsonl`, `checkpoints/`, `tensorboard/`.
-        resume: go on from the newest checkpoint there (a run that has none starts at the beginning). What torchrun has
-            started again goes on with the run that it began, or resumed, before.
+        resume: go on from the newest checkpoint there; a run without one starts at the beginning. A job that torchrun
+            restarted goes on unasked with the run that it began or resumed before.
         callbacks: beside the logs, which are always written.
-        progress: told (documents, tokens) while text is tokenised.
+        progress: called with (documents, tokens) while text is tokenised.
 
     Raises:
-        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration, or one that is going on
-            in another process.
+        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration, or one that another
+            process trains.
         DataError, CheckpointError: data or checkpoint cannot be read.
         ProcessLostError: another process of the run is gone.
         StorageError: `out` cannot be written.
     """
     out = Path(out)
-    data, resume, _lock = begin_run(
-        config, out, resume, lambda: prepare_data(config.data, config.model.vocab_size, progress=progress)
-    )
-    check_same_data(data)
-    trainer = make_trainer(config, data, out, callbacks)
-    open_run(config, out, trainer, resume)
+
+    def prepare() -> PreparedData:
+        return prepare_data(config.data, config.model.vocab_size, progress=progress)
+
+    with begin_run(config, out, resume, prepare) as (data, resume):
+        trainer = make_trainer(config, data, out, callbacks)
+        open_run(config, out, trainer, resume)
     return trainer
 
 
-def begin_run(config: Any, out: Path, resume: bool, prepare: Callable[[], T]) -> tuple[T, bool, list[Lock | None]]:
-    """What comes before a trainer of any kind: processes, the run's folder, data; (what `prepare` gives, whether to
-    resume, the folder's lock in the first process, to be kept until the trainer has it).
+@contextmanager
+def begin_run(config: Any, out: Path, resume: bool, prepare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
+    """What every kind of run begins with: join the ranks, lock and check the folder, call `prepare` on every rank.
+
+    The folder stays locked within the context, in which a trainer is made that holds the lock itself.
+
+    Returns:
+        what `prepare` gave, and whether to resume.
     """
     distributed.join(config.train.device)
     restarted = any(distributed.gather(distributed.restarts()))
-    locks: list[Lock | None] = []
+    with ExitStack() as held:
 
-    def take_folder() -> bool:
-        locks.append(claim(out))
-        goes_on = is_own(out, restarted) or resume
-        check_folder(config, out, goes_on)
-        sign(out)
-        return goes_on
+        def take_folder() -> bool:
+            held.enter_context(run_folder(out))
+            goes_on = _is_own_job(out, restarted) or resume
+            check_folder(config, out, goes_on)
+            if (job := _job()) is not None:
+                replace_file(out / JOB_FILE, job)
+            return goes_on
 
-    goes_on = distributed.first_does(take_folder)
-    return distributed.in_turn(prepare), goes_on, locks
+        goes_on = distributed.first_does(take_folder)
+        yield distributed.in_turn(prepare), goes_on
 
 
 def open_run(config: Config, out: Path, trainer: Trainer, resume: bool) -> None:
-    """What comes after it: the folder, and where the run goes on."""
+    """What every kind of run does once its trainer is made: write the configuration, and resume."""
 
     def write() -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -109,7 +116,7 @@ def open_run(config: Config, out: Path, trainer: Trainer, resume: bool) -> None:
 
 
 def check_same_data(data: PreparedData) -> None:
-    """Raise a DataError unless all processes, on whatever machines, have read the same."""
+    """Raise a DataError unless all ranks, on whatever machines, have read the same data."""
     sizes = [(len(part), part.num_tokens, part.document_bytes) for part in data[1:] if part is not None]
     first, *others = distributed.gather((data.tokenizer.fingerprint(), sizes))
     for i, other in enumerate(others, start=1):
@@ -121,10 +128,11 @@ def check_same_data(data: PreparedData) -> None:
 
 
 def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: Iterable[Callback] = ()) -> Trainer:
-    """The trainer of a run whose data are ready, the model freshly initialised from the seed."""
+    """The trainer of a run whose data are ready; the model is freshly initialised from the seed."""
+    check_same_data(data)
     torch.manual_seed(config.train.seed)
     model = Decoder(config.model)
-    torch.manual_seed(config.train.seed)  # dropout's draws do not depend on how many the model took either
+    torch.manual_seed(config.train.seed)  # so that dropout does not depend on how many numbers the model drew
     batches = Batches(
         data.train,
         batch_size=config.train.batch_size,
@@ -143,12 +151,12 @@ def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: It
         tokenizer=data.tokenizer,
         callbacks=[*make_logs(config.train, out), *callbacks],
     )
-    batches.place(trainer.accelerator.device)
+    batches.place(trainer.device)
     return trainer
 
 
 def make_logs(config: TrainConfig, out: Path) -> list[Callback]:
-    """The logs that every run has."""
+    """The logs that every run writes."""
     logs: list[Callback] = [JsonlLog(out / METRICS_FILE)]
     if config.tensorboard:
         if tensorboard_available():
@@ -159,7 +167,7 @@ def make_logs(config: TrainConfig, out: Path) -> list[Callback]:
 
 
 def check_folder(config: Config, out: Path, resume: bool) -> None:
-    """Raise a ConfigError unless a run of this configuration (sections of fields) can begin or go on in `out`."""
+    """Raise a ConfigError unless a run of this configuration can begin, or go on, in `out`."""
     if not resume:
         if list_checkpoints(out):
             raise ConfigError(f"{out} holds a run already: resume it (--resume), or choose another folder (--out)")
@@ -180,6 +188,30 @@ def check_folder(config: Config, out: Path, resume: bool) -> None:
 
 
 def _rows(config: Mapping[str, Any]) -> int:
-    """Of a step."""
+    """The rows of a step."""
     train = config["train"]
     return int(train["batch_size"] * train["gradient_accumulation"])
+
+
+def _is_own_job(out: Path, restarted: bool) -> bool:
+    """Whether an earlier start of this very torchrun job was let into the folder, so that its restart goes on with that
+    run, and no other. A first start has none before it: if it is refused, so are its restarts.
+    """
+    job, path = _job(), out / JOB_FILE
+    if job is None:
+        return False
+    if not restarted:
+        with writing(path):
+            path.unlink(missing_ok=True)
+        return False
+    return path.is_file() and path.read_bytes() == job.encode()
+
+
+def _job() -> str | None:
+    """The job's name: torchrun's `--rdzv-id`, or where that is the default of all jobs, the launcher's process. `None`
+    without torchrun.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name == "none":
+        return f"{socket.gethostname()} {os.getppid()}"
+    return None if name is None else name.encode(errors="replace").decode()

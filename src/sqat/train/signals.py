@@ -14,8 +14,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignals:
-    """While open, the first SIGINT or SIGTERM calls `stop(reason)`; the second does what it did before. Idle outside
-    the main thread. Where it is left by an error, in one of several processes, SIGTERM is ignored from then on.
+    """A context in which the first SIGINT or SIGTERM calls `stop(reason)`, and a second one does what it did before.
+
+    Outside the main thread it does nothing. If an error ends it on one of several ranks, SIGTERM is ignored from then
+    on.
     """
 
     def __init__(self, stop: Callable[[str], None]) -> None:
@@ -33,7 +35,7 @@ class StopOnSignals:
     ) -> None:
         self._restore()
         if error is not None and launched() > 1 and threading.current_thread() is threading.main_thread():
-            # A launcher ends all processes where one is lost; what is to be said of it is said before.
+            # The launcher terminates all ranks once one is lost; the error has to be printed first.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

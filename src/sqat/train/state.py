@@ -1,11 +1,15 @@
-"""What a training run must remember to go on to the same bits, on disk beside the model."""
+"""What a run must remember to go on to the same bits: progress, optimizer, random generators.
+
+A checkpoint has them in `training.json` and `training.safetensors`, beside the model. An evaluation of its weights that
+came after it was written is in `evaluation.json`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,21 +17,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sqat.checksums import check_files
 from sqat.data.batches import BatchState
+from sqat.durable import replace_file
 from sqat.errors import CheckpointError
 from sqat.run_config import TrainConfig
-from sqat.train.distributed import is_first
-from sqat.train.parallel import cut_as, whole
+from sqat.train.distributed import is_first, shard_like, whole
 from sqat.untrusted import read_json, shown
 
 STATE_FILE = "training.json"
 TENSORS_FILE = "training.safetensors"
+EVALUATION_FILE = "evaluation.json"
 MAX_STATE_BYTES = 1 << 24
-_OPTIMIZER = re.compile(r"optimizer\.([0-9]{1,9})\.(step|exp_avg|exp_avg_sq)")
 UNLOGGED = "unlogged."  # prefix of what was measured since the last log line
+_OPTIMIZER = "optimizer."
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's state of a parameter
 
 
 @dataclass
@@ -39,19 +45,17 @@ class TrainState:
     data: BatchState = field(default_factory=lambda: BatchState(0, 0))  # where the next batch starts
     best_loss: float | None = None  # lowest validation loss so far
     evaluation: dict[str, Any] | None = None  # the latest one
-    finished: bool = False
-    skipped_steps: int = 0  # of all steps, those whose loss or gradient was no number
-    skipped_in_a_row: int = 0  # up to now
+    finished: bool = False  # all steps are done, and the last evaluation is
+    skipped_steps: int = 0  # of all steps, those whose loss or gradient was NaN or Inf
+    skipped_in_a_row: int = 0  # the latest ones
 
     @property
     def own_evaluation(self) -> dict[str, Any] | None:
-        """The evaluation of the weights of this very step; an earlier step's is not theirs."""
+        """The evaluation of the weights of this very step; `None` if the latest one is of an earlier step."""
         return self.evaluation if self.evaluation and self.evaluation.get("step") == self.step else None
 
     def owes_evaluation(self, config: TrainConfig, total_steps: int) -> bool:
-        """Whether an evaluation comes before the next step: the first one, or one that was due and did not come, since
-        the run was stopped.
-        """
+        """Whether an evaluation comes before the next step: the first one, or one that was due when the run stopped."""
         every = config.evaluate_every
         due = self.step % every == 0 if self.step and every else self.step == 0 and config.evaluate_first
         return due and self.step < total_steps and self.own_evaluation is None
@@ -61,8 +65,8 @@ class TrainState:
         counts = {"step": self.step, "tokens": self.tokens, "learning_rate": learning_rate}
         return {**counts, "skipped_steps": self.skipped_steps}
 
-    def record(self, evaluation: dict[str, Any]) -> None:
-        """Remember an evaluation of this very step. A loss that is no number is no best one."""
+    def record(self, evaluation: Mapping[str, Any]) -> None:
+        """Remember an evaluation of this very step. A NaN or infinite loss is never the best."""
         self.evaluation = {"step": self.step, **evaluation}
         losses = [loss for loss in (self.best_loss, evaluation["loss"]) if loss is not None and math.isfinite(loss)]
         self.best_loss = min(losses, default=None)
@@ -75,21 +79,14 @@ def write_state(folder: Path, state: TrainState, tensors: Mapping[str, Tensor]) 
     save_file(dict(tensors), folder / TENSORS_FILE)
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, unlogged: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Optimizer, random generators, and what was measured since the last log line, on the CPU; empty in all processes
-    but the first. Every process has to ask.
-    """
-    tensors = {}
-    for name, tensor in _optimizer_tensors(optimizer):
-        together = whole(tensor.detach())
-        if is_first():
-            tensors[name] = together.cpu().contiguous()
-    measured = {UNLOGGED + name: tensor.cpu().contiguous() for name, tensor in unlogged.items()}
-    return tensors | _generators() | measured if is_first() else {}
+def write_evaluation(folder: Path, state: TrainState) -> None:
+    """Add the evaluation of a checkpoint's weights to it, in one step. Raises StorageError."""
+    values = {"finished": state.finished, "evaluation": state.own_evaluation}
+    replace_file(folder / EVALUATION_FILE, json.dumps({**values, "sha256": _digest(values)}, indent=2))
 
 
 def read_state(folder: Path) -> TrainState:
-    """Progress only (cheap).
+    """Read a checkpoint's progress, with the evaluation of its weights (cheap: no tensors).
 
     Raises:
         CheckpointError: missing or damaged file.
@@ -99,36 +96,71 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(f"{folder} has no {STATE_FILE}: it holds a model, but no run to resume")
     check_files(folder, [STATE_FILE])
     try:
-        values = read_json(path, MAX_STATE_BYTES, finite=False)  # a loss may be none
+        values = read_json(path, MAX_STATE_BYTES, finite=False)  # a loss may be NaN
         state = TrainState(**{**values, "data": BatchState(**values["data"])})
-        _require_progress(state)
+        _check(state)
+        path = folder / EVALUATION_FILE
+        if path.is_file():
+            later = read_json(path, MAX_STATE_BYTES, finite=False)
+            if later.pop("sha256") != _digest(later):
+                raise ValueError("its sha256 is not that of its content; delete it, and --resume evaluates again")
+            state.record(later["evaluation"])
+            state.finished = later["finished"]
+            _check(state)
         return state
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def _require_progress(state: TrainState) -> None:
-    """Raise a ValueError unless every field holds what the loop writes there."""
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _check(state: TrainState) -> None:
+    """Raise a ValueError unless every field holds what training writes there."""
     counts = {"step": state.step, "tokens": state.tokens, "data.epoch": state.data.epoch, "data.row": state.data.row}
     counts |= {"skipped_steps": state.skipped_steps, "skipped_in_a_row": state.skipped_in_a_row}
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        if type(value) is not int or not 0 <= value < 2**63:
             raise ValueError(f"{name} is {shown(value)}, but must be a whole number of at least 0")
-    losses: dict[str, Any] = {"best_loss": state.best_loss}
+    losses: dict[str, Any] = {} if state.best_loss is None else {"best_loss": state.best_loss}
     if state.evaluation is not None:
         if not isinstance(state.evaluation, dict):
-            raise ValueError(f"evaluation is {shown(state.evaluation)}, but must be figures by name, or null")
+            raise ValueError(f"evaluation is {shown(state.evaluation)}, but must be metrics by name, or null")
         losses["evaluation.loss"] = state.evaluation["loss"]
     for name, loss in losses.items():
-        if not (loss is None and name == "best_loss") and (isinstance(loss, bool) or not isinstance(loss, int | float)):
+        if type(loss) not in (int, float):
             raise ValueError(f"{name} is {shown(loss)}, but must be a number")
     if not isinstance(state.finished, bool):
         raise ValueError(f"finished is {shown(state.finished)}, but must be true or false")
 
 
-def restore(folder: Path, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Tensor]]:
-    """Read progress, and put optimizer and random generators back. Returns what was measured since the last log line,
-    too.
+def state_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, unlogged: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Optimizer state by parameter name, random generators, and what was measured since the last log line, on the CPU;
+    empty on all ranks but the first. Every rank has to call it.
+    """
+    tensors = {}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            together = whole(value.detach())
+            if is_first():
+                tensors[f"{_OPTIMIZER}{names[parameter]}.{key}"] = together.cpu().contiguous()
+    if not is_first():
+        return {}
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return tensors | {UNLOGGED + name: tensor.cpu().contiguous() for name, tensor in unlogged.items()}
+
+
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Tensor]]:
+    """Read a checkpoint's progress, and put optimizer and random generators back.
+
+    Returns:
+        the progress, and what was measured since the last log line.
 
     Raises:
         CheckpointError: missing, damaged, or of another model.
@@ -137,60 +169,47 @@ def restore(folder: Path, optimizer: torch.optim.Optimizer) -> tuple[TrainState,
     path = folder / TENSORS_FILE
     check_files(folder, [TENSORS_FILE])
     try:
-        if path.exists() and not path.is_file():  # a pipe or device would be waited for, or have no end
-            raise ValueError("it is no regular file")
+        if path.exists() and not path.is_file():  # a pipe or device would block, or never end
+            raise ValueError("it is not a regular file")
         tensors = load_file(path)
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is missing, damaged or truncated: {error}") from error
-    _restore_optimizer(optimizer, tensors, path)
+    _restore_optimizer(model, optimizer, tensors, path)
     if "rng.cpu" not in tensors:
         raise CheckpointError(f"{path}: tensor rng.cpu is missing")
     try:
         torch.set_rng_state(tensors["rng.cpu"])
-        if torch.cuda.is_available():
-            for i in range(torch.cuda.device_count()):
-                if (saved := tensors.get(f"rng.cuda.{i}")) is not None:
-                    torch.cuda.set_rng_state(saved, i)
+        for i in range(torch.cuda.device_count()):
+            if (saved := tensors.get(f"rng.cuda.{i}")) is not None:
+                torch.cuda.set_rng_state(saved, i)
     except (RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path}: the random generators' state is none: {error}") from error
-    measured = {name: tensor for name, tensor in tensors.items() if name.startswith(UNLOGGED)}
-    return state, {name.removeprefix(UNLOGGED): tensor for name, tensor in measured.items()}
+        raise CheckpointError(f"{path}: the state of the random generators is invalid: {error}") from error
+    unlogged = {name: tensor for name, tensor in tensors.items() if name.startswith(UNLOGGED)}
+    return state, {name.removeprefix(UNLOGGED): tensor for name, tensor in unlogged.items()}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for i, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                yield f"optimizer.{i}.{name}", value
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path) -> None:
+def _restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], path: Path
+) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {parameter: i for i, parameter in enumerate(parameters)}
+    by_name = {name: numbers[p] for name, p in model.named_parameters() if p in numbers}
+    by_name |= {str(i): i for i in range(len(parameters))}  # older checkpoints number them in the optimizer's order
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            if (parts := _OPTIMIZER.fullmatch(name)) is None:
-                raise CheckpointError(f"{path}: tensor {shown(name)} is none of an optimizer's")
-            state.setdefault(int(parts[1]), {})[parts[2]] = tensor
-    for i, values in state.items():
-        if (
-            i >= len(parameters)
-            or len(values) != 3
-            or any(
-                not t.is_floating_point() or t.shape != (torch.Size() if key == "step" else parameters[i].shape)
-                for key, t in values.items()
-            )
-        ):
-            raise CheckpointError(f"{path}: the state of parameter {i} does not fit the model")
-    if state and len(state) != len(parameters):
-        raise CheckpointError(f"{path} holds the state of {len(state)} parameters, but the model has {len(parameters)}")
-    for i, values in state.items():
-        values.update({key: cut_as(tensor, parameters[i]) for key, tensor in values.items() if tensor.dim()})
+        if not name.startswith(_OPTIMIZER):
+            continue
+        owner, _, key = name.removeprefix(_OPTIMIZER).rpartition(".")
+        if owner not in by_name or key not in _MOMENTS:
+            raise CheckpointError(f"{path}: tensor {shown(name)} is no state of this model's optimizer")
+        i = by_name[owner]
+        expected = torch.Size() if key == "step" else parameters[i].shape
+        if not tensor.is_floating_point() or tensor.shape != expected:
+            raise CheckpointError(f"{path}: the optimizer's state of parameter {owner} does not fit the model")
+        state.setdefault(i, {})[key] = tensor if key == "step" else shard_like(tensor, parameters[i])
+    if state and (len(state) != len(parameters) or any(values.keys() != _MOMENTS for values in state.values())):
+        raise CheckpointError(
+            f"{path} holds the optimizer's state of {len(state)} parameters, or parts of it, but the model has "
+            f"{len(parameters)}"
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _generators() -> dict[str, Tensor]:
-    states = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states

@@ -1,11 +1,11 @@
-"""One optimisation step: forward and backward over the micro-batches, clip, update."""
+"""One optimisation step: forward and backward over the micro-batches, clip, update unless something is NaN or Inf."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,73 +13,81 @@ from torch import Tensor, nn
 from sqat.cpu.shards import Shards
 from sqat.data.batches import Batch
 from sqat.data.tokenizer import PAD
+from sqat.errors import TrainingError
 from sqat.model import Decoder
 from sqat.model.moe import RouterStats
-from sqat.train.distributed import count
-from sqat.train.finite import not_finite, step_unless
-from sqat.train.loss import LossSums, linear_cross_entropy, router_loss
-from sqat.train.share import own_draws, sum_over_processes
+from sqat.train.distributed import own_draws, sum_over_ranks, world_size
+from sqat.train.loss import linear_cross_entropy, router_loss
 
+Sums = dict[str, Tensor]
+"""What a batch adds up to, by name, so that the sums of several batches, shards or ranks can be added.
 
-class StepSums(NamedTuple):
-    """What a step saw, as tensors (reading them waits for the device): sums over its real targets, and router
-    statistics per layer.
-    """
+Always there: `loss` (cross-entropy in nats), `correct` (targets that were the likeliest token), `targets` (how many).
+With experts: every field of :class:`sqat.model.moe.RouterStats`, stacked over layers, as `router.load_E` (L, E).
+Any other scalar, such as the `kl` of distillation, is a sum over targets too, and logged as a mean.
+"""
 
-    loss: Tensor  # cross-entropy, nats
-    correct: Tensor
-    targets: Tensor
-    router_loss: Tensor  # mean over micro-batches, unweighted
-    router: tuple[RouterStats, ...]
-    grad_norm: Tensor  # before clipping
-    skipped: Tensor  # 1.0 where loss or gradient is no finite number, and so nothing was updated; else 0.0
+ROUTER = "router."
 
 
 class TrainingLoss(nn.Module):
-    """Decoder and loss as one module, so that engines which wrap modules (DDP, FSDP, autocast) see a single forward
-    pass.
+    """Decoder and loss as one module with a single forward pass, which DDP and autocast can wrap.
+
+    A subclass with another objective overrides `sums` and `objective`.
+
+    Args:
+        decoder: the model.
+        router_loss: "balanced", "card" or "none"; see :func:`sqat.train.loss.router_loss`.
+        router_loss_weight: its weight beside the cross-entropy.
+        shards: into how many a batch may be cut on a CPU (see :mod:`sqat.cpu.shards`).
+        compiled: run `sums` through `torch.compile`.
     """
 
     def __init__(
-        self, decoder: Decoder, router_loss: str = "balanced", router_loss_weight: float = 0.01, *, shards: int = 1
+        self,
+        decoder: Decoder,
+        router_loss: str = "balanced",
+        router_loss_weight: float = 0.01,
+        *,
+        shards: int = 1,
+        compiled: bool = False,
     ) -> None:
-        """`shards`: into how many a batch may be cut (see :mod:`sqat.cpu.shards`)."""
         super().__init__()
         self.decoder = decoder
         self.router_loss = router_loss
         self.router_loss_weight = router_loss_weight
-        self.several = count() > 1  # settled here, for a compiler cannot look it up
-        self.sums = Shards(self._sums, list(decoder.parameters()), shards) if shards > 1 else self._sums
+        self._several = world_size() > 1  # looked up here, since a compiler cannot
+        self._compute: Callable[[Batch], Sums] = self.sums
+        if compiled:  # a shape is a graph: an epoch has two, because of its last batch
+            self._compute = torch.compile(self.sums, dynamic=False)
+        elif shards > 1:
+            self._compute = Shards(self.sums, list(decoder.parameters()), shards)
 
-    def forward(
-        self, batch: Batch, total_targets: Tensor | int, share: float
-    ) -> tuple[Tensor, LossSums, Tensor, tuple[RouterStats, ...]]:
-        """The part of a step's loss that one micro-batch makes up.
+    def forward(self, batch: Batch, total_targets: Tensor | int, share: float) -> tuple[Tensor, Sums]:
+        """One micro-batch's part of a step's loss.
 
         Args:
-            batch: the micro-batch, or this process's rows of it.
-            total_targets: targets in the whole step, by which the cross-entropy is divided, so that every target weighs
-                the same.
-            share: the micro-batch's share in the router loss.
+            batch: the micro-batch, or this rank's rows of it.
+            total_targets: targets in the whole step, by which the cross-entropy is divided: every target weighs the
+                same.
+            share: the micro-batch's share in the router loss, which is a mean over micro-batches.
 
         Returns:
-            the loss to differentiate, the sums, the unweighted router loss, router statistics: those of the whole
-            micro-batch, in every process that has rows of it.
+            the loss to differentiate, and the sums of the whole micro-batch, detached; among them `router_loss`, the
+            unweighted router loss times `share`.
         """
-        parts = self.sums(batch)
-        if self.several:
-            parts = sum_over_processes(parts, counts=batch.counted != 0)
-        sums = LossSums._make(parts[:3])
-        router = by_layer(parts[3:])
-        loss = sums.loss / total_targets
+        sums = self._compute(batch)
+        if self._several:
+            sums = sum_over_ranks(sums, counts=batch.counted != 0)
+        loss = self.objective(sums) / total_targets
         auxiliary = loss.new_zeros(())
-        if router and self.router_loss != "none":
-            auxiliary = router_loss(router, self.router_loss)
-            loss = loss + self.router_loss_weight * share * auxiliary
-        return loss, sums, auxiliary.detach(), tuple(RouterStats(*(x.detach() for x in layer)) for layer in router)
+        if self.router_loss != "none" and (layers := router_stats(sums)):
+            auxiliary = share * router_loss(layers, self.router_loss)
+            loss = loss + self.router_loss_weight * auxiliary
+        return loss, {name: part.detach() for name, part in {**sums, "router_loss": auxiliary}.items()}
 
-    def _sums(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What adds up over rows: the fields of :class:`LossSums`, and those of each layer's :class:`RouterStats`."""
+    def sums(self, batch: Batch) -> Sums:
+        """What the batch's rows add up to. `loss` and the router's probabilities are differentiable."""
         # The original routes and counts padding like any token.
         real = None if self.router_loss == "card" else batch.inputs != PAD
         hidden_BTD, router = self.decoder.hidden_states(
@@ -87,7 +95,24 @@ class TrainingLoss(nn.Module):
         )
         head = self.decoder.head
         sums = linear_cross_entropy(hidden_BTD.flatten(0, 1), head.weight, head.bias, batch.targets.flatten())
-        return *sums, *chain.from_iterable(router)
+        return {**sums._asdict(), **named_router_stats(router)}
+
+    def objective(self, sums: Sums) -> Tensor:
+        """What is minimised, summed over targets, without the router loss."""
+        return sums["loss"]
+
+
+def named_router_stats(router: Sequence[RouterStats]) -> Sums:
+    """The statistics of all layers by name, stacked: (L, E) or (L,). Empty without experts."""
+    fields = zip(*router, strict=True) if router else ()
+    return {ROUTER + name: torch.stack(part) for name, part in zip(RouterStats._fields, fields, strict=False)}
+
+
+def router_stats(sums: Mapping[str, Tensor]) -> list[RouterStats]:
+    """The statistics of each layer, from what :func:`named_router_stats` gave."""
+    if ROUTER + RouterStats._fields[0] not in sums:
+        return []
+    return [RouterStats(*layer) for layer in zip(*(sums[ROUTER + name] for name in RouterStats._fields), strict=True)]
 
 
 def train_step(
@@ -96,47 +121,111 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     *,
     total_targets: Tensor | int,
-    backward: Callable[[Tensor], None],
-    clip: Callable[[], Tensor],
+    clip_norm: float | None = None,
     accumulating: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> StepSums:
-    """Run one step. The micro-batches count as one batch: their cross-entropy is divided by all their targets together.
+) -> Sums:
+    """Run one step. Micro-batches count as one batch: their cross-entropy is divided by all their targets together.
 
     The router loss is taken per micro-batch and averaged (it is not additive over tokens). A loss or gradient that is
-    no finite number changes neither weights nor the optimizer's state; no GPU is waited for to see it.
+    NaN or Inf changes neither weights nor optimizer state; no GPU is waited for to find out.
 
     Args:
         task: a :class:`TrainingLoss`, wrapped or not.
-        total_targets: targets in all micro-batches.
-        backward, clip: the engine's; `clip` returns the gradient norm before clipping.
-        accumulating: the engine's context for all micro-batches but the last, whose gradients it need not yet add up
-            over processes.
+        total_targets: targets in all micro-batches, of all ranks.
+        clip_norm: the gradient norm to clip at; `None` for no clipping.
+        accumulating: the context of all micro-batches but the last, in which gradients need not be summed over ranks.
+
+    Returns:
+        the step's sums, and `grad_norm` before clipping, and `skipped`: 1.0 where nothing was updated, else 0.0. They
+        are tensors; reading them waits for the device.
     """
-    share = 1.0 / len(micro_batches)
-    losses, auxiliaries, routers = [], [], []
+    parts = []
     for batch in micro_batches:
         with nullcontext() if batch is micro_batches[-1] else accumulating(), own_draws():
-            loss, sums, auxiliary, router = task(batch, total_targets, share)
-            backward(loss)
-        losses.append(LossSums(sums.loss.detach(), sums.correct, sums.targets))
-        auxiliaries.append(auxiliary)
-        routers.append(router)
-    grad_norm = clip()
-    loss_sum, correct, targets = (torch.stack(part).sum() for part in zip(*losses, strict=True))
-    skipped = not_finite(loss_sum, grad_norm)
+            loss, sums = task(batch, total_targets, 1.0 / len(micro_batches))
+            loss.backward()
+        parts.append(sums)
+    limit = math.inf if clip_norm is None else clip_norm
+    grad_norm: Any = nn.utils.clip_grad_norm_(task.parameters(), limit)
+    if hasattr(grad_norm, "full_tensor"):  # of parameters that are sharded among ranks
+        grad_norm = grad_norm.full_tensor()
+    sums = parts[0] if len(parts) == 1 else {name: torch.stack([p[name] for p in parts]).sum(dim=0) for name in sums}
+    skipped = not_finite(sums["loss"], grad_norm)
     step_unless(skipped, optimizer)
     optimizer.zero_grad()
-    auxiliary, router = torch.stack(auxiliaries).mean(), add_router_stats(routers)
-    return StepSums(loss_sum, correct, targets, auxiliary, router, grad_norm, skipped)
+    return {**sums, "grad_norm": grad_norm, "skipped": skipped}
 
 
-def by_layer(parts: Sequence[Tensor]) -> tuple[RouterStats, ...]:
-    """The fields of every layer's statistics, one after the other, as statistics again."""
-    size = len(RouterStats._fields)
-    return tuple(RouterStats._make(parts[i : i + size]) for i in range(0, len(parts), size))
+def not_finite(loss: Tensor, grad_norm: Tensor) -> Tensor:
+    """1.0 where either scalar is NaN or Inf on any rank, else 0.0: a float32 scalar on their device."""
+    found = (~(loss.isfinite() & grad_norm.isfinite())).float()
+    if world_size() > 1:  # if one rank skipped a step and another did not, they would train different models
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return found
 
 
-def add_router_stats(batches: Sequence[tuple[RouterStats, ...]]) -> tuple[RouterStats, ...]:
-    """Layer by layer, the sums over several batches."""
-    layers = zip(*batches, strict=True)
-    return tuple(RouterStats(*(torch.stack(part).sum(dim=0) for part in zip(*layer, strict=True))) for layer in layers)
+def waits(tensor: Tensor) -> bool:
+    """Whether reading the tensor waits for a device that still computes."""
+    return tensor.is_cuda
+
+
+def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step the optimizer, unless `skipped` is 1.0: then weights and state stay as they are.
+
+    A fused optimizer on a GPU is told by a tensor, as torch.amp.GradScaler does, without waiting. Others wait.
+    """
+    inner: Any = optimizer
+    if waits(skipped) and getattr(inner, "_step_supports_amp_scaling", False):
+        inner.found_inf = skipped
+        try:
+            inner.step()
+        finally:
+            del inner.found_inf
+    elif not skipped:
+        inner.step()
+
+
+def use_bf16(precision: str, device: str) -> bool:
+    """Whether a configured precision means bfloat16 on a device; "auto" does where the hardware multiplies it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
+    """The autocast context for a configured precision on a device."""
+    return torch.autocast(device, dtype=torch.bfloat16) if use_bf16(precision, device) else nullcontext()
+
+
+@contextmanager
+def explain_out_of_memory(doing: str, batch_size: int, gradient_accumulation: int | None = None) -> Iterator[None]:
+    """Turn torch's out-of-memory error into a TrainingError that names the batch size to try.
+
+    Args:
+        doing: what runs, such as "step 7".
+        batch_size: rows at a time.
+        gradient_accumulation: the current one, in training; `None` elsewhere.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(_advice(doing, batch_size, gradient_accumulation)) from error
+
+
+def _advice(doing: str, batch_size: int, gradient_accumulation: int | None) -> str:
+    problem = f"the GPU's memory is not enough for {doing} with a batch_size of {batch_size}"
+    smaller = next((n for n in range(batch_size // 2, 0, -1) if batch_size % n == 0), None)
+    if gradient_accumulation is None:
+        rest = "" if smaller is None else f": try a batch_size of {smaller}"
+        return problem + (rest or ": a single row does not fit; try a shorter context")
+    other = "gradient_checkpointing true, which computes part of the forward pass twice"
+    if smaller is None:
+        return f"{problem}: a single row does not fit. Try {other}, or a shorter context_length"
+    accumulation = gradient_accumulation * (batch_size // smaller)
+    return (
+        f"{problem}: try a batch_size of {smaller} with a gradient_accumulation of {accumulation}, which keeps the "
+        f"{batch_size * gradient_accumulation} rows of a step; or {other}. A run that has begun takes these with "
+        "--resume"
+    )

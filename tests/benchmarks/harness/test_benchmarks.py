@@ -81,6 +81,7 @@ def test_training_steps(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.series[2].figures["real tokens/s"] <= table.series[2].spread.median
 
 
+@pytest.mark.slow
 def test_training_end_to_end_in_child_processes(context: Make) -> None:
     table = training.end_to_end_table(context(rounds=1))
     check(Result("training", [table]))
@@ -92,6 +93,7 @@ def test_training_end_to_end_in_child_processes(context: Make) -> None:
 
 
 @pytest.mark.skipif(peers.missing("rxlm") is not None, reason=str(peers.missing("rxlm")))
+@pytest.mark.slow
 def test_the_cards_snippet_on_rxlm(context: Make) -> None:
     answer = run_child("tasks:card_snippet", training.snippet_task(context(rounds=1), "rxlm", training.QUICK_STEPS))
     assert 0 < answer["tokens"] <= 2 * 3 * 31  # two steps of three rows, whose first token is not a target

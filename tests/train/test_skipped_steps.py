@@ -23,12 +23,10 @@ from sqat.checkpoint import load_model
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import ConfigError, StorageError, TrainingError
 from sqat.run_config import RunConfig
-from sqat.train import Trainer, start_run
-from sqat.train.bad_batch import KEPT
-from sqat.train.callbacks import Callback
-from sqat.train.checkpoints import latest_checkpoint
-from sqat.train.finite import not_finite, step_unless
+from sqat.train import Callback, Trainer, start_run
+from sqat.train.checkpoints import SKIPPED_KEPT, latest_checkpoint
 from sqat.train.optim import cosine_with_warmup
+from sqat.train.step import not_finite, step_unless
 
 KINDS = ["loss", "gradient", "both"]
 TIMES = ("tokens_per_second", "data_wait")
@@ -39,20 +37,20 @@ class Spoiled(nn.Module):
 
     def __init__(self, trainer: Trainer, steps: set[int], kind: str) -> None:
         super().__init__()
-        self.task, self.trainer, self.steps, self.kind = trainer.engine.task, trainer, steps, kind
+        self.task, self.trainer, self.steps, self.kind = trainer.task, trainer, steps, kind
 
     def forward(self, *arguments: Any) -> Any:
-        loss, sums, *others = self.task(*arguments)
+        loss, sums = self.task(*arguments)
         if self.trainer.state.step + 1 in self.steps:
             if self.kind != "gradient":
-                sums = sums._replace(loss=sums.loss + math.inf)
+                sums = {**sums, "loss": sums["loss"] + math.inf}
             if self.kind != "loss":
                 loss = loss * math.nan
-        return loss, sums, *others
+        return loss, sums
 
 
 def spoil(trainer: Trainer, steps: set[int], kind: str = "both") -> Trainer:
-    trainer.engine.task = Spoiled(trainer, steps, kind)
+    trainer.task = Spoiled(trainer, steps, kind)
     return trainer
 
 
@@ -96,7 +94,7 @@ class TestSkipping:
     def test_weights_and_optimizer_stay_and_the_schedule_goes_on(
         self, start, monkeypatch, kind, accumulation, shards
     ) -> None:
-        monkeypatch.setattr("sqat.train.loop.suitable_shards", lambda model: shards)
+        monkeypatch.setattr("sqat.train.trainer.suitable_shards", lambda model: shards)
         monkeypatch.setattr("sqat.cpu.shards.SHARD_TOKENS", 1)
         copies = Copies()
         trainer = spoil(start(callbacks=(copies,), gradient_accumulation=accumulation), {3, 4, 6}, kind)
@@ -153,7 +151,7 @@ class TestSkipping:
         """As on a GPU, where nothing is read until the log line, the checkpoint or the end."""
         at_once = spoil(start("at once", log_every=3), {2, 3, 5})
         at_once.train()
-        monkeypatch.setattr("sqat.train.finite.waits", lambda skipped: True)
+        monkeypatch.setattr("sqat.train.trainer.waits", lambda skipped: True)
         later = spoil(start("later", log_every=3), {2, 3, 5})
         later.train()
         assert later.state == at_once.state
@@ -164,7 +162,7 @@ class TestTheEnd:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("later", [False, True])
     def test_too_many_in_a_row(self, start, tmp_path, monkeypatch, caplog, kind, later) -> None:
-        monkeypatch.setattr("sqat.train.finite.waits", lambda skipped: later)
+        monkeypatch.setattr("sqat.train.trainer.waits", lambda skipped: later)
         trainer = spoil(start(max_skipped_steps=3, checkpoint_every=2, log_every=7), {1, 3, 4, 5, 6}, kind)
         with (
             caplog.at_level(logging.WARNING),
@@ -186,7 +184,7 @@ class TestTheEnd:
     def test_what_is_saved_then_goes_on_to_the_same_bits(
         self, start, tmp_path, monkeypatch, later, log_every, end
     ) -> None:
-        monkeypatch.setattr("sqat.train.finite.waits", lambda skipped: later)
+        monkeypatch.setattr("sqat.train.trainer.waits", lambda skipped: later)
         settings = {"checkpoint_every": None, "log_every": log_every, "evaluate_every": end}
         whole = spoil(start("whole", max_skipped_steps=4, **settings), {3, 4, 5})
         whole.train()
@@ -204,7 +202,7 @@ class TestTheEnd:
         def fail(*_: object, **__: object) -> None:
             raise StorageError("the disk is full")
 
-        monkeypatch.setattr("sqat.train.persist.save_checkpoint", fail)
+        monkeypatch.setattr("sqat.train.trainer.write_checkpoint", fail)
         with pytest.raises(TrainingError, match=r"up to step 3, .* the run ends\. the disk is full\. Earlier"):
             spoil(start(max_skipped_steps=2), {2, 3}).train()
 
@@ -243,7 +241,7 @@ class TestTheBatch:
 
         config = run_config(gradient_accumulation=accumulation, data={"mode": mode, "limit": 5}, max_steps=19)
         trainer = start_run(config, tmp_path / "run")
-        trainer.engine.task = Watched(trainer, {18}, "both")
+        trainer.task = Watched(trainer, {18}, "both")
         trainer.train()
         assert trainer.state.data.epoch > 0
         folder = tmp_path / "run" / "skipped" / "step-00000018-rank-0"
@@ -264,8 +262,8 @@ class TestTheBatch:
         assert about == {"step": 18, "rank": 0, **before.to_dict(), **found_bad}
 
     def test_the_newest_are_kept(self, start, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr("sqat.train.bad_batch.KEPT", 2)
-        assert KEPT >= 10
+        monkeypatch.setattr("sqat.train.checkpoints.SKIPPED_KEPT", 2)
+        assert SKIPPED_KEPT >= 10
         spoil(start(), {1, 3, 4, 6}).train()
         names = sorted(path.name for path in (tmp_path / "run" / "skipped").iterdir())
         assert names == ["step-00000004-rank-0", "step-00000006-rank-0"]
@@ -274,7 +272,7 @@ class TestTheBatch:
         def fail(*_: object) -> None:
             raise OSError("no space left on device")
 
-        monkeypatch.setattr("sqat.train.bad_batch.save_file", fail)
+        monkeypatch.setattr("sqat.train.checkpoints.save_file", fail)
         with caplog.at_level(logging.WARNING):
             spoil(start(), {3}).train()
         assert "the batch of step 3 cannot be saved: " in caplog.text
@@ -293,7 +291,7 @@ class TestStepUnless:
     """By a tensor that the optimizer reads, as on a GPU, and by asking: the same to the bit."""
 
     def run(self, by_tensor: bool, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-        monkeypatch.setattr("sqat.train.finite.waits", lambda skipped: by_tensor)
+        monkeypatch.setattr("sqat.train.step.waits", lambda skipped: by_tensor)
         torch.manual_seed(3)
         weights = [nn.Parameter(torch.randn(shape)) for shape in [(7, 5), (11,)]]
         optimizer = torch.optim.AdamW(weights, lr=0.1, weight_decay=0.3, fused=True)
@@ -314,7 +312,7 @@ class TestStepUnless:
         assert asked[2] == 6  # the optimizer's own count of steps
 
     def test_optimizers_that_know_no_such_tensor(self, monkeypatch) -> None:
-        monkeypatch.setattr("sqat.train.finite.waits", lambda skipped: True)
+        monkeypatch.setattr("sqat.train.step.waits", lambda skipped: True)
         weight = nn.Parameter(torch.ones(3))
         weight.grad = torch.full((3,), math.nan)
         optimizer = torch.optim.SGD([weight], lr=1.0)

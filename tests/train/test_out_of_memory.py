@@ -15,7 +15,7 @@ from sqat.errors import ConfigError, TrainingError
 from sqat.run_config import RunConfig
 from sqat.train import Trainer, start_run
 from sqat.train.checkpoints import latest_checkpoint
-from sqat.train.memory import explain_out_of_memory
+from sqat.train.step import explain_out_of_memory
 
 
 class Full(nn.Module):
@@ -23,7 +23,7 @@ class Full(nn.Module):
 
     def __init__(self, trainer: Trainer, after: int) -> None:
         super().__init__()
-        self.task, self.trainer, self.after = trainer.engine.task, trainer, after
+        self.task, self.trainer, self.after = trainer.task, trainer, after
 
     def forward(self, *arguments: Any) -> Any:
         if self.trainer.state.step >= self.after:
@@ -64,7 +64,7 @@ def test_a_run_goes_on_as_advised(run_config: Callable[..., RunConfig], tmp_path
     whole = start_run(run_config(batch_size=6, **settings), tmp_path / "whole")
     whole.train()
     trainer = start_run(run_config(batch_size=6, **settings), tmp_path / "run")
-    trainer.engine.task = Full(trainer, 7)
+    trainer.task = Full(trainer, 7)
     with pytest.raises(
         TrainingError, match=r"not enough for step 8 with a batch_size of 6: .* 3 with .* of 2, .* --resume"
     ):
@@ -87,7 +87,7 @@ def test_during_validation(
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("sqat.train.loop.evaluate", full)
+    monkeypatch.setattr("sqat.train.trainer.evaluate", full)
     trainer = start_run(run_config(batch_size=6, checkpoint_every=2, evaluate_every=3), tmp_path / "run")
     with pytest.raises(
         TrainingError, match=r"not enough for validation with a batch_size of 6: try a batch_size of 3 with"

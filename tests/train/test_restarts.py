@@ -10,10 +10,9 @@ import pytest
 
 from sqat.errors import ConfigError
 from sqat.run_config import RunConfig
-from sqat.train import Trainer, start_run
-from sqat.train.callbacks import Callback
+from sqat.train import Callback, Trainer, start_run
 from sqat.train.checkpoints import list_checkpoints
-from sqat.train.job import FILE
+from sqat.train.run import JOB_FILE
 
 REFUSED = r"holds a run already: resume it \(--resume\)"
 
@@ -78,11 +77,11 @@ def test_so_is_one_by_a_run_that_has_ended_before_the_restart(begin, monkeypatch
 
 def test_a_damaged_signature_is_that_of_nobody(begin, tmp_path):
     begin("mine").train()
-    (tmp_path / "run" / FILE).write_bytes(b"\xff" * 31)
+    (tmp_path / "run" / JOB_FILE).write_bytes(b"\xff" * 31)
     with pytest.raises(ConfigError, match=REFUSED):
         begin("mine", 1)
 
 
 def test_without_torchrun_nothing_is_signed(begin, tmp_path):
     begin(None).train()
-    assert not (tmp_path / "run" / FILE).exists()
+    assert not (tmp_path / "run" / JOB_FILE).exists()

@@ -4,17 +4,19 @@ import pytest
 import torch
 
 from sqat.model.moe import RouterStats
-from sqat.train.step import StepSums
-from sqat.train.window import MetricsWindow
+from sqat.train.metrics import MetricsWindow
+from sqat.train.step import Sums, named_router_stats
 
 
-def step(n: int) -> StepSums:
+def step(n: int) -> Sums:
     load = torch.tensor([1.0, 2.0, 3.0 * n])
     router = (
         RouterStats(**{name: load if name.endswith("_E") else torch.tensor(7.0) for name in RouterStats._fields}),
     )
     sums = torch.tensor([0.1 * n, 5.0 + n, 11.0 + n, 0.3 / n, 1.7 * n])
-    return StepSums(sums[0], sums[1], sums[2], sums[3], router, sums[4], skipped=torch.tensor(float(n == 2)))
+    names = ("loss", "correct", "targets", "router_loss", "grad_norm")
+    skipped = {"skipped": torch.tensor(float(n == 2))}
+    return {**dict(zip(names, sums, strict=True)), **skipped, **named_router_stats(router)}
 
 
 def read(window: MetricsWindow) -> dict[str, float]:

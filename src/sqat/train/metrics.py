@@ -1,0 +1,96 @@
+"""Metrics of the steps since the last log line, kept on the device until they are read."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sqat.train.step import ROUTER, Sums, router_stats
+
+_NOT_PER_TARGET = ("correct", "targets", "router_loss", "grad_norm", "skipped")
+
+
+class MetricsWindow:
+    """Collects the sums of steps; :meth:`read` gives their means, the training rate, and the share of time spent
+    waiting for data.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Sums] = []
+        self.seconds = 0.0
+        self.data_seconds = 0.0
+        self.mark = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leave out the time since the last step: evaluating and writing are not training."""
+        self.mark = time.perf_counter()
+
+    def waited(self) -> None:
+        """Called when a step's data have arrived."""
+        self.data_seconds += time.perf_counter() - self.mark
+
+    def add(self, sums: Sums) -> None:
+        """Take a step's sums."""
+        self.steps.append(sums)
+        now = time.perf_counter()
+        self.seconds += now - self.mark
+        self.mark = now
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, so that the next log line of a resumed run is that of an uninterrupted one: every
+        scalar sum as (steps,), and `clock`, the two times. Of router statistics only the last step's are ever read.
+        """
+        if not self.steps:
+            return {}
+        names = [name for name in self.steps[0] if not name.startswith(ROUTER)]
+        sums = {name: torch.stack([step[name] for step in self.steps]) for name in names}
+        return {**sums, "clock": torch.tensor([self.seconds, self.data_seconds], dtype=torch.float64)}
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Go on from what :meth:`tensors` gave.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: the tensors are damaged.
+        """
+        columns = {name: tensor.to(device) for name, tensor in tensors.items() if name != "clock"}
+        if "clock" not in tensors:
+            return
+        if "kl_targets" in columns:  # older checkpoints have `kl` per micro-batch, NaN where the step was skipped
+            total, counted = columns["kl"].nansum(), columns["skipped"] == 0
+            columns["kl"] = total * counted / counted.sum().clamp(min=1)
+            del columns["kl_targets"]
+        rows = zip(*(column.unbind() for column in columns.values()), strict=True)
+        self.steps = [dict(zip(columns, row, strict=True)) for row in rows]
+        self.seconds, self.data_seconds = tensors["clock"].tolist()
+        if not {"loss", *_NOT_PER_TARGET} <= columns.keys():
+            raise KeyError(f"of {sorted(columns)}, some are missing")
+
+    def read(self) -> dict[str, float]:
+        """The means since the last call over steps that were not skipped (NaN if all were); empties the window."""
+        skipped = torch.stack([step["skipped"] for step in self.steps]).tolist()
+        steps = [step for step, was_skipped in zip(self.steps, skipped, strict=True) if not was_skipped]
+        metrics = dict.fromkeys(("loss", "accuracy", "grad_norm"), math.nan)
+        if steps:
+            names = [name for name in steps[0] if not name.startswith(ROUTER)]
+            totals = {name: torch.stack([step[name] for step in steps]).sum().item() for name in names}
+            targets = max(totals["targets"], 1)
+            metrics = {"loss": totals["loss"] / targets, "accuracy": totals["correct"] / targets}
+            metrics["grad_norm"] = totals["grad_norm"] / len(steps)
+            metrics |= {name: totals[name] / targets for name in names if name not in (*metrics, *_NOT_PER_TARGET)}
+            if layers := router_stats(steps[-1]):
+                metrics["router_loss"] = totals["router_loss"] / len(steps)
+                load = torch.stack([layer.load_E / layer.load_E.sum() for layer in layers])
+                metrics["router_max_load"] = load.max().item() * load.shape[1]  # 1 when balanced
+                entropy = torch.stack([layer.entropy / layer.tokens for layer in layers])
+                metrics["router_entropy"] = entropy.mean().item()
+        self.seconds += time.perf_counter() - self.mark  # reading waited for the device
+        seen = torch.stack([step["targets"] for step in self.steps]).sum().item()
+        metrics["tokens_per_second"] = seen / max(self.seconds, 1e-9)
+        metrics["data_wait"] = self.data_seconds / max(self.seconds, 1e-9)
+        self.steps, self.seconds, self.data_seconds = [], 0.0, 0.0
+        self.restart_clock()
+        return metrics

@@ -1,0 +1,500 @@
+"""The training loop: steps, evaluations, checkpoints, and going on from where a run stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
+from sqat.config import MAX_INTEGER
+from sqat.cpu.allocator import keep_freed_memory
+from sqat.cpu.shards import suitable_shards
+from sqat.data.batches import Batch, Batches, BatchState
+from sqat.data.tokenizer import Tokenizer
+from sqat.data.tokens import TokenFile
+from sqat.errors import CheckpointError, ConfigError, StorageError, TrainingError
+from sqat.model import Decoder
+from sqat.run_config import TrainConfig
+from sqat.train import distributed
+from sqat.train.checkpoints import (
+    SKIPPED,
+    checkpoint_path,
+    newest_whole_checkpoint,
+    rotate,
+    run_folder,
+    save_skipped_batch,
+    write_checkpoint,
+)
+from sqat.train.distributed import first_does, is_first, own_draws, own_rows
+from sqat.train.evaluate import Evaluation, evaluate
+from sqat.train.metrics import MetricsWindow
+from sqat.train.optim import learning_rate, make_optimizer, set_learning_rate
+from sqat.train.signals import StopOnSignals
+from sqat.train.state import TrainState, restore, state_tensors, write_evaluation
+from sqat.train.step import Sums, TrainingLoss, autocast, explain_out_of_memory, train_step, waits
+
+logger = logging.getLogger(__name__)
+
+
+class Callback:
+    """Watches a run; override the methods of interest.
+
+    With several ranks only the first calls it, so it must not evaluate or save by itself, for which all are needed.
+    `trainer.stop` may be called on any rank.
+    """
+
+    everywhere = False  # true: every rank calls it
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Called before the first step; `trainer.state` is where a resumed run goes on."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Called after every step. Reading results from the device here would slow the run: see `on_log`."""
+
+    def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """Called every `log_every` steps, with means over the steps since the last time."""
+
+    def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
+        """Called after an evaluation on the validation set."""
+
+    def on_save(self, trainer: Trainer) -> None:
+        """Called before a checkpoint is written: what a resumed run relies on must be on the disk first."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Called when the run is over or stopped, or has failed."""
+
+
+class StepData(NamedTuple):
+    """What one step trains on."""
+
+    micro_batches: list[Batch]  # this rank's rows of them
+    targets: int  # in the micro-batches of all ranks
+    after: BatchState  # where the next step's data begin
+
+
+def feed(batches: Batches, data: BatchState, accumulation: int, device: torch.device) -> Iterator[StepData]:
+    """The data of step after step, without end, `accumulation` micro-batches each; an epoch's last step may have
+    fewer.
+    """
+    while True:
+        rows = batches.epoch(data)
+        while group := list(islice(rows, accumulation)):
+            data = group[-1][1]
+            targets = sum(batch.num_targets for batch, _ in group)
+            yield StepData([own_rows(batch).to(device) for batch, _ in group], targets, data)
+
+
+class Trainer:
+    """Trains a decoder on batches, in one process or on several ranks.
+
+    A subclass that trains another kind of model overrides `make_task`, `measure`, `write_model` and `load_weights`.
+
+    Args:
+        model: the decoder; it is moved to the device and trained in place. All ranks must have the same weights, and
+            torch's random generator in the same state.
+        batches: training rows; their position is part of the run's state.
+        config: see :class:`TrainConfig`.
+        validation: documents to evaluate on; without them nothing is evaluated.
+        out: the run's folder, for checkpoints; without it nothing is written.
+        tokenizer: saved with every checkpoint.
+        callbacks: told of every step; see :class:`Callback`.
+
+    Raises:
+        ConfigError: the device is not available, settings do not go with several ranks, or another process trains in
+            `out`.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        batches: Batches,
+        config: TrainConfig,
+        *,
+        validation: TokenFile | None = None,
+        out: str | Path | None = None,
+        tokenizer: Tokenizer | None = None,
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.config = config
+        self.validation = validation
+        self.out = None if out is None else Path(out)
+        self.tokenizer = tokenizer
+        self.state = TrainState()
+        self.window = MetricsWindow()
+        self.stop_reason: str | None = None
+        self.interrupted = False
+        self.signals = StopOnSignals(self.interrupt)
+        self._asked: tuple[bool, str | None] = False, None  # of this rank: whether to leave at once, and why to stop
+        self._unread: list[tuple[int, BatchState, Sums]] = []  # steps not yet known to be skipped, and where they began
+        self._too_many: str | None = None  # why the run ends, once too many steps in a row were skipped
+        self._held = ExitStack()  # the run folder's lock
+        self._held.enter_context(run_folder(self.out))
+        self._locked = True
+
+        distributed.join(config.device)
+        check_settings(model, config)
+        self.device = distributed.choose_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        model.gradient_checkpointing = config.gradient_checkpointing
+        model.to(self.device)
+        self.sharded = distributed.world_size() > 1 and config.parallel == "fsdp"
+        if self.sharded:
+            distributed.shard_model(model)
+        self.task: nn.Module = self.make_task()
+        self.optimizer = make_optimizer(model, config)
+        if distributed.world_size() > 1 and not self.sharded:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.task = DistributedDataParallel(self.task, device_ids=devices, gradient_as_bucket_view=True)
+
+        self.callbacks = [callback for callback in callbacks if is_first() or callback.everywhere]
+        per_epoch = math.ceil(len(batches) / config.gradient_accumulation)
+        self.total_steps = min(config.max_steps or per_epoch * (config.epochs or 1), MAX_INTEGER)
+
+    # What a subclass may override
+
+    def make_task(self) -> TrainingLoss:
+        """Model and loss as the one module that steps run; the model is on its device."""
+        config = self.config
+        shards = 1 if self.sharded else suitable_shards(self.model)
+        return TrainingLoss(
+            self.model, config.router_loss, config.router_loss_weight, shards=shards, compiled=config.compile
+        )
+
+    def measure(self, validation: TokenFile) -> Evaluation:
+        """The metrics of the model as it is."""
+        context = autocast(self.config.precision, self.device.type)
+        return evaluate(self.model, validation, batch_size=self.config.batch_size, autocast=context)
+
+    def write_model(self, model: Any, folder: Path) -> None:
+        """Write the files of the whole model into an existing folder; called on the first rank."""
+        write_model(model, folder)
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """Put the weights of a checkpoint into the model.
+
+        Raises:
+            CheckpointError: damaged, or of another model.
+        """
+        saved = load_model(checkpoint, dtype=None)
+        if saved.config != self.model.config:
+            raise CheckpointError(f"{checkpoint / WEIGHTS_FILE} is of another model than this run's: {saved.config}")
+        distributed.load_whole(self.model, saved.state_dict())
+
+    # The loop
+
+    @distributed.naming_lost_ranks()
+    def train(self) -> Evaluation | None:
+        """Run to the end, a stop request or a signal, and leave a checkpoint. A signal after the last step changes
+        nothing.
+
+        Returns:
+            the last evaluation, if there was one.
+
+        Raises:
+            StorageError: a checkpoint or log cannot be written; earlier checkpoints are whole.
+            TrainingError: training cannot usefully go on, or another rank is gone.
+        """
+        with self._until_the_end():
+            evaluation = None
+            self._rehearse()
+            if self.state.owes_evaluation(self.config, self.total_steps):
+                evaluation = self.evaluate()
+            self._stop_at_token_limit()
+            self._agree()
+            self.window.restart_clock()
+            steps = feed(self.batches, self.state.data, self.config.gradient_accumulation, self.device)
+            for data in islice(steps, 0 if self.stop_reason else self.total_steps - self.state.step):
+                self.window.waited()
+                self.window.add(self._step(data))
+                evaluation = self._after_step()
+                if self.stop_reason:
+                    break
+            return self._finish(evaluation)
+
+    def stop(self, reason: str) -> None:
+        """Ask the run to stop after the current step; it saves a checkpoint and evaluates first. All ranks stop where
+        one is asked.
+        """
+        self._asked = self._asked[0], self._asked[1] or reason
+
+    def interrupt(self, reason: str) -> None:
+        """Ask the run to stop after the current step without evaluating; it saves a checkpoint to resume from."""
+        self._asked = True, self._asked[1] or reason
+
+    @contextmanager
+    def _until_the_end(self) -> Iterator[None]:
+        """Lock the folder, start the callbacks, listen to signals; and end all of that, whatever fails."""
+        if not self._locked:
+            self._held.enter_context(run_folder(self.out))
+        with ExitStack() as ends:
+            ends.callback(setattr, self, "_locked", False)
+            ends.callback(self._held.close)
+            for callback in self.callbacks:
+                ends.callback(callback.on_end, self)
+            for callback in self.callbacks:
+                callback.on_start(self)
+            with self.signals:
+                yield
+
+    def _step(self, data: StepData) -> Sums:
+        config, state = self.config, self.state
+        self.model.train()
+        set_learning_rate(self.optimizer.param_groups, learning_rate(config, state.step, self.total_steps))
+        with (
+            explain_out_of_memory(f"step {state.step + 1}", config.batch_size, config.gradient_accumulation),
+            autocast(config.precision, self.device.type),
+        ):
+            sums = train_step(
+                self.task,
+                data.micro_batches,
+                self.optimizer,
+                total_targets=torch.full((), max(data.targets, 1), device=self.device),
+                clip_norm=config.clip_norm,
+                accumulating=self._accumulating,
+            )
+        state.step += 1
+        before, state.data = state.data, data.after
+        state.tokens += data.targets
+        self._unread.append((state.step, before, sums))
+        if not waits(sums["skipped"]):
+            self._count_skipped()
+        return sums
+
+    def _after_step(self) -> Evaluation | None:
+        config, step = self.config, self.state.step
+        for callback in self.callbacks:
+            callback.on_step(self)
+        self._stop_at_token_limit()
+        last = step == self.total_steps
+        if step % config.log_every == 0 or last:
+            self._count_skipped()
+            metrics = self.state.progress(self.optimizer.param_groups[0]["lr"]) | self.window.read()
+            for callback in self.callbacks:
+                callback.on_log(self, metrics)
+        self._agree()
+        if last or self.stop_reason:  # the end has its own checkpoint and evaluation
+            return None
+        best_before = self.state.best_loss
+        # The checkpoint comes first: an evaluation may fail, or be killed.
+        saved = self.save() if config.checkpoint_every and step % config.checkpoint_every == 0 else None
+        evaluation = self.evaluate() if config.evaluate_every and step % config.evaluate_every == 0 else None
+        if not saved and self.state.best_loss != best_before:
+            saved = self.save()
+        if saved or evaluation:
+            self._agree()  # a stop may have been asked for meanwhile
+        self.window.restart_clock()
+        return evaluation
+
+    def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
+        self._end_after_too_many_skipped()
+        state, last = self.state, self.state.step == self.total_steps
+        if self.stop_reason and is_first():
+            logger.warning("stopping at step %d of %d: %s", state.step, self.total_steps, self.stop_reason)
+        owed = self.validation is not None and state.own_evaluation is None
+        state.finished = last and not owed
+        self.save()
+        if owed and not self.interrupted:
+            state.finished = last
+            evaluation = self.evaluate()
+        return evaluation
+
+    def _agree(self) -> None:
+        """Make a request to stop that any rank has everyone's, at the same step."""
+        self.interrupted, self.stop_reason = distributed.agree_to_stop(*self._asked)
+
+    def _stop_at_token_limit(self) -> None:
+        limit = self.config.max_tokens
+        if limit and self.state.tokens >= limit:
+            self.stop(f"token limit {limit:,} reached")
+
+    # Evaluating, saving, resuming
+
+    def evaluate(self) -> Evaluation | None:
+        """Evaluate now, tell the callbacks, and remember the result; it is added to this step's checkpoint, if there is
+        one. `None` without validation documents.
+        """
+        if self.validation is None:
+            return None
+        with explain_out_of_memory("validation", self.config.batch_size, self.config.gradient_accumulation):
+            result = self.measure(self.validation)
+        self.state.record(result.to_dict())
+        for callback in self.callbacks:
+            callback.on_evaluate(self, result)
+        if self.out is not None:
+            first_does(partial(self._add_evaluation, self.out))
+        return result
+
+    def save(self) -> Path | None:
+        """Write the checkpoint of this step, unless it is there; `None` without a run folder.
+
+        Raises:
+            StorageError: it cannot be written; earlier checkpoints are whole.
+            TrainingError: some weights are NaN or Inf.
+        """
+        self._count_skipped()
+        if self.out is None:
+            return None
+        folder = checkpoint_path(self.out, self.state.step)
+        if not first_does(folder.exists):
+            model = distributed.whole_model(self.model)
+            tensors = state_tensors(self.model, self.optimizer, self.window.tensors())
+            first_does(partial(self._write, self.out, model, tensors))
+        return folder
+
+    def resume(self) -> bool:
+        """Go on from the newest whole checkpoint, to the same bits as if the run had not stopped; false without any.
+
+        Raises:
+            CheckpointError: all checkpoints are damaged, or the newest is of another model.
+        """
+        checkpoint = None if self.out is None else first_does(partial(newest_whole_checkpoint, self.out))
+        if checkpoint is None:
+            return False
+        self.load_weights(checkpoint)
+        self.state, unlogged = restore(checkpoint, self.model, self.optimizer)
+        try:
+            self.window.restore(unlogged, self.device)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint}: what was measured since the last log line is damaged") from error
+        logger.info("resumed %s at step %d", checkpoint, self.state.step)
+        return True
+
+    def _write(self, out: Path, model: Any, tensors: dict[str, Any]) -> None:
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise TrainingError(
+                f"the weights are not finite after step {self.state.step}; earlier checkpoints are kept"
+            )
+        with self._writing():
+            write_checkpoint(out, partial(self.write_model, model), self.state, tensors, self.tokenizer)
+            rotate(out, self.config.keep_checkpoints)
+
+    def _add_evaluation(self, out: Path) -> None:
+        folder = checkpoint_path(out, self.state.step)
+        if folder.exists():
+            with self._writing():
+                write_evaluation(folder, self.state)
+                rotate(out, self.config.keep_checkpoints)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        for callback in self.callbacks:
+            callback.on_save(self)
+        try:
+            yield
+        except StorageError as error:
+            raise StorageError(f"{error}. Earlier checkpoints are whole; --resume goes on from the newest") from error
+
+    # Skipped steps
+
+    def _count_skipped(self) -> None:
+        """Read which steps were skipped, for which a GPU is waited for; keep their batches, and interrupt the run after
+        too many in a row.
+        """
+        steps, self._unread = self._unread, []
+        if not steps:
+            return
+        skipped = torch.stack([sums["skipped"] for _, _, sums in steps]).tolist()
+        for (number, before, sums), was_skipped in zip(steps, skipped, strict=True):
+            if not was_skipped:
+                self.state.skipped_in_a_row = 0
+                continue
+            self.state.skipped_steps += 1
+            self.state.skipped_in_a_row += 1
+            loss = sums["loss"] / sums["targets"]
+            found = f"loss {loss:.4g}, gradient norm {sums['grad_norm']:.4g}"
+            where = self._keep_batch(number, before, loss=str(float(loss)), gradient_norm=str(float(sums["grad_norm"])))
+            logger.warning("step %d is skipped: %s%s", number, found, where)
+            if self.state.skipped_in_a_row >= self.config.max_skipped_steps and self._too_many is None:
+                self._too_many = (
+                    f"the last {self.state.skipped_in_a_row} steps, up to step {number}, had no finite loss or "
+                    f"gradient (now {found}) and were skipped"
+                )
+                self.interrupt("too many skipped steps in a row")
+
+    def _keep_batch(self, number: int, before: BatchState, **found: str) -> str:
+        """Save the batch of a skipped step, made again from where it began; return what to say of it."""
+        if self.out is None:
+            return ""
+        batches = next(feed(self.batches, before, self.config.gradient_accumulation, self.device)).micro_batches
+        about = {**before.to_dict(), **found}  # numbers as text: JSON has no NaN
+        saved = save_skipped_batch(self.out, number, distributed.rank(), batches, about, self.tokenizer)
+        return "" if saved is None else f"; its batch is in {saved}"
+
+    def _end_after_too_many_skipped(self) -> None:
+        """Raise a TrainingError if too many steps in a row were skipped, after saving a checkpoint: skipped steps have
+        left the weights as they were.
+        """
+        self._count_skipped()
+        if self._too_many is None:
+            return
+        try:
+            saved = self.save()
+            kept = "" if saved is None else f"{saved} is saved, and --resume goes on from it with the next batch; "
+        except (StorageError, TrainingError) as error:
+            kept = f"{error}; "
+        raise TrainingError(
+            f"{self._too_many}: the run ends. {kept}the batches are in the run's folder {SKIPPED}. A lower "
+            f"train.learning_rate or some train.warmup_steps may help; train.max_skipped_steps "
+            f"({self.config.max_skipped_steps}) is how many in a row are too many"
+        )
+
+    # Several ranks
+
+    def _rehearse(self) -> None:
+        """Run forward and backward over a row that counts for nothing, before the first step.
+
+        DDP lays out its buckets by the order in which gradients first arrive, and sums of more than two numbers depend
+        on the layout. This makes it the same in a resumed run as in one that was not stopped.
+        """
+        if not isinstance(self.task, DistributedDataParallel):
+            return
+        self.model.train()
+        row = distributed.without_targets(self.batches.batch(0, 0)).to(self.device)
+        with torch.random.fork_rng(devices=[]), autocast(self.config.precision, self.device.type), own_draws():
+            loss, _ = self.task(row, 1, 0.0)
+            loss.backward()
+        self.optimizer.zero_grad()
+
+    @contextmanager
+    def _accumulating(self) -> Iterator[None]:
+        """Leave gradients of micro-batches before a step's last one on their rank."""
+        if isinstance(self.task, DistributedDataParallel):
+            with self.task.no_sync():
+                yield
+            return
+        model: Any = self.model
+        if self.sharded:
+            model.set_requires_gradient_sync(False)
+        yield
+        if self.sharded:
+            model.set_requires_gradient_sync(True)
+
+
+def check_settings(model: nn.Module, config: TrainConfig) -> None:
+    """Raise a ConfigError for settings that do not go with several ranks."""
+    ranks = distributed.world_size()
+    if ranks == 1:
+        return
+    if config.batch_size < ranks:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, but must be at least {ranks}, the number of processes, each of "
+            "which takes a share of its rows"
+        )
+    if config.parallel == "fsdp":
+        if config.compile:
+            raise ConfigError('compile is true, but must be false where parallel is "fsdp"')
+        if not isinstance(model, Decoder):
+            raise ConfigError('parallel is "fsdp", but must be "ddp" for models other than this package\'s own')
