@@ -50,15 +50,9 @@ def config(student, teacher, text, **changes):
     values = {
         "model": {"path": str(student), "teacher": teacher and str(teacher), "tokens": 1500, "context_length": 23},
         "data": {"source": str(text)},
-        "train": {
-            "batch_size": 5,
-            "precision": "float32",
-            "tensorboard": False,
-            "log_every": 3,
-            "device": "cpu",
-            "learning_rate": 3e-3,
-        },
+        "train": {"batch_size": 5, "precision": "float32", "tensorboard": False, "log_every": 3, "device": "cpu"},
     }
+    values["train"]["learning_rate"] = 3e-3
     for name, value in changes.items():
         section, _, field = name.partition("__")
         values[section][field] = value
@@ -145,7 +139,7 @@ def test_a_step_without_numbers_is_skipped_and_its_text_kept(folders, tmp_path):
     assert (len(before), trainer.state.skipped_steps, trainer.state.skipped_in_a_row) == (1, 1, 0)
     train = log(tmp_path / "run", "train")
     assert [line["skipped_steps"] for line in train[:4]] == [0, 0, 1, 1]
-    assert all(line["kl"] > 0 for line in train)
+    assert all(line["kl"] > 0 for line in train if line["loss"] is not None)
     about = json.loads((tmp_path / "run" / "skipped" / "step-00000003-rank-0" / "batch.json").read_text())
     assert about["gradient_norm"] == "nan"
     assert any("The cat number" in row for row in about["text"][0])
@@ -173,7 +167,7 @@ def test_a_damaged_checkpoint_is_passed_over(folders, tmp_path, flip_bytes, capl
     *_, older, newest = list_checkpoints(tmp_path / "run")
     files = {path.name for path in newest.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "training.json", "training.safetensors"} <= files
-    for path in sorted(newest.iterdir()):
+    for path in sorted(set(newest.iterdir()) - {newest / "evaluation.json"}):  # which comes after the checksums
         for _ in flip_bytes(path):
             with pytest.raises(CheckpointError, match=f"{path} is damaged"):
                 check_files(newest)

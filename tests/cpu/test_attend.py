@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sqat import cpu as kernels
+from sqat.cpu.attend import first_keys, is_band
 from sqat.model.attend import attend, attend_naive
 from sqat.model.mask import AttentionMask, window_naive
 
@@ -71,7 +72,7 @@ def test_nan_propagates_to_the_queries_that_see_it():
 
 def test_first_keys_are_those_of_the_rows():
     mask = AttentionMask(23, 23, torch.device("cpu"), documents_BS=documents(3, 23), window=5)
-    assert torch.equal(mask.first_keys(), mask.rows()[:, 0].long().argmax(dim=-1))
-    assert not AttentionMask(5, 7, torch.device("cpu")).is_band
-    assert not AttentionMask(7, 7, torch.device("cpu"), first_key_B=torch.tensor([2])).is_band
-    assert not AttentionMask(7, 7, torch.device("cpu"), window=3, global_tokens=1).is_band
+    assert torch.equal(first_keys(mask), mask.rows()[:, 0].long().argmax(dim=-1))
+    assert not is_band(AttentionMask(5, 7, torch.device("cpu")))
+    assert not is_band(AttentionMask(7, 7, torch.device("cpu"), first_key_B=torch.tensor([2])))
+    assert not is_band(AttentionMask(7, 7, torch.device("cpu"), window=3, global_tokens=1))

@@ -10,7 +10,7 @@ from sqat.train import loss
 if not kernels.available():
     pytest.skip("numba or GNU OpenMP is missing", allow_module_level=True)
 
-from sqat.cpu.cross_entropy import cross_entropy
+from sqat.cpu.loops import cross_entropy
 
 ROWS = 211
 

@@ -9,7 +9,7 @@ import torch
 
 from sqat import cpu as kernels
 from sqat import preset
-from sqat.cpu import cache, threads
+from sqat.cpu import threads
 from sqat.data.batches import Batch
 from sqat.model import Decoder
 from sqat.train.step import TrainingLoss
@@ -59,19 +59,18 @@ def test_training_loss_is_the_same_without_loops(monkeypatch, bf16):
 def test_a_read_only_cache_folder_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
-    cache._folder.cache_clear()
+    threads._folder.cache_clear()
     try:
-        with cache.kept_on_disk() as keep:
+        with threads.kept_on_disk() as keep:
             assert not keep
     finally:
-        cache._folder.cache_clear()
+        threads._folder.cache_clear()
 
 
 def test_compiled_now_or_kept_from_before_is_the_same_to_the_bit(tmp_path):
     program = """
 import torch
-from sqat.cpu.cross_entropy import cross_entropy
-from sqat.cpu.loops import rms_norm_backward
+from sqat.cpu.loops import cross_entropy, rms_norm_backward
 torch.manual_seed(0)
 logits, d_bias = torch.randn(307, 311), torch.zeros(torch.get_num_threads(), 311)
 results = [*cross_entropy(logits, torch.randn(311), torch.randint(311, (307,)), d_bias), logits, d_bias]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 WORKER = Path(__file__).with_name("worker.py")
-KERNELS = ("attention", "cross_entropy", "loops", "threads", "tiles", "vector")
+KERNELS = ("attention", "loops", "threads", "tiles", "vector")
 PRELOAD = [
     *("sqat.train.run", "sqat.data.stories", "sqat.data.text", "numba", "torch._dynamo"),
     *("torch.distributed.fsdp", "torch.nn.parallel.distributed", *(f"sqat.cpu.{name}" for name in KERNELS)),

@@ -1,33 +1,125 @@
-"""The loss of uptraining: cross-entropy of the next token, and KL to a teacher's distribution (Hinton et al., arXiv
-1503.02531, at temperature 1).
+"""A stock model as training sees one, and the loss of uptraining: cross-entropy of the next token, and KL to a
+teacher's distribution (Hinton et al., arXiv 1503.02531, at temperature 1).
 
-Shape letters: N rows, D hidden size, V vocabulary.
+Shape letters: B rows, T tokens, D hidden size, V vocabulary, N tokens of all rows, R some of them, E experts.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
-from sqat.convert.stock_decoder import StockDecoder
 from sqat.data.batches import IGNORE, Batch
+from sqat.model.moe import RouterStats
 from sqat.train.loss import linear_cross_entropy
 from sqat.train.step import Sums, TrainingLoss, named_router_stats
 
 CHUNK_ROWS = 1024  # whose logits, of both models, exist at once
 
 
+class StockView(NamedTuple):
+    """The fields of a configuration that training and evaluation ask for."""
+
+    vocab_size: int
+    context_length: int
+    attention_dropout: float
+
+
+class StockDecoder(nn.Module):
+    """A causal language model of `transformers` with the interface of :class:`sqat.model.Decoder`, as far as training
+    and evaluation use it.
+
+    Args:
+        model: the model; it is used as it is, not copied.
+        context_length: tokens of a row in training and evaluation.
+    """
+
+    def __init__(self, model: PreTrainedModel, context_length: int) -> None:
+        super().__init__()
+        self.model = model
+        self._gradient_checkpointing = False
+        dropout = float(getattr(model.config, "attention_dropout", 0.0))
+        self.config = StockView(model.config.vocab_size, context_length, dropout)
+
+    @property
+    def embedding(self) -> Any:
+        """The token embedding."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def head(self) -> Any:
+        """The linear layer from hidden states to logits."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether layers are computed again in the backward pass, to save memory."""
+        return self._gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, wanted: bool) -> None:
+        if wanted != self._gradient_checkpointing:
+            verb = "enable" if wanted else "disable"
+            method = getattr(self.model, f"activation_checkpointing_{verb}", None)  # its name before transformers 5.23:
+            (method or getattr(self.model, f"gradient_checkpointing_{verb}"))()
+            self._gradient_checkpointing = wanted
+
+    def hidden_states(
+        self,
+        inputs_BT: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[RouterStats, ...]]:
+        """What the head reads, (B, T, D), and the routers' statistics, one for each layer (none in a dense model).
+
+        Args:
+            inputs_BT: token ids.
+            positions: (B, T), in the document, restarting at each.
+            documents: not used: transformers tells documents apart by their positions.
+            real: (B, T) bool; tokens that count in the statistics, by default all.
+        """
+        experts = getattr(self.model.config, "num_experts_per_tok", None)
+        wanted = {"output_router_logits": True} if experts else {}
+        # Without a cache: with one, transformers does not look for documents.
+        output = self.model.get_decoder()(input_ids=inputs_BT, position_ids=positions, use_cache=False, **wanted)
+        if not experts:
+            return output.last_hidden_state, ()
+        real = torch.ones_like(inputs_BT, dtype=torch.bool) if real is None else real
+        routers = tuple(_router_stats(logits, experts, real.flatten()) for logits in output.router_logits)
+        return output.last_hidden_state, routers
+
+
+def _router_stats(logits_NE: Tensor, experts_per_token: int, real_N: Tensor) -> RouterStats:
+    """As this package's own routers count; both take the softmax over all experts."""
+    probs_NE = logits_NE.float().softmax(dim=-1)
+    chosen_NE = torch.zeros_like(probs_NE).scatter(1, probs_NE.topk(experts_per_token, dim=-1).indices, 1.0)
+    weight_N1 = real_N.to(probs_NE.dtype).unsqueeze(1)
+    entropy_N = -(probs_NE * probs_NE.clamp(min=1e-30).log()).sum(dim=-1)
+    return RouterStats(
+        load_E=(chosen_NE * weight_N1).sum(dim=0).detach(),
+        probability_E=(probs_NE * weight_N1).sum(dim=0),
+        selected_E=(probs_NE * chosen_NE * weight_N1).sum(dim=0),
+        entropy=(entropy_N * weight_N1.squeeze(1)).sum().detach(),
+        tokens=weight_N1.sum().detach(),
+    )
+
+
 class DistillationLoss(TrainingLoss):
-    """As :class:`TrainingLoss`, plus `kl_weight` times KL(teacher ‖ student), nats, mean over the same targets.
+    """As :class:`TrainingLoss`, plus `kl_weight` times KL(teacher ‖ student) in nats, mean over the same targets.
 
     Args:
         student: the model that is trained.
-        teacher: of the same vocabulary; it is no part of this module, is not trained, and has to be on the student's
-            device. `None` leaves cross-entropy alone.
+        teacher: a model of the same vocabulary on the student's device; it is not trained, and not part of this module.
+            `None` leaves cross-entropy alone.
+        kl_weight: weight of the KL beside the cross-entropy.
+        router_loss, router_loss_weight, compiled: as :class:`TrainingLoss` takes them.
     """
 
     def __init__(
@@ -46,9 +138,9 @@ class DistillationLoss(TrainingLoss):
         self._teacher = (teacher,)  # in a tuple, so that its parameters are not this module's
 
     def sums(self, batch: Batch) -> Sums:
-        """As :meth:`TrainingLoss.sums`, and `kl`, in nats."""
+        """As :meth:`TrainingLoss.sums`, and `kl` in nats if there is a teacher."""
         targets_N = batch.targets.flatten()
-        # Padding has no target. Its token cannot tell it from text: other tokenizers have words there.
+        # Padding is told by its missing target, not by its token: in other tokenizers that may be a word.
         hidden_BTD, router = self.decoder.hidden_states(
             batch.inputs, positions=batch.positions, real=batch.targets != IGNORE
         )
@@ -61,15 +153,15 @@ class DistillationLoss(TrainingLoss):
         return {**sums, **named_router_stats(router)}
 
     def objective(self, sums: Sums) -> Tensor:
-        """Cross-entropy, and the weighted KL where there is a teacher."""
+        """Cross-entropy, and the weighted KL if there is a teacher."""
         return sums["loss"] + self.kl_weight * sums["kl"] if "kl" in sums else sums["loss"]
 
 
 def linear_kl(hidden_ND: Tensor, head: Any, theirs_ND: Tensor, their_head: Any, wanted_N: Tensor) -> Tensor:
-    """KL(teacher ‖ student) in nats, summed over the wanted rows; differentiable by the student's hidden states and
+    """KL(teacher ‖ student) in nats, summed over the wanted tokens; differentiable by the student's hidden states and
     head.
 
-    Logits exist for some rows at a time, and are computed again in the backward pass.
+    Logits exist for some tokens at a time, and are computed again in the backward pass.
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     for rows in wanted_N.nonzero().squeeze(1).split(CHUNK_ROWS):

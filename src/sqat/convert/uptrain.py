@@ -1,4 +1,4 @@
-"""Training a converted model back to what it was, with the engine, checkpoints and resume of all training here."""
+"""Training a converted model back to what it was, with the trainer, checkpoints and resume of all training here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from sqat.convert.architectures import heads_of
-from sqat.convert.distill import DistillationLoss
+from sqat.convert.distill import DistillationLoss, StockDecoder
 from sqat.convert.files import locate, quiet, read_model
 from sqat.convert.plan import DEFAULT_CONTEXT
-from sqat.convert.stock_decoder import StockDecoder
 from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.batches import Batches
 from sqat.data.tokens import TokenFile
@@ -36,11 +35,13 @@ class Uptraining(Trainer):
 
     Args:
         model: the student; trained in place.
-        teacher: what it shall be like; `None` for cross-entropy alone.
-        kl_weight: of KL(teacher ‖ student).
-        record: the file that says how the student was converted, for every checkpoint.
+        batches, config, others: as :class:`Trainer` takes them.
+        teacher: the model it shall be like; `None` for cross-entropy alone.
+        kl_weight: weight of KL(teacher ‖ student) beside the cross-entropy.
+        record: the file that says how the student was converted, copied into every checkpoint.
 
-    Others, and errors, as :class:`Trainer`.
+    Raises:
+        ConfigError: as :class:`Trainer`.
     """
 
     def __init__(
@@ -122,12 +123,8 @@ def start_uptraining(
 
     def prepare() -> tuple[StockDecoder, StockDecoder | None, PreparedData]:
         student, teacher, tokenizer = _models(config)
-        size = student.config.vocab_size
-        return (
-            student,
-            teacher,
-            build_token_files(*open_sources(config.data), tokenizer, config.data, size, progress=progress),
-        )
+        sources, size = open_sources(config.data), student.config.vocab_size
+        return student, teacher, build_token_files(*sources, tokenizer, config.data, size, progress=progress)
 
     with begin_run(config, out, resume, prepare) as ((student, teacher, data), resume):
         check_same_data(data)
@@ -158,7 +155,7 @@ def start_uptraining(
 
 
 def steps_for(tokens: int, batches: Batches, config: TrainConfig) -> int:
-    """Steps with that many training targets, to the nearest, at least one."""
+    """How many steps have about that many training targets; at least one."""
     epoch = batches.tokens.num_tokens - len(batches.tokens)  # the first token of a document is no target
     per_step = epoch / math.ceil(len(batches) / config.gradient_accumulation)
     return max(1, round(tokens / per_step))

@@ -36,20 +36,36 @@ def kernel_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
 
 
-def fits_tiles(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, mask: AttentionMask | None = None, dropout: float = 0.0
-) -> bool:
+def fits_tiles(q, k, v, *, causal=True, mask=None, dropout=0.0):
     """Whether the loop supports these sizes and this mask, and is worth compiling (a prompt is read only once)."""
     square = q.shape[2] == k.shape[2] <= MOST_TOKENS and q.shape[3] <= MOST_WIDTH
     plain = q.dtype == torch.float32 and q.requires_grad and causal and not dropout
-    return plain and square and (mask is None or mask.is_band) and available()
+    return plain and square and (mask is None or is_band(mask)) and available()
 
 
 @implements("attend", "cpu", fits=fits_tiles)
-def attend_tiled(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, *, mask: AttentionMask | None = None, **_: Any) -> Any:
+def attend_tiled(q_BHTC, k_BKTC, v_BKTC, *, mask=None, **_):
     q_BHTC = repeat_queries(q_BHTC, k_BKTC)
-    first_BT = torch.zeros(1, q_BHTC.shape[2], dtype=torch.long) if mask is None else mask.first_keys()
+    first_BT = torch.zeros(1, q_BHTC.shape[2], dtype=torch.long) if mask is None else first_keys(mask)
     return TiledAttention.apply(q_BHTC, k_BKTC.float(), v_BKTC.float(), first_BT)
+
+
+def is_band(mask: AttentionMask) -> bool:
+    """Whether every query sees one contiguous range of keys that ends with its own (see :func:`first_keys`)."""
+    others = (mask.first_key_B, mask.positions_S, mask.whole)
+    plain = mask.causal and not mask.global_tokens and mask.num_queries == mask.num_keys
+    return plain and all(tensor is None for tensor in others)
+
+
+def first_keys(mask: AttentionMask) -> Tensor:
+    """If `is_band`: the first key that each query sees, (B or 1, T)."""
+    if "first" not in mask.made:
+        queries = torch.arange(mask.num_queries)
+        first_BT = mask.starts_BS.expand(-1, mask.num_queries)
+        if mask.window is not None:
+            first_BT = first_BT.maximum(queries - mask.window + 1)
+        mask.made["first"] = first_BT.contiguous()
+    return mask.made["first"]
 
 
 class TiledAttention(torch.autograd.Function):
@@ -80,21 +96,16 @@ def block_length(num_queries: int, *, masked: bool) -> int | None:
     return 64 if num_queries > 64 or masked else None
 
 
-def fits_blocks(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, mask: AttentionMask | None = None, dropout: float = 0.0
-) -> bool:
+def fits_blocks(q, k, v, *, causal=True, mask=None, dropout=0.0):
     return causal and not dropout and block_length(q.shape[2], masked=mask is not None) is not None
 
 
 @implements("attend", "cpu", fits=fits_blocks)
-def attend_blocked(
-    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, *, mask: AttentionMask | None = None, **_: Any
-) -> Tensor:
+def attend_blocked(q_BHTC, k_BKSC, v_BKSC, *, mask=None, **_):
     block = block_length(q_BHTC.shape[2], masked=mask is not None)
     mask = mask or AttentionMask(q_BHTC.shape[2], k_BKSC.shape[2], q_BHTC.device)
     q, k, v = _exact(repeat_queries(q_BHTC, k_BKSC), k_BKSC, v_BKSC)
-    out_BHTC: Tensor = BlockedAttention.apply(q, k, v, mask, block)
-    return out_BHTC.to(q_BHTC.dtype)
+    return BlockedAttention.apply(q, k, v, mask, block).to(q_BHTC.dtype)
 
 
 class BlockedAttention(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sqat.model.dispatch import implements
-from sqat.model.seeds import draw_seeds
+from sqat.seeds import draw_seeds
 
 _LEVELS = 2**15
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element

@@ -10,7 +10,6 @@ expert.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,23 +18,15 @@ from torch.autograd.function import once_differentiable
 from sqat.cpu.dropout import keep_scale
 from sqat.cpu.threads import available
 from sqat.model.dispatch import implements
-from sqat.model.moe import ExpertWeights, by_expert, compute_dtype, sort_by_expert
-from sqat.model.seeds import draw_seeds
+from sqat.model.moe import by_expert, compute_dtype, sort_by_expert
+from sqat.seeds import draw_seeds
 
 LEAST_TOKENS = 512  # fewer, mostly a prompt, are not worth a second of compiling
 FILL_ROWS = 64
 UNIT_ROWS = 2048  # at most this many rows of an expert in one product
 
 
-def fits(
-    x_ND: Tensor,
-    experts_Nk: Tensor,
-    weights_Nk: Tensor,
-    weights: ExpertWeights,
-    activation: str,
-    gated: bool,
-    p: float = 0.0,
-) -> bool:
+def fits(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p=0.0):
     """Whether the loops support these experts: gated SiLU in float32 or bfloat16."""
     swiglu = gated and activation in ("silu", "swish")
     types = compute_dtype(x_ND) in (torch.float32, torch.bfloat16) and weights_Nk.dtype == torch.float32
@@ -43,19 +34,10 @@ def fits(
 
 
 @implements("run_experts", "cpu", fits=fits)
-def run_experts(
-    x_ND: Tensor,
-    experts_Nk: Tensor,
-    weights_Nk: Tensor,
-    weights: ExpertWeights,
-    activation: str,
-    gated: bool,
-    p: float = 0.0,
-) -> Tensor:
+def run_experts(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p=0.0):
     compute = compute_dtype(x_ND)
     with torch.autocast("cpu", enabled=False):
-        out_ND: Tensor = SortedExperts.apply(x_ND, experts_Nk, weights_Nk, *weights, p, compute)
-    return out_ND
+        return SortedExperts.apply(x_ND, experts_Nk, weights_Nk, *weights, p, compute)
 
 
 class SortedExperts(torch.autograd.Function):
@@ -66,18 +48,7 @@ class SortedExperts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_ND: Tensor,
-        experts_Nk: Tensor,
-        weights_Nk: Tensor,
-        fc1_EID: Tensor,
-        fc1_bias_EI: Tensor | None,
-        fc2_EDF: Tensor,
-        fc2_bias_ED: Tensor | None,
-        p: float,
-        compute: torch.dtype,
-    ) -> Tensor:
+    def forward(ctx, x_ND, experts_Nk, weights_Nk, fc1_EID, fc1_bias_EI, fc2_EDF, fc2_bias_ED, p, compute):
         from sqat.cpu.loops import Dropped, swiglu, weighted_sum
 
         token_R, place_Nk, ends_E = sort_by_expert(experts_Nk, len(fc1_EID), _block(experts_Nk, fc1_EID, compute))
@@ -94,19 +65,18 @@ class SortedExperts(torch.autograd.Function):
         out_ND = weighted_sum(y_RD, place_Nk, weights_Nk)
         if fc2_bias_ED is not None:
             out_ND.addmm_(by_expert(weights_Nk, experts_Nk, len(fc1)), fc2_bias_ED.to(out_ND.dtype), alpha=1 / scale)
-        ctx.save_for_backward(
-            *(x, experts_Nk, weights_Nk, fc1, bias_EI, fc2, fc2_bias_ED, token_R, place_Nk, hidden_RI, y_RD)
-        )
+        routed = experts_Nk, weights_Nk, token_R, place_Nk
+        ctx.save_for_backward(*routed, x, fc1, bias_EI, fc2, fc2_bias_ED, hidden_RI, y_RD)
         ctx.settings = (units, scale, dropped, x_ND.dtype, fc1_EID.dtype, fc1_bias_EI is not None)
         return out_ND
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, grad_ND):
         from sqat.cpu.loops import swiglu_backward, weighted_sum, weighted_sum_backward
 
         units, scale, dropped, x_dtype, weight_dtype, biased = ctx.settings
-        x, experts_Nk, weights_Nk, fc1, bias_EI, fc2, fc2_bias, token_R, place_Nk, hidden_RI, y_RD = ctx.saved_tensors
+        experts_Nk, weights_Nk, token_R, place_Nk, x, fc1, bias_EI, fc2, fc2_bias, hidden_RI, y_RD = ctx.saved_tensors
         d_y_RD, d_weights_Nk = weighted_sum_backward(grad_ND.float().contiguous(), y_RD, place_Nk, weights_Nk)
         d_fc2_bias = None
         if fc2_bias is not None:

@@ -80,7 +80,7 @@ def _fits_losses(logits_RV: Tensor, *_: Any, **__: Any) -> bool:
 def cross_entropy(
     logits_RV: Tensor, bias_V: Tensor | None, targets_R: Tensor, train: bool, d_bias_V: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    from sqat.cpu.cross_entropy import cross_entropy
+    from sqat.cpu.loops import cross_entropy
 
     bias = torch.zeros(logits_RV.shape[1]) if bias_V is None else bias_V.float()
     d_bias_TV = torch.zeros(torch.get_num_threads(), logits_RV.shape[1]) if train else None

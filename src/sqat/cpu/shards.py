@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sqat.data.batches import Batch
 from sqat.model import Decoder
-from sqat.model.seeds import draw_seeds, drawing_from
+from sqat.seeds import draw_seeds, drawing_from
 
 Compute = Callable[[Batch], dict[str, Tensor]]
 MOST = 4  # Python runs in one thread at a time: more shards would wait for each other
@@ -43,7 +43,7 @@ class Shards:
 
     Args:
         compute: returns, by name, sums over a batch's rows; it draws random numbers only by
-            :func:`sqat.model.seeds.draw_seeds`.
+            :func:`sqat.seeds.draw_seeds`.
         parameters: what `compute` reads and gradients are wanted of.
         count: at most so many shards.
     """

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sqat.model.dispatch import implements
-from sqat.model.feedforward import ACTIVATIONS, activate
+from sqat.model.feedforward import ACTIVATIONS, activate, dropout
 from sqat.model.moe import ExpertWeights, SortedRows, by_expert, compute_dtype, sort_by_expert
 
 ROWS = 8  # an expert's rows are filled up to a multiple: 16 bytes of bfloat16, which the kernels want of every stride
@@ -38,17 +38,9 @@ _ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of (g
 }
 
 
-def _takes_few(
-    x_ND: Tensor,
-    experts_Nk: Tensor,
-    weights_Nk: Tensor,
-    weights: ExpertWeights,
-    activation: str,
-    gated: bool,
-    p: float = 0.0,
-) -> bool:
+def _takes_few(x_ND: Tensor, *_: Any) -> bool:
     """Whether these are few tokens without gradients: decoding."""
-    return not p and len(x_ND) <= FEW_TOKENS and not torch.is_grad_enabled()
+    return len(x_ND) <= FEW_TOKENS and not torch.is_grad_enabled()
 
 
 @implements("run_experts", "cuda", fits=_takes_few, compiles=True)
@@ -75,7 +67,7 @@ def run_experts_few(
         else:  # every expert on every token: its weights have to be read whatever the number of rows
             x = x.expand(num_experts, *x.shape)
         hidden = _batched_linear(x, fc1, fc1_bias)
-        y = _batched_linear(activate(hidden, activation, gated), fc2, fc2_bias)
+        y = _batched_linear(dropout(activate(hidden, activation, gated), p, training=True), fc2, fc2_bias)
         if gathered:
             return (y.view(num_tokens, per_token, -1) * weights_Nk.unsqueeze(-1)).sum(dim=1)
         return (y * by_expert(weights_Nk, experts_Nk, num_experts).T.unsqueeze(-1)).sum(dim=0)
@@ -88,15 +80,7 @@ def _batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.baddbmm(bias.to(x.dtype).unsqueeze(1), x, weight.transpose(1, 2))
 
 
-def supports_grouped(
-    x_ND: Tensor,
-    experts_Nk: Tensor,
-    weights_Nk: Tensor,
-    weights: ExpertWeights,
-    activation: str,
-    gated: bool,
-    p: float = 0.0,
-) -> bool:
+def supports_grouped(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, weights: ExpertWeights, *_: Any) -> bool:
     """Whether torch has a kernel for these experts that computes all groups at once: on GPUs of compute capability 9
     and 10, in bfloat16, for widths that are multiples of 8. Elsewhere `grouped_mm` loops over the groups and waits.
     """
@@ -152,20 +136,8 @@ class GroupedExperts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_ND: Tensor,
-        experts_Nk: Tensor,
-        weights_Nk: Tensor,
-        fc1_EID: Tensor,
-        fc1_bias_EI: Tensor | None,
-        fc2_EDF: Tensor,
-        fc2_bias_ED: Tensor | None,
-        activation: str,
-        gated: bool,
-        dropout: float,
-        compute: torch.dtype,
-    ) -> Tensor:
+    def forward(ctx: Any, x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, *others: Any) -> Tensor:
+        fc1_EID, fc1_bias_EI, fc2_EDF, fc2_bias_ED, activation, gated, p, compute = others
         rows = arrange(experts_Nk, len(fc1_EID))
         x, fc1, fc2 = x_ND.to(compute), fc1_EID.to(compute), fc2_EDF.to(compute)
         if fc1_bias_EI is not None:
@@ -173,14 +145,14 @@ class GroupedExperts(torch.autograd.Function):
             fc1 = torch.cat((fc1, F.pad(fc1_bias_EI.to(compute).unsqueeze(-1), (0, ROWS - 1))), dim=-1)
         hidden_RI = grouped_mm(x.index_select(0, rows.token_R), fc1.transpose(1, 2), offs=rows.ends_E)
         activated_RF, kept_RF = activate(hidden_RI, activation, gated), None
-        if dropout:
-            activated_RF, kept_RF = torch.native_dropout(activated_RF, dropout, True)
+        if p:
+            activated_RF, kept_RF = torch.native_dropout(activated_RF, p, True)
         y_RD = grouped_mm(activated_RF, fc2.transpose(1, 2), offs=rows.ends_E)
         out_ND = (y_RD[rows.place_Nk] * weights_Nk.unsqueeze(-1)).sum(dim=1)
         if fc2_bias_ED is not None:
             out_ND += by_expert(weights_Nk, experts_Nk, len(fc1)) @ fc2_bias_ED.to(out_ND.dtype)
         ctx.save_for_backward(x, experts_Nk, weights_Nk, fc1, fc2, fc2_bias_ED, hidden_RI, kept_RF, *rows)
-        ctx.settings = (activation, gated, 1.0 / (1.0 - dropout), x_ND.dtype, fc1_EID.dtype, fc1_bias_EI is not None)
+        ctx.settings = (activation, gated, 1.0 / (1.0 - p), x_ND.dtype, fc1_EID.dtype, fc1_bias_EI is not None)
         return out_ND
 
     @staticmethod

@@ -72,7 +72,7 @@ def _overlap(text: str, stop: str) -> int:
 def generate(
     model: Decoder, tokenizer: Tokenizer, prompts: str | Sequence[str], config: SamplingConfig | None = None
 ) -> list[Generation]:
-    """Answer one prompt or many, all at once. An empty prompt starts a new document.
+    """Answer one prompt, or several in one batch. An empty prompt starts a new document.
 
     Args:
         model: without dropout while it generates, whatever its mode.

@@ -94,15 +94,9 @@ class RollingLayer(LayerCache):
             return None if padding_B is None else AttentionMask(num_new, num_new, device, first_key_B=padding_B)
         new = torch.arange(self.length, self.length + num_new, device=device)
         places = torch.cat((self.places(new[:1]), new)) if self.length else None
-        return AttentionMask(
-            num_new,
-            num_new if places is None else len(places),
-            device,
-            first_key_B=padding_B,
-            window=self.window,
-            global_tokens=self.global_tokens,
-            positions_S=places,
-        )
+        num_keys = num_new if places is None else len(places)
+        reach = self.window, self.global_tokens, places
+        return AttentionMask(num_new, num_keys, device, True, None, padding_B, *reach)
 
     def slots(self, places: Tensor) -> Tensor:
         """Where places of the text are kept."""

@@ -164,18 +164,11 @@ class Decoder(nn.Module):
         num_tokens = tokens_BT.shape[1]
         if cache is not None:
             return cache.mask(num_tokens)
-        windowed = self.config.window is not None and self.config.window < num_tokens
-        if documents is None and not windowed:
-            return None
-        window, global_tokens = (self.config.window, self.config.global_tokens) if windowed else (None, 0)
-        return AttentionMask(
-            num_tokens,
-            num_tokens,
-            tokens_BT.device,
-            documents_BS=documents,
-            window=window,
-            global_tokens=global_tokens,
-        )
+        mask = AttentionMask(num_tokens, num_tokens, tokens_BT.device, documents_BS=documents)
+        if self.config.window is not None and self.config.window < num_tokens:
+            mask.window, mask.global_tokens = self.config.window, self.config.global_tokens
+            return mask
+        return None if documents is None else mask
 
 
 @torch.no_grad()
@@ -231,10 +224,7 @@ def require_memory(config: ModelConfig) -> None:
     )
 
 
-def in_bytes(count: float) -> str:
+def in_bytes(count: int) -> str:
     """Bytes as text, such as "3.6 PB"."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} PB"
+    power = min((len(str(count)) - 1) // 3, 5)
+    return f"{count / 1000**power:,.3g} {('bytes', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"

@@ -147,40 +147,19 @@ class AttentionMask:
         return max(1 if rows is None else len(rows) for rows in (self.documents_BS, self.first_key_B))
 
     @property
-    def is_band(self) -> bool:
-        """Whether every query sees one contiguous range of keys that ends with its own (see :meth:`first_keys`)."""
-        others = self.first_key_B is not None or self.positions_S is not None or self.whole is not None
-        return self.causal and not others and not self.global_tokens and self.num_queries == self.num_keys
-
-    def first_keys(self) -> Tensor:
-        """If `is_band`: the first key that each query sees, (B or 1, T)."""
-        if "first" not in self.made:
-            queries = torch.arange(self.num_queries, device=self.device)
-            first = self.starts_BS.expand(-1, self.num_queries)
-            if self.window is not None:
-                first = first.maximum(queries - self.window + 1)
-            self.made["first"] = first.contiguous()
-        first_BT: Tensor = self.made["first"]
-        return first_BT
-
-    @property
     def starts_BS(self) -> Tensor:
         """Where the document of each key begins, (B or 1, S or 1)."""
         if "starts" not in self.made:
-            self.made["starts"] = self._find_starts()
-        starts: Tensor = self.made["starts"]
-        return starts
-
-    def _find_starts(self) -> Tensor:
-        if self.documents_BS is None:
-            none = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-            return none if self.first_key_B is None else self.first_key_B.unsqueeze(1)
-        documents = self.documents_BS
-        places = torch.arange(documents.shape[1], device=self.device).expand_as(documents)
-        begins = torch.ones_like(documents, dtype=torch.bool)
-        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        starts = (places * begins).cummax(dim=1).values
-        return starts if self.first_key_B is None else starts.maximum(self.first_key_B.unsqueeze(1))
+            starts_BS, documents = torch.zeros(1, 1, dtype=torch.long, device=self.device), self.documents_BS
+            if documents is not None:
+                begins = torch.ones_like(documents, dtype=torch.bool)
+                begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+                starts_BS = (torch.arange(documents.shape[1], device=self.device) * begins).cummax(dim=1).values
+            if self.first_key_B is not None:
+                starts_BS = starts_BS.maximum(self.first_key_B.unsqueeze(1))
+            self.made["starts"] = starts_BS
+        found: Tensor = self.made["starts"]
+        return found
 
 
 def window_naive(num_queries: int, num_keys: int, window: int | None, global_tokens: int = 0) -> Tensor:

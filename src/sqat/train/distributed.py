@@ -25,7 +25,7 @@ from sqat.checkpoint.model_files import build
 from sqat.data.batches import IGNORE, Batch
 from sqat.errors import ConfigError, ProcessLostError, SqatError
 from sqat.model import Decoder
-from sqat.model.seeds import draw_seeds
+from sqat.seeds import draw_seeds
 
 T = TypeVar("T")
 
