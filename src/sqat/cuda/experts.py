@@ -38,23 +38,9 @@ _ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of (g
 }
 
 
-<<<<<<< HEAD
-def _takes_few(
-    x_ND: Tensor,
-    experts_Nk: Tensor,
-    weights_Nk: Tensor,
-    weights: ExpertWeights,
-    activation: str,
-    gated: bool,
-    p: float = 0.0,
-) -> bool:
-    """Whether there are few tokens and no gradients, as in decoding."""
-    return not p and len(x_ND) <= FEW_TOKENS and not torch.is_grad_enabled()
-=======
 def _takes_few(x_ND: Tensor, *_: Any) -> bool:
-    """Whether these are few tokens without gradients: decoding."""
+    """Whether there are few tokens and no gradients, as in decoding."""
     return len(x_ND) <= FEW_TOKENS and not torch.is_grad_enabled()
->>>>>>> main
 
 
 @implements("run_experts", "cuda", fits=_takes_few, compiles=True)
