@@ -97,7 +97,7 @@ def fields(node: ast.ClassDef, lines: list[str]) -> str:
 
 
 def code(text: str) -> str:
-    return f"```python\n{text}\n```\n"
+    return f"```py\n{text}\n```\n"
 
 
 def prose(text: str) -> str:

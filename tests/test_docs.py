@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import statistics
 import subprocess
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -104,6 +106,40 @@ def test_make_targets_exist() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_readme_table_says_what_the_results_say() -> None:
+    """Loss and recall with 95 % intervals over seeds, step relative to MHA's, prompt tokens/s, long forward pass."""
+    from scipy import stats
+
+    def interval(values: list[float]) -> tuple[float, float]:
+        half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+        return statistics.mean(values), half
+
+    benchmarks = ROOT / "benchmarks"
+    lines = (benchmarks / "tinystories-micro/results.jsonl").read_text().splitlines()
+    losses = [json.loads(line) for line in lines]
+    recalls = [json.loads(line) for line in (benchmarks / "stories-recall/results.jsonl").read_text().splitlines()]
+    timing = json.loads((benchmarks / "stories-recall/timing.json").read_text())["variants"]
+    long = (benchmarks / "long-sequences/model/summary.md").read_text()
+    long = long.partition("whole model, forward, 32,768 × 1")[2]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for variant, heads, model in (
+        ("mha", "MHA 8 / 8", "mha-ref-mini"),
+        ("gqa", "GQA 8 / 2", "gqa-ref-mini"),
+        ("sqa", "SQA 4 / 2", "sqat-m"),
+        ("xsqa", "xSQA 2 / 2", "xsqat-m"),
+    ):
+        loss, loss_half = interval([run["evaluation"]["loss"] for run in losses if run["variant"] == variant])
+        probes = [100 * run["probes"]["accuracy"] for run in recalls if run["variant"] == variant]
+        recall, recall_half = interval(probes)
+        pairs = zip(timing[variant]["step_seconds"], timing["mha"]["step_seconds"], strict=True)
+        step = statistics.median(own / mha for own, mha in pairs)
+        prompt = timing[variant]["prompt_tokens"] / statistics.median(timing[variant]["prompt_seconds"])
+        faster = re.search(rf"\| {model} \| [\d.]+ \| (?:([\d.]+)×)?", long)
+        assert faster is not None
+        quality = f"{loss:.3f} ± {loss_half:.3f} | {recall:.0f} ± {recall_half:.0f} %"
+        assert f"| {heads} | {quality} | {step:.2f} | {prompt:,.0f} | {float(faster[1] or 1):.2f}× |" in readme
 
 
 def test_the_api_page_is_current() -> None:

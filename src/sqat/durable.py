@@ -1,7 +1,7 @@
-"""Writing so that a file or folder is there whole or not at all: first under a hidden name beside its own.
+"""Atomic writes: a file or folder is written under a hidden name beside its destination, then renamed.
 
-Hidden names end in `.sqat-tmp`. Who writes there holds a lock on it; one that nobody holds is a killed writer's, and
-the next writer in that folder removes it.
+Hidden names end in `.sqat-tmp`. The writer holds a lock on it; one without a lock was left by a killed writer,
+and the next writer in that folder removes it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ADVICE = {
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """What the system refuses meanwhile becomes a StorageError that names `path` and what to do."""
+    """Turn OSErrors of the block into a StorageError that names `path` and says what to do."""
     try:
         yield
     except StorageError as error:  # of a file within `path`
@@ -73,9 +73,9 @@ def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove from a folder what killed writers left under hidden names, and nothing of those that live."""
+    """Remove from a folder what killed writers left under hidden names; live writers' files stay."""
     for path in folder.glob(f".*{SUFFIX}"):
-        with contextlib.suppress(OSError):  # somebody has it, or removed it, or may do so alone
+        with contextlib.suppress(OSError):  # another process has it or removed it, or permission is missing
             handle = take(path)
             try:
                 _remove(path)
@@ -92,7 +92,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, content: str) -> None:
-    """Write a text file and wait until it is on the disk."""
+    """Write a text file and flush it to disk."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(content)
         file.flush()
@@ -100,7 +100,7 @@ def write_durably(path: Path, content: str) -> None:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Write a text file in place of what is there, in one step.
+    """Replace a text file atomically.
 
     Raises:
         StorageError: the system refuses.
@@ -143,9 +143,9 @@ def _claimed(path: Path, folder: bool) -> tuple[Path, int | None]:
         try:
             return temporary, take(temporary, wait=True)
         except FileNotFoundError:
-            continue  # somebody tidied up between the two lines
+            continue  # another process removed it between the two lines
         except OSError:
-            return temporary, None  # a file system without locks, where nobody can tidy up either
+            return temporary, None  # a file system without locks, where no other process cleans up either
 
 
 def _remove(path: Path) -> None:

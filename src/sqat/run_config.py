@@ -23,9 +23,9 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """Where documents come from, and how they become rows."""
+    """The data of a run: where documents come from, and how they become rows of token ids."""
 
-    source: str = "stories"  # as sqat.data.text.open_source takes it: Hub id, folder, file, or "stories[:N]"
+    source: str = "stories"  # a Hub id, folder, file, or "stories[:N]"; see sqat.data.text.open_source
     validation: str | None = (
         None  # a source of its own; null: the source's validation split, or one document in 100 held out
     )
@@ -33,9 +33,9 @@ class DataConfig(Config):
     limit: int | None = None  # at most this many training documents
     validation_limit: int | None = None
     tokenizer: str | None = None  # a tokenizer.json or its folder; null: trained on the source
-    mode: str = "packed"  # "packed": rows full of documents; "rows": one document a row, padded, as the card
-    padding_as_target: bool = False  # the card's way (mode "rows" only): padding counts as targets
-    encoding_errors: str = "strict"  # "replace" reads on over invalid UTF-8
+    mode: str = "packed"  # "packed": rows full of documents; "rows": one document per row, padded
+    padding_as_target: bool = False  # count padding as targets, as RxNN did (mode "rows" only)
+    encoding_errors: str = "strict"  # "replace" replaces invalid UTF-8
     cache_dir: str | None = None  # token files; null: $SQAT_CACHE or the user's cache folder
 
     def __post_init__(self) -> None:
@@ -51,36 +51,36 @@ class DataConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """How a model is trained; the defaults are the card's, corrected."""
+    """How a model is trained: schedule, optimizer, checkpoints, device."""
 
-    batch_size: int = 64  # rows per forward pass, of all processes together
-    gradient_accumulation: int = 1  # forward passes per step; counts as one batch this many times as large
+    batch_size: int = 64  # rows per forward pass, over all ranks
+    gradient_accumulation: int = 1  # micro-batches per step, which count as one batch
     epochs: int | None = 1
     max_steps: int | None = None  # the schedule's length, if set; else epochs decide
     max_tokens: int | None = None  # stop after this many training targets
     learning_rate: float = 2e-3
-    min_learning_rate: float = 0.0  # where the cosine ends
+    min_learning_rate: float = 0.0  # at the end of the cosine
     warmup_steps: int = 0
     weight_decay: float = 0.01
-    decay_all: bool = False  # the card's way: decay biases and norms too
+    decay_all: bool = False  # decay biases and norms too, as RxNN did
     beta1: float = 0.9
     beta2: float = 0.999
     clip_norm: float | None = 1.0  # gradient norm; null: no clipping
-    max_skipped_steps: int = 10  # in a row, for a loss or gradient that is no number; with so many the run ends
-    precision: str = "auto"  # "bf16" (autocast), "float32"; auto: bf16 where the hardware multiplies it
+    max_skipped_steps: int = 10  # the run ends after this many steps in a row with a NaN or infinite loss or gradient
+    precision: str = "auto"  # "bf16" (autocast) or "float32"; auto: bf16 if the hardware supports it
     router_loss: str = "balanced"  # Switch/Mixtral; "card": the original's form, which does not balance; "none"
     router_loss_weight: float = 0.01
     evaluate_first: bool = False  # before the first step too
     evaluate_every: int | None = None  # steps; null: at the end only
     checkpoint_every: int | None = 500  # steps; null: at the end only
-    keep_checkpoints: int = 2  # newest ones kept, beside the best
+    keep_checkpoints: int = 2  # the newest ones, in addition to the best
     log_every: int = 10  # steps between metric lines
     seed: int = 0
     device: str = "auto"  # "cpu", "cuda"; auto: a GPU if there is one
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile the model
-    parallel: str = "ddp"  # several processes: a whole model in each, or "fsdp": a part of one (torch's FSDP2)
-    tensorboard: bool = True  # where the package is installed
+    parallel: str = "ddp"  # several ranks: "ddp", or "fsdp" for sharded parameters (FSDP2)
+    tensorboard: bool = True  # if the package is installed
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation", "log_every", "keep_checkpoints", "max_skipped_steps"):
@@ -106,7 +106,9 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """A whole run. In YAML, `model` is a preset's name, or a mapping with an optional `preset` to start from."""
+    """A training run: model, data and training. In YAML, `model` is a preset's name, or a mapping whose optional
+    `preset` gives the defaults.
+    """
 
     model: ModelConfig
     data: DataConfig = field(default_factory=DataConfig)

@@ -287,7 +287,7 @@ def test_choices_are_the_cores() -> None:
 def test_the_model_is_one_file_that_imports_torch_and_transformers() -> None:
     text = Path(modeling_sqat.__file__).read_text(encoding="utf-8")
     imports = [line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))]
-    assert {name.split(".")[0] for name in imports} <= {"collections", "contextlib", "torch", "transformers", ""}
+    assert {name.split(".")[0] for name in imports} <= {"collections", "typing", "torch", "transformers", ""}
     assert [name for name in imports if name.startswith(".")] == [".configuration_sqat"]
 
 

@@ -1,4 +1,4 @@
-"""A command that a launcher, such as torchrun, has started in several processes: they speak with one voice."""
+"""Commands that a launcher such as torchrun starts in several processes: only one of them prints."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sqat.errors import ConfigError, ProcessLostError, SqatError
 PROCESSES = int(os.environ.get("WORLD_SIZE") or 1)
 FIRST = PROCESSES == 1 or os.environ.get("RANK", "0") == "0"
 
-_TOGETHER = ("train", "uptrain")  # the commands that know what to do together
+_TOGETHER = ("train", "uptrain")  # the commands that support several ranks
 
 
 def check_command(arguments: Sequence[str]) -> None:
-    """Raise a ConfigError where each process would do the same as the others, at once and in the same place."""
+    """Raise a ConfigError if every process would do the same work in the same place."""
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     if PROCESSES > 1 and command is not None and command not in _TOGETHER:
         raise ConfigError(
@@ -24,8 +24,8 @@ def check_command(arguments: Sequence[str]) -> None:
 
 
 def is_ours_to_say(error: SqatError) -> bool:
-    """Whether this process is to print an error: one of those that have the same, and of those that merely miss another
-    process one alone, if nobody has said why.
+    """Whether this process prints an error. Of several with the same error one does; if ranks only report that another
+    rank is gone, one of them does, unless the cause has been printed.
     """
     if PROCESSES == 1:
         return True
@@ -46,5 +46,5 @@ def is_ours_to_say(error: SqatError) -> bool:
         if isinstance(error, ProcessLostError):
             return said == 1
         return store.add(f"{said_here}/{hashlib.sha256(str(error).encode()).hexdigest()}", 1) == 1
-    except (KeyError, ValueError, RuntimeError):  # there is none, or it is gone: better twice than never
+    except (KeyError, ValueError, RuntimeError):  # there is none, or it is gone; better to print twice than never
         return True

@@ -36,7 +36,7 @@ def train(
 ) -> None:
     """Train a model on text; checkpoints, metrics and TensorBoard logs go to --out.
 
-    Ctrl-C saves a checkpoint; the same command with --resume goes on to the same bits as an uninterrupted run.
+    Ctrl-C saves a checkpoint; the same command with --resume continues bit for bit like an uninterrupted run.
     """
     options = {
         "data.source": data,
@@ -53,7 +53,7 @@ def train(
 
 
 def read_run(model: str, changes: list[str]) -> RunConfig:
-    """The run that a preset's name or a YAML file describes, with changes to its fields, as `A.B=C`."""
+    """The run that a preset or a YAML file describes, with `A.B=C` assignments applied."""
     from sqat.run_config import RunConfig, read_yaml, with_overrides
 
     values: dict[str, Any] = read_yaml(model) if model.endswith((".yaml", ".yml")) else {"model": model}
@@ -61,7 +61,7 @@ def read_run(model: str, changes: list[str]) -> RunConfig:
 
 
 def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
-    """Train with progress in the terminal, and say where the result is."""
+    """Train with a progress bar, and print where the result is."""
     from sqat.cli.console import console, tokenising
     from sqat.cost import parameters
     from sqat.train import start_run
@@ -90,7 +90,7 @@ def evaluate(
     context: Annotated[int | None, typer.Option(help="Tokens per window; default: the model's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Loss, perplexity, accuracy and bits per byte over real tokens; beside them the card's, with padding counted."""
+    """Print loss, perplexity, accuracy and bits per byte over real tokens, and loss and accuracy with padding."""
     from sqat.cli.console import tokenising
     from sqat.cli.model import load_with_tokenizer
     from sqat.data.text import open_source

@@ -1,4 +1,4 @@
-"""What `sqat train` and `sqat uptrain` share: options, and a run from here to its end."""
+"""Options and the run itself, which `sqat train` and `sqat uptrain` share."""
 
 from __future__ import annotations
 

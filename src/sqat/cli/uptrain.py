@@ -33,7 +33,7 @@ def uptrain(
 ) -> None:
     """Train a stock model further, towards a teacher's logits; checkpoints are stock checkpoints.
 
-    Ctrl-C saves a checkpoint; the same command with --resume goes on to the same bits as an uninterrupted run.
+    Ctrl-C saves a checkpoint; the same command with --resume continues bit for bit like an uninterrupted run.
     """
     from sqat.errors import ConfigError
     from sqat.run_config import with_overrides
@@ -59,7 +59,7 @@ def uptrain(
 
 
 def run_uptraining(config: UptrainConfig, out: Path, *, resume: bool) -> None:
-    """Train with progress in the terminal, and say where the result is."""
+    """Train with a progress bar, and print where the result is."""
     from sqat.cli.console import console, tokenising
     from sqat.convert.uptrain import start_uptraining
     from sqat.train.callbacks import ProgressBar

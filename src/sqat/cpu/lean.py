@@ -1,7 +1,7 @@
 """Decoding on a CPU without torch's cost per operation, for a few rows of a small model.
 
-The arithmetic is one compiled call a step (:mod:`sqat.cpu.decode`); here its arguments are gathered. Weights and values
-are read where the model and its cache have them, only keys are copied. The model itself, on its cache, is the
+The arithmetic is one compiled call a step (:mod:`sqat.cpu.decode`); this file prepares its arguments. Weights and
+values are read in place from the model and its cache; only keys are copied. The model itself, on its cache, is the
 definition, and runs where :func:`fits` says no.
 
 Shape letters: B rows, K key/value heads, C head_dim, S positions, D width, V vocabulary.
@@ -27,20 +27,20 @@ from sqat.model.moe import MoE
 from sqat.model.norm import RMSNorm
 from sqat.model.rope import rotary_tables
 
-# Up to how many multiply-adds in a layer's largest product a step runs in one thread: some 30 µs of one core, where
-# waking another and waiting for it would cost about what it brings, and far more on a busy machine.
+# Multiply-adds of a layer's largest product up to which a step runs in one thread: about 30 µs of one core, where
+# waking another thread costs about as much as it saves, and far more on a busy machine.
 ONE_THREAD_PRODUCT = 2**20
-FEW_ROWS = 8  # with more, and products larger than that, a matrix library is the quicker
+FEW_ROWS = 8  # with more rows and larger products, a matrix library is faster
 
 NORMS: dict[type[nn.Module], int] = {nn.Identity: 0, RMSNorm: 1, nn.LayerNorm: 2}  # numbers of decode.py
 MODULES = {Decoder, Block, Attention, FeedForward, MoE, nn.Embedding, nn.Linear, nn.ModuleList, *NORMS}
 
 
 def fits(model: Decoder, cache: KVCache) -> bool:
-    """Whether :class:`LeanStep` can go on from this cache as the model would, and is quicker.
+    """Whether :class:`LeanStep` supports this model and cache, and is faster than the model itself.
 
-    It reads weights past the modules, so there may be none that compute something else (adapters, quantised layers,
-    parametrisations), and all weights must be plain float32 tensors. Hooks are the caller's to look for.
+    It reads weights directly, so no module may compute anything else (adapters, quantised layers, parametrisations),
+    and all weights must be plain float32 tensors. The caller checks for hooks.
     """
     rows = len(cache.layers[0].keys)
     return (
@@ -56,10 +56,10 @@ def fits(model: Decoder, cache: KVCache) -> bool:
 class LeanStep:
     """Reads one more token of every row, and gives the logits of the next.
 
-    It serves as long as the weights do not change. It goes on from `cache`, whose `length` stays what it is.
+    It is valid as long as the weights do not change. It continues from `cache`, whose `length` it does not update.
 
     Args:
-        model, cache: such that :func:`fits`; the cache is filled with the prompts.
+        model, cache: supported by :func:`fits`; the cache holds the prompts.
     """
 
     def __init__(self, model: Decoder, cache: KVCache) -> None:
@@ -74,7 +74,7 @@ class LeanStep:
         self.x_BD = np.empty((rows, config.hidden_size), np.float32)
         self.logits_BV = torch.empty(rows, config.vocab_size)
 
-        self._kept: list[Tensor] = []  # what the addresses below are of
+        self._kept: list[Tensor] = []  # keeps the memory behind the addresses below
         layers, self._step = np.zeros(len(model.layers), LAYER), np.zeros((), STEP)
         for record, block, layer_cache in zip(layers, model.layers, cache.layers, strict=True):
             assert isinstance(block, Block)
@@ -115,7 +115,7 @@ class LeanStep:
         self._run = functools.partial(library.GOMP_parallel, address, self._step.ctypes.data, self.threads, 0)
 
     def __call__(self, tokens_B: Tensor) -> Tensor:
-        """Logits (B, V) after one more token in every row; the next call writes over them.
+        """Logits (B, V) after one more token in every row; the next call overwrites them.
 
         Raises:
             ValueError: the cache is full.
@@ -129,7 +129,7 @@ class LeanStep:
         return self.logits_BV
 
     def _write(self, record: Any, **values: Tensor | int | float) -> None:
-        """Set fields of a record; tensors become addresses of contiguous memory, and are kept."""
+        """Set fields of a record; tensors become addresses of contiguous memory, and are kept alive."""
         for name, value in values.items():
             if isinstance(value, Tensor):
                 self._kept.append(value.detach().contiguous())
@@ -174,7 +174,7 @@ class LeanStep:
         self._write(record, weight=weight, bias=torch.zeros(weight.shape[:-1]) if bias is None else bias)
 
 
-make_step = LeanStep  # the name that sqat.generate.decode looks for
+make_step = LeanStep  # the name that sqat.generate.decode expects
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -1,1 +1,1 @@
-"""What runs on GPUs in place of the plain operators of `sqat.model`."""
+"""GPU implementations of operations of `sqat.model`."""

@@ -20,9 +20,9 @@ from sqat.model.dispatch import implements
 from sqat.model.feedforward import ACTIVATIONS, activate, dropout
 from sqat.model.moe import ExpertWeights, SortedRows, by_expert, compute_dtype, sort_by_expert
 
-ROWS = 8  # an expert's rows are filled up to a multiple: 16 bytes of bfloat16, which the kernels want of every stride
+ROWS = 8  # an expert's rows are padded to a multiple: 16 bytes of bfloat16, which the kernels require of every stride
 MAX_EXPERTS = 1023  # of torch's kernel
-FEW_TOKENS = 256  # up to here all experts' weights are read anyway, and launching kernels is what takes time
+FEW_TOKENS = 256  # up to here all experts' weights are read anyway, and kernel launches dominate
 
 # Public since torch 2.10; looked up here so that tests can put the definition in its place.
 grouped_mm = getattr(F, "grouped_mm", torch._grouped_mm)
@@ -39,7 +39,7 @@ _ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of (g
 
 
 def _takes_few(x_ND: Tensor, *_: Any) -> bool:
-    """Whether these are few tokens without gradients: decoding."""
+    """Whether there are few tokens and no gradients, as in decoding."""
     return len(x_ND) <= FEW_TOKENS and not torch.is_grad_enabled()
 
 
@@ -163,7 +163,7 @@ class GroupedExperts(torch.autograd.Function):
         )
         width = grad_ND.shape[1]
         grad_RD = grad_ND.to(x.dtype).index_select(0, token_R)
-        weight_R1 = weights_Nk.new_zeros(len(token_R), 1)  # zero in rows that only fill up
+        weight_R1 = weights_Nk.new_zeros(len(token_R), 1)  # zero in padding rows
         weight_R1.view(-1).scatter_(0, place_Nk.flatten(), weights_Nk.flatten())
         activated_RF = activate(hidden_RI, activation, gated)
         d_activated_RF = grouped_mm(grad_RD, fc2, offs=ends_E)

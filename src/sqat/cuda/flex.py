@@ -1,4 +1,4 @@
-"""Windowed attention on GPUs by torch's FlexAttention: the mask is a function, and blocks that nobody sees are skipped.
+"""Windowed attention on GPUs by torch's FlexAttention: the mask is a function, and masked blocks are skipped.
 
 Shape letters: B batch (1 where rows are alike), T queries, S keys, H query heads, K key/value heads, C head_dim; in
 units of `BLOCK`: M blocks of queries, N blocks of keys.
@@ -18,14 +18,14 @@ from sqat.model.attend import repeat_queries
 from sqat.model.dispatch import implements
 from sqat.model.mask import AttentionMask
 
-BLOCK = 128  # of queries and of keys, the kernel's own
-HAS_COMPILER = importlib.util.find_spec("triton") is not None  # without it torch would make every score
+BLOCK = 128  # queries and keys per block, as in the kernel
+HAS_COMPILER = importlib.util.find_spec("triton") is not None  # without it torch would compute every score
 
 
 def fits(
     q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True, mask: AttentionMask | None = None, dropout: float = 0.0
 ) -> bool:
-    """Whether there are windows, and queries enough: for few of them masked SDPA does less."""
+    """Whether there is a window and enough queries; with few, masked SDPA is faster."""
     if mask is None or mask.window is None or mask.positions_S is not None or dropout:
         return False
     return HAS_COMPILER and q.shape[2] >= BLOCK and q.shape[3] >= 16
@@ -45,7 +45,7 @@ def attend_flex(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, *, mask: Attenti
 
 
 def _run(*, compiled: bool) -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention  # not before it is needed: it takes long to import
+    from torch.nn.attention.flex_attention import flex_attention  # slow to import
 
     plain: Any = flex_attention
     return _compiled() if compiled else plain

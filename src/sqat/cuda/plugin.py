@@ -1,4 +1,4 @@
-"""What GPUs compute in another way than the model's plain torch code: importing this module plugs it in."""
+"""Registers the GPU implementations of the model's operations; importing this module is enough."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _one_query(q: Tensor, k: Tensor, v: Tensor, **kind: Any) -> bool:
 def attend_from_one(
     q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, *, mask: AttentionMask | None = None, dropout: float = 0.0, **_: Any
 ) -> Tensor:
-    """Decoding: a group's heads are taken for so many queries, and keys are not copied."""
+    """Decoding: the query heads of a group are treated as queries of one head, so keys are not copied."""
     q_BKGC = q_BHTC.unflatten(1, (k_BKSC.shape[1], -1)).squeeze(3)
     seen = None if mask is None else mask.block(0, 1)[1]
     return F.scaled_dot_product_attention(q_BKGC, k_BKSC, v_BKSC, seen, dropout).flatten(1, 2).unsqueeze(2)
@@ -38,7 +38,7 @@ def _masked_groups(
 
 @implements("attend", "cuda", fits=_masked_groups, compiles=True)
 def attend_in_groups(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, **kind: Any) -> Tensor:
-    """With a mask, grouped heads would fall back to the kernel that keeps all scores; so none are grouped."""
+    """With a mask, grouped heads would fall back to the kernel that stores all scores, so heads are repeated."""
     groups = q_BHTC.shape[1] // k_BKSC.shape[1]
     k_BHSC, v_BHSC = (x.repeat_interleave(groups, dim=1) for x in (k_BKSC, v_BKSC))
     return attend.plain(q_BHTC, k_BHSC, v_BHSC, **kind)
@@ -46,5 +46,5 @@ def attend_in_groups(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, **kind: Any
 
 @implements("sum_by_expert", "cuda", compiles=True)
 def sum_by_expert(values_Nk: Tensor, experts_Nk: Tensor, num_experts: int) -> Tensor:
-    """In rows first: thousands of additions to the same few places would queue up."""
+    """Sum within rows first: thousands of atomic additions to a few addresses would serialise."""
     return by_expert(values_Nk, experts_Nk, num_experts).sum(dim=0)

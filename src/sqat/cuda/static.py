@@ -31,8 +31,8 @@ class StaticStep:
     steps. Without a GPU the same step runs without a graph.
 
     Args:
-        model: in evaluation mode; its weights are read where they are.
-        cache: filled with the prompts; the steps go on filling it, and it may be used elsewhere in between.
+        model: in evaluation mode; its weights are read in place.
+        cache: holds the prompts; steps keep filling it, and it may be used elsewhere in between.
     """
 
     def __init__(self, model: Decoder, cache: KVCache) -> None:
@@ -53,7 +53,7 @@ class StaticStep:
 
     @torch.inference_mode()
     def __call__(self, tokens_B: Tensor) -> Tensor:
-        """Logits (B, V) after one more token in every row. With a graph, the next call writes over them.
+        """Logits (B, V) after one more token in every row. With a graph, the next call overwrites them.
 
         Raises:
             ValueError: the cache is full, and does not roll.

@@ -19,25 +19,25 @@ from sqat.config import Config, require, require_positive
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-WIDE_TOP_P = 1 - 1e-4  # from here on top-p leaves out so little that rounding matters to what it surely leaves out
+WIDE_TOP_P = 1 - 1e-4  # above this, top-p leaves out so little that rounding would matter
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Config):
-    """How tokens are chosen, and when to stop.
+    """How to choose tokens, and when to stop.
 
     Raises:
         ConfigError: a field outside its range; the message names it.
     """
 
     temperature: float = 0.8  # 0: greedy
-    top_k: int | None = None  # only the k likeliest
-    top_p: float = 0.95  # only the likeliest that together reach this probability (nucleus, arXiv 1904.09751)
-    min_p: float = 0.0  # only those at least this share as likely as the likeliest (arXiv 2407.01082)
+    top_k: int | None = None  # keep only the k most likely tokens
+    top_p: float = 0.95  # keep the most likely tokens that together reach this probability (nucleus, arXiv 1904.09751)
+    min_p: float = 0.0  # keep tokens at least this fraction as likely as the most likely (arXiv 2407.01082)
     repetition_penalty: float = 1.0  # above 1: tokens seen before become less likely (CTRL, arXiv 1909.05858)
-    max_tokens: int = 256  # new tokens
+    max_tokens: int = 256  # new tokens, at most
     seed: int | None = None  # row i of a batch draws from seed + i; null: different every time
-    stop: tuple[str, ...] = ()  # text that ends the answer, and is not part of it
+    stop: tuple[str, ...] = ()  # strings that end the answer, and are not part of it
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, self, "temperature", "0 (greedy) or above")

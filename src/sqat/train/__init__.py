@@ -1,6 +1,6 @@
 """Training: the loop, its steps, evaluation, checkpoints, callbacks.
 
-Names are imported when they are first used, so that whoever only reads checkpoints does not import the trainer.
+Names are imported on first use, so that code which only reads checkpoints does not import the trainer.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The callbacks that every run may have: a progress bar, the metrics log, TensorBoard."""
+"""The standard callbacks: a progress bar, the metrics log, TensorBoard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressBar(Callback):
-    """Step, loss, tokens per second and time left, in the terminal."""
+    """Shows step, loss, tokens per second and remaining time in the terminal."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
@@ -74,8 +74,8 @@ class ProgressBar(Callback):
 
 
 class JsonlLog(Callback):
-    """The metrics file, a JSON object a line; `kind` is "train" or "validation". A resumed run drops the lines past the
-    state that it goes on from.
+    """Writes the metrics file, one JSON object per line; `kind` is "train" or "validation". A resumed run first removes
+    the lines after the step that it resumes from.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -108,7 +108,7 @@ class JsonlLog(Callback):
 
 
 def _is_before(line: str, state: TrainState) -> bool:
-    """Whether a log line belongs to a state's past; one that a crash cut short does not."""
+    """Whether a log line is from before a state; a line that a crash truncated is not."""
     try:
         record = parse_json(line, finite=False)
         step, kind = record["step"], record["kind"]
@@ -121,8 +121,8 @@ def _is_before(line: str, state: TrainState) -> bool:
 
 
 class TensorBoard(Callback):
-    """Scalars for TensorBoard (`tensorboard --logdir …`), through torch's writer. Where they cannot be written, a
-    warning says so, and the run goes on without them.
+    """Scalars for TensorBoard (`tensorboard --logdir …`), through torch's writer. If they cannot be written, it
+    logs a warning and the run continues without them.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -135,7 +135,7 @@ class TensorBoard(Callback):
         from torch.utils.tensorboard import SummaryWriter
 
         step = trainer.state.step
-        purge = step + 1 if step else 0  # what earlier starts wrote of later steps is forgotten
+        purge = step + 1 if step else 0  # removes what earlier starts wrote of later steps
         self._try(lambda: setattr(self, "writer", SummaryWriter(str(self.folder), purge_step=purge)))
 
     def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Metrics over a whole validation set: every real token counts once, and counts the same."""
+"""Metrics over a whole validation set, in which every real token has the same weight."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ WIDTH_STEP = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over real targets; beside them the card's, which count padding as targets."""
+    """Validation metrics over real targets (tokens that are not padding). The `card_` metrics also count padding as
+    targets, as the published results of the research models do.
+    """
 
     loss: float  # nats per token
-    accuracy: float  # share of tokens predicted right
-    bits_per_byte: float  # of the text, independent of the tokenizer
+    accuracy: float  # fraction of tokens predicted correctly
+    bits_per_byte: float  # of UTF-8 text, so independent of the tokenizer
     targets: int
-    card_loss: float | None = None  # the card's: truncated rows padded to the context, padding counted
+    card_loss: float | None = None  # documents truncated or padded to the context, padding counted
     card_accuracy: float | None = None
-    router_load: tuple[tuple[float, ...], ...] = ()  # per layer, each expert's share of selections
+    router_load: tuple[tuple[float, ...], ...] = ()  # per layer, each expert's share of the selections
     router_entropy: float | None = None  # nats, mean over tokens and layers
 
     @property
@@ -48,7 +50,7 @@ class Evaluation:
         return {**asdict(self), "perplexity": self.perplexity}
 
     def summary(self) -> str:
-        """One line for people, saying which metrics are which."""
+        """All metrics as one line of text."""
         line = f"loss {self.loss:.4f} · perplexity {self.perplexity:.2f} · accuracy {self.accuracy:.2%}"
         line += f" · {self.bits_per_byte:.3f} bits per byte"
         if self.card_loss is not None:
@@ -68,15 +70,16 @@ def evaluate(
     card_metrics: bool = True,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Evaluation:
-    """Evaluate on every document. One longer than the context is read in consecutive windows, each starting afresh.
+    """Evaluate a model on all documents of a validation set. Documents longer than the context are read in consecutive,
+    independent windows.
 
     Args:
         decoder: the model; its training mode is restored afterwards.
-        tokens: the validation set.
-        batch_size: rows at a time; does not change the result.
+        tokens: the validation set, see :mod:`sqat.data.tokens`.
+        batch_size: rows per forward pass; it does not change the result.
         context_length: tokens per window; the model's by default.
-        card_metrics: also give the card's loss and accuracy, which takes a second pass.
-        autocast: context in which the model runs.
+        card_metrics: also compute `card_loss` and `card_accuracy`, which takes a second pass.
+        autocast: a context to run the model in, such as `torch.autocast`.
     """
     context_length = context_length or decoder.config.context_length
     was_training = decoder.training
@@ -117,7 +120,7 @@ def _score(decoder: Decoder, rows: Iterable[tuple[Tensor, Tensor]]) -> dict[str,
 
 
 def _card_rows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the card was scored on: documents cut to the context, or padded to it with padding as targets."""
+    """Rows as in the published results: documents truncated or padded to the context, with padding as targets."""
     batches = Batches(
         tokens,
         batch_size=batch_size,
@@ -132,7 +135,7 @@ def _card_rows(tokens: TokenFile, batch_size: int, context_length: int) -> Itera
 
 
 def _windows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every document in windows of at most `context_length` inputs, shortest first, so that little is padded."""
+    """Every document in windows of at most `context_length` inputs, shortest first, to minimise padding."""
     lengths = np.diff(tokens.offsets).tolist()
     pieces = [(i, start) for i, n in enumerate(lengths) for start in range(0, n - 1, context_length)]
     pieces.sort(key=lambda piece: min(context_length, lengths[piece[0]] - 1 - piece[1]))

@@ -26,15 +26,15 @@ class MetricsWindow:
         self.mark = time.perf_counter()
 
     def restart_clock(self) -> None:
-        """Leave out the time since the last step: evaluating and writing are not training."""
+        """Exclude the time since the last step, which went into evaluating and saving."""
         self.mark = time.perf_counter()
 
     def waited(self) -> None:
-        """Called when a step's data have arrived."""
+        """To be called when a step's data have arrived."""
         self.data_seconds += time.perf_counter() - self.mark
 
     def add(self, sums: Sums) -> None:
-        """Take a step's sums."""
+        """Add a step's sums."""
         self.steps.append(sums)
         now = time.perf_counter()
         self.seconds += now - self.mark
@@ -51,7 +51,7 @@ class MetricsWindow:
         return {**sums, "clock": torch.tensor([self.seconds, self.data_seconds], dtype=torch.float64)}
 
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Go on from what :meth:`tensors` gave.
+        """Restore the result of :meth:`tensors`.
 
         Raises:
             KeyError, RuntimeError, TypeError, ValueError: the tensors are damaged.

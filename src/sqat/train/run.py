@@ -50,21 +50,22 @@ def start_run(
     callbacks: Iterable[Callback] = (),
     progress: Progress | None = None,
 ) -> Trainer:
-    """Prepare a run in folder `out`; call `.train()` on the result. Every launched process has to call it.
+    """Prepare a training run in a folder and return its :class:`sqat.Trainer`; call `.train()` on it. With several
+    ranks, every process has to call this.
 
     Args:
-        config: the whole run. It is written to `out/config.yaml`.
+        config: the run, which is written to `out/config.yaml`.
         out: the run's folder: configuration, `metrics.jsonl`, `checkpoints/`, `tensorboard/`.
-        resume: go on from the newest checkpoint there; a run without one starts at the beginning. A job that torchrun
-            restarted goes on unasked with the run that it began or resumed before.
-        callbacks: beside the logs, which are always written.
-        progress: called with (documents, tokens) while text is tokenised.
+        resume: continue from the newest checkpoint, if there is one. A job that torchrun restarted always continues
+            its own run.
+        callbacks: in addition to the logs, which are always written.
+        progress: called with (documents, tokens) so far while text is tokenised.
 
     Raises:
         ConfigError: `out` holds a run and `resume` is false, or a run of another configuration, or one that another
             process trains.
         DataError, CheckpointError: data or checkpoint cannot be read.
-        ProcessLostError: another process of the run is gone.
+        ProcessLostError: another rank has ended.
         StorageError: `out` cannot be written.
     """
     out = Path(out)

@@ -1,4 +1,4 @@
-"""What a run must remember to go on to the same bits: progress, optimizer, random generators.
+"""What a run needs to resume bit for bit: progress, optimizer state, random generators.
 
 A checkpoint has them in `training.json` and `training.safetensors`, beside the model. An evaluation of its weights that
 came after it was written is in `evaluation.json`.

@@ -39,7 +39,7 @@ class TrainingLoss(nn.Module):
         decoder: the model.
         router_loss: "balanced", "card" or "none"; see :func:`sqat.train.loss.router_loss`.
         router_loss_weight: its weight beside the cross-entropy.
-        shards: into how many a batch may be cut on a CPU (see :mod:`sqat.cpu.shards`).
+        shards: the number of shards of a batch on a CPU, see :mod:`sqat.cpu.shards`.
         compiled: run `sums` through `torch.compile`.
     """
 
@@ -98,7 +98,7 @@ class TrainingLoss(nn.Module):
         return {**sums._asdict(), **named_router_stats(router)}
 
     def objective(self, sums: Sums) -> Tensor:
-        """What is minimised, summed over targets, without the router loss."""
+        """The quantity to minimise, summed over targets, without the router loss."""
         return sums["loss"]
 
 
@@ -201,7 +201,7 @@ def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def explain_out_of_memory(doing: str, batch_size: int, gradient_accumulation: int | None = None) -> Iterator[None]:
-    """Turn torch's out-of-memory error into a TrainingError that names the batch size to try.
+    """Turn torch's out-of-memory error into a TrainingError that suggests a batch size.
 
     Args:
         doing: what runs, such as "step 7".

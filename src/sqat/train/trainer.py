@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints, and going on from where a run stopped."""
+"""The training loop: steps, evaluations, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class Callback:
-    """Watches a run; override the methods of interest.
+    """Observes a run; override the methods you need.
 
     With several ranks only the first calls it, so it must not evaluate or save by itself, for which all are needed.
     `trainer.stop` may be called on any rank.
@@ -103,11 +103,11 @@ class Trainer:
         model: the decoder; it is moved to the device and trained in place. All ranks must have the same weights, and
             torch's random generator in the same state.
         batches: training rows; their position is part of the run's state.
-        config: see :class:`TrainConfig`.
-        validation: documents to evaluate on; without them nothing is evaluated.
-        out: the run's folder, for checkpoints; without it nothing is written.
+        config: see :class:`sqat.TrainConfig`.
+        validation: documents to evaluate on; None for no evaluation.
+        out: the run's folder, for checkpoints; None to write nothing.
         tokenizer: saved with every checkpoint.
-        callbacks: told of every step; see :class:`Callback`.
+        callbacks: notified of every step, see :class:`Callback`.
 
     Raises:
         ConfigError: the device is not available, settings do not go with several ranks, or another process trains in
@@ -166,7 +166,7 @@ class Trainer:
     # What a subclass may override
 
     def make_task(self) -> TrainingLoss:
-        """Model and loss as the one module that steps run; the model is on its device."""
+        """Model and loss as one module, which steps run. The model is on its device already."""
         config = self.config
         shards = 1 if self.sharded else suitable_shards(self.model)
         return TrainingLoss(
@@ -174,7 +174,7 @@ class Trainer:
         )
 
     def measure(self, validation: TokenFile) -> Evaluation:
-        """The metrics of the model as it is."""
+        """The metrics of the current model on the validation set."""
         context = autocast(self.config.precision, self.device.type)
         return evaluate(self.model, validation, batch_size=self.config.batch_size, autocast=context)
 
@@ -183,10 +183,10 @@ class Trainer:
         write_model(model, folder)
 
     def load_weights(self, checkpoint: Path) -> None:
-        """Put the weights of a checkpoint into the model.
+        """Load the weights of a checkpoint into the model.
 
         Raises:
-            CheckpointError: damaged, or of another model.
+            CheckpointError: it is damaged, or of another model.
         """
         saved = load_model(checkpoint, dtype=None)
         if saved.config != self.model.config:
@@ -197,15 +197,14 @@ class Trainer:
 
     @distributed.naming_lost_ranks()
     def train(self) -> Evaluation | None:
-        """Run to the end, a stop request or a signal, and leave a checkpoint. A signal after the last step changes
-        nothing.
+        """Train until the end, a stop request or a signal, and save a checkpoint.
 
         Returns:
             the last evaluation, if there was one.
 
         Raises:
             StorageError: a checkpoint or log cannot be written; earlier checkpoints are whole.
-            TrainingError: training cannot usefully go on, or another rank is gone.
+            TrainingError: training cannot continue usefully, or another rank has ended.
         """
         with self._until_the_end():
             evaluation = None
@@ -225,8 +224,8 @@ class Trainer:
             return self._finish(evaluation)
 
     def stop(self, reason: str) -> None:
-        """Ask the run to stop after the current step; it saves a checkpoint and evaluates first. All ranks stop where
-        one is asked.
+        """Ask the run to stop after the current step; it saves a checkpoint and evaluates first. All ranks stop if one
+        is asked to.
         """
         self._asked = self._asked[0], self._asked[1] or reason
 
@@ -323,8 +322,8 @@ class Trainer:
     # Evaluating, saving, resuming
 
     def evaluate(self) -> Evaluation | None:
-        """Evaluate now, tell the callbacks, and remember the result; it is added to this step's checkpoint, if there is
-        one. `None` without validation documents.
+        """Evaluate now and notify the callbacks. The result is added to this step's checkpoint, if there is one.
+        Returns None without validation documents.
         """
         if self.validation is None:
             return None
@@ -338,10 +337,10 @@ class Trainer:
         return result
 
     def save(self) -> Path | None:
-        """Write the checkpoint of this step, unless it is there; `None` without a run folder.
+        """Write the checkpoint of this step unless it exists; returns its folder, or None without a run folder.
 
         Raises:
-            StorageError: it cannot be written; earlier checkpoints are whole.
+            StorageError: it cannot be written; earlier checkpoints are intact.
             TrainingError: some weights are NaN or Inf.
         """
         self._count_skipped()
@@ -355,7 +354,8 @@ class Trainer:
         return folder
 
     def resume(self) -> bool:
-        """Go on from the newest whole checkpoint, to the same bits as if the run had not stopped; false without any.
+        """Load the newest intact checkpoint, so that training continues bit for bit as if the run had not stopped.
+        Returns false if there is no checkpoint.
 
         Raises:
             CheckpointError: all checkpoints are damaged, or the newest is of another model.
