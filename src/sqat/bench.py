@@ -22,8 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from sqat.config import ModelConfig
-from sqat.cpu.allocator import keep_freed_memory
-from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batch
 from sqat.errors import ConfigError
 from sqat.generate import SamplingConfig, decode_tokens
@@ -32,7 +30,7 @@ from sqat.model.attend import attend, kernel_dtype
 from sqat.model.mask import AttentionMask
 from sqat.run_config import TrainConfig
 from sqat.train.optim import make_optimizer
-from sqat.train.step import TrainingLoss, train_step, use_bf16
+from sqat.train.step import TrainingLoss, keep_freed_memory, suitable_shards, train_step, use_bf16
 from sqat.variants import preset
 from sqat.version import revision
 

@@ -16,13 +16,11 @@ from rxnn.experimental.models import ExperimentalAttentionTransformer, require_m
 from rxnn.training.callbacks import TrainerCallback
 from rxnn.training.dataset import AutoregressiveLMDataset
 from sqat.config import require, require_choice, require_positive
-from sqat.cpu.allocator import keep_freed_memory
-from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import PAD
 from sqat.errors import ConfigError, TrainingError
 from sqat.train.evaluate import Evaluation, evaluate
-from sqat.train.step import TrainingLoss, train_step
+from sqat.train.step import TrainingLoss, keep_freed_memory, suitable_shards, train_step
 
 CLIP_NORM = 1.0
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sqat.cpu.shards import Shards
 from sqat.data.batches import Batch
 from sqat.data.tokenizer import PAD
 from sqat.errors import TrainingError
@@ -28,6 +27,20 @@ Any other scalar, such as the `kl` of distillation, is a sum over targets too, a
 """
 
 ROUTER = "router."
+
+try:
+    from sqat.cpu.allocator import keep_freed_memory as keep_freed_memory
+    from sqat.cpu.shards import Shards
+    from sqat.cpu.shards import suitable_shards as suitable_shards
+except ImportError:  # without cpu/, a batch is one shard and malloc keeps its defaults: slower, no less right
+
+    def keep_freed_memory() -> bool:  # type: ignore[misc]
+        """Do nothing."""
+        return False
+
+    def suitable_shards(model: Decoder) -> int:
+        """One, whatever the model."""
+        return 1
 
 
 class TrainingLoss(nn.Module):

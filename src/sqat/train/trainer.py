@@ -17,8 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
 from sqat.config import MAX_INTEGER
-from sqat.cpu.allocator import keep_freed_memory
-from sqat.cpu.shards import suitable_shards
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import Tokenizer
 from sqat.data.tokens import TokenFile
@@ -41,7 +39,16 @@ from sqat.train.metrics import MetricsWindow
 from sqat.train.optim import learning_rate, make_optimizer, set_learning_rate
 from sqat.train.signals import StopOnSignals
 from sqat.train.state import TrainState, restore, state_tensors, write_evaluation
-from sqat.train.step import Sums, TrainingLoss, autocast, explain_out_of_memory, train_step, waits
+from sqat.train.step import (
+    Sums,
+    TrainingLoss,
+    autocast,
+    explain_out_of_memory,
+    keep_freed_memory,
+    suitable_shards,
+    train_step,
+    waits,
+)
 
 logger = logging.getLogger(__name__)
 
