@@ -54,7 +54,7 @@ def test_tensorboard_of_a_run_that_failed_and_was_resumed(
 
 def test_missing_tensorboard_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"sqat\[tensorboard\]"):
+    with pytest.raises(ConfigError, match="the package is missing: pip install tensorboard"):
         TensorBoard(tmp_path)
 
 
