@@ -118,7 +118,7 @@ def test_a_name_longer_than_any(folder):
 def test_a_list_that_is_no_file_is_not_read(folder, make):
     (folder / MANIFEST).unlink()
     make(folder / MANIFEST)
-    with pytest.raises(CheckpointError, match=rf"{MANIFEST} is damaged: it is no regular file"):
+    with pytest.raises(CheckpointError, match=rf"{MANIFEST} is damaged: it is not a regular file"):
         check_files(folder)
 
 

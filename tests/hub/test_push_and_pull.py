@@ -19,6 +19,7 @@ from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError
 from sqat.formats import export
 from sqat.train.checkpoints import best_checkpoint
+from sqat.train.state import read_state, write_evaluation
 
 REPO = "somebody/mine"
 SECRET = "hf_averysecrettoken"
@@ -129,7 +130,7 @@ class TestRoundTrip:
     def test_the_card_tells_of_the_run(self, hub, command, run_folder):
         command("push", run_folder, REPO, "--license", "mit", "--dataset", "a/b", "--dataset", "c/d")
         text = hub.repositories[REPO].commits[0].files["README.md"].decode()
-        evaluation = json.loads((best_checkpoint(run_folder) / "training.json").read_text())["evaluation"]
+        evaluation = read_state(best_checkpoint(run_folder)).own_evaluation
         assert f"| loss | {evaluation['loss']:.4f} |" in text
         assert f"| loss, padding counted | {evaluation['card_loss']:.4f} |" in text
         assert re.search(r"sqat train \S+-s --set model.vocab_size=307", text)
@@ -254,12 +255,11 @@ class TestPush:
         assert command("push", run_folder, REPO, "--license", "mit")[0] == 0
         written = hub.repositories[REPO].commits[-1].files["README.md"].decode()
         hub.add(REPO, {"README.md": written.replace("license: mit", "license: mit\nlanguage: en").encode()})
-        state = best_checkpoint(run_folder) / "training.json"
-        values = json.loads(state.read_text())
-        loss = values["evaluation"]["loss"]
-        state.write_text(json.dumps({**values, "evaluation": {**values["evaluation"], "loss": 1.25}}))
-        for path in state.parent.glob("*.sha256"):
-            path.unlink()
+        checkpoint = best_checkpoint(run_folder)
+        state = read_state(checkpoint)
+        loss = state.own_evaluation["loss"]
+        state.record({**state.own_evaluation, "loss": 1.25})
+        write_evaluation(checkpoint, state)
         assert command("push", run_folder, REPO)[0] == 0
         card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
         assert "| loss | 1.2500 |" in card

@@ -38,18 +38,19 @@ def attend(
     grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
     if mask is None and causal and 1 < num_queries < num_keys:
         mask = AttentionMask(num_queries, num_keys, q_BHTC.device)
-    if mask is None:
-        is_causal = causal and num_queries > 1
-        return F.scaled_dot_product_attention(
-            q_BHTC, k_BKSC, v_BKSC, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped
-        )
-    blocks = []
-    for start in range(0, num_queries, masks.QUERY_BLOCK):
-        stop = min(start + masks.QUERY_BLOCK, num_queries)
-        keys, seen = mask.block(start, stop)
-        q, k, v = q_BHTC[:, :, start:stop], take(k_BKSC, keys), take(v_BKSC, keys)
-        blocks.append(F.scaled_dot_product_attention(q, k, v, seen, dropout, enable_gqa=grouped))
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+    with torch.autocast(q_BHTC.device.type, enabled=False):  # the caller chose the type, see `kernel_dtype`
+        if mask is None:
+            is_causal = causal and num_queries > 1
+            return F.scaled_dot_product_attention(
+                q_BHTC, k_BKSC, v_BKSC, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped
+            )
+        blocks = []
+        for start in range(0, num_queries, masks.QUERY_BLOCK):
+            stop = min(start + masks.QUERY_BLOCK, num_queries)
+            keys, seen = mask.block(start, stop)
+            q, k, v = q_BHTC[:, :, start:stop], take(k_BKSC, keys), take(v_BKSC, keys)
+            blocks.append(F.scaled_dot_product_attention(q, k, v, seen, dropout, enable_gqa=grouped))
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
 
 def repeat_queries(q_BHTC: Tensor, k_BKSC: Tensor) -> Tensor:

@@ -119,6 +119,12 @@ def is_traced(*values: Any) -> bool:
     )
 
 
+def is_only_counted() -> bool:
+    """Whether all that watches is `torch.utils.flop_counter.FlopCounterMode`, under which tensors have their values."""
+    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    return bool(modes) and all(type(mode).__module__ == "torch.utils.flop_counter" for mode in modes)
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
