@@ -14,9 +14,10 @@ from benchmarks.harness.settings import Context
 from benchmarks.harness.timing import Candidate, Sample, Stopwatch, alternate
 
 from sqat import Attention, ModelConfig, head_counts
-from sqat.bench import attention_call, autocast, training_dtype
+from sqat.bench import attention_call, training_dtype
 from sqat.cost import visible_keys
 from sqat.cpu.allocator import keep_freed_memory
+from sqat.train.step import autocast
 from sqat.variants import VARIANTS
 
 HEADS, HEAD_DIM = 16, 16  # the card's mini family
@@ -109,7 +110,7 @@ def _module_call(config: ModelConfig, rows: int, length: int, device: str, *, ba
     inputs = (x_BTD, *attention.parameters())
 
     def run() -> None:
-        with torch.set_grad_enabled(backward), autocast(device):
+        with torch.set_grad_enabled(backward), autocast("auto", device):
             out_BTD = attention(x_BTD)
         if backward:
             torch.autograd.grad(out_BTD, inputs, gradient_BTD.to(out_BTD.dtype))

@@ -14,9 +14,8 @@ from benchmarks.harness.settings import QUICK_MODEL, Context
 from benchmarks.harness.timing import Candidate, Stopwatch, alternate
 
 from sqat import Decoder, ModelConfig, preset
-from sqat.bench import autocast
 from sqat.data.batches import Batch
-from sqat.train.step import TrainingLoss
+from sqat.train.step import TrainingLoss, autocast
 
 MODELS = ("xsqat-m", "sqat-m", "ssqat-m", "mqa-ref-mini", "gqa-ref-mini", "mha-ref-mini")
 WINDOWED = "swsqat-m"  # measured beside them
@@ -79,11 +78,11 @@ def _run(config: ModelConfig, length: int, rows: int, device: str, backward: boo
     batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
 
     def forward() -> None:
-        with torch.inference_mode(), autocast(device):
+        with torch.inference_mode(), autocast("auto", device):
             model(tokens_BT)
 
     def both() -> None:
-        with autocast(device):
+        with autocast("auto", device):
             loss = task(batch, tokens_BT.numel(), 1.0)[0]
         loss.backward()
         model.zero_grad()

@@ -21,9 +21,10 @@ from benchmarks.harness.settings import load_batch
 from torch import nn
 
 from sqat import Decoder, ModelConfig, RunConfig, start_run
-from sqat.bench import autocast, memory_bytes, peak_memory_bytes, synchronize, training_step
+from sqat.bench import memory_bytes, peak_memory_bytes, synchronize, training_step
 from sqat.data.batches import Batch
 from sqat.train import Callback
+from sqat.train.step import autocast
 
 # The card's import paths on each library; rxlm renamed some.
 PATHS = {
@@ -197,7 +198,7 @@ def make_step(kind: str, config: ModelConfig, batch: Batch, device: str) -> Call
         labels = torch.where(batch.targets.roll(1, dims=1) == -100, -100, batch.inputs)
 
         def backward() -> None:  # transformers' own loss, which by default has no router loss
-            with autocast(device):
+            with autocast("auto", device):
                 loss = model(input_ids=batch.inputs, labels=labels, use_cache=False).loss
             loss.backward()
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from sqat.model.attend import attend, kernel_dtype
 from sqat.model.mask import AttentionMask
 from sqat.run_config import TrainConfig
 from sqat.train.optim import make_optimizer
-from sqat.train.step import TrainingLoss, keep_freed_memory, suitable_shards, train_step, use_bf16
+from sqat.train.step import TrainingLoss, autocast, keep_freed_memory, suitable_shards, train_step, use_bf16
 from sqat.variants import preset
 from sqat.version import revision
 
@@ -169,7 +169,7 @@ class ModelTimer:
         batch = self.batch
 
         def forward() -> None:
-            with torch.no_grad(), autocast(self.device, self.precision):
+            with torch.no_grad(), autocast(self.precision, self.device):
                 self.model.hidden_states(batch.inputs, positions=batch.positions, documents=batch.documents)
 
         return seconds(forward, self.device)
@@ -204,7 +204,7 @@ def training_step(
     targets = batch.num_targets
 
     def step() -> None:
-        with autocast(device, precision):
+        with autocast(precision, device):
             train_step(task, [batch], optimizer, total_targets=targets, clip_norm=1.0)
 
     return step
@@ -244,11 +244,6 @@ def training_dtype(device: str) -> torch.dtype:
     """The type in which training computes attention on a device."""
     mixed = torch.bfloat16 if use_bf16("auto", device) else torch.float32
     return kernel_dtype(torch.empty(0, device=device, dtype=mixed))
-
-
-def autocast(device: str, precision: str = "auto") -> AbstractContextManager[Any]:
-    """The autocast context in which training and evaluation run at a precision."""
-    return torch.autocast(device, dtype=torch.bfloat16) if use_bf16(precision, device) else nullcontext()
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:

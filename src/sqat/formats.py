@@ -70,11 +70,8 @@ def export(checkpoint: str | Path, out: str | Path, to: str = "transformers") ->
     folder = find_model(checkpoint)
     model = load_model(folder, dtype=None)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER_FILE).is_file() else None
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} entries, but the model's vocab_size is "
-            f"{model.config.vocab_size}"
-        )
+    if tokenizer is not None:
+        tokenizer.require_room(model.config.vocab_size)
     module, _, name = FORMATS[to].writer.partition(":")
     write: Writer = getattr(importlib.import_module(module), name)
     card = model_card(model.config, to, origin=read_origin(folder), tokenizer=tokenizer is not None)

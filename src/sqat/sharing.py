@@ -236,8 +236,6 @@ def check_model(folder: Path) -> CheckedModel:
         return CheckedModel(folder, form, read_stock_config(folder), has_tokenizer)
     config = load_model(folder, dtype=None).config
     has_tokenizer = (folder / TOKENIZER_FILE).is_file()
-    if has_tokenizer and (entries := Tokenizer.load(folder).vocab_size) > config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer in {folder} has {entries} entries, but the model's vocab_size is {config.vocab_size}"
-        )
+    if has_tokenizer:
+        Tokenizer.load(folder).require_room(config.vocab_size)
     return CheckedModel(folder, form, config, has_tokenizer)

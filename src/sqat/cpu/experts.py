@@ -103,8 +103,7 @@ def _block(experts_Nk: Tensor, fc1_EID: Tensor, compute: torch.dtype) -> int:
 
     For every new shape of a bfloat16 product, oneDNN builds a kernel, which costs milliseconds and 256 KB, and caches
     at most 1,024; and shares differ in every step. Padding them, with at most `UNIT_ROWS` at once, leaves 32 shapes.
-    Small
-    shares are not padded: there it would cost more than it saves.
+    Small shares are not padded: there it would cost more than it saves.
     """
     large = experts_Nk.numel() >= 4 * FILL_ROWS * len(fc1_EID)
     return FILL_ROWS if compute == torch.bfloat16 and large else 1

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 logger = logging.getLogger(__name__)
 
@@ -102,27 +103,30 @@ def load_plugins() -> None:
 def is_traced(*values: Any) -> bool:
     """Whether anything watches, transforms or stands in for these tensors, so that only torch's own operators will do.
 
-    That is: a compiler or exporter, `torch.jit.trace`, a functorch transform (`vmap`, `grad`), forward-mode
-    differentiation, a dispatch mode (`make_fx`, `FakeTensorMode`, counters of operations), or a tensor that is none of
-    torch's two plain classes (`FakeTensor`, `DTensor`, quantised and other subclasses; also inside of tuples). Kernels
-    that read memory by its address would miss all of these.
+    That is whatever hides their values (see :func:`has_values`), and counters of operations such as `FlopCounterMode`.
+    Kernels that read memory by its address would miss all of these.
+    """
+    return not has_values(*values) or torch._C._len_torch_dispatch_stack() > 0
+
+
+def has_values(*values: Any) -> bool:
+    """Whether the values of these tensors can be read, so that shapes may depend on them.
+
+    They cannot in a compiler or exporter, `torch.jit.trace`, a functorch transform (`vmap`, `grad`), forward-mode
+    differentiation, a dispatch mode (`make_fx`, `FakeTensorMode`) other than a counter of operations, or in a
+    tensor that is none of torch's two plain classes (`FakeTensor`, `DTensor`, quantised and other subclasses; also
+    inside of tuples).
     """
     if torch.compiler.is_compiling():
-        return True
+        return False
     return (
-        torch._C._get_tracing_state() is not None  # torch.jit.trace
-        or torch._C._functorch.maybe_current_level() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
-        or not all(map(_is_plain, values))
+        torch._C._get_tracing_state() is None  # torch.jit.trace
+        and torch._C._functorch.maybe_current_level() is None
+        and forward_ad._current_level < 0
+        and all(type(mode).__module__ == "torch.utils.flop_counter" for mode in _get_current_dispatch_mode_stack())
+        and torch._ops._len_torch_dispatch_stack_pre_dispatch() == 0
+        and all(map(_is_plain, values))
     )
-
-
-def is_only_counted() -> bool:
-    """Whether all that watches is `torch.utils.flop_counter.FlopCounterMode`, under which tensors have their values."""
-    modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    return bool(modes) and all(type(mode).__module__ == "torch.utils.flop_counter" for mode in modes)
 
 
 def _is_plain(value: Any) -> bool:

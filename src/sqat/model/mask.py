@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqat.model.dispatch import is_traced
+from sqat.model.dispatch import has_values
 
 QUERY_BLOCK = 1024  # queries whose mask is made at a time, so that memory stays linear in the sequence length
 
@@ -111,7 +111,7 @@ class AttentionMask:
             return [near]
         # Only the first query's document can have global tokens before the window: a later one begins within it.
         starts = self.starts_BS
-        if is_traced(starts) and not self._uniform:  # values cannot be read here
+        if not self._uniform and not has_values(starts):
             return [slice(0, last)]
         at_query = starts[:, first_query] if starts.shape[1] > 1 else starts[:, 0]
         first, end = (0, 0) if self._uniform else (int(at_query.min()), int(at_query.max()))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqat.config import ModelConfig
-from sqat.model.dispatch import is_only_counted, is_traced, load_plugins, operation
+from sqat.model.dispatch import has_values, load_plugins, operation
 from sqat.model.feedforward import activate, dropout
 
 
@@ -134,7 +134,7 @@ def run_experts(
         activation, gated: of the expert, as in :class:`sqat.model.feedforward.FeedForward`.
         p: dropout between an expert's two matrices.
     """
-    if is_traced(x_ND, *weights) and not is_only_counted():  # an expert's number of rows is unknown while tracing
+    if not has_values(x_ND, *weights):  # an expert's number of rows is unknown
         return run_experts_naive(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p)
     compute = compute_dtype(x_ND)
     with torch.autocast(x_ND.device.type, enabled=False):

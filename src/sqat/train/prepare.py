@@ -13,7 +13,7 @@ from sqat.checkpoint import write_folder
 from sqat.data.text import Source, open_source
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
 from sqat.data.tokens import TokenFile, cached_tokens
-from sqat.errors import ConfigError, DataError
+from sqat.errors import DataError
 from sqat.folders import default_cache
 from sqat.run_config import DataConfig
 
@@ -80,10 +80,7 @@ def build_token_files(
     progress: Progress | None = None,
 ) -> PreparedData:
     """The token files of both sources, built where the cache has none. Arguments and errors as :func:`prepare_data`."""
-    if tokenizer.vocab_size > vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, but the model's vocab_size is {vocab_size}"
-        )
+    tokenizer.require_room(vocab_size)
     train_tokens = cached_tokens(train, tokenizer, config.cache_dir, progress=progress)
     return PreparedData(tokenizer, train_tokens, _validation_tokens(validation, tokenizer, config, progress))
 

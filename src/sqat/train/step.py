@@ -15,7 +15,7 @@ from sqat.data.tokenizer import PAD
 from sqat.errors import TrainingError
 from sqat.model import Decoder
 from sqat.model.moe import RouterStats
-from sqat.train.distributed import own_draws, sum_over_ranks, world_size
+from sqat.train.distributed import own_draws, sum_over_ranks, whole, world_size
 from sqat.train.loss import linear_cross_entropy, router_loss
 
 Sums = dict[str, Tensor]
@@ -159,9 +159,7 @@ def train_step(
             loss.backward()
         parts.append(sums)
     limit = math.inf if clip_norm is None else clip_norm
-    grad_norm: Any = nn.utils.clip_grad_norm_(task.parameters(), limit)
-    if hasattr(grad_norm, "full_tensor"):  # of parameters that are sharded among ranks
-        grad_norm = grad_norm.full_tensor()
+    grad_norm = whole(nn.utils.clip_grad_norm_(task.parameters(), limit))
     sums = parts[0] if len(parts) == 1 else {name: torch.stack([p[name] for p in parts]).sum(dim=0) for name in sums}
     skipped = not_finite(sums["loss"], grad_norm)
     step_unless(skipped, optimizer)
@@ -187,15 +185,14 @@ def step_unless(skipped: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
     A fused optimizer on a GPU is told by a tensor, as torch.amp.GradScaler does, without waiting. Others wait.
     """
-    inner: Any = optimizer
-    if waits(skipped) and getattr(inner, "_step_supports_amp_scaling", False):
-        inner.found_inf = skipped
+    if waits(skipped) and getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]
         try:
-            inner.step()
+            optimizer.step()
         finally:
-            del inner.found_inf
+            del optimizer.found_inf  # type: ignore[attr-defined]
     elif not skipped:
-        inner.step()
+        optimizer.step()
 
 
 def use_bf16(precision: str, device: str) -> bool:
