@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sqat.checkpoint import load_model, write_folder, write_model
 from sqat.checkpoint.model_files import CONFIG_FILE, MODEL_TYPE
 from sqat.checkpoint.rxnn import is_rxnn_config
-from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, require_room
 from sqat.errors import CheckpointError, ConfigError
 from sqat.folders import require_free
 from sqat.model import Decoder
@@ -71,7 +71,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str = "transformers") ->
     model = load_model(folder, dtype=None)
     tokenizer = Tokenizer.load(folder) if (folder / TOKENIZER_FILE).is_file() else None
     if tokenizer is not None:
-        tokenizer.require_room(model.config.vocab_size)
+        require_room(tokenizer, model.config.vocab_size)
     module, _, name = FORMATS[to].writer.partition(":")
     write: Writer = getattr(importlib.import_module(module), name)
     card = model_card(model.config, to, origin=read_origin(folder), tokenizer=tokenizer is not None)

@@ -16,7 +16,7 @@ from sqat.convert.files import TOKENIZER_FILES, read_model
 from sqat.convert.files import read_config as read_stock_config
 from sqat.convert.plan import context_of, costs_of
 from sqat.convert.tokenizer import StockTokenizer
-from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, require_room
 from sqat.errors import CheckpointError, ConfigError, SqatError
 from sqat.formats import FORMER_NAMES, detect, export
 from sqat.hub import commit, fetch, read_text, require_repo_id, require_token
@@ -237,5 +237,5 @@ def check_model(folder: Path) -> CheckedModel:
     config = load_model(folder, dtype=None).config
     has_tokenizer = (folder / TOKENIZER_FILE).is_file()
     if has_tokenizer:
-        Tokenizer.load(folder).require_room(config.vocab_size)
+        require_room(Tokenizer.load(folder), config.vocab_size)
     return CheckedModel(folder, form, config, has_tokenizer)

@@ -64,13 +64,6 @@ class Tokenizer:
         """Number of entries, special tokens included; all ids are below it."""
         return len(self._token_bytes)
 
-    def require_room(self, vocab_size: int) -> None:
-        """Raise a ConfigError if a model of this `vocab_size` has fewer embeddings than the tokenizer has entries."""
-        if self.vocab_size > vocab_size:
-            raise ConfigError(
-                f"the tokenizer has {self.vocab_size} entries, but the model's vocab_size is {vocab_size}"
-            )
-
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without special tokens. Raises DataError for half a surrogate pair in it."""
         return self._encode([text])[0]
@@ -188,6 +181,14 @@ class TextStream:
     def flush(self) -> str:
         """U+FFFD if the last character is unfinished, else ""."""
         return self._utf8.decode(b"", final=True)
+
+
+def require_room(tokenizer: Any, vocab_size: int) -> None:
+    """Raise a ConfigError if a model of this `vocab_size` has fewer embeddings than the tokenizer has entries."""
+    if tokenizer.vocab_size > vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} entries, but the model's vocab_size is {vocab_size}"
+        )
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokenizer:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sqat.checkpoint import write_folder
 from sqat.data.text import Source, open_source
-from sqat.data.tokenizer import Tokenizer, train_tokenizer
+from sqat.data.tokenizer import Tokenizer, require_room, train_tokenizer
 from sqat.data.tokens import TokenFile, cached_tokens
 from sqat.errors import DataError
 from sqat.folders import default_cache
@@ -80,7 +80,7 @@ def build_token_files(
     progress: Progress | None = None,
 ) -> PreparedData:
     """The token files of both sources, built where the cache has none. Arguments and errors as :func:`prepare_data`."""
-    tokenizer.require_room(vocab_size)
+    require_room(tokenizer, vocab_size)
     train_tokens = cached_tokens(train, tokenizer, config.cache_dir, progress=progress)
     return PreparedData(tokenizer, train_tokens, _validation_tokens(validation, tokenizer, config, progress))
 
