@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
+import torch
 from llvmlite import binding
 from numba import carray, njit, types
 from numba.core import cgutils
@@ -63,14 +64,19 @@ def number(bits):
     return np.float32(np.int64(bits).view(np.float64))
 
 
+def element(x: torch.Tensor) -> type:
+    """The type in compiled loops of a tensor's elements."""
+    return np.uint16 if x.dtype == torch.bfloat16 else np.float32
+
+
+@inline
+def elements(address, rows, columns, kind):
+    return carray(pointer(address), (rows, columns), kind)
+
+
 @inline
 def float32s(address, rows, columns):
     return carray(pointer(address), (rows, columns), np.float32)
-
-
-@inline
-def bfloat16s(address, rows, columns):
-    return carray(pointer(address), (rows, columns), np.uint16)
 
 
 @inline

@@ -1,7 +1,8 @@
 """Element-wise work of a training step: loops that pass over memory once where torch's operators do so several times.
 
-Every loop replaces a few lines of torch, which remain its definition, and is compiled by numba on first use. Tensors
-are passed as addresses, so they must be contiguous; elements are float32 or bfloat16, and arithmetic is float32.
+Every loop replaces a few lines of torch, which remain its definition, and is compiled by numba on first use, for each
+type of its elements (float32 or bfloat16); arithmetic is float32. Tensors are passed as addresses, so they must be
+contiguous.
 
 Shape letters: N tokens, D width, B rows, T positions, H heads, C head_dim, k experts per token, R rows (of
 experts or of logits), M some of them, F hidden, I = 2F (linear and gate), V vocabulary.
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from sqat.cpu.arguments import (
     arguments,
-    bfloat16s,
     bools,
+    element,
+    elements,
     exp,
     float32s,
-    inline,
     int64s,
     narrow,
     number,
@@ -107,45 +108,29 @@ def rotate(x_BTHC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.d
     """
     rows, positions, heads, head_dim = x_BTHC.shape
     out_BTHC = torch.empty(x_BTHC.shape, dtype=dtype)
-    kind = (x_BTHC.dtype == torch.bfloat16) + 2 * (dtype == torch.bfloat16)
-    period = cos.numel() // (head_dim // 2)
-    places = (x_BTHC, cos, sin, out_BTHC)
-    _rotate()(rows * positions, *places, sign, period, heads, head_dim, kind, elements=x_BTHC.numel())
+    sizes = (cos.numel() // (head_dim // 2), heads, head_dim)
+    loop = _rotate(element(x_BTHC), element(out_BTHC))
+    loop(rows * positions, x_BTHC, cos, sin, out_BTHC, sign, *sizes, elements=x_BTHC.numel())
     return out_BTHC
 
 
-@inline
-def _rotate_rows(start, stop, x, cos, sin, sign, out, half):
-    heads = x.shape[1] // (2 * half)
-    for n in range(start, stop):
-        at = n % len(cos)
-        for h in range(heads):
-            first = 2 * h * half
-            for j in range(half):
-                a, b = widen(x[n, first + j]), widen(x[n, first + half + j])
-                c, s = cos[at, j], sign * sin[at, j]
-                out[n, first + j] = narrow(a * c - b * s, out[n, first + j])
-                out[n, first + half + j] = narrow(b * c + a * s, out[n, first + j])
-
-
 @cache
-def _rotate() -> Loop:
+def _rotate(of_x: type, of_out: type) -> Loop:
     def loop(data):
         call = arguments(data)
         _, start, stop = share(call)
-        rows, x_at, cos_at, sin_at, out_at, sign_bits, period, heads, head_dim, kind = call[:10]
-        half, width = head_dim // 2, heads * head_dim
-        cos, sin, sign = float32s(cos_at, period, half), float32s(sin_at, period, half), number(sign_bits)
-        x, out = float32s(x_at, rows, width), float32s(out_at, rows, width)
-        narrow_x, narrow_out = bfloat16s(x_at, rows, width), bfloat16s(out_at, rows, width)
-        if kind == 0:
-            _rotate_rows(start, stop, x, cos, sin, sign, out, half)
-        elif kind == 1:
-            _rotate_rows(start, stop, narrow_x, cos, sin, sign, out, half)
-        elif kind == 2:
-            _rotate_rows(start, stop, x, cos, sin, sign, narrow_out, half)
-        else:
-            _rotate_rows(start, stop, narrow_x, cos, sin, sign, narrow_out, half)
+        rows, x_at, cos_at, sin_at, out_at, sign_bits, period, heads, head_dim = call[:9]
+        half, width, sign = head_dim // 2, heads * head_dim, number(sign_bits)
+        cos, sin = float32s(cos_at, period, half), float32s(sin_at, period, half)
+        x, out = elements(x_at, rows, width, of_x), elements(out_at, rows, width, of_out)
+        for n in range(start, stop):
+            at = n % period
+            for first in range(0, width, head_dim):
+                for j in range(half):
+                    a, b = widen(x[n, first + j]), widen(x[n, first + half + j])
+                    c, s = cos[at, j], sign * sin[at, j]
+                    out[n, first + j] = narrow(a * c - b * s, out[n, first + j])
+                    out[n, first + half + j] = narrow(b * c + a * s, out[n, first + j])
 
     return compiled_loop(loop)
 
@@ -157,8 +142,8 @@ def weighted_sum(y_RD: Tensor, place_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
     """Σ_k weights[n, k] · y[place[n, k]], (N, D), float32; `y_RD` float32 or bfloat16, weights float32."""
     (tokens, k), (rows, width) = place_Nk.shape, y_RD.shape
     out_ND = torch.empty(tokens, width)
-    sizes = (k, rows, width, int(y_RD.dtype == torch.bfloat16))
-    _sum()(tokens, y_RD, place_Nk, weights_Nk, out_ND, *sizes, elements=out_ND.numel())
+    places = (y_RD, place_Nk, weights_Nk, out_ND)
+    _sum(element(y_RD))(tokens, *places, k, rows, width, elements=out_ND.numel())
     return out_ND
 
 
@@ -166,69 +151,47 @@ def weighted_sum_backward(grad_ND: Tensor, y_RD: Tensor, place_Nk: Tensor, weigh
     """Gradients of `y_RD`, in its dtype and zero in unused rows, and of the weights; `grad_ND` is float32."""
     (tokens, k), (rows, width) = place_Nk.shape, y_RD.shape
     d_y_RD, d_weights_Nk = torch.zeros_like(y_RD), torch.empty_like(weights_Nk)
-    sizes = (k, rows, width, int(y_RD.dtype == torch.bfloat16))
     places = (grad_ND, y_RD, place_Nk, weights_Nk, d_y_RD, d_weights_Nk)
-    _sum_backward()(tokens, *places, *sizes, elements=grad_ND.numel() * k)
+    _sum_backward(element(y_RD))(tokens, *places, k, rows, width, elements=grad_ND.numel() * k)
     return d_y_RD, d_weights_Nk
 
 
-@inline
-def _sum_rows(start, stop, y, place, weights, out):
-    for n in range(start, stop):
-        row, weight = place[n, 0], weights[n, 0]
-        for d in range(out.shape[1]):
-            out[n, d] = weight * widen(y[row, d])
-        for i in range(1, place.shape[1]):
-            row, weight = place[n, i], weights[n, i]
-            for d in range(out.shape[1]):
-                out[n, d] += weight * widen(y[row, d])
-
-
-@inline
-def _gradient_rows(start, stop, grad, y, place, weights, d_y, d_weights):
-    for n in range(start, stop):
-        for i in range(place.shape[1]):
-            row, weight, along = place[n, i], weights[n, i], np.float32(0)
-            for d in range(grad.shape[1]):
-                along += grad[n, d] * widen(y[row, d])
-                d_y[row, d] = narrow(weight * grad[n, d], d_y[row, d])
-            d_weights[n, i] = along
-
-
 @cache
-def _sum() -> Loop:
+def _sum(of_y: type) -> Loop:
     def loop(data):
         call = arguments(data)
         _, start, stop = share(call)
-        tokens, y_at, place_at, weights_at, out_at, k, rows, width, is_narrow = call[:9]
-        place = int64s(place_at, tokens * k).reshape(tokens, k)
-        weights, out = float32s(weights_at, tokens, k), float32s(out_at, tokens, width)
-        if is_narrow:
-            _sum_rows(start, stop, bfloat16s(y_at, rows, width), place, weights, out)
-        else:
-            _sum_rows(start, stop, float32s(y_at, rows, width), place, weights, out)
+        tokens, y_at, place_at, weights_at, out_at, k, rows, width = call[:8]
+        place, weights = int64s(place_at, tokens * k).reshape(tokens, k), float32s(weights_at, tokens, k)
+        y, out = elements(y_at, rows, width, of_y), float32s(out_at, tokens, width)
+        for n in range(start, stop):
+            row, weight = place[n, 0], weights[n, 0]
+            for d in range(width):
+                out[n, d] = weight * widen(y[row, d])
+            for i in range(1, k):
+                row, weight = place[n, i], weights[n, i]
+                for d in range(width):
+                    out[n, d] += weight * widen(y[row, d])
 
     return compiled_loop(loop)
 
 
 @cache
-def _sum_backward() -> Loop:
+def _sum_backward(of_y: type) -> Loop:
     def loop(data):
         call = arguments(data)
         _, start, stop = share(call)
-        tokens, grad_at, y_at, place_at, weights_at, d_y_at, d_weights_at, k, rows, width, is_narrow = call[:11]
-        place = int64s(place_at, tokens * k).reshape(tokens, k)
-        grad, weights, d_weights = (
-            float32s(grad_at, tokens, width),
-            float32s(weights_at, tokens, k),
-            float32s(d_weights_at, tokens, k),
-        )
-        if is_narrow:
-            y, d_y = bfloat16s(y_at, rows, width), bfloat16s(d_y_at, rows, width)
-            _gradient_rows(start, stop, grad, y, place, weights, d_y, d_weights)
-        else:
-            wide_y, wide_d_y = float32s(y_at, rows, width), float32s(d_y_at, rows, width)
-            _gradient_rows(start, stop, grad, wide_y, place, weights, wide_d_y, d_weights)
+        tokens, grad_at, y_at, place_at, weights_at, d_y_at, d_weights_at, k, rows, width = call[:10]
+        place, weights = int64s(place_at, tokens * k).reshape(tokens, k), float32s(weights_at, tokens, k)
+        grad, d_weights = float32s(grad_at, tokens, width), float32s(d_weights_at, tokens, k)
+        y, d_y = elements(y_at, rows, width, of_y), elements(d_y_at, rows, width, of_y)
+        for n in range(start, stop):
+            for i in range(k):
+                row, weight, along = place[n, i], weights[n, i], np.float32(0)
+                for d in range(width):
+                    along += grad[n, d] * widen(y[row, d])
+                    d_y[row, d] = narrow(weight * grad[n, d], d_y[row, d])
+                d_weights[n, i] = along
 
     return compiled_loop(loop)
 
@@ -254,8 +217,7 @@ def swiglu(hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped) 
     """
     rows, hidden = len(hidden_MI), hidden_MI.shape[1] // 2
     out_MF = hidden_MI.new_empty(rows, hidden)
-    where = (hidden, first_row, _kind(out_MF), *dropped.key)
-    _swiglu()(rows, hidden_MI, out_MF, *where, bias_I, elements=out_MF.numel())
+    _swiglu(element(out_MF))(rows, hidden_MI, out_MF, bias_I, hidden, first_row, *dropped.key, elements=out_MF.numel())
     return out_MF
 
 
@@ -267,80 +229,56 @@ def swiglu_backward(
     """
     rows, hidden = grad_MF.shape
     d_hidden_MI, d_bias_TI = torch.empty_like(hidden_MI), torch.zeros(torch.get_num_threads(), 2 * hidden)
-    where = (hidden, first_row, _kind(grad_MF), *dropped.key, d_hidden_MI, bias_I, d_bias_TI, len(d_bias_TI))
-    _swiglu_backward()(rows, hidden_MI, grad_MF, *where, elements=grad_MF.numel())
+    places = (hidden_MI, grad_MF, d_hidden_MI, bias_I, d_bias_TI)
+    where = (len(d_bias_TI), hidden, first_row, *dropped.key)
+    _swiglu_backward(element(grad_MF))(rows, *places, *where, elements=grad_MF.numel())
     return d_hidden_MI, grad_MF, d_bias_TI.sum(dim=0)
 
 
-def _kind(x: Tensor) -> int:
-    return 1 if x.dtype == torch.bfloat16 else 0
-
-
-@inline
-def _swiglu_rows(start, stop, hidden, bias, out, first_row, below, seed, salt):
-    width = out.shape[1]
-    for m in range(start, stop):
-        base = np.uint32((first_row + m) * width)
-        for f in range(width):
-            gate = widen(hidden[m, width + f]) + bias[width + f]
-            value = (widen(hidden[m, f]) + bias[f]) * gate / (np.float32(1) + exp(-gate))
-            keep = random15(base + np.uint32(f), seed, salt) >= below
-            out[m, f] = narrow(value if keep else np.float32(0), out[m, f])
-
-
-@inline
-def _swiglu_gradient_rows(start, stop, hidden, bias, grad, out, d_bias, first_row, below, seed, salt):
-    width = grad.shape[1]
-    for m in range(start, stop):
-        base = np.uint32((first_row + m) * width)
-        for f in range(width):
-            keep = random15(base + np.uint32(f), seed, salt) >= below
-            linear, gate = widen(hidden[m, f]) + bias[f], widen(hidden[m, width + f]) + bias[width + f]
-            above = widen(grad[m, f]) if keep else np.float32(0)
-            sigmoid = np.float32(1) / (np.float32(1) + exp(-gate))
-            nonlinear = gate * sigmoid
-            d_linear = above * nonlinear
-            d_gate = above * linear * (sigmoid + nonlinear * (np.float32(1) - sigmoid))
-            out[m, f], out[m, width + f] = narrow(d_linear, out[m, f]), narrow(d_gate, out[m, f])
-            d_bias[f] += d_linear
-            d_bias[width + f] += d_gate
-            grad[m, f] = narrow(linear * nonlinear if keep else np.float32(0), grad[m, f])
-
-
 @cache
-def _swiglu() -> Loop:
+def _swiglu(of_hidden: type) -> Loop:
     def loop(data):
         call = arguments(data)
         _, start, stop = share(call)
-        rows, hidden_at, out_at, width, first, narrow_type = call[:6]
+        rows, hidden_at, out_at, bias_at, width, first_row = call[:6]
         below, seed, salt = np.uint32(call[6]), np.uint32(call[7]), np.uint32(call[8])
-        bias = float32s(call[9], 1, 2 * width)[0]
-        if narrow_type:
-            hidden, out = bfloat16s(hidden_at, rows, 2 * width), bfloat16s(out_at, rows, width)
-            _swiglu_rows(start, stop, hidden, bias, out, first, below, seed, salt)
-        else:
-            wide_hidden, wide_out = float32s(hidden_at, rows, 2 * width), float32s(out_at, rows, width)
-            _swiglu_rows(start, stop, wide_hidden, bias, wide_out, first, below, seed, salt)
+        hidden, out = elements(hidden_at, rows, 2 * width, of_hidden), elements(out_at, rows, width, of_hidden)
+        bias = float32s(bias_at, 1, 2 * width)[0]
+        for m in range(start, stop):
+            base = np.uint32((first_row + m) * width)
+            for f in range(width):
+                gate = widen(hidden[m, width + f]) + bias[width + f]
+                value = (widen(hidden[m, f]) + bias[f]) * gate / (np.float32(1) + exp(-gate))
+                keep = random15(base + np.uint32(f), seed, salt) >= below
+                out[m, f] = narrow(value if keep else np.float32(0), out[m, f])
 
     return compiled_loop(loop)
 
 
 @cache
-def _swiglu_backward() -> Loop:
+def _swiglu_backward(of_hidden: type) -> Loop:
     def loop(data):
         call = arguments(data)
         thread, start, stop = share(call)
-        rows, hidden_at, grad_at, width, first, narrow_type, _, _, _, out_at, bias_at, d_bias_at, threads = call[:13]
-        below, seed, salt = np.uint32(call[6]), np.uint32(call[7]), np.uint32(call[8])
+        rows, hidden_at, grad_at, out_at, bias_at, d_bias_at, threads, width, first_row = call[:9]
+        below, seed, salt = np.uint32(call[9]), np.uint32(call[10]), np.uint32(call[11])
+        hidden, out = elements(hidden_at, rows, 2 * width, of_hidden), elements(out_at, rows, 2 * width, of_hidden)
+        grad = elements(grad_at, rows, width, of_hidden)
         bias, d_bias = float32s(bias_at, 1, 2 * width)[0], float32s(d_bias_at, threads, 2 * width)[thread]
-        if narrow_type:
-            hidden, grad = bfloat16s(hidden_at, rows, 2 * width), bfloat16s(grad_at, rows, width)
-            out = bfloat16s(out_at, rows, 2 * width)
-            _swiglu_gradient_rows(start, stop, hidden, bias, grad, out, d_bias, first, below, seed, salt)
-        else:
-            wide_hidden, wide_grad = float32s(hidden_at, rows, 2 * width), float32s(grad_at, rows, width)
-            wide_out = float32s(out_at, rows, 2 * width)
-            _swiglu_gradient_rows(start, stop, wide_hidden, bias, wide_grad, wide_out, d_bias, first, below, seed, salt)
+        for m in range(start, stop):
+            base = np.uint32((first_row + m) * width)
+            for f in range(width):
+                keep = random15(base + np.uint32(f), seed, salt) >= below
+                linear, gate = widen(hidden[m, f]) + bias[f], widen(hidden[m, width + f]) + bias[width + f]
+                above = widen(grad[m, f]) if keep else np.float32(0)
+                sigmoid = np.float32(1) / (np.float32(1) + exp(-gate))
+                nonlinear = gate * sigmoid
+                d_linear = above * nonlinear
+                d_gate = above * linear * (sigmoid + nonlinear * (np.float32(1) - sigmoid))
+                out[m, f], out[m, width + f] = narrow(d_linear, out[m, f]), narrow(d_gate, out[m, f])
+                d_bias[f] += d_linear
+                d_bias[width + f] += d_gate
+                grad[m, f] = narrow(linear * nonlinear if keep else np.float32(0), grad[m, f])
 
     return compiled_loop(loop)
 
@@ -363,10 +301,10 @@ def cross_entropy(
     losses_R = torch.empty(rows)
     hits_R = torch.empty(rows, dtype=torch.bool)
     scratch_TV = torch.empty(torch.get_num_threads(), size)
-    kind = (logits_RV.dtype == torch.bfloat16) + 2 * (d_bias_TV is not None)
     sums_TV = scratch_TV if d_bias_TV is None else d_bias_TV
     places = (logits_RV, bias_V, targets_R, sums_TV, losses_R, hits_R, scratch_TV)
-    _cross_entropy()(rows, *places, size, kind, len(scratch_TV), elements=logits_RV.numel())
+    loop = _cross_entropy(element(logits_RV), d_bias_TV is not None)
+    loop(rows, *places, size, len(scratch_TV), elements=logits_RV.numel())
     return losses_R, hits_R
 
 
@@ -383,54 +321,43 @@ def _largest(x_V):
     return max(max(a, b), max(c, d))
 
 
-@inline
-def _entropy_rows(start, stop, logits, bias, targets, losses, hits, scratch, d_bias, train):
-    size = logits.shape[1]
-    for r in range(start, stop):
-        target = targets[r]
-        if target < 0:
-            losses[0, r] = 0
-            hits[r] = 0
-            if train:
-                for v in range(size):
-                    logits[r, v] = 0
-            continue
-        for v in range(size):
-            scratch[v] = widen(logits[r, v]) + bias[0, v]
-        largest, of_target = _largest(scratch), scratch[target]
-        total = np.float32(0)
-        for v in range(size):
-            scratch[v] = exp(scratch[v] - largest)
-            total += scratch[v]
-        losses[0, r] = np.log(total) - (of_target - largest)
-        earlier = 0
-        for v in range(target):
-            earlier += scratch[v] >= 1
-        hits[r] = of_target >= largest and earlier == 0
-        if train:
-            scale = np.float32(1) / total
-            scratch[target] -= total
-            for v in range(size):
-                gradient = scratch[v] * scale
-                d_bias[v] += gradient
-                logits[r, v] = narrow(gradient, logits[r, v])
-
-
 @cache
-def _cross_entropy() -> Loop:
+def _cross_entropy(of_logits: type, train: bool) -> Loop:
     def loop(data):
         call = arguments(data)
         thread, start, stop = share(call)
-        rows, logits_at, bias_at, targets_at, d_bias_at, losses_at, hits_at, scratch_at, size, kind, threads = call[:11]
-        bias, targets = float32s(bias_at, 1, size), int64s(targets_at, rows)
+        rows, logits_at, bias_at, targets_at, d_bias_at, losses_at, hits_at, scratch_at, size, threads = call[:10]
+        bias, targets = float32s(bias_at, 1, size)[0], int64s(targets_at, rows)
         d_bias, scratch = float32s(d_bias_at, threads, size)[thread], float32s(scratch_at, threads, size)[thread]
-        losses, hits = float32s(losses_at, 1, rows), bools(hits_at, rows)
-        train = kind >= 2
-        if kind & 1:
-            logits = bfloat16s(logits_at, rows, size)
-            _entropy_rows(start, stop, logits, bias, targets, losses, hits, scratch, d_bias, train)
-        else:
-            wide = float32s(logits_at, rows, size)
-            _entropy_rows(start, stop, wide, bias, targets, losses, hits, scratch, d_bias, train)
+        losses, hits = float32s(losses_at, 1, rows)[0], bools(hits_at, rows)
+        logits = elements(logits_at, rows, size, of_logits)
+        for r in range(start, stop):
+            target = targets[r]
+            if target < 0:
+                losses[r] = 0
+                hits[r] = 0
+                if train:
+                    for v in range(size):
+                        logits[r, v] = 0
+                continue
+            for v in range(size):
+                scratch[v] = widen(logits[r, v]) + bias[v]
+            largest, of_target = _largest(scratch), scratch[target]
+            total = np.float32(0)
+            for v in range(size):
+                scratch[v] = exp(scratch[v] - largest)
+                total += scratch[v]
+            losses[r] = np.log(total) - (of_target - largest)
+            earlier = 0
+            for v in range(target):
+                earlier += scratch[v] >= 1
+            hits[r] = of_target >= largest and earlier == 0
+            if train:
+                scale = np.float32(1) / total
+                scratch[target] -= total
+                for v in range(size):
+                    gradient = scratch[v] * scale
+                    d_bias[v] += gradient
+                    logits[r, v] = narrow(gradient, logits[r, v])
 
     return compiled_loop(loop)
