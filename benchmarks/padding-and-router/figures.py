@@ -130,7 +130,7 @@ def main(folder: Path) -> None:
     if missing := sorted(({*PADDING} | {*ROUTER}) - {*runs}):
         print(f"not done yet, and left out: {', '.join(missing)}")
     if not runs:
-        sys.exit(f"{folder / 'raw'} has no results yet: run.py makes them")
+        sys.exit(f"{folder / 'raw'} has no results yet: README.md says how to make them")
     readme = folder / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, mark, after = rest.partition(END)
