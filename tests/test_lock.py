@@ -41,11 +41,16 @@ def test_one_process_at_a_time_and_a_killed_one_leaves_nothing(tmp_path):
         assert path.read_text().startswith(f"process {os.getpid()} on ")
 
 
-def test_objects_of_a_process_share_a_lock(tmp_path):
+def test_a_process_is_refused_its_own_lock(tmp_path):
+    with locked(tmp_path / ".lock", BUSY), pytest.raises(ConfigError, match=BUSY), locked(tmp_path / ".lock", BUSY):
+        pass
+
+
+def test_objects_of_a_process_can_share_a_lock(tmp_path):
     """Until the last of them lets go."""
     path = tmp_path / ".lock"
-    with locked(path, BUSY):
-        with locked(tmp_path / "." / ".lock", BUSY):
+    with locked(path, BUSY, shared=True):
+        with locked(tmp_path / "." / ".lock", BUSY, shared=True):
             pass
         with pytest.raises(BlockingIOError):
             take(path)

@@ -20,20 +20,21 @@ OWNER_BYTES = 200
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
-    """Hold a lock by a file of its own, which is made, stays, and says who has it. Several objects of one process share
-    it. On a file system without locks, work goes on without.
+def locked(path: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock by a file of its own, which is made, stays, and says who has it. On a file system without locks, work
+    goes on without.
 
     Args:
         path: the lock's file.
-        busy: what to say if another process has it, as "a run is going on in runs/x".
+        busy: what to say if another has it, as "a run is going on in runs/x".
+        shared: let several objects of this process hold it at once.
 
     Raises:
-        ConfigError: another process has it.
+        ConfigError: another process has it, or another object of this one where it is not shared.
         OSError: the file cannot be made.
     """
     path.touch()
-    lock = FileLock(path, timeout=0, is_singleton=True, thread_local=False, fallback_to_soft=False)
+    lock = FileLock(path, timeout=0, is_singleton=shared, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

@@ -58,7 +58,7 @@ def run_folder(out: Path | None) -> Iterator[None]:
     with ExitStack() as held:
         with writing(out):
             make_folder(out)
-            held.enter_context(locked(out / LOCK_FILE, f"a run is going on in {out}"))
+            held.enter_context(locked(out / LOCK_FILE, f"a run is going on in {out}", shared=True))
         yield
 
 
