@@ -453,7 +453,7 @@ def _shown_value(field: str, value: Any) -> Any:
 
 
 def with_known(card: str, known: Known) -> str:
-    """An existing card with the metadata that `known` gives. Its text stays as it is: results and commands are not added.
+    """An existing card with the metadata that `known` gives. Its text stays: results and commands are not added.
 
     Raises:
         ConfigError: the card's metadata are not valid YAML.
