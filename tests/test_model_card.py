@@ -17,6 +17,7 @@ from sqat.errors import CheckpointError, ConfigError
 from sqat.model_card import FORMS, Known, Origin, model_card, read_origin, with_known
 from sqat.run_config import RunConfig
 from sqat.train.state import TrainState
+from sqat.uptrain_config import StudentConfig, UptrainConfig
 from sqat.variants import preset
 
 EVALUATION = {
@@ -144,6 +145,21 @@ class TestText:
         assert "## Results" not in text
         assert "metrics" not in ModelCard(text).data.to_dict()
         assert "after 37 steps and 4,567 targets" in text
+
+    @pytest.mark.parametrize("kind", [RunConfig, UptrainConfig])
+    def test_settings_are_those_of_the_run_without_folders_of_the_machine(self, kind):
+        model = "xsqat-s" if kind is RunConfig else {"path": "/home/somebody/half", "tokens": 7}
+        data = {"source": "/home/somebody/text.txt", "validation": "~/more.txt", "cache_dir": "/home/somebody/cache"}
+        run = kind.from_dict({"model": model, "data": data, "train": {"seed": 3, "clip_norm": None}})
+        text = model_card(preset("xsqat-s"), "sqat", origin=Origin(run=run))
+        assert "somebody" not in text
+        read = kind.from_dict(yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0]))
+        shown = {"source": "PATH/text.txt", "validation": "PATH/more.txt"}
+        expected = kind.from_dict({**run.to_dict(), "data": {**run.data.to_dict(), **shown, "cache_dir": None}})
+        assert read.data == expected.data
+        assert read.train == run.train
+        assert read.model == (run.model if kind is RunConfig else StudentConfig(path="PATH/half", tokens=7))
+        assert ("sqat train run.yaml" in text) == (kind is RunConfig)
 
     def test_a_model_of_unknown_origin(self):
         text = model_card(preset("sqat-mm"), "sqat")

@@ -6,12 +6,9 @@ module gathers the facts; `model_card.md.jinja` is the text.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import math
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +22,13 @@ from sqat.config import ModelConfig
 from sqat.cost import flops_per_token, kv_bytes_per_token, parameters
 from sqat.errors import CheckpointError, ConfigError
 from sqat.hub import require_repo_id
-from sqat.run_config import DataConfig, RunConfig, TrainConfig, read_yaml
+from sqat.run_config import RunConfig, read_yaml
 from sqat.train.checkpoints import FOLDER
 from sqat.train.run import CONFIG_FILE, FREE_ON_RESUME
 from sqat.train.state import STATE_FILE, TrainState, read_state
 from sqat.untrusted import read_json
-from sqat.uptrain_config import DEFAULTS, StudentConfig, UptrainConfig
-from sqat.variants import PRESETS, VARIANTS, attention_name, head_counts, preset
+from sqat.uptrain_config import UptrainConfig
+from sqat.variants import VARIANTS, attention_name, head_counts
 from sqat.version import __version__, revision
 
 if TYPE_CHECKING:
@@ -79,25 +76,6 @@ _VERIFICATION = {
     "agreement": ("agreement", "{:.2%}", "share of positions where both find the same token most likely"),
 }
 
-# Settings that have an option on the command line; the others go by --set.
-_OPTIONS = {
-    "data.source": "--data",
-    "data.validation": "--validation",
-    "data.tokenizer": "--tokenizer",
-    "train.epochs": "--epochs",
-    "train.max_steps": "--steps",
-    "train.batch_size": "--batch-size",
-    "train.learning_rate": "--lr",
-    "train.seed": "--seed",
-    "train.device": "--device",
-}
-_UPTRAIN_OPTIONS = {
-    **_OPTIONS,
-    "model.tokens": "--tokens",
-    "model.teacher": "--teacher",
-    "model.kl_weight": "--kl-weight",
-    "model.context_length": "--context",
-}
 _PATHS = ("data.source", "data.validation", "data.tokenizer", "model.path", "model.teacher")
 
 
@@ -371,7 +349,8 @@ def _render(
         verification_rows=_rows(verification, _VERIFICATION),
         verification_text=public_name(str(verification.get("text"))),
         trained=origin.state is not None,
-        command=training_command(run) if run else known.training and known.training.strip(),
+        command=known.training and known.training.strip(),
+        uptrained=isinstance(run, UptrainConfig),
         settings=run and settings(run).rstrip(),
         state=origin.state,
         version=__version__,
@@ -456,47 +435,17 @@ def public_name(name: str) -> str:
     return f"PATH/{Path(name).name}" if name.startswith(("/", "~")) or Path(name).is_absolute() else name
 
 
-def training_command(run: RunConfig | UptrainConfig) -> str:
-    """A command that describes the same run, apart from where checkpoints and logs go."""
-    if isinstance(run, UptrainConfig):
-        least = StudentConfig(path=run.model.path, tokens=run.model.tokens)
-        words, options, train = ["sqat", "uptrain", public_name(run.model.path)], _UPTRAIN_OPTIONS, DEFAULTS["train"]
-        changes = {"model.tokens": run.model.tokens, **_changes("model", run.model, least)}
-    else:
-        differences = {name: _changes("model", run.model, preset(name)) for name in PRESETS}
-        nearest = min(differences, key=lambda name: len(differences[name]))
-        words, options, train, changes = ["sqat", "train", nearest], _OPTIONS, {}, differences[nearest]
-    changes |= {"data.source": run.data.source, **_changes("data", run.data, DataConfig())}
-    changes |= _changes("train", run.train, TrainConfig.from_dict(train))
-    for field, value in changes.items():
-        value = _shown_value(field, value)
-        if field in options and value is not None:
-            words += [options[field], str(value)]
-        else:
-            words += ["--set", f"{field}={json.dumps(value)}"]
-    return shlex.join(words)
-
-
 def settings(run: RunConfig | UptrainConfig) -> str:
-    """The settings of a run as YAML, without those that do not change the result."""
-    sections = run.to_dict()
-    if isinstance(run, RunConfig):
-        del sections["model"]  # it is the checkpoint's config.json
+    """The configuration of a run as YAML, without what does not change the result, such as where logs go."""
     kept = {
         section: {
             name: _shown_value(f"{section}.{name}", value)
             for name, value in fields.items()
             if name not in FREE_ON_RESUME
         }
-        for section, fields in sections.items()
+        for section, fields in run.to_dict().items()
     }
     return yaml.safe_dump(kept, sort_keys=False)
-
-
-def _changes(section: str, config: object, default: object) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(config) if field.name not in FREE_ON_RESUME]  # type: ignore[arg-type]
-    values = {name: getattr(config, name) for name in names}
-    return {f"{section}.{name}": value for name, value in values.items() if value != getattr(default, name)}
 
 
 def _shown_value(field: str, value: Any) -> Any:
@@ -504,8 +453,7 @@ def _shown_value(field: str, value: Any) -> Any:
 
 
 def with_known(card: str, known: Known) -> str:
-    """An existing card with the metadata that `known` gives. Its text stays, so results and the training command, which
-    only the text has, are not added.
+    """An existing card with the metadata that `known` gives. Its text stays: results and commands are not added.
 
     Raises:
         ConfigError: the card's metadata are not valid YAML.

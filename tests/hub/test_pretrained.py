@@ -73,7 +73,7 @@ def test_what_was_converted_is_pushed_and_pulled(hub, monkeypatch):
     assert not (pulled / "training.json").exists()
     card = ModelCard.load(pulled / "README.md")
     assert card.data.base_model == MODEL
-    assert f"sqat uptrain half --tokens 300 --teacher {MODEL} --data stories" in card.text
+    assert f"teacher: {MODEL}" in card.text
     assert "| loss | 2.5000 |" in card.text
     assert "padding counted" not in card.text
 

@@ -112,9 +112,8 @@ def test_every_routing(way, routing):
 
 
 @pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "linear"])
 @pytest.mark.parametrize("run", [run_experts.plain, on_gpus.run_experts_grouped], ids=["plain", "grouped"])
-def test_backward_uses_the_dropout_of_its_forward(run, activation, gated, monkeypatch):
+def test_backward_uses_the_dropout_of_its_forward(run, gated, monkeypatch):
     """With the generator set back each time, gradients are finite differences."""
     monkeypatch.setattr(on_gpus, "grouped_mm", on_gpus.grouped_mm_naive)
     experts_Nk = torch.tensor([[0, 2], [2, 1], [2, 0], [1, 2], [0, 1]])
@@ -122,7 +121,7 @@ def test_backward_uses_the_dropout_of_its_forward(run, activation, gated, monkey
 
     def compute(x, share, *weights):
         torch.manual_seed(3)
-        return run(x, experts_Nk, share, ExpertWeights(*weights), activation, gated, 0.4)
+        return run(x, experts_Nk, share, ExpertWeights(*weights), "silu", gated, 0.4)
 
     assert torch.autograd.gradcheck(compute, (x, share, *weights))
 

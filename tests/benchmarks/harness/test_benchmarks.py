@@ -81,8 +81,11 @@ def test_training_steps(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.series[2].figures["real tokens/s"] <= table.series[2].spread.median
 
 
-@pytest.mark.slow
-def test_training_end_to_end_in_child_processes(context: Make) -> None:
+def test_training_end_to_end(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, too."""
+    monkeypatch.setattr(
+        training, "run_child", lambda task, settings, **_: getattr(tasks, task.removeprefix("tasks:"))(settings)
+    )
     table = training.end_to_end_table(context(rounds=1))
     check(Result("training", [table]))
     assert [series.name for series in table.series] == [training.SQAT, training.OUR_SNIPPET]
