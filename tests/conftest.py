@@ -20,6 +20,7 @@ from sqat.model import Decoder
 
 # Compiled once for all tests, although many of them have a cache folder of their own.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(default_cache() / "kernels"))
+os.fsync = lambda _: None  # no test cuts the power, and a flush takes milliseconds
 torch.set_num_threads(1)  # tiny tensors: threads would wait for each other, and the longer the busier the machine is
 
 SIZES = {

@@ -18,6 +18,7 @@ INVALID = [
     (TrainConfig, "gradient_accumulation", 0, "at least 1"),
     (TrainConfig, "log_every", 0, "at least 1"),
     (TrainConfig, "keep_checkpoints", 0, "at least 1"),
+    (TrainConfig, "max_skipped_steps", 0, "at least 1"),
     (TrainConfig, "epochs", 0, "at least 1, or null"),
     (TrainConfig, "epochs", None, "set, where max_steps is null"),
     (TrainConfig, "max_steps", 0, "at least 1, or null"),

@@ -1,9 +1,10 @@
-"""Groups of processes, forked from one that has imported everything: each would need seconds for that."""
+"""Groups of processes, forked from one that is ready to train (`warm.py`): each would need seconds for that."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import runpy
 import socket
 import tempfile
@@ -14,11 +15,6 @@ from typing import Any
 import pytest
 
 WORKER = Path(__file__).with_name("worker.py")
-KERNELS = ("attention", "loops", "threads", "tiles", "vector")
-PRELOAD = [
-    *("sqat.train.run", "sqat.data.stories", "sqat.data.text", "numba", "torch._dynamo"),
-    *("torch.distributed.fsdp", "torch.nn.parallel.distributed", *(f"sqat.cpu.{name}" for name in KERNELS)),
-]
 TINY = {
     "vocab_size": 307,
     "hidden_size": 20,
@@ -46,7 +42,7 @@ def run_values(cache: str) -> Callable[..., dict[str, Any]]:
         settings = {"batch_size": 7, "precision": "float32", "log_every": 1, "tensorboard": False, "max_steps": 5}
         return {
             "model": {**TINY, **(model or {})},
-            "data": {"source": "stories:61", "validation_limit": 11, "cache_dir": cache, **(data or {})},
+            "data": {"source": "stories:61", "validation_limit": 3, "cache_dir": cache, **(data or {})},
             "train": {"device": "cpu", **settings, **train},
         }
 
@@ -54,15 +50,16 @@ def run_values(cache: str) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def launch() -> Callable[..., list[dict[str, Any] | None]]:
+def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any] | None]]:
     """`launch(2, {"config": …, "out": …})`: see :func:`run_group`."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")]))
     return run_group
 
 
 def run_group(processes: int, job: dict[str, Any], *, seconds: float = 300) -> list[dict[str, Any] | None]:
     """Run a job in a group of processes; what each leaves, `None` where one was killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context.set_forkserver_preload(["warm"])
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

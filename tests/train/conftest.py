@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from sqat.config import ModelConfig
 from sqat.run_config import DataConfig, RunConfig, TrainConfig
+from sqat.train import Callback, Trainer, start_run
 
 TINY = {
     "vocab_size": 307,
@@ -23,20 +25,67 @@ TINY = {
     "num_experts": 3,
     "feedforward_dropout": 0.1,
 }
+SETTINGS = {"batch_size": 5, "precision": "float32", "log_every": 1, "tensorboard": False, "max_steps": 7}
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The cache folder of all these runs: their data are the same."""
+    return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
-def run_config(tmp_path: Path) -> Callable[..., RunConfig]:
+def run_config(shared_cache: str) -> Callable[..., RunConfig]:
     """`run_config(max_steps=7, model={...}, data={...}, …)`: a mixture-of-experts model with dropout on 61 stories."""
 
     def build(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **train: Any) -> RunConfig:
-        settings = {"batch_size": 5, "precision": "float32", "log_every": 1, "tensorboard": False, "max_steps": 7}
+        text = {"source": "stories:61", "validation_limit": 1, "cache_dir": shared_cache}
         return RunConfig(
             model=ModelConfig.from_dict({**TINY, **(model or {})}),
-            data=DataConfig.from_dict(
-                {"source": "stories:61", "validation_limit": 11, "cache_dir": str(tmp_path / "cache"), **(data or {})}
-            ),
-            train=TrainConfig.from_dict({**settings, **train}),
+            data=DataConfig.from_dict({**text, **(data or {})}),
+            train=TrainConfig.from_dict({**SETTINGS, **train}),
         )
 
     return build
+
+
+@pytest.fixture
+def start(run_config: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., Trainer]:
+    """`start("run", max_steps=7, …)`: the trainer of such a run in a folder of `tmp_path`."""
+
+    def begin(
+        folder: str = "run", *, callbacks: Sequence[Callback] = (), resume: bool = False, **settings: Any
+    ) -> Trainer:
+        return start_run(run_config(**settings), tmp_path / folder, callbacks=callbacks, resume=resume)
+
+    return begin
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+    """`log("run")`: the lines of a run's metrics.jsonl without wall-clock times, "train" or "validation" ones or all;
+    NaN must not be in them.
+    """
+
+    def read(folder: str = "run", kind: str | None = None) -> list[dict[str, Any]]:
+        text = (tmp_path / folder / "metrics.jsonl").read_text()
+        records = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+        lines = [{k: v for k, v in line.items() if k not in ("tokens_per_second", "data_wait")} for line in records]
+        return [line for line in lines if kind in (None, line["kind"])]
+
+    return read
+
+
+@pytest.fixture
+def at() -> Callable[..., Callback]:
+    """`at(3, action)`: a callback that calls `action(trainer)` after step 3."""
+
+    class At(Callback):
+        def __init__(self, step: int, action: Callable[[Trainer], object]) -> None:
+            self.step, self.action = step, action
+
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.state.step == self.step:
+                self.action(trainer)
+
+    return At

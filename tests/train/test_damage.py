@@ -1,14 +1,9 @@
 """Damaged checkpoints: every flipped byte is found, and a run goes on from the newest one that is whole."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
-import json
-import logging
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,8 +13,6 @@ from sqat.checkpoint import load_model
 from sqat.checksums import MANIFEST
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError, DataError
-from sqat.run_config import RunConfig
-from sqat.train import Callback, Trainer, start_run
 from sqat.train.checkpoints import (
     best_checkpoint,
     find_model,
@@ -39,24 +32,28 @@ def flip(path: Path, offset: int = -40) -> None:
     path.write_bytes(content)
 
 
+SETTINGS = {"checkpoint_every": 2, "evaluate_every": 3, "keep_checkpoints": 3}
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory):
     """Where `run` makes its run, once."""
     return tmp_path_factory.mktemp("finished") / "run"
 
 
 @pytest.fixture
-def config(run_config: Callable[..., RunConfig], tmp_path: Path) -> RunConfig:
-    return run_config(max_steps=7, checkpoint_every=2, evaluate_every=3, keep_checkpoints=3)
+def run(start, finished, tmp_path):
+    """A run with checkpoints at steps 4, 6 and 7."""
+    if not finished.exists():
+        start(finished, **SETTINGS).train()
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.fixture
-def run(config: RunConfig, finished: Path, tmp_path: Path) -> Path:
-    """A run with checkpoints at steps 4, 6 and 7."""
-    if not finished.exists():
-        start_run(config, finished).train()
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
+def resume(start, run):
+    """`resume()`: the trainer that goes on with the run."""
+    return lambda: start(resume=True, **SETTINGS)
 
 
 class TestDetection:
@@ -76,11 +73,11 @@ class TestDetection:
         assert newest_whole_checkpoint(run) == newest
 
     @pytest.mark.parametrize("name", FILES[:3] + FILES[4:])
-    def test_whoever_reads_a_file_alone_sees_it_too(self, run, flip_bytes, name):
+    def test_reading_one_file_alone_finds_it_too(self, run, flip_bytes, name):
         folder = latest_checkpoint(run)
         model = load_model(folder)
         optimizer = torch.optim.AdamW(model.parameters())
-        read: Callable[[Path], object] = {
+        read = {
             "config.json": load_model,
             "model.safetensors": load_model,
             "tokenizer.json": Tokenizer.load,
@@ -95,12 +92,11 @@ class TestDetection:
 
 class TestFallback:
     @pytest.mark.parametrize("name", [*FILES, MANIFEST])
-    def test_to_the_newest_whole_one_and_on_to_the_same_bits(self, config, run, caplog, name):
+    def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_same_bits(self, resume, run, log, caplog, name):
         expected = copy.deepcopy(load_model(latest_checkpoint(run)).state_dict())  # not the file, which is mapped
-        log = (run / "metrics.jsonl").read_text()
+        lines = log()
         flip(run / "checkpoints" / "step-00000007" / name)
-        with caplog.at_level(logging.WARNING):
-            trainer = start_run(config, run, resume=True)
+        trainer = resume()
         assert trainer.state.step == 6
         aside = run / "checkpoints" / "step-00000007.damaged"
         assert re.search(rf"step-00000007/{re.escape(name)} is damaged", caplog.text)
@@ -109,58 +105,49 @@ class TestFallback:
         torch.testing.assert_close(load_model(latest_checkpoint(run)).state_dict(), expected, rtol=0, atol=0)
         assert sorted(path.name for path in aside.iterdir()) == sorted([*FILES, MANIFEST, "evaluation.json"])
         assert [path.name for path in list_checkpoints(run)] == [f"step-0000000{n}" for n in (4, 6, 7)]
-        assert [_without_times(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == [
-            _without_times(line) for line in log.splitlines()
-        ]
+        assert log() == lines
 
-    def test_a_damaged_evaluation_is_made_again(self, config, run, flip_bytes, caplog):
-        newest, log = latest_checkpoint(run), (run / "metrics.jsonl").read_text()
+    def test_a_damaged_evaluation_is_made_again(self, resume, run, log, flip_bytes, caplog):
+        newest, lines = latest_checkpoint(run), log()
         path = newest / "evaluation.json"
         whole, state = path.read_bytes(), read_state(newest)
         for _ in flip_bytes(path):  # of blanks between its values, some may change unseen
             with contextlib.suppress(CheckpointError):
                 assert read_state(newest) == state
         path.write_bytes(whole.replace(b'"loss": ', b'"loss": 1'))
-        with caplog.at_level(logging.WARNING):
-            start_run(config, run, resume=True).train()
+        resume().train()
         assert "evaluation.json is damaged" in caplog.text
         assert path.read_bytes() == whole
-        assert [_without_times(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == [
-            _without_times(line) for line in log.splitlines()
-        ]
+        assert log() == lines
 
-    def test_past_several_and_missing_files(self, config, run, caplog):
+    def test_several_damaged_and_missing_files_are_passed_over(self, resume, run, caplog):
         flip(run / "checkpoints" / "step-00000007" / "training.safetensors")
         (run / "checkpoints" / "step-00000006" / "model.safetensors").unlink()
-        with caplog.at_level(logging.WARNING):
-            assert start_run(config, run, resume=True).state.step == 4
+        assert resume().state.step == 4
         assert "step-00000006/model.safetensors is missing, although checksums.sha256 lists it" in caplog.text
         assert "step-00000007/training.safetensors is damaged" in caplog.text
         assert [path.name for path in list_checkpoints(run)] == ["step-00000004"]
 
-    def test_a_step_damaged_twice_is_kept_twice(self, config, run):
+    def test_a_step_damaged_twice_is_kept_twice(self, resume, run):
         for _ in range(2):
             flip(run / "checkpoints" / "step-00000007" / "training.json")
-            start_run(config, run, resume=True).train()
+            resume().train()
         names = sorted(path.name for path in (run / "checkpoints").iterdir())
         assert names[-3:] == ["step-00000007", "step-00000007.damaged", "step-00000007.damaged-2"]
 
-    def test_where_all_are_damaged_nothing_is_begun_anew(self, config, run):
+    def test_nothing_begins_anew_where_all_are_damaged(self, start, resume, run):
         for checkpoint in list_checkpoints(run):
             flip(checkpoint / "model.safetensors")
         for _ in range(2):  # and a second try is no way around it
-            with pytest.raises(
-                CheckpointError, match=r"all checkpoints of .*step-00000007/model.safetensors is damaged"
-            ):
-                start_run(config, run, resume=True)
+            with pytest.raises(CheckpointError, match=r"all checkpoints of .*step-00000007/model.safetensors is dam"):
+                resume()
         with pytest.raises(ConfigError, match="holds a run already"):
-            start_run(config, run)
+            start(**SETTINGS)
         assert len(list_checkpoints(run)) == 3
 
-    def test_one_without_a_list_is_read_unchecked_and_it_is_said(self, config, run, caplog):
+    def test_a_checkpoint_without_checksums_is_read_with_a_warning(self, resume, run, caplog):
         (latest_checkpoint(run) / MANIFEST).unlink()
-        with caplog.at_level(logging.WARNING):
-            assert start_run(config, run, resume=True).state.step == 7
+        assert resume().state.step == 7
         assert "step-00000007 has no checksums.sha256: read unchecked" in caplog.text
 
 
@@ -169,21 +156,14 @@ class TestBest:
         best = best_checkpoint(run)
         assert find_model(run) == best
         flip(best / "training.json", 30)
-        with caplog.at_level(logging.WARNING):
-            assert best_checkpoint(run) not in (best, None)
+        assert best_checkpoint(run) not in (best, None)
         assert f"passing over {best / 'training.json'} is damaged" in caplog.text
 
-    def test_rotation_keeps_one_with_a_damaged_state(self, run_config, tmp_path):
+    def test_rotation_keeps_one_with_a_damaged_state(self, start, at, tmp_path):
         """Its weights may be the best."""
         folder = tmp_path / "rotated" / "checkpoints" / "step-00000002"
-
-        class Damage(Callback):
-            def on_step(self, trainer: Trainer) -> None:
-                if trainer.state.step == 3:
-                    flip(folder / "training.json")
-
-        config = run_config(max_steps=5, checkpoint_every=1, keep_checkpoints=1)
-        start_run(config, tmp_path / "rotated", callbacks=[Damage()]).train()
+        damage = at(3, lambda _: flip(folder / "training.json"))
+        start("rotated", max_steps=5, checkpoint_every=1, keep_checkpoints=1, callbacks=[damage]).train()
         assert [path.name for path in list_checkpoints(tmp_path / "rotated")] == ["step-00000002", "step-00000005"]
         load_model(folder)
 
@@ -211,32 +191,20 @@ class TestTheRunsOwnFiles:
             ("train:", "tra\x00n:", r"config\.yaml is not valid YAML"),
         ],
     )
-    def test_a_changed_configuration(self, config, run, old, new, message):
+    def test_a_changed_configuration_is_refused(self, resume, run, old, new, message):
         path = run / "config.yaml"
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new))
         with pytest.raises(ConfigError, match=message):
-            start_run(config, run, resume=True)
-
-    def test_damaged_metrics_lose_their_own_lines_only(self, config, run):
-        path = run / "metrics.jsonl"
-        lines = path.read_bytes().splitlines()
-        lines[1] = b"\xff" + lines[1][1:]
-        path.write_bytes(b"\n".join(lines) + b"\n")
-        start_run(config, run, resume=True).train()
-        assert path.read_bytes().splitlines() == [lines[0], *lines[2:]]
+            resume()
 
 
-def test_a_damaged_tokenizer_in_the_cache_is_trained_again(config, tmp_path, caplog):
-    whole = start_run(config, tmp_path / "one")
+def test_a_damaged_tokenizer_in_the_cache_is_trained_again(start, tmp_path, caplog):
+    data = {"cache_dir": str(tmp_path / "cache")}
+    whole = start("one", data=data)
     (folder,) = (tmp_path / "cache" / "tokenizers").iterdir()
     flip(folder / "tokenizer.json")
-    with caplog.at_level(logging.WARNING):
-        again = start_run(config, tmp_path / "two")
+    again = start("two", data=data)
     assert re.search(r"training the tokenizer of .* again: .*tokenizer\.json is damaged", caplog.text)
     assert again.tokenizer.fingerprint() == whole.tokenizer.fingerprint()
-
-
-def _without_times(line: str) -> dict[str, object]:
-    return {k: v for k, v in json.loads(line).items() if k not in ("tokens_per_second", "data_wait")}

@@ -1,19 +1,12 @@
 """Out of memory: which batch size to try, and that a run can go on with it."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from sqat.errors import ConfigError, TrainingError
-from sqat.run_config import RunConfig
-from sqat.train import Trainer, start_run
 from sqat.train.checkpoints import latest_checkpoint
 from sqat.train.step import explain_out_of_memory
 
@@ -21,11 +14,11 @@ from sqat.train.step import explain_out_of_memory
 class Full(nn.Module):
     """A task that fails after some steps as a GPU without memory does."""
 
-    def __init__(self, trainer: Trainer, after: int) -> None:
+    def __init__(self, trainer, after):
         super().__init__()
         self.task, self.trainer, self.after = trainer.task, trainer, after
 
-    def forward(self, *arguments: Any) -> Any:
+    def forward(self, *arguments):
         if self.trainer.state.step >= self.after:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return self.task(*arguments)
@@ -42,55 +35,48 @@ class Full(nn.Module):
         (1, None, "a batch_size of 1: a single row does not fit; try a shorter context"),
     ],
 )  # fmt: skip
-def test_the_advice(batch_size: int, accumulation: int | None, advice: str) -> None:
-    with (
-        pytest.raises(TrainingError, match=re.escape(advice)),
-        explain_out_of_memory("step 7", batch_size, accumulation),
-    ):
+def test_the_advice(batch_size, accumulation, advice):
+    refused = pytest.raises(TrainingError, match=re.escape(advice))
+    with refused, explain_out_of_memory("step 7", batch_size, accumulation):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="shapes") as error, explain_out_of_memory("step 7", 3, 1):
         raise RuntimeError("shapes do not fit")
     assert type(error.value) is RuntimeError
 
 
-def test_a_run_goes_on_as_advised(run_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_a_run_goes_on_as_advised(start, tmp_path):
     """With half the rows at a time, and as many a step: the same data, and nearly the same weights."""
     data = {"limit": 7}  # an epoch ends within the run
     model = {"num_experts": 0, "feedforward_dropout": 0.0}
     settings = {"model": model, "data": data, "max_steps": 17, "checkpoint_every": 3}
-    whole = start_run(run_config(batch_size=6, **settings), tmp_path / "whole")
+    whole = start("whole", batch_size=6, **settings)
     whole.train()
-    trainer = start_run(run_config(batch_size=6, **settings), tmp_path / "run")
+    trainer = start(batch_size=6, **settings)
     trainer.task = Full(trainer, 7)
-    with pytest.raises(
-        TrainingError, match=r"not enough for step 8 with a batch_size of 6: .* 3 with .* of 2, .* --resume"
-    ):
+    message = r"not enough for step 8 with a batch_size of 6: .* 3 with .* of 2, .* --resume"
+    with pytest.raises(TrainingError, match=message):
         trainer.train()
     assert latest_checkpoint(tmp_path / "run").name == "step-00000006"
     with pytest.raises(ConfigError, match=r"train.batch_size is 3, but the run in .* has 6"):
-        start_run(run_config(batch_size=3, **settings), tmp_path / "run", resume=True)
+        start(batch_size=3, resume=True, **settings)
     smaller = {"batch_size": 3, "gradient_accumulation": 2, "gradient_checkpointing": True}
-    resumed = start_run(run_config(**smaller, **settings), tmp_path / "run", resume=True)
+    resumed = start(resume=True, **smaller, **settings)
     resumed.train()
     assert (resumed.total_steps, resumed.state.data, resumed.state.tokens) == (17, whole.state.data, whole.state.tokens)
     assert whole.state.data.epoch == 1
-    for name, tensor in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=1e-4, atol=1e-5)
 
 
-def test_during_validation(
-    run_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
+def test_the_advice_for_validation(start, tmp_path, monkeypatch):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("sqat.train.trainer.evaluate", full)
-    trainer = start_run(run_config(batch_size=6, checkpoint_every=2, evaluate_every=3), tmp_path / "run")
-    with pytest.raises(
-        TrainingError, match=r"not enough for validation with a batch_size of 6: try a batch_size of 3 with"
-    ):
+    trainer = start(batch_size=6, checkpoint_every=2, evaluate_every=3)
+    message = r"not enough for validation with a batch_size of 6: try a batch_size of 3 with"
+    with pytest.raises(TrainingError, match=message):
         trainer.train()
     assert latest_checkpoint(tmp_path / "run").name == "step-00000002"
