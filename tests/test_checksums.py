@@ -70,12 +70,6 @@ def test_a_missing_file(folder):
     check_files(folder, ["a.json"])
 
 
-def test_a_lengthened_file(folder):
-    (folder / "empty").write_bytes(b"\0")
-    with pytest.raises(CheckpointError, match="empty is damaged"):
-        check_files(folder)
-
-
 def test_a_folder_without_a_list_is_not_checked(folder):
     (folder / MANIFEST).unlink()
     (folder / "a.json").unlink()
@@ -96,21 +90,9 @@ def test_files_elsewhere_are_not_touched(folder, name):
 
 
 @pytest.mark.parametrize("line", ["nonsense", "", "0  a.json", f"{'0' * 64} a.json", f"{'0' * 64}  "])
-def test_a_line_that_is_none_is_quoted(folder, line):
+def test_a_malformed_line_is_quoted(folder, line):
     rewrite(folder, line + "\n")
     with pytest.raises(CheckpointError, match=re.escape(f"{MANIFEST} has the line {line!r}, but must have a SHA-256")):
-        check_files(folder)
-
-
-def test_a_name_that_no_file_can_have(folder):
-    rewrite(folder, f"{'0' * 64}  \0\n")
-    with pytest.raises(CheckpointError, match="is missing, although"):
-        check_files(folder)
-
-
-def test_a_name_longer_than_any(folder):
-    rewrite(folder, f"{'0' * 64}  {'a' * 300}\n")
-    with pytest.raises(CheckpointError, match=r"cannot be read|is missing, although"):
         check_files(folder)
 
 

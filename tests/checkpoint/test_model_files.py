@@ -85,16 +85,15 @@ class TestRoundTrip:
         assert all(parameter.requires_grad and not parameter.is_meta for parameter in loaded.parameters())
 
     @pytest.mark.parametrize(
-        ("dtype", "expected"), [(None, torch.bfloat16), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+        ("options", "expected"),
+        [({}, torch.float32), ({"dtype": None}, torch.bfloat16), ({"dtype": torch.float64}, torch.float64)],
+        ids=str,
     )
-    def test_weights_keep_or_change_their_type(self, model, tmp_path, dtype, expected):
+    def test_weights_keep_or_change_their_type(self, model, tmp_path, options, expected):
         folder = save_model(model.to(torch.bfloat16), tmp_path / "model")
-        loaded = load_model(folder, dtype=dtype)
+        loaded = load_model(folder, **options)
         assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
         torch.testing.assert_close(loaded.to(torch.bfloat16).state_dict(), model.state_dict(), rtol=0, atol=0)
-
-    def test_weights_load_as_float32_by_default(self, model, tmp_path):
-        assert load_model(save_model(model.half(), tmp_path / "model")).head.weight.dtype == torch.float32
 
 
 class TestSaving:
@@ -115,18 +114,6 @@ class TestSaving:
             save_model(tiny_model(num_layers=3), folder)
         assert_same(load_model(folder), model)
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
-
-    def test_a_killed_writer_leaves_the_old_or_the_new(self, folder, model, tiny_model, survives):
-        new = tiny_model(moe=True)
-        found, alive = [], False
-        while not alive:
-            save_model(model, folder)
-            alive = survives(lambda: save_model(new, folder), len(found) + 1)
-            weights = load_model(folder).state_dict()
-            found.append("new" if weights["embedding.weight"].equal(new.embedding.weight) else "old")
-            torch.testing.assert_close(weights, (new if found[-1] == "new" else model).state_dict(), rtol=0, atol=0)
-        assert found == sorted(found, reverse=True)  # from "old" to "new", once
-        assert {*found} == {"old", "new"}
 
     @pytest.mark.parametrize("name", [".", "file"])
     def test_only_checkpoints_are_replaced(self, model, tmp_path, name):
@@ -252,12 +239,6 @@ class TestTensors:
     def test_truncated_weights_are_refused(self, folder, kept):
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:kept])
-        with refused(folder, "model.safetensors is damaged or truncated"):
-            load_model(folder)
-
-    def test_damaged_weights_are_refused(self, folder):
-        path = folder / "model.safetensors"
-        path.write_bytes(b"\x80\x04" + path.read_bytes()[2:])
         with refused(folder, "model.safetensors is damaged or truncated"):
             load_model(folder)
 

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all: whatever goes wrong, and wherever a writer is killed."""
+"""Folders are there whole or not at all, whatever goes wrong and wherever a writer is killed."""
 
 import logging
 import os
@@ -142,47 +142,27 @@ class TestChecksums:
         assert names(folder) == {"b"}
 
 
-class TestKilled:
-    """A writer dies just before its n-th change to the file system, for every n."""
-
-    @pytest.fixture
-    def versions_after(self, folder, survives):
-        """What is there after a death at the first change, the second, …, until a writer lives."""
-
-        def versions(prepare) -> list[str]:
-            found, alive = [], False
-            while not alive:
-                shutil.rmtree(folder.parent)
-                folder.parent.mkdir()
-                prepare()
-                alive = survives(lambda: write(folder, "new"), len(found) + 1)
-                recover(folder)
-                version = content(folder)["a"] if folder.exists() else "nothing"
-                assert version == "nothing" or content(folder) == of(version)
-                found.append(version)
-                write(folder, "next")  # whatever lies about does not stop the next writer
-                assert content(folder) == of("next")
-                assert ".model.previous" not in names(folder.parent)
-            return found
-
-        return versions
-
-    def test_a_new_folder_is_there_or_not(self, versions_after):
-        versions = versions_after(lambda: None)
-        assert versions == sorted(versions, reverse=True)  # from "nothing" to "new", once
-        assert {*versions} == {"nothing", "new"}
-
-    def test_an_old_folder_is_the_old_or_the_new(self, folder, versions_after):
-        versions = versions_after(lambda: write(folder, "old"))
-        assert versions == sorted(versions, reverse=True)  # from "old" to "new", once
-        assert {*versions} == {"old", "new"}
-
-    def test_after_an_earlier_death_between_the_renames(self, folder, versions_after):
-        def prepare():
+@pytest.mark.parametrize("before", ["nothing", "old", "moved aside"])
+def test_a_writer_killed_at_any_change_leaves_the_old_folder_or_the_new(folder, survives, before):
+    found, alive = [], False
+    while not alive:
+        shutil.rmtree(folder.parent)
+        folder.parent.mkdir()
+        if before != "nothing":
             write(folder, "old")
+        if before == "moved aside":  # by an earlier death, between the two renames
             folder.rename(folder.with_name(".model.previous"))
-
-        assert {*versions_after(prepare)} == {"old", "new"}
+        alive = survives(lambda: write(folder, "new"), len(found) + 1)
+        recover(folder)
+        version = content(folder)["a"] if folder.exists() else "nothing"
+        assert version == "nothing" or content(folder) == of(version)
+        found.append(version)
+        write(folder, "next")  # whatever lies about does not stop the next writer
+        assert content(folder) == of("next")
+        assert ".model.previous" not in names(folder.parent)
+    first = "nothing" if before == "nothing" else "old"
+    assert found == [first] * found.count(first) + ["new"] * found.count("new")
+    assert {*found} == {first, "new"}
 
 
 class TestRecover:

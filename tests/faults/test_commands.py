@@ -129,8 +129,8 @@ def kill_conversion(commands: Callable[[str], Commands], command: tuple[str, ...
     full_disk(commands, command, changes, "config.json", goes_on)
 
 
-def test_export_layout(commands: Callable[[str], Commands], whole: Commands) -> None:
-    kill_conversion(commands, ("export", str(whole.folder / "run"), "--out", "out", "--to", "sqat"), ())
+def test_export(commands: Callable[[str], Commands], whole: Commands) -> None:
+    kill_conversion(commands, ("export", str(whole.folder / "run"), "--out", "out", "--to", "sqat"), ("sqat.model_card",))
 
 
 @pytest.fixture

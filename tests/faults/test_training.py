@@ -12,7 +12,7 @@ from harness import EVERY, FULL, KILLED, TRAIN, Commands, assert_whole_and_goes_
 
 PARTS = 8 if FULL else 1  # of the work, so that several processes share it
 MOMENTS = 50 // EVERY if FULL else 1
-CHANGES = None if FULL else 3  # to the disk at which runs are killed; `None`: at all of them
+CHANGES = None if FULL else 2  # to the disk at which runs are killed; `None`: at all of them
 
 
 @pytest.mark.usefixtures("needs_shim")
