@@ -125,7 +125,7 @@ class TestTensors:
         with torch.no_grad():
             torch.testing.assert_close(theirs(tokens), model(tokens).logits, rtol=1e-5, atol=1e-5)
 
-    def test_buffers_are_passed_over(self, rxnn_model, tmp_path):
+    def test_rotary_buffers_are_ignored(self, rxnn_model, tmp_path):
         model = rxnn_model()
         path = save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors"
         tensors = load_file(path)
@@ -148,7 +148,7 @@ class TestTensors:
         ],
         ids=["missing", "misshapen"],
     )
-    def test_problems_are_told_in_the_original_s_names(self, rxnn_model, tmp_path, change, message):
+    def test_errors_use_the_names_of_rxnn(self, rxnn_model, tmp_path, change, message):
         path = save_model(rxnn_model(moe=True), tmp_path / "model", layout="rxnn") / "model.safetensors"
         tensors = load_file(path)
         change(tensors)
@@ -184,7 +184,7 @@ class TestConfig:
         ],
         ids=str,
     )
-    def test_which_counts_each_attention_type_reads(self, changes, heads):
+    def test_head_counts_of_each_attention_type(self, changes, heads):
         config = config_from_rxnn({**VALUES, **changes})
         assert (config.num_query_heads, config.num_kv_heads) == heads
         assert config.head_dim == 10
@@ -261,7 +261,7 @@ class TestConfig:
             ("window", 5),
         ],
     )
-    def test_what_the_original_cannot_express_is_named(self, rxnn_model, tmp_path, field, value):
+    def test_fields_that_rxnn_lacks_are_refused_by_name(self, rxnn_model, tmp_path, field, value):
         model = Decoder(rxnn_model().config.replace(**{field: value}))
         with pytest.raises(ConfigError, match=f"{field} is {value!r}, but RxNN's layout holds models with {field} "):
             save_model(model, tmp_path / "model", layout="rxnn")
