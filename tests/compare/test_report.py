@@ -18,11 +18,21 @@ from sqat.variants import VARIANTS
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.fixture(autouse=True)
+def _pictures(request, monkeypatch):
+    """Pictures are drawn only for the tests that look at them: it takes seconds."""
+    if "drawn" not in request.keywords:
+        names = re.findall(r"\[(.*)\]\(pictures/(.*)\.png\)", (BENCHMARKS / "stories-recall/report.md").read_text())
+        stubs = {file: (title, b"<svg", b"") for title, file in names}
+        monkeypatch.setattr("sqat.compare.report.draw_all", lambda comparison: stubs)
+
+
 def texts(out):
     html = write_report(out).read_text(encoding="utf-8")
     return (out / "report.md").read_text(encoding="utf-8"), html
 
 
+@pytest.mark.drawn
 def test_tables_and_pictures(fabricated):
     out = fabricated()
     markdown, html = texts(out)
@@ -49,6 +59,7 @@ def test_the_page_needs_no_other_file_and_stories_are_text(fabricated):
     assert "there was a fox" in markdown
 
 
+@pytest.mark.drawn
 def test_the_same_data_give_the_same_bytes(fabricated):
     out = fabricated()
     files = []
@@ -191,6 +202,7 @@ class TestWithoutTraining:
         (out / Folder.TIMING).write_text(json.dumps(timing))
         return out
 
+    @pytest.mark.drawn
     def test_the_report_says_so_and_has_what_needs_none(self, out):
         markdown, html = texts(out)
         assert "Nothing was trained" in markdown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,55 +48,56 @@ def checkpoint(tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path) -> Calla
 LOAD = """
 import json, torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(".", trust_remote_code=True)
-tokenizer.padding_side = "left"
-base = AutoModel.from_pretrained(".", trust_remote_code=True)
-inputs = tokenizer(["Once upon a time", "A cat"], return_tensors="pt", padding=True)
-tokens = torch.arange(4, 21).unsqueeze(0)
-output = model.generate(**inputs, max_new_tokens=9, do_sample=False)
-print(json.dumps({
-    "class": type(model).__name__, "base": type(base).__name__, "module": type(model).__module__,
-    "logits": model(tokens).logits[0].tolist(),
-    "texts": tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True),
-    "ids": tokenizer("A cat").input_ids,
-}))
+def load(folder, **trust):
+    model = AutoModelForCausalLM.from_pretrained(folder, **trust)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+    tokenizer.padding_side = "left"
+    inputs = tokenizer(["Once upon a time", "A cat"], return_tensors="pt", padding=True)
+    output = model.generate(**inputs, max_new_tokens=9, do_sample=False)
+    return {
+        "class": type(model).__name__, "base": type(AutoModel.from_pretrained(folder, **trust)).__name__,
+        "module": type(model).__module__.partition(".")[0],
+        "logits": model(torch.arange(4, 21).unsqueeze(0)).logits[0].tolist(),
+        "answers": [[i for i in row if i != 3] for row in output[:, inputs["input_ids"].shape[1]:].tolist()],
+        "ids": tokenizer("A cat").input_ids,
+        "text": tokenizer.decode(tokenizer("A cat").input_ids, skip_special_tokens=True),
+    }
+found = {name: load(name, trust_remote_code=True) for name in ("plain", "quirks", "window", "reverse")}
+print(json.dumps({**found, "stock": load("stock")}))
 """
+EXPORTED: dict[str, dict[str, object]] = {
+    "plain": {},
+    "quirks": {"moe": True, **QUIRKS},
+    "window": {"window": 5, "global_tokens": 2},
+    "reverse": {"num_query_heads": 3, "num_kv_heads": 6},
+    "stock": {"hidden_size": 24},
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("to", "changes"),
-    [
-        ("transformers", {}),
-        ("transformers", {"moe": True, **QUIRKS}),
-        ("transformers", {"window": 5, "global_tokens": 2}),
-        ("transformers", {"num_query_heads": 3, "num_kv_heads": 6}),
-        ("stock", {"hidden_size": 24}),
-    ],
-)
 def test_exports_run_without_sqat(
-    to: str,
-    changes: dict[str, object],
     checkpoint: Callable[..., tuple[Decoder, Path]],
     tokenizer: Tokenizer,
-    without_sqat: Callable[[str, Path], dict[str, object]],
+    without_sqat: Callable[[str, Path], dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    core, folder = checkpoint(**changes)
-    export(folder, tmp_path / "out", to)
-    found = without_sqat(
-        LOAD if to == "transformers" else LOAD.replace(", trust_remote_code=True", ""), tmp_path / "out"
-    )
-    expected = ("SQATForCausalLM", "SQATModel") if to == "transformers" else ("LlamaForCausalLM", "LlamaModel")
-    assert (found["class"], found["base"]) == expected
-    assert str(found["module"]).startswith("transformers_modules." if to == "transformers" else "transformers.models.")
-    with torch.no_grad():
-        logits = core(torch.arange(4, 21).unsqueeze(0)).logits[0]
-    torch.testing.assert_close(torch.tensor(found["logits"]), logits, rtol=1e-5, atol=1e-5)
-    answers = generate(core, tokenizer, ["Once upon a time", "A cat"], SamplingConfig(temperature=0, max_tokens=9))
-    assert found["texts"] == [answer.text for answer in answers]
-    assert found["ids"] == [2, *tokenizer.encode("A cat")]
+    cores = {}
+    for name, changes in EXPORTED.items():
+        cores[name], folder = checkpoint(**changes)
+        export(folder, tmp_path / "out" / name, "stock" if name == "stock" else "transformers")
+    for name, found in without_sqat(LOAD, tmp_path / "out").items():
+        kind = "Llama" if name == "stock" else "SQAT"
+        assert (found["class"], found["base"]) == (f"{kind}ForCausalLM", f"{kind}Model")
+        assert found["module"] == ("transformers" if name == "stock" else "transformers_modules")
+        core = cores.pop(name)
+        with torch.no_grad():
+            logits = core(torch.arange(4, 21).unsqueeze(0)).logits[0]
+        torch.testing.assert_close(torch.tensor(found["logits"]), logits, rtol=1e-5, atol=1e-5)
+        answers = generate(core, tokenizer, ["Once upon a time", "A cat"], SamplingConfig(temperature=0, max_tokens=9))
+        assert [tuple(row) for row in found["answers"]] == [answer.tokens for answer in answers]
+        assert found["ids"] == [2, *tokenizer.encode("A cat")]
+        assert found["text"] == "A cat"
+    assert not cores
 
 
 def test_a_transformers_export_is_read_by_sqat_and_its_card_is_true(
