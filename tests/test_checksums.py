@@ -1,7 +1,5 @@
 """Lists of checksums: whatever changes in a folder that has one is seen, and what others made is left alone."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -18,7 +16,7 @@ CONTENT = {"a.json": b"{}", "below/b.bin": bytes(range(251)), "empty": b"", "naÃ
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     for name, content in CONTENT.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -26,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rewrite(folder: Path, lines: str) -> None:
+def rewrite(folder, lines):
     """A list that is whole, but says something else."""
     head = f"# SHA-256 of the lines below: {hashlib.sha256(lines.encode()).hexdigest()}\n"
     (folder / MANIFEST).write_text(head + lines)
@@ -70,12 +68,6 @@ def test_a_missing_file(folder):
     check_files(folder, ["a.json"])
 
 
-def test_a_lengthened_file(folder):
-    (folder / "empty").write_bytes(b"\0")
-    with pytest.raises(CheckpointError, match="empty is damaged"):
-        check_files(folder)
-
-
 def test_a_folder_without_a_list_is_not_checked(folder):
     (folder / MANIFEST).unlink()
     (folder / "a.json").unlink()
@@ -88,7 +80,7 @@ def test_a_folder_without_files(tmp_path):
     check_files(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["/etc/hostname", "../outside", "below/../../outside", "a/" * 2048 + "b"])
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside", "below/../../outside"])
 def test_files_elsewhere_are_not_touched(folder, name):
     rewrite(folder, f"{'0' * 64}  {name}\n")
     with pytest.raises(CheckpointError, match=rf"lists '{name[:50]}.*', but must list files in its own folder"):
@@ -96,26 +88,14 @@ def test_files_elsewhere_are_not_touched(folder, name):
 
 
 @pytest.mark.parametrize("line", ["nonsense", "", "0  a.json", f"{'0' * 64} a.json", f"{'0' * 64}  "])
-def test_a_line_that_is_none_is_quoted(folder, line):
+def test_a_malformed_line_is_quoted(folder, line):
     rewrite(folder, line + "\n")
     with pytest.raises(CheckpointError, match=re.escape(f"{MANIFEST} has the line {line!r}, but must have a SHA-256")):
         check_files(folder)
 
 
-def test_a_name_that_no_file_can_have(folder):
-    rewrite(folder, f"{'0' * 64}  \0\n")
-    with pytest.raises(CheckpointError, match="is missing, although"):
-        check_files(folder)
-
-
-def test_a_name_longer_than_any(folder):
-    rewrite(folder, f"{'0' * 64}  {'a' * 300}\n")
-    with pytest.raises(CheckpointError, match=r"cannot be read|is missing, although"):
-        check_files(folder)
-
-
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
-def test_a_list_that_is_no_file_is_not_read(folder, make):
+def test_a_pipe_or_device_is_not_read(folder, make):
     (folder / MANIFEST).unlink()
     make(folder / MANIFEST)
     with pytest.raises(CheckpointError, match=rf"{MANIFEST} is damaged: it is not a regular file"):
@@ -135,8 +115,8 @@ class TestReplacing:
         with pytest.raises(CheckpointError, match="new is damaged"):
             check_files(folder, ["new"])
 
-    def test_meanwhile_no_file_seems_damaged_and_others_are_checked(self, folder):
-        def stopped() -> None:
+    def test_a_kill_while_replacing_leaves_no_file_seemingly_damaged(self, folder):
+        def stopped():
             with relisted(folder, ["a.json"]):
                 (folder / "a.json").write_bytes(b"[]")
                 raise KeyboardInterrupt
@@ -154,7 +134,7 @@ class TestReplacing:
             (folder / "a.json").write_bytes(b"[]")
         assert not (folder / MANIFEST).exists()
 
-    def test_a_damaged_list_says_nothing_of_other_files(self, folder, caplog):
+    def test_a_damaged_list_is_rewritten_without_other_files(self, folder, caplog):
         (folder / MANIFEST).write_text("damage")
         add_checksums(folder, ["a.json"])
         assert f"{MANIFEST} is damaged" in caplog.text

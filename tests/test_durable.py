@@ -23,7 +23,7 @@ def names(folder):
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_of_a_living_writer_nothing_is_removed(tmp_path, folder):
+def test_files_of_a_live_writer_stay(tmp_path, folder):
     with temporary_beside(tmp_path / "x", folder=folder) as temporary:
         remove_remains(tmp_path)
         replace_file(tmp_path / "other", "1")
@@ -32,7 +32,7 @@ def test_of_a_living_writer_nothing_is_removed(tmp_path, folder):
     assert names(tmp_path) == ["other"]
 
 
-def test_what_a_killed_writer_left_goes_with_the_next(tmp_path):
+def test_the_next_writer_removes_files_of_a_killed_one(tmp_path):
     if not os.fork():
         with temporary_beside(tmp_path / "x", folder=True) as temporary, temporary_beside(tmp_path / "y"):
             (temporary / "file").touch()
@@ -75,7 +75,7 @@ def test_the_names_of_new_folders_are_flushed(tmp_path, monkeypatch):
     assert len(flushed) == 2
 
 
-def test_a_folder_goes_at_once(tmp_path, monkeypatch):
+def test_a_folder_is_renamed_before_it_is_removed(tmp_path, monkeypatch):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "file").touch()
     seen = []
@@ -95,19 +95,19 @@ def test_a_folder_goes_at_once(tmp_path, monkeypatch):
         (OSError(errno.EIO, "Input/output error", "name"), r"\[Errno 5\] Input/output error: 'name'$"),
     ],
 )
-def test_what_the_system_refuses(error, message):
+def test_system_errors_become_storage_errors_with_advice(error, message):
     with pytest.raises(StorageError, match=f"^a/b cannot be written: {message}") as caught, writing("a/b"):
         raise error
     assert isinstance(caught.value, SqatError)
     assert isinstance(caught.value, OSError)
 
 
-def test_the_outer_name_is_told():
+def test_nested_errors_name_the_outer_path():
     with pytest.raises(StorageError, match=r"^a cannot be written: File too large"), writing("a"), writing("a/.b"):
         raise OSError(errno.EFBIG, "x")
 
 
-def test_a_name_that_is_no_utf8():
+def test_a_name_that_is_not_utf8_is_refused():
     with pytest.raises(StorageError, match=r"^'a\\udcff' cannot be written: its name is no UTF-8"), writing("a\udcff"):
         "a\udcff".encode()
     with pytest.raises(UnicodeEncodeError), writing("a"):  # it was not the name

@@ -57,7 +57,7 @@ def test_objects_of_a_process_can_share_a_lock(tmp_path):
     os.close(take(path))
 
 
-def test_without_locks_work_goes_on(tmp_path, monkeypatch):
+def test_without_locks_the_block_still_runs(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(errno.ENOSYS, "not supported")
 
@@ -79,7 +79,7 @@ def test_take(tmp_path):
 
 
 @pytest.mark.parametrize("then", ["replaced", "removed"])
-def test_what_was_renamed_while_one_waited_is_not_what_is_locked(tmp_path, monkeypatch, then):
+def test_a_folder_replaced_while_waiting_is_not_what_is_locked(tmp_path, monkeypatch, then):
     path = tmp_path / "folder"
     path.mkdir()
     flock, calls = fcntl.flock, []

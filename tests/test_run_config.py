@@ -58,7 +58,7 @@ def test_unusable_values_are_refused_by_name(kind, field, value, right):
         {"evaluate_every": None, "checkpoint_every": None},
     ],
 )
-def test_what_null_and_limits_allow(values):
+def test_null_and_limits_are_allowed(values):
     assert TrainConfig.from_dict(values).to_dict() == {**TrainConfig().to_dict(), **values}
 
 

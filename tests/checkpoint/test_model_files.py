@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from sqat.checkpoint import load_model, read_config, save_model, write_folder, write_model
 from sqat.checksums import MANIFEST
@@ -20,38 +19,38 @@ FAMILIES = ["sqat-mm", "sqat-m", "sqat-s", "sqat-xs"]
 TOKENS = torch.tensor([[5, 1, 17, 3, 2], [0, 40, 7, 7, 11]])
 
 
-def assert_same(found: Decoder, expected: Decoder) -> None:
+def assert_same(found, expected):
     assert found.config == expected.config
     torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(found(TOKENS), expected.eval()(TOKENS))
 
 
 @pytest.fixture
-def model(tiny_model) -> Decoder:
+def model(tiny_model):
     return tiny_model(moe=True)
 
 
 @pytest.fixture
-def folder(model, tmp_path) -> Path:
+def folder(model, tmp_path):
     """As from elsewhere: without checksums, so that what is in the files is looked at."""
     folder = save_model(model, tmp_path / "model")
     (folder / MANIFEST).unlink()
     return folder
 
 
-def change_config(folder: Path, **changes) -> None:
+def change_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def change_tensors(folder: Path, change) -> None:
+def change_tensors(folder, change):
     path = folder / "model.safetensors"
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
 
 
-def refused(folder: Path, message: str):
+def refused(folder, message):
     return pytest.raises(CheckpointError, match=re.escape(str(folder)) + ".*" + re.escape(message))
 
 
@@ -71,13 +70,13 @@ class TestRoundTrip:
         model = Decoder(preset(name).replace(vocab_size=41, num_layers=1))
         assert_same(load_model(save_model(model, tmp_path / "model")), model)
 
-    def test_two_files_their_checksums_and_no_more(self, model, tmp_path):
+    def test_a_checkpoint_is_two_files_and_their_checksums(self, model, tmp_path):
         folder = save_model(model, tmp_path / "model")
         assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "config.json", "model.safetensors"]
         assert json.loads((folder / "config.json").read_text()) == {"model_type": "sqat", **model.config.to_dict()}
         assert set(load_file(folder / "model.safetensors")) == set(model.state_dict()) - {"head.weight"}
 
-    def test_the_model_comes_ready_for_use_and_leaves_the_random_generator_alone(self, folder):
+    def test_loading_leaves_the_random_generator_alone(self, folder):
         before = torch.get_rng_state()
         loaded = load_model(folder)
         assert torch.get_rng_state().equal(before)
@@ -85,16 +84,15 @@ class TestRoundTrip:
         assert all(parameter.requires_grad and not parameter.is_meta for parameter in loaded.parameters())
 
     @pytest.mark.parametrize(
-        ("dtype", "expected"), [(None, torch.bfloat16), (torch.float32, torch.float32), (torch.float64, torch.float64)]
+        ("options", "expected"),
+        [({}, torch.float32), ({"dtype": None}, torch.bfloat16), ({"dtype": torch.float64}, torch.float64)],
+        ids=str,
     )
-    def test_weights_keep_or_change_their_type(self, model, tmp_path, dtype, expected):
+    def test_weights_keep_or_change_their_type(self, model, tmp_path, options, expected):
         folder = save_model(model.to(torch.bfloat16), tmp_path / "model")
-        loaded = load_model(folder, dtype=dtype)
+        loaded = load_model(folder, **options)
         assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
         torch.testing.assert_close(loaded.to(torch.bfloat16).state_dict(), model.state_dict(), rtol=0, atol=0)
-
-    def test_weights_load_as_float32_by_default(self, model, tmp_path):
-        assert load_model(save_model(model.half(), tmp_path / "model")).head.weight.dtype == torch.float32
 
 
 class TestSaving:
@@ -106,7 +104,7 @@ class TestSaving:
         assert not (folder / "notes.txt").exists()
 
     def test_a_failing_writer_leaves_the_old_checkpoint(self, folder, model, tiny_model, monkeypatch):
-        def fail(tensors: dict[str, Tensor], path: Path, **_: object) -> None:
+        def fail(tensors, path, **_):
             Path(path).write_bytes(b"half of it")
             raise OSError("no space left on device")
 
@@ -115,18 +113,6 @@ class TestSaving:
             save_model(tiny_model(num_layers=3), folder)
         assert_same(load_model(folder), model)
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
-
-    def test_a_killed_writer_leaves_the_old_or_the_new(self, folder, model, tiny_model, survives):
-        new = tiny_model(moe=True)
-        found, alive = [], False
-        while not alive:
-            save_model(model, folder)
-            alive = survives(lambda: save_model(new, folder), len(found) + 1)
-            weights = load_model(folder).state_dict()
-            found.append("new" if weights["embedding.weight"].equal(new.embedding.weight) else "old")
-            torch.testing.assert_close(weights, (new if found[-1] == "new" else model).state_dict(), rtol=0, atol=0)
-        assert found == sorted(found, reverse=True)  # from "old" to "new", once
-        assert {*found} == {"old", "new"}
 
     @pytest.mark.parametrize("name", [".", "file"])
     def test_only_checkpoints_are_replaced(self, model, tmp_path, name):
@@ -146,7 +132,7 @@ class TestSaving:
 
 class TestChecksums:
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-    def test_a_changed_file_is_refused_and_can_be_accepted(self, model, tmp_path, name):
+    def test_a_changed_file_is_refused_unless_its_checksums_are_deleted(self, model, tmp_path, name):
         folder = save_model(model, tmp_path / "model")
         if name == "config.json":
             change_config(folder, context_length=23)
@@ -159,7 +145,7 @@ class TestChecksums:
         (folder / MANIFEST).unlink()
         load_model(folder)
 
-    def test_what_is_not_read_is_not_checked(self, model, tmp_path):
+    def test_unread_files_are_not_checked(self, model, tmp_path):
         folder = save_model(model, tmp_path / "model")
         (folder / "README.md").write_text("added")
         with write_folder(folder) as temporary:
@@ -168,7 +154,7 @@ class TestChecksums:
         (folder / "README.md").write_text("changed")
         assert_same(load_model(folder), model)
 
-    def test_shards_and_their_index(self, model, tmp_path):
+    def test_shards_and_their_index_are_checked(self, model, tmp_path):
         from sqat.hf.core import from_decoder
 
         with write_folder(tmp_path / "model") as temporary:
@@ -252,12 +238,6 @@ class TestTensors:
     def test_truncated_weights_are_refused(self, folder, kept):
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:kept])
-        with refused(folder, "model.safetensors is damaged or truncated"):
-            load_model(folder)
-
-    def test_damaged_weights_are_refused(self, folder):
-        path = folder / "model.safetensors"
-        path.write_bytes(b"\x80\x04" + path.read_bytes()[2:])
         with refused(folder, "model.safetensors is damaged or truncated"):
             load_model(folder)
 

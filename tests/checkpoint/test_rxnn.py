@@ -125,7 +125,7 @@ class TestTensors:
         with torch.no_grad():
             torch.testing.assert_close(theirs(tokens), model(tokens).logits, rtol=1e-5, atol=1e-5)
 
-    def test_buffers_are_passed_over(self, rxnn_model, tmp_path):
+    def test_rotary_buffers_are_ignored(self, rxnn_model, tmp_path):
         model = rxnn_model()
         path = save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors"
         tensors = load_file(path)
@@ -137,33 +137,18 @@ class TestTensors:
         (tmp_path / "model" / MANIFEST).unlink()
         torch.testing.assert_close(load_model(tmp_path / "model").state_dict(), model.state_dict(), rtol=0, atol=0)
 
-    def test_the_random_generator_is_left_alone(self, rxnn_model, tmp_path):
-        folder = save_model(rxnn_model(moe=True), tmp_path / "model", layout="rxnn")
-        before = torch.get_rng_state()
-        load_model(folder)
-        assert torch.get_rng_state().equal(before)
-
     @pytest.mark.parametrize(
         ("change", "message"),
         [
             (lambda t: t.pop("model.layers.1.ff.experts.5.fc2.bias"), "missing model.layers.1.ff.experts.5.fc2.bias"),
             (
-                lambda t: t.update({"model.layers.2.norm1.weight": torch.zeros(60)}),
-                "unexpected model.layers.2.norm1.weight",
-            ),
-            (lambda t: t.update({"model.head.bias": torch.zeros(40)}), "model.head.bias is (40,), but must be (41,)"),
-            (
                 lambda t: t.update({"model.layers.0.ff.experts.3.fc1.linear.weight": torch.zeros(13, 60)}),
                 "model.layers.0.ff.experts.3.fc1.linear.weight is (13, 60), but must be (26, 60)",
             ),
-            (
-                lambda t: t.update({"model.head.bias": torch.zeros(41, dtype=torch.int64)}),
-                "model.head.bias holds torch.int64",
-            ),
         ],
-        ids=["missing", "unexpected", "misshapen", "misshapen expert", "integers"],
+        ids=["missing", "misshapen"],
     )
-    def test_problems_are_told_in_the_original_s_names(self, rxnn_model, tmp_path, change, message):
+    def test_errors_use_the_names_of_rxnn(self, rxnn_model, tmp_path, change, message):
         path = save_model(rxnn_model(moe=True), tmp_path / "model", layout="rxnn") / "model.safetensors"
         tensors = load_file(path)
         change(tensors)
@@ -199,7 +184,7 @@ class TestConfig:
         ],
         ids=str,
     )
-    def test_which_counts_each_attention_type_reads(self, changes, heads):
+    def test_head_counts_of_each_attention_type(self, changes, heads):
         config = config_from_rxnn({**VALUES, **changes})
         assert (config.num_query_heads, config.num_kv_heads) == heads
         assert config.head_dim == 10
@@ -276,7 +261,7 @@ class TestConfig:
             ("window", 5),
         ],
     )
-    def test_what_the_original_cannot_express_is_named(self, rxnn_model, tmp_path, field, value):
+    def test_fields_that_rxnn_lacks_are_refused_by_name(self, rxnn_model, tmp_path, field, value):
         model = Decoder(rxnn_model().config.replace(**{field: value}))
         with pytest.raises(ConfigError, match=f"{field} is {value!r}, but RxNN's layout holds models with {field} "):
             save_model(model, tmp_path / "model", layout="rxnn")

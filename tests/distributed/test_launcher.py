@@ -1,17 +1,13 @@
 """The real thing: `torchrun -m sqat train`, signals, deaths and restarts."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -24,11 +20,11 @@ LOST = "another process of this run was killed, failed or does not answer"
 
 
 @pytest.fixture
-def train(tmp_path: Path, run_values: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+def train(tmp_path, run_values):
     """`train(max_steps=7, launcher=[...])` starts the command on that run; the caller waits for it."""
 
     @contextmanager
-    def start(*options: str, launcher: list[str] = TORCHRUN, **values: Any) -> Iterator[subprocess.Popen[str]]:
+    def start(*options, launcher=TORCHRUN, **values):
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_values(**values)))
         command = [*launcher, "-m", "sqat", "train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -43,20 +39,20 @@ def train(tmp_path: Path, run_values: Callable[..., dict[str, Any]]) -> Callable
     return start
 
 
-def steps(out: Path) -> list[int]:
+def steps(out):
     path = out / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line)["step"] for line in lines if '"train"' in line]
 
 
-def wait_for_step(out: Path, step: int) -> None:
+def wait_for_step(out, step):
     end = time.monotonic() + 300
     while not steps(out) or steps(out)[-1] < step:
         assert time.monotonic() < end, "no step"
         time.sleep(0.05)
 
 
-def workers(launcher: subprocess.Popen[str]) -> list[int]:
+def workers(launcher):
     """The training processes, in the order of their ranks."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     ranks = {}
@@ -69,7 +65,7 @@ def workers(launcher: subprocess.Popen[str]) -> list[int]:
     return [ranks[rank] for rank in sorted(ranks)]
 
 
-def test_torchrun(train: Callable[..., Any], tmp_path: Path) -> None:
+def test_torchrun(train, tmp_path):
     with train(max_steps=3) as process:
         out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -82,7 +78,7 @@ def test_torchrun(train: Callable[..., Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options", [["--set", "train.batch_size=1"], ["--set", "train.bath_size=8"], ["--device", "cuda:0"]]
 )
-def test_an_error_is_said_once(train: Callable[..., Any], options: list[str]) -> None:
+def test_an_error_is_printed_once(train, options):
     with train(*options) as process:
         _, err = process.communicate(timeout=300)
     assert process.returncode != 0
@@ -90,7 +86,7 @@ def test_an_error_is_said_once(train: Callable[..., Any], options: list[str]) ->
 
 
 @in_full
-def test_other_commands_are_refused(tmp_path: Path) -> None:
+def test_other_commands_are_refused(tmp_path):
     command = [*TORCHRUN, "-m", "sqat", "info"]
     err = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stderr
     assert err.count("`sqat info` was launched in 2 processes, but runs in one: start it without a launcher") == 1
@@ -99,9 +95,7 @@ def test_other_commands_are_refused(tmp_path: Path) -> None:
 @in_full
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
-def test_a_killed_process_ends_the_job_in_seconds_with_one_message(
-    train: Callable[..., Any], tmp_path: Path, victim: int
-) -> None:
+def test_a_killed_process_ends_the_job_in_seconds_with_one_message(train, tmp_path, victim):
     with train(max_steps=100_000) as process:
         wait_for_step(tmp_path / "run", 3)
         os.kill(workers(process)[victim], signal.SIGKILL)
@@ -115,7 +109,7 @@ def test_a_killed_process_ends_the_job_in_seconds_with_one_message(
 
 @in_full
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
-def test_max_restarts_goes_on_by_itself(train: Callable[..., Any], tmp_path: Path) -> None:
+def test_max_restarts_goes_on_by_itself(train, tmp_path):
     launcher = [*TORCHRUN, "--max-restarts=2"]
     with train(max_steps=90, checkpoint_every=2, launcher=launcher) as process:
         for step in (5, 40):
@@ -129,7 +123,7 @@ def test_max_restarts_goes_on_by_itself(train: Callable[..., Any], tmp_path: Pat
 
 
 @in_full
-def test_a_restart_after_a_refusal_resumes_nothing(train: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_restart_after_a_refusal_resumes_nothing(train, tmp_path):
     with train(max_steps=3) as process:
         process.communicate(timeout=300)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("step-*/*")}
@@ -143,7 +137,7 @@ def test_a_restart_after_a_refusal_resumes_nothing(train: Callable[..., Any], tm
 @in_full
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 @pytest.mark.parametrize("to", ["all, through torchrun", "the first", "the second"])
-def test_sigterm_leaves_one_checkpoint(train: Callable[..., Any], tmp_path: Path, to: str) -> None:
+def test_sigterm_leaves_one_checkpoint(train, tmp_path, to):
     with train(max_steps=100_000) as process:
         wait_for_step(tmp_path / "run", 3)
         pid = process.pid if to.startswith("all") else workers(process)[to == "the second"]

@@ -1,11 +1,8 @@
 """Several processes compute what one does."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +20,11 @@ in_full = pytest.mark.skipif(os.environ.get("SQAT_FAULTS") != "full", reason="ta
 TIMES = ("tokens_per_second", "data_wait")
 
 
-def log(out: Path) -> list[dict[str, Any]]:
+def log(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_log(got: Path, expected: Path) -> None:
+def assert_same_log(got, expected):
     """Every figure of every line, to 1e-5."""
     ours, theirs = log(got), log(expected)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
@@ -38,7 +35,7 @@ def assert_same_log(got: Path, expected: Path) -> None:
             np.testing.assert_allclose(*figures, rtol=1e-5, atol=1e-6, err_msg=f"{name}, step {a['step']}")
 
 
-def assert_same_weights(got: Path, expected: Path, *, exactly: bool = False) -> None:
+def assert_same_weights(got, expected, *, exactly=False):
     for name in ("model.safetensors", "training.safetensors"):
         ours, theirs = (load_file(latest_checkpoint(run) / name) for run in (got, expected))
         assert ours.keys() == theirs.keys()
@@ -66,9 +63,7 @@ LONG = [(4, "ddp", "rows"), (4, "fsdp", "rows"), (2, "ddp", "dense"), (2, "fsdp"
         *(pytest.param(*case, marks=in_full) for case in LONG),
     ],
 )
-def test_equals_one_process(
-    launch: Launch, run_values: Values, tmp_path: Path, processes: int, parallel: str, case: str
-) -> None:
+def test_equals_one_process(launch, run_values, tmp_path, processes, parallel, case):
     [alone] = launch(1, {"config": run_values(**CASES[case]), "out": str(tmp_path / "one")})
     config = run_values(**CASES[case], parallel=parallel)
     results = launch(processes, {"config": config, "out": str(tmp_path / "several")})
@@ -81,7 +76,7 @@ def test_equals_one_process(
 
 
 @in_full
-def test_shards_of_processes(launch: Launch, run_values: Values, tmp_path: Path) -> None:
+def test_shards_of_processes(launch, run_values, tmp_path):
     launch(1, {"config": run_values(), "out": str(tmp_path / "one")})
     launch(2, {"config": run_values(), "out": str(tmp_path / "several"), "shards": 2})
     assert_same_log(tmp_path / "several", tmp_path / "one")
@@ -89,7 +84,7 @@ def test_shards_of_processes(launch: Launch, run_values: Values, tmp_path: Path)
 
 @in_full
 @pytest.mark.parametrize("name", ["qwen3", "mixtral"])
-def test_uptraining(launch: Launch, tmp_path: Path, name: str) -> None:
+def test_uptraining(launch, tmp_path, name):
     student, teacher = stock_model(name, tmp_path / "student"), stock_model(name, tmp_path / "teacher")
     config = {
         "model": {"path": student, "teacher": teacher, "tokens": 1500, "context_length": 23},
@@ -107,7 +102,7 @@ def test_uptraining(launch: Launch, tmp_path: Path, name: str) -> None:
     assert refused["message"] == 'parallel is "fsdp", but must be "ddp" for models other than this package\'s own'
 
 
-def stock_model(name: str, folder: Path) -> str:
+def stock_model(name, folder):
     import transformers
 
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -123,9 +118,7 @@ def stock_model(name: str, folder: Path) -> str:
     [[2, 1], pytest.param([1, 2, 4, 1], marks=in_full), pytest.param([4, "fsdp", 1, "fsdp"], marks=in_full)],
     ids=str,
 )
-def test_any_number_of_processes_goes_on_from_any_other(
-    launch: Launch, run_values: Values, tmp_path: Path, counts: list[Any]
-) -> None:
+def test_any_number_of_processes_goes_on_from_any_other(launch, run_values, tmp_path, counts):
     """Over the same rows, to the bit."""
     config = run_values(max_steps=2 * len(counts))
     [whole] = launch(1, {"config": config, "out": str(tmp_path / "whole"), "tell_steps": True})
@@ -148,9 +141,7 @@ def test_any_number_of_processes_goes_on_from_any_other(
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=in_full)])
-def test_resumed_run_is_uninterrupted_run_to_the_bit(
-    launch: Launch, run_values: Values, tmp_path: Path, processes: int
-) -> None:
+def test_resumed_run_is_uninterrupted_run_to_the_bit(launch, run_values, tmp_path, processes):
     config = run_values(max_steps=4, model={"feedforward_dropout": 0.1})
     launch(processes, {"config": config, "out": str(tmp_path / "whole")})
     job = {"config": config, "out": str(tmp_path / "parts")}
@@ -159,7 +150,7 @@ def test_resumed_run_is_uninterrupted_run_to_the_bit(
     assert_same_weights(tmp_path / "parts", tmp_path / "whole", exactly=True)
 
 
-def test_a_stop_is_asked_of_all(launch: Launch, run_values: Values, tmp_path: Path) -> None:
+def test_a_stop_on_one_rank_stops_all(launch, run_values, tmp_path):
     job = {"config": run_values(max_steps=50), "out": str(tmp_path / "run"), "deeds": [(1, 3, "stop")]}
     states = launch(2, job)
     assert [(state["step"], state["interrupted"], state["stop_reason"]) for state in states] == [
@@ -169,7 +160,7 @@ def test_a_stop_is_asked_of_all(launch: Launch, run_values: Values, tmp_path: Pa
     assert log(tmp_path / "run")[-1]["kind"] == "validation"
 
 
-def test_too_many_skipped_steps_leave_a_checkpoint(launch: Launch, run_values: Values, tmp_path: Path) -> None:
+def test_too_many_skipped_steps_leave_a_checkpoint(launch, run_values, tmp_path):
     config = run_values(max_steps=50, checkpoint_every=None, max_skipped_steps=3)
     first, second = launch(2, {"config": config, "out": str(tmp_path / "run"), "deeds": [(1, 2, "spoil")]})
     assert first["error"] == second["error"] == "TrainingError"
@@ -182,9 +173,7 @@ def test_too_many_skipped_steps_leave_a_checkpoint(launch: Launch, run_values: V
 
 
 @pytest.mark.parametrize(("processes", "victim"), [(2, 0), pytest.param(4, 2, marks=in_full)])
-def test_a_killed_process_is_an_error_in_the_others(
-    launch: Launch, run_values: Values, tmp_path: Path, processes: int, victim: int
-) -> None:
+def test_a_killed_rank_is_an_error_on_the_others(launch, run_values, tmp_path, processes, victim):
     job = {"config": run_values(max_steps=50), "out": str(tmp_path / "run"), "deeds": [(victim, 3, "SIGKILL")]}
     results = launch(processes, job)
     assert results.pop(victim) is None
@@ -200,15 +189,13 @@ def test_a_killed_process_is_an_error_in_the_others(
     ],
     ids=str,
 )
-def test_what_several_processes_cannot_do(
-    launch: Launch, run_values: Values, tmp_path: Path, train: dict[str, Any], message: str
-) -> None:
+def test_unfit_settings_are_refused_on_every_rank(launch, run_values, tmp_path, train, message):
     results = launch(2, {"config": run_values(**train), "out": str(tmp_path / "run")})
     assert [result["error"] for result in results] == ["ConfigError"] * 2
     assert all(message in result["message"] for result in results)
 
 
-def test_the_first_process_finds_errors_for_all(launch: Launch, run_values: Values, tmp_path: Path) -> None:
+def test_an_error_of_the_first_rank_is_raised_on_all(launch, run_values, tmp_path):
     (tmp_path / "run").write_text("")
     results = launch(2, {"config": run_values(), "out": str(tmp_path / "run")})
     assert [result["message"] for result in results] == [

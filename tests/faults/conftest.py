@@ -6,15 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from harness import FULL, TRAIN, Commands, start_server
+from harness import TRAIN, Commands, start_server
 
 if not sys.platform.startswith("linux"):
     collect_ignore_glob = ["test_*.py"]  # preloading, /proc and pidfds
@@ -60,7 +58,7 @@ def _server(tmp_path_factory: pytest.TempPathFactory, shim: Path | None) -> Iter
 
 @pytest.fixture(scope="session")
 def whole(_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory) -> Commands:
-    """A run that was never stopped."""
+    """A run that was never stopped, and its changes to the disk."""
     made = Commands(_server, tmp_path_factory.mktemp("whole"))
     (made.folder / "config.yaml").write_text(CONFIG)
     ended = made(*TRAIN)
@@ -70,35 +68,12 @@ def whole(_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def commands(
-    _server: subprocess.Popen[str], tmp_path: Path, record_property: Callable[[str, Any], None]
-) -> Iterator[Callable[[str], Commands]]:
+def commands(_server: subprocess.Popen[str], tmp_path: Path) -> Callable[[str], Commands]:
     """`commands("name")` runs commands in a folder of its own, which has config.yaml, a small run."""
-    made: list[Commands] = []
 
     def make(name: str) -> Commands:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(CONFIG)
-        made.append(Commands(_server, tmp_path / name))
-        return made[-1]
+        return Commands(_server, tmp_path / name)
 
-    yield make
-    for kind, number in Counter(kind for each in made for kind in each.kills).items():
-        record_property(f"kills at a {kind}", number)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many kills were survived."""
-    kills: Counter[str] = Counter()
-    failed = {report.nodeid for report in terminalreporter.stats.get("failed", [])}
-    for report in terminalreporter.stats.get("", []):  # those of the ends of tests have the counts
-        if report.nodeid in failed:
-            continue
-        kills.update(
-            {f"{report.nodeid.split('::')[0]}, {name}": n for name, n in report.user_properties if "kills" in name}
-        )
-    if kills and FULL:
-        terminalreporter.section("survived")
-        for name, number in sorted(kills.items()):
-            terminalreporter.line(f"{number:5d} {name}")
-        terminalreporter.line(f"{kills.total():5d} in all")
+    return make

@@ -44,7 +44,6 @@ class Commands:
 
     server: subprocess.Popen[str]
     folder: Path
-    kills: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)  # of a run that a test keeps here
 
     def __call__(
@@ -81,8 +80,6 @@ class Commands:
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
         answer: dict[str, Any] = json.loads(self.server.stdout.readline())
-        if answer["code"] == KILLED:
-            self.kills.append("moment" if seconds is not None else "change")
         return Ended(answer["code"], log.read_text(errors="replace"), trace.read_text().splitlines())
 
 

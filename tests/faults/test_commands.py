@@ -1,14 +1,10 @@
 """Killed at any change to the disk, or a disk that is full: `sqat tokenizer train`, `convert`, `uptrain`, `compare`."""
 
-from __future__ import annotations
-
 import errno
 import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import pytest
 from harness import (
@@ -16,8 +12,6 @@ from harness import (
     FREEING,
     FULL,
     KILLED,
-    Commands,
-    Ended,
     assert_refused,
     assert_same_run,
     litter,
@@ -47,7 +41,7 @@ timing: {rounds: 1, steps: 1, warmup: 1, prompt_tokens: 7, new_tokens: 3, length
 """
 
 
-def numbers(changes: list[str], most: int, short: int, part: int | None = None) -> Iterable[int]:
+def numbers(changes, most, short, part=None):
     """At which changes to kill: `most` of them, or few; or a part of these."""
     everywhere, count = range(1, len(changes) + 1), most if FULL else short
     chosen = everywhere if count >= len(changes) else sorted(random.Random(3).sample(everywhere, count))
@@ -55,25 +49,25 @@ def numbers(changes: list[str], most: int, short: int, part: int | None = None) 
     return chosen if part is None else chosen[part::PARTS]
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder):
     """Of all files but hidden ones, by their path."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def succeeded(ended: Ended) -> Ended:
+def succeeded(ended):
     assert ended.code == 0, ended.output
     return ended
 
 
-def test_tokenizer(commands: Callable[[str], Commands]) -> None:
+def test_tokenizer(commands):
     command = ("tokenizer", "train", "stories:31", "--out", "out", "--vocab-size", "301")
     whole = commands("whole")
     changes = succeeded(whole(*command)).changes
     expected = content(whole.folder / "out")
     assert {*expected} == {"tokenizer.json", "tokenizer_config.json", "checksums.sha256"}
 
-    def goes_on(sqat: Commands) -> None:
+    def goes_on(sqat):
         assert content(sqat.folder / "out").items() <= expected.items()  # each is whole or absent
         succeeded(sqat(*command))
         assert content(sqat.folder / "out") == expected
@@ -86,13 +80,7 @@ def test_tokenizer(commands: Callable[[str], Commands]) -> None:
     full_disk(commands, command, changes, "tokenizer.json", goes_on)
 
 
-def full_disk(
-    commands: Callable[[str], Commands],
-    command: tuple[str, ...],
-    changes: list[str],
-    name: str,
-    goes_on: Callable[[Commands], None],
-) -> None:
+def full_disk(commands, command, changes, name, goes_on):
     """It is full from the first write of a file on; in the full form, from any change on."""
     wanting = [i + 1 for i, change in enumerate(changes) if not change.startswith(FREEING)]
     first = next(n for n in wanting if changes[n - 1].startswith("write") and name in changes[n - 1])
@@ -105,13 +93,13 @@ def full_disk(
         goes_on(sqat)
 
 
-def kill_conversion(commands: Callable[[str], Commands], command: tuple[str, ...], modules: tuple[str, ...]) -> None:
+def kill_conversion(commands, command, modules):
     whole = commands("whole-conversion")
     changes = succeeded(whole(*command, modules=modules)).changes
     expected = content(whole.folder / "out")
     assert {"config.json", "model.safetensors"} <= {*expected}
 
-    def goes_on(sqat: Commands) -> None:
+    def goes_on(sqat):
         if (sqat.folder / "out").exists():  # whole; what was stopped or refused came after its renaming
             assert content(sqat.folder / "out") == expected
             again = sqat(*command)  # it is done, and not done twice
@@ -129,12 +117,14 @@ def kill_conversion(commands: Callable[[str], Commands], command: tuple[str, ...
     full_disk(commands, command, changes, "config.json", goes_on)
 
 
-def test_export_layout(commands: Callable[[str], Commands], whole: Commands) -> None:
-    kill_conversion(commands, ("export", str(whole.folder / "run"), "--out", "out", "--to", "sqat"), ())
+def test_export(commands, whole):
+    kill_conversion(
+        commands, ("export", str(whole.folder / "run"), "--out", "out", "--to", "sqat"), ("sqat.model_card",)
+    )
 
 
 @pytest.fixture
-def stock_folder(tmp_path: Path) -> str:
+def stock_folder(tmp_path):
     """A small Llama and its tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -153,13 +143,13 @@ def stock_folder(tmp_path: Path) -> str:
 
 
 @pytest.mark.skipif(not FULL, reason="make test-faults runs it")
-def test_convert_to_fewer_heads(commands: Callable[[str], Commands], stock_folder: str) -> None:
+def test_convert_to_fewer_heads(commands, stock_folder):
     kill_conversion(commands, ("convert", stock_folder, "--out", "out", "--query-heads", "2"), CONVERT)
 
 
 @pytest.mark.skipif(not FULL, reason="make test-faults runs it")
 @pytest.mark.parametrize("part", range(PARTS))
-def test_uptrain(commands: Callable[[str], Commands], stock_folder: str, part: int) -> None:
+def test_uptrain(commands, stock_folder, part):
     from sqat.convert.files import read_model
 
     options = ("--tokens", "500", "--data", "stories:61", "--batch-size", "3", "--context", "29", "--device", "cpu")
@@ -178,7 +168,7 @@ def test_uptrain(commands: Callable[[str], Commands], stock_folder: str, part: i
         shutil.rmtree(sqat.folder)
 
 
-def results(out: Path) -> list[dict[str, object]]:
+def results(out):
     """Without what depends on the machine."""
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     of_the_machine = ("seconds", "tokens_per_second", "peak_bytes", "environment")
@@ -187,11 +177,11 @@ def results(out: Path) -> list[dict[str, object]]:
 
 @pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py kills a comparison, too")
 @pytest.mark.parametrize("part", range(PARTS))
-def test_compare(commands: Callable[[str], Commands], part: int) -> None:
+def test_compare(commands, part):
     """The comparison is killed, and its runs end by themselves; the next start waits for them."""
     command = ("compare", "plan.yaml", "--out", "out")
 
-    def start(name: str) -> Commands:
+    def start(name):
         sqat = commands(name)
         (sqat.folder / "plan.yaml").write_text(PLAN)
         return sqat
@@ -211,11 +201,11 @@ def test_compare(commands: Callable[[str], Commands], part: int) -> None:
 
 
 @pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py has two of its moments")
-def test_compare_on_a_full_disk(commands: Callable[[str], Commands]) -> None:
+def test_compare_on_a_full_disk(commands):
     """Where the comparison itself writes; its runs are training runs."""
     command = ("compare", "plan.yaml", "--out", "out")
 
-    def start(name: str) -> Commands:
+    def start(name):
         sqat = commands(name)
         (sqat.folder / "plan.yaml").write_text(PLAN)
         return sqat

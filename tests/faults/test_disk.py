@@ -1,13 +1,9 @@
 """A disk that is full, or may not be written: one line that says where and what to do, and nothing lost."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from harness import (
@@ -15,7 +11,6 @@ from harness import (
     FREEING,
     FULL,
     TRAIN,
-    Commands,
     assert_refused,
     assert_whole_and_goes_on,
     first_change,
@@ -35,7 +30,7 @@ assert ctypes.CDLL(None).capset(version_3, (ctypes.c_uint32 * 6)()) == 0
 
 @pytest.mark.usefixtures("needs_shim")
 @pytest.mark.parametrize("part", range(PARTS))
-def test_full_from_any_change_on(whole: Commands, commands: Callable[[str], Commands], part: int) -> None:
+def test_full_from_any_change_on(whole, commands, part):
     wanting = [i + 1 for i, change in enumerate(whole.changes) if not change.startswith(FREEING)]
     save = first_change(whole, "write", "/.step-00000004")
     newest = 0
@@ -55,7 +50,7 @@ def test_full_from_any_change_on(whole: Commands, commands: Callable[[str], Comm
         shutil.rmtree(sqat.folder)
 
 
-def test_files_of_a_limited_size(whole: Commands, commands: Callable[[str], Commands]) -> None:
+def test_files_of_a_limited_size(whole, commands):
     """The system's own refusal, in the midst of safetensors' writing."""
     sqat, limit = commands("run"), 70_000
     checkpoint = whole.folder / "run" / "checkpoints" / "step-00000007"
@@ -67,13 +62,13 @@ def test_files_of_a_limited_size(whole: Commands, commands: Callable[[str], Comm
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+def small_disk(tmp_path):
     """`small_disk(kilobytes)` mounts one; `small_disk(…, "ro")` makes it read-only."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = []
 
-    def mount(size: int, *options: str) -> Path:
+    def mount(size, *options):
         names = ",".join([f"size={size}k", *(["remount"] if mounted else []), *options])
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", names, "tmpfs", place], capture_output=True, text=True)
         if done.returncode:
@@ -86,7 +81,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_small_disk(whole: Commands, commands: Callable[[str], Commands], small_disk: Callable[..., Path]) -> None:
+def test_a_small_disk(whole, commands, small_disk):
     """It is full in the third save or so; made larger, the run goes on."""
     size = sum(path.stat().st_size for path in (whole.folder / "run").rglob("*")) // 1024
     sqat, disk = commands("run"), small_disk(2 * size - 20)
@@ -100,7 +95,7 @@ def test_a_small_disk(whole: Commands, commands: Callable[[str], Commands], smal
 
 
 @pytest.mark.usefixtures("needs_shim")
-def test_read_only_from_some_change_on(whole: Commands, commands: Callable[[str], Commands]) -> None:
+def test_read_only_from_some_change_on(whole, commands):
     for n in (1, first_change(whole, "mkdir", "/.step-00000004")) if FULL else (1,):
         sqat = commands(f"at-{n}")
         ended = sqat(*TRAIN, action="fail", at=n, value=errno.EROFS)
@@ -108,7 +103,7 @@ def test_read_only_from_some_change_on(whole: Commands, commands: Callable[[str]
         assert_whole_and_goes_on(sqat, whole)
 
 
-def test_a_folder_that_one_may_not_write_in(commands: Callable[[str], Commands]) -> None:
+def test_a_folder_without_write_permission(commands):
     sqat = commands("run")
     sqat.folder.chmod(0o555)
     ended = sqat(*TRAIN, before=WITHOUT_CAPABILITIES if os.geteuid() == 0 else "")
@@ -117,6 +112,6 @@ def test_a_folder_that_one_may_not_write_in(commands: Callable[[str], Commands])
     assert [path.name for path in sqat.folder.iterdir()] == ["config.yaml"]
 
 
-def test_a_folder_below_a_file(commands: Callable[[str], Commands]) -> None:
+def test_a_folder_below_a_file(commands):
     ended = commands("run")("train", "config.yaml", "--out", "config.yaml/run")
     assert_refused(ended, "Not a directory; choose another name", "config.yaml/run")

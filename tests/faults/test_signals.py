@@ -1,17 +1,12 @@
 """Ctrl-C and SIGTERM, once and twice, whatever the run is doing: what is on the disk is whole, and the run goes on."""
 
-from __future__ import annotations
-
 import signal
-from collections.abc import Callable
 
 import pytest
 from harness import (
     FULL,
     KILLED,
     TRAIN,
-    Commands,
-    Ended,
     assert_whole_and_goes_on,
     first_change,
     litter,
@@ -43,7 +38,7 @@ module.{name} = signalled
 """
 
 
-def in_call(sqat: Commands, name: str, n: int, number: signal.Signals) -> Ended:
+def in_call(sqat, name, n, number):
     return sqat(*TRAIN, before=IN_CALL.format(name=name, n=n, number=int(number)))
 
 
@@ -55,9 +50,7 @@ def in_call(sqat: Commands, name: str, n: int, number: signal.Signals) -> Ended:
         *(MORE if FULL else []),
     ],
 )
-def test_one_signal(
-    whole: Commands, commands: Callable[[str], Commands], name: str, n: int, number: signal.Signals, step: int
-) -> None:
+def test_one_signal(whole, commands, name, n, number, step):
     sqat = commands("run")
     ended = in_call(sqat, name, n, number)
     assert ended.code == 128 + number
@@ -74,9 +67,7 @@ def test_one_signal(
         *([("write_checkpoint", 6, signal.SIGTERM)] if FULL else []),  # before the evaluation
     ],
 )
-def test_a_signal_after_the_last_step(
-    whole: Commands, commands: Callable[[str], Commands], name: str, n: int, number: signal.Signals
-) -> None:
+def test_a_signal_after_the_last_step(whole, commands, name, n, number):
     """What is left is done, and the run is finished."""
     sqat = commands("run")
     ended = in_call(sqat, name, n, number)
@@ -87,7 +78,7 @@ def test_a_signal_after_the_last_step(
 
 
 @pytest.mark.parametrize(("n", "step"), [(3, 7), *([(2, 6)] if FULL else [])])
-def test_killed_in_validation(whole: Commands, commands: Callable[[str], Commands], n: int, step: int) -> None:
+def test_killed_in_validation(whole, commands, n, step):
     """A checkpoint that is due comes before it."""
     sqat = commands("run")
     assert in_call(sqat, "evaluate", n, signal.SIGKILL).code == KILLED
@@ -98,9 +89,7 @@ def test_killed_in_validation(whole: Commands, commands: Callable[[str], Command
 @pytest.mark.usefixtures("needs_shim")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("gap", [1, 30] if FULL else [1])
-def test_two_signals_in_a_save(
-    whole: Commands, commands: Callable[[str], Commands], number: signal.Signals, gap: int
-) -> None:
+def test_two_signals_in_a_save(whole, commands, number, gap):
     """The second ends the command at once; Ctrl-C tidies up even so."""
     sqat = commands("run")
     save = first_change(whole, "write", "/.step-00000004")

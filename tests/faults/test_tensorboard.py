@@ -1,9 +1,6 @@
 """Event files for TensorBoard: never a reason to end a run, and no step twice in them."""
 
-from __future__ import annotations
-
 import errno
-from collections.abc import Callable
 
 import pytest
 from harness import (
@@ -11,7 +8,6 @@ from harness import (
     FULL,
     KILLED,
     TRAIN,
-    Commands,
     assert_same_run,
     assert_whole_and_goes_on,
     litter,
@@ -35,13 +31,13 @@ LocalFileSystem.append = full
 """
 
 
-def steps(sqat: Commands) -> list[int]:
+def steps(sqat):
     events = EventAccumulator(str(sqat.folder / "run" / "tensorboard"))
     events.Reload()
     return [event.step for event in events.Scalars("train/loss")]
 
 
-def test_a_full_disk_of_its_own_ends_no_run(whole: Commands, commands: Callable[[str], Commands]) -> None:
+def test_a_full_disk_of_its_own_ends_no_run(whole, commands):
     sqat = commands("run")
     ended = sqat(*WITH_EVENTS, before=FULL_DISK, modules=MODULES)
     assert ended.code == 0, ended.output
@@ -51,7 +47,7 @@ def test_a_full_disk_of_its_own_ends_no_run(whole: Commands, commands: Callable[
 
 
 @pytest.mark.usefixtures("needs_shim")
-def test_full_or_killed_at_any_change_to_it(whole: Commands, commands: Callable[[str], Commands]) -> None:
+def test_full_or_killed_at_any_change_to_it(whole, commands):
     """Full is all of the disk from there on: the next checkpoint ends the run."""
     never = commands("never")
     changes = never(*WITH_EVENTS, modules=MODULES).changes

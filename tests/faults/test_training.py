@@ -1,23 +1,20 @@
 """A training run that is killed, wherever it is, and goes on by the same command comes to the same as any other."""
 
-from __future__ import annotations
-
 import random
 import shutil
 import time
-from collections.abc import Callable
 
 import pytest
-from harness import EVERY, FULL, KILLED, TRAIN, Commands, assert_whole_and_goes_on, newest_is_whole
+from harness import EVERY, FULL, KILLED, TRAIN, assert_whole_and_goes_on, newest_is_whole
 
 PARTS = 8 if FULL else 1  # of the work, so that several processes share it
 MOMENTS = 50 // EVERY if FULL else 1
-CHANGES = None if FULL else 3  # to the disk at which runs are killed; `None`: at all of them
+CHANGES = None if FULL else 2  # to the disk at which runs are killed; `None`: at all of them
 
 
 @pytest.mark.usefixtures("needs_shim")
 @pytest.mark.parametrize("part", range(PARTS))
-def test_killed_at_any_change_to_the_disk(whole: Commands, commands: Callable[[str], Commands], part: int) -> None:
+def test_killed_at_any_change_to_the_disk(whole, commands, part):
     """From the first write of the tokenizer to the last of the last checkpoint: a write is half done, all else not."""
     kinds = {change.split()[0] for change in whole.changes}
     assert {"write", "fsync", "rename", "open", "mkdir", "unlink", "rmdir"} <= kinds
@@ -38,7 +35,7 @@ def test_killed_at_any_change_to_the_disk(whole: Commands, commands: Callable[[s
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_killed_at_random_moments(whole: Commands, commands: Callable[[str], Commands], part: int) -> None:
+def test_killed_at_random_moments(whole, commands, part):
     """Up to three times a run."""
     draw, kills, number = random.Random(part), 0, 0
     start = time.perf_counter()

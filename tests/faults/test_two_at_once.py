@@ -1,33 +1,28 @@
 """One run at a time in a folder: the second is refused, whoever it is; of one that died nothing stays."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 
 import pytest
-from harness import KILLED, TRAIN, Commands, Ended, assert_whole_and_goes_on
+from harness import KILLED, TRAIN, assert_whole_and_goes_on
 
 from sqat.lock import locked
 from sqat.train.checkpoints import LOCK_FILE, run_folder
 
 
-def assert_refused(ended: Ended, what: str) -> None:
+def assert_refused(ended, what):
     assert ended.code == 1
     last = ended.output.strip().splitlines()[-1]
     assert last.startswith(f"error: {what} (process {os.getpid()} on ")
     assert last.endswith("): wait for it, stop it, or choose another folder (--out)")
 
 
-def held(folder: Path) -> AbstractContextManager[None]:
+def held(folder):
     folder.mkdir(exist_ok=True)
     return locked(folder / LOCK_FILE, "it is free")
 
 
 @pytest.mark.usefixtures("needs_shim")
-def test_train(whole: Commands, commands: Callable[[str], Commands]) -> None:
+def test_train(whole, commands):
     sqat = commands("run")
     assert sqat(*TRAIN, action="kill", at=len(whole.changes) // 2).code == KILLED
     before = {path: path.read_bytes() for path in sqat.folder.rglob("*") if path.is_file() and path.name != LOCK_FILE}
@@ -38,21 +33,21 @@ def test_train(whole: Commands, commands: Callable[[str], Commands]) -> None:
     assert_whole_and_goes_on(sqat, whole)
 
 
-def test_uptrain(commands: Callable[[str], Commands]) -> None:
+def test_uptrain(commands):
     sqat = commands("run")
     with held(sqat.folder / "run"):
         command = ("uptrain", "anything", "--tokens", "500", "--out", "run")
         assert_refused(sqat(*command, modules=("sqat.convert.uptrain",)), "a run is going on in run")
 
 
-def test_compare(commands: Callable[[str], Commands]) -> None:
+def test_compare(commands):
     sqat = commands("run")
     (sqat.folder / "plan.yaml").write_text("{name: x, family: micro, variants: [sqa], reference: sqa}")
     with held(sqat.folder / "out"):
         assert_refused(sqat("compare", "plan.yaml", "--out", "out"), "a comparison is running in out")
 
 
-def test_of_several_ranks_the_first_claims_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_rank_takes_the_lock(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with run_folder(tmp_path):
         assert not (tmp_path / LOCK_FILE).exists()

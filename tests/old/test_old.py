@@ -1,12 +1,8 @@
 """What was written at commit ef21ff1 still loads, gives the same logits, and goes on to the same losses."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,22 +18,22 @@ from sqat.train.checkpoints import best_checkpoint, latest_checkpoint
 from sqat.uptrain_config import UptrainConfig
 
 HERE = Path(__file__).parent
-START: dict[str, Callable[..., Any]] = {"dense": start_run, "moe": start_run, "uptrain": start_uptraining}
+START = {"dense": start_run, "moe": start_run, "uptrain": start_uptraining}
 
 
 @pytest.fixture(autouse=True)
-def _copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _copies(tmp_path, monkeypatch):
     """The folders' configurations name files relative to where they were made."""
     shutil.copytree(HERE, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     monkeypatch.chdir(tmp_path)
 
 
-def resume(name: str) -> Any:
+def resume(name):
     config = (UptrainConfig if name == "uptrain" else RunConfig).from_dict(read_yaml(Path(name, "config.yaml")))
     return START[name](config, name, resume=True)
 
 
-def assert_same_log(name: str) -> None:
+def assert_same_log(name):
     """Every metric of every line, to 1e-5; times are left out, and what one token more or less at an expert changes is
     held to 2 %: rounding decides where two experts are nearly tied.
     """
@@ -54,14 +50,14 @@ def assert_same_log(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", START)
-def test_an_old_run_resumes_to_the_same_losses(name: str) -> None:
+def test_an_old_run_resumes_to_the_same_losses(name):
     trainer = resume(name)
     assert trainer.state.step == 5
     trainer.train()
     assert_same_log(name)
 
 
-def test_an_old_run_killed_while_it_replaced_a_checkpoint_resumes() -> None:
+def test_an_old_run_killed_while_it_replaced_a_checkpoint_resumes():
     checkpoint = latest_checkpoint(Path("moe"))
     assert checkpoint is not None
     checkpoint.rename(checkpoint.with_name(".step-00000005.previous"))
@@ -72,12 +68,12 @@ def test_an_old_run_killed_while_it_replaced_a_checkpoint_resumes() -> None:
     assert not list(Path("moe").rglob("*.previous"))
 
 
-def test_the_best_checkpoint_of_an_old_run() -> None:
+def test_the_best_checkpoint_of_an_old_run():
     assert best_checkpoint(Path("moe")) == Path("moe/checkpoints/step-00000003")
 
 
 @pytest.mark.parametrize(("name", "read"), [("rxnn", load_model), ("mixed", read_model)])
 @torch.no_grad()
-def test_an_old_checkpoint_gives_the_same_logits(name: str, read: Callable[[Path], Any]) -> None:
+def test_an_old_checkpoint_gives_the_same_logits(name, read):
     stored = load_file(HERE / "logits.safetensors")
     torch.testing.assert_close(read(HERE / name)(stored["rows"]).logits, stored[name], rtol=1e-5, atol=1e-6)

@@ -22,7 +22,7 @@ def events(tmp_path):
     return read
 
 
-def test_tensorboard_gets_what_the_log_gets(start, log, events):
+def test_tensorboard_has_the_metrics_of_the_log(start, log, events):
     start(max_steps=3, tensorboard=True).train()
     losses = events().Scalars("train/loss")
     assert [event.step for event in losses] == [1, 2, 3]

@@ -1,9 +1,5 @@
 """The training step as one graph, as `train.compile` takes it on GPUs; `aot_eager` traces all, and compiles nothing."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -17,7 +13,7 @@ ROWS, T, V = 3, 16, 41
 
 
 @pytest.fixture
-def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _as_on_a_gpu(monkeypatch):
     """Ways of computing that read nothing from the device."""
     monkeypatch.setitem(dispatch._implementations, ("run_experts", "cpu"), [])
     implements("run_experts", "cpu", compiles=True)(run_experts_grouped)
@@ -28,7 +24,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def packed(last: int) -> Batch:
+def packed(last):
     """Rows of two documents, with `last` targets missing, so that every batch has another number of them."""
     inputs = torch.randint(4, V, (ROWS, T))
     targets = inputs.roll(-1, dims=1)
@@ -45,13 +41,13 @@ def packed(last: int) -> Batch:
     [(False, False, {}), (True, True, {}), (False, False, {"window": 5, "global_tokens": 2})],
     ids=["dense", "experts, bfloat16", "window"],
 )
-def test_is_one_graph_whatever_the_number_of_targets(tiny_model, moe: bool, bf16: bool, window: dict[str, int]) -> None:
+def test_any_number_of_targets_is_one_graph(tiny_model, moe, bf16, window):
     sizes = {"num_layers": 1, "hidden_size": 24, "intermediate_size": 16, "feedforward_bias": True, "head_bias": True}
     model = tiny_model(moe, **sizes, **window).train()
     task = TrainingLoss(model)
     compiled = torch.compile(task, backend="aot_eager", fullgraph=True, dynamic=False)
 
-    def run(task, batch: Batch) -> list[torch.Tensor]:
+    def run(task, batch):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss, sums = task(batch, torch.full((), batch.num_targets), 1.0)

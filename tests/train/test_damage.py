@@ -4,7 +4,6 @@ import contextlib
 import copy
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +25,7 @@ FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 FILES += ["training.json", "training.safetensors"]
 
 
-def flip(path: Path, offset: int = -40) -> None:
+def flip(path, offset=-40):
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
     path.write_bytes(content)
@@ -152,14 +151,14 @@ class TestFallback:
 
 
 class TestBest:
-    def test_one_with_a_damaged_state_is_passed_over(self, run, caplog):
+    def test_a_damaged_state_is_passed_over(self, run, caplog):
         best = best_checkpoint(run)
         assert find_model(run) == best
         flip(best / "training.json", 30)
         assert best_checkpoint(run) not in (best, None)
         assert f"passing over {best / 'training.json'} is damaged" in caplog.text
 
-    def test_rotation_keeps_one_with_a_damaged_state(self, start, at, tmp_path):
+    def test_rotation_keeps_a_damaged_state(self, start, at, tmp_path):
         """Its weights may be the best."""
         folder = tmp_path / "rotated" / "checkpoints" / "step-00000002"
         damage = at(3, lambda _: flip(folder / "training.json"))

@@ -1,16 +1,11 @@
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sqat.data.tokenizer import train_tokenizer
-from sqat.data.tokens import TokenFile, build_tokens
-from sqat.model import Decoder
+from sqat.data.tokens import build_tokens
 from sqat.train.evaluate import evaluate
 
 CONTEXT = 13
@@ -19,13 +14,13 @@ CONTEXT = 13
 class Texts:
     name = "texts"
 
-    def __init__(self, *texts: str) -> None:
+    def __init__(self, *texts):
         self.texts = texts
 
-    def documents(self) -> list[str]:
+    def documents(self):
         return list(self.texts)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self):
         return repr(self.texts)
 
 
@@ -33,16 +28,16 @@ TEXTS = ["short one", "a document that is longer than the context of thirteen to
 
 
 @pytest.fixture
-def tokens(tmp_path: Path) -> TokenFile:
+def tokens(tmp_path):
     return build_tokens(Texts(*TEXTS), train_tokenizer(TEXTS, 263), tmp_path / "tokens")
 
 
 @pytest.fixture
-def model(tiny_model: Callable[..., Decoder]) -> Decoder:
+def model(tiny_model):
     return tiny_model(moe=True, vocab_size=263, tie_embeddings=False, head_bias=True)
 
 
-def naive(model: Decoder, windows: list[list[int]]) -> tuple[float, float, int]:
+def naive(model, windows):
     """Sums over one window at a time, without padding."""
     loss, correct, count = 0.0, 0.0, 0
     for window in windows:
@@ -55,7 +50,7 @@ def naive(model: Decoder, windows: list[list[int]]) -> tuple[float, float, int]:
 
 
 @torch.no_grad()
-def test_every_real_token_counts_once(model: Decoder, tokens: TokenFile) -> None:
+def test_every_real_token_counts_once(model, tokens):
     documents = [tokens.document(i).tolist() for i in range(len(tokens))]
     windows = [d[start : start + CONTEXT + 1] for d in documents for start in range(0, len(d) - 1, CONTEXT)]
     loss, correct, count = naive(model, windows)
@@ -69,7 +64,7 @@ def test_every_real_token_counts_once(model: Decoder, tokens: TokenFile) -> None
 
 
 @torch.no_grad()
-def test_card_figures_count_padding(model: Decoder, tokens: TokenFile) -> None:
+def test_card_metrics_count_padding(model, tokens):
     pad, eos = 0, 3
     rows = [tokens.document(i).tolist() for i in range(len(tokens))]
     rows = [[*row[: CONTEXT - 1], eos] if len(row) > CONTEXT else row + [pad] * (CONTEXT - len(row)) for row in rows]
@@ -80,7 +75,7 @@ def test_card_figures_count_padding(model: Decoder, tokens: TokenFile) -> None:
     assert result.card_accuracy == pytest.approx(correct / count)
 
 
-def test_batch_size_changes_nothing(model: Decoder, tokens: TokenFile) -> None:
+def test_batch_size_changes_nothing(model, tokens):
     one, many = (evaluate(model, tokens, context_length=CONTEXT, batch_size=n) for n in (1, 7))
     assert one.loss == pytest.approx(many.loss, rel=1e-6)
     assert one.router_entropy == pytest.approx(many.router_entropy, rel=1e-5)
@@ -89,12 +84,12 @@ def test_batch_size_changes_nothing(model: Decoder, tokens: TokenFile) -> None:
         assert sum(a) == pytest.approx(1)
 
 
-def test_summary_says_which_figures_are_which(model: Decoder, tokens: TokenFile) -> None:
+def test_summary_labels_card_metrics(model, tokens):
     assert "with padding counted, as the card: loss" in evaluate(model, tokens).summary()
     assert "card" not in evaluate(model, tokens, card_metrics=False).summary()
 
 
-def test_training_mode_is_restored(model: Decoder, tokens: TokenFile) -> None:
+def test_training_mode_is_restored(model, tokens):
     model.train()
     evaluate(model, tokens, card_metrics=False)
     assert model.training

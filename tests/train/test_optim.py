@@ -11,19 +11,15 @@ PEAK, STEPS = 3e-3, 97
 
 
 @pytest.mark.parametrize("floor", [0.0, 1e-4])
-def test_without_warmup_it_is_torch_s_cosine(floor):
+def test_without_warmup_equals_cosine_annealing_of_torch(floor):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=PEAK)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS, eta_min=floor)
+    assert cosine_with_warmup(STEPS + 50, peak=PEAK, total_steps=STEPS, floor=floor) == floor
     for step in range(STEPS + 1):
         rate = cosine_with_warmup(step, peak=PEAK, total_steps=STEPS, floor=floor)
         assert rate == pytest.approx(schedule.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         schedule.step()
-
-
-def test_ends():
-    rates = [cosine_with_warmup(step, peak=PEAK, total_steps=STEPS, floor=1e-4) for step in (0, STEPS, STEPS + 50)]
-    assert rates == pytest.approx([PEAK, 1e-4, 1e-4])
 
 
 def test_warmup_rises_to_the_peak_and_the_cosine_takes_it_from_there():
@@ -36,7 +32,7 @@ def test_warmup_rises_to_the_peak_and_the_cosine_takes_it_from_there():
 
 
 @pytest.mark.parametrize("warmup", [7, 13])
-def test_a_run_no_longer_than_its_warmup(warmup):
+def test_a_run_shorter_than_its_warmup_only_rises(warmup):
     rates = [cosine_with_warmup(step, peak=PEAK, total_steps=7, warmup_steps=warmup) for step in range(7)]
     assert rates == pytest.approx([PEAK * n / warmup for n in range(1, 8)])
 
@@ -53,7 +49,7 @@ def test_matrices_decay_and_vectors_do_not(tiny_model, moe):
     assert {names[id(parameter)] for parameter in decayed["params"]} == set(names.values()) - undecayed
 
 
-def test_the_card_s_way_decays_all(tiny_model):
+def test_decay_all_includes_vectors(tiny_model):
     model = tiny_model(feedforward_bias=True)
     (group,) = parameter_groups(model, 0.1, decay_all=True)
     assert len(group["params"]) == len(list(model.parameters()))
@@ -67,14 +63,10 @@ def test_frozen_parameters_are_left_out(tiny_model):
     assert all(parameter is not model.embedding.weight for parameter in trained)
 
 
-def test_make_optimizer(tiny_model):
+def test_make_optimizer_follows_the_configuration(tiny_model):
     config = TrainConfig(learning_rate=5e-4, weight_decay=0.3, beta1=0.8, beta2=0.95)
     optimizer = make_optimizer(tiny_model(), config)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert {(group["lr"], group["betas"]) for group in optimizer.param_groups} == {(5e-4, (0.8, 0.95))}
-
-
-def test_set_learning_rate(tiny_model):
-    optimizer = make_optimizer(tiny_model(), TrainConfig())
     set_learning_rate(optimizer.param_groups, 0.125)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]

@@ -35,13 +35,13 @@ class Full(nn.Module):
         (1, None, "a batch_size of 1: a single row does not fit; try a shorter context"),
     ],
 )  # fmt: skip
-def test_the_advice(batch_size, accumulation, advice):
+def test_out_of_memory_suggests_a_batch_size(batch_size, accumulation, advice):
     refused = pytest.raises(TrainingError, match=re.escape(advice))
     with refused, explain_out_of_memory("step 7", batch_size, accumulation):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_pass_unchanged():
     with pytest.raises(RuntimeError, match="shapes") as error, explain_out_of_memory("step 7", 3, 1):
         raise RuntimeError("shapes do not fit")
     assert type(error.value) is RuntimeError
@@ -70,7 +70,7 @@ def test_a_run_goes_on_as_advised(start, tmp_path):
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_advice_for_validation(start, tmp_path, monkeypatch):
+def test_validation_out_of_memory_suggests_a_batch_size(start, tmp_path, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

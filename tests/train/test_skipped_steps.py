@@ -85,9 +85,7 @@ class TestSkipping:
     @pytest.mark.parametrize(
         ("kind", "accumulation", "shards"), [("loss", 1, 1), ("gradient", 3, 1), ("both", 2, 2), ("loss", 2, 2)]
     )
-    def test_weights_and_optimizer_stay_and_the_schedule_goes_on(
-        self, spoiled, monkeypatch, kind, accumulation, shards
-    ):
+    def test_weights_and_optimizer_stay_the_schedule_goes_on(self, spoiled, monkeypatch, kind, accumulation, shards):
         monkeypatch.setattr("sqat.train.trainer.suitable_shards", lambda model: shards)
         monkeypatch.setattr("sqat.cpu.shards.SHARD_TOKENS", 1)
         copies = Copies()
@@ -97,7 +95,7 @@ class TestSkipping:
         assert (trainer.state.step, trainer.state.skipped_steps, trainer.state.skipped_in_a_row) == (7, 4, 0)
         assert copies.rates == [cosine_with_warmup(step, peak=2e-3, total_steps=7) for step in range(7)]
 
-    def test_the_log_counts_them_and_means_leave_them_out(self, start, spoiled, log):
+    def test_the_log_counts_skipped_steps_and_its_means_leave_them_out(self, start, spoiled, log):
         start("clean").train()
         spoiled({3}).train()
         spoiled({3}, folder="seldom", log_every=3).train()

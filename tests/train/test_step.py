@@ -1,22 +1,20 @@
 """One optimisation step: micro-batches count as one batch, and the fast paths train as the naive ones."""
 
-from collections.abc import Callable, Sequence
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sqat.data.batches import IGNORE, Batch
 from sqat.data.tokenizer import PAD
 from sqat.model import Decoder
 from sqat.model.moe import run_experts_naive
 from sqat.train.loss import cross_entropy_naive, router_loss
-from sqat.train.step import Sums, TrainingLoss, router_stats, train_step
+from sqat.train.step import TrainingLoss, router_stats, train_step
 
 T, V = 11, 41
 
 
-def draw(rows: int) -> Batch:
+def draw(rows):
     """Rows padded to different lengths at the end, as batches of mode "rows"."""
     inputs = torch.randint(4, V, (rows, T))
     lengths = torch.randint(3, T + 1, (rows, 1))
@@ -25,7 +23,7 @@ def draw(rows: int) -> Batch:
     return Batch(inputs, targets, None, None)
 
 
-def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
+def split(batch, sizes):
     return [
         Batch(*parts, None, None) for parts in zip(batch.inputs.split(sizes), batch.targets.split(sizes), strict=True)
     ]
@@ -34,18 +32,16 @@ def split(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
 class Engine:
     """Runs steps of a model, without clipping, and keeps the gradients of the last one."""
 
-    def __init__(
-        self, model: Decoder, make: Callable[..., torch.optim.Optimizer] = torch.optim.SGD, lr: float = 0.1, **options
-    ) -> None:
+    def __init__(self, model, make=torch.optim.SGD, lr=0.1, **options):
         self.task = TrainingLoss(model.train(), **options)
         self.optimizer = make(model.parameters(), lr=lr)
-        self.gradients: list[Tensor] = []
+        self.gradients = []
         self.optimizer.register_step_pre_hook(self._keep_gradients)
 
-    def _keep_gradients(self, *_: object) -> None:
+    def _keep_gradients(self, *_):
         self.gradients = [parameter.grad.clone() for parameter in self.task.parameters()]
 
-    def run(self, *micro_batches: Batch) -> Sums:
+    def run(self, *micro_batches):
         total = sum(batch.num_targets for batch in micro_batches)
         return train_step(self.task, micro_batches, self.optimizer, total_targets=total)
 
@@ -104,7 +100,7 @@ def test_gradients_are_gone_after_the_step(tiny_config):
 
 
 @pytest.mark.parametrize(("kind", "counts_padding"), [("balanced", False), ("none", False), ("card", True)])
-def test_padding_counts_for_routers_the_card_s_way_only(tiny_config, kind, counts_padding):
+def test_padding_counts_for_the_card_router_loss_only(tiny_config, kind, counts_padding):
     batch = draw(7)
     sums = Engine(Decoder(tiny_config(moe=True)), router_loss=kind).run(batch)
     expected = batch.inputs.numel() if counts_padding else int((batch.inputs != PAD).sum())
@@ -149,7 +145,7 @@ def test_twenty_steps_are_those_of_the_naive_model(tiny_config, monkeypatch):
         moe=True, feedforward_bias=True, init="torch"
     )  # no tiny gradients, whose rounding Adam magnifies
 
-    def losses() -> Tensor:
+    def losses():
         torch.manual_seed(5)
         engine = Engine(Decoder(config), torch.optim.AdamW, lr=2e-3)
         return torch.stack([engine.run(batch)["loss"] / batch.num_targets for batch in batches])

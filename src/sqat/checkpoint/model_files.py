@@ -255,29 +255,24 @@ def read_headers(paths: list[Path]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for path in paths:
-        part = _read_header(path)
-        if twice := found.keys() & part.keys():
-            raise CheckpointError(f"{path} holds {shown(min(twice))}, which another file of the checkpoint holds, too")
-        found |= part
-    return found
-
-
-def _read_header(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} has no {path.name}")
-    found: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                piece = file.get_slice(name)
-                kind, shape = piece.get_dtype(), piece.get_shape()
+        if not path.is_file():
+            raise CheckpointError(f"{path.parent} has no {path.name}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                headers = {name: (piece.get_dtype(), piece.get_shape()) for name, piece in slices.items()}
+            for name, (kind, shape) in headers.items():
+                if name in found:
+                    raise CheckpointError(
+                        f"{path} holds {shown(name)}, which another file of the checkpoint holds, too"
+                    )
                 if kind not in _DTYPES:
                     raise CheckpointError(f"{path}: {shown(name)} holds {kind}, but must hold floating-point numbers")
                 found[name] = torch.empty(shape, dtype=_DTYPES[kind], device="meta")
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-        if isinstance(error, CheckpointError):
+        except CheckpointError:
             raise
-        raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+            raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
     return found
 
 

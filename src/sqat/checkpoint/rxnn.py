@@ -138,20 +138,14 @@ def config_to_rxnn(config: ModelConfig) -> dict[str, Any]:
         ConfigError: RxNN cannot express the architecture; the message names the field.
     """
     heads = config.hidden_size // config.head_dim
-    for field, right in {"head_dim": config.hidden_size / heads if heads else None, **_FIXED_FIELDS}.items():
-        if getattr(config, field) != right:
-            raise ConfigError(
-                f"{field} is {getattr(config, field)!r}, but RxNN's layout holds models with {field} {right!r} only"
-            )
-    if config.window is not None:
-        raise ConfigError(
-            f"window is {config.window}, but RxNN's layout holds models with window None only: its own window "
-            "attention is neither causal nor exact"
-        )
-    if config.final_norm == "rmsnorm":
-        raise ConfigError(
-            "final_norm is 'rmsnorm', but RxNN's layout holds models with final_norm null or 'layernorm' only"
-        )
+    right: dict[str, Any] = {"head_dim": config.hidden_size / heads if heads else None, **_FIXED_FIELDS}
+    right |= {"window": None, "final_norm": None if config.final_norm is None else "layernorm"}
+    for field, value in right.items():
+        if (found := getattr(config, field)) != value:
+            also = "null or " if field == "final_norm" else ""
+            why = ": its own window attention is neither causal nor exact" if field == "window" else ""
+            holds = f"RxNN's layout holds models with {field} {also}{value!r} only{why}"
+            raise ConfigError(f"{field} is {found!r}, but {holds}")
     full = {heads: "mha", 1: "mqa"}.get(config.num_kv_heads, "gqa")
     att_type = full if config.num_query_heads == heads else "sqa"
     values = {
@@ -182,26 +176,17 @@ _RENAMES = [
 ]
 
 
-def rxnn_name(name: str, config: ModelConfig) -> str:
-    """RxNN's name of a tensor; stacked experts have `experts.*` in place of each number."""
-    for pattern, replacement in _RENAMES:
-        renamed, found = re.subn(pattern, replacement, name)
-        if found:
-            if config.gated:
-                renamed = renamed.replace(".ff.fc1.", ".ff.fc1.linear.")
-            if config.is_moe and ".ff.fc" in renamed:
-                renamed = renamed.replace(".ff.", ".ff.experts.*.")
-            return renamed
-    raise ConfigError(f"tensor {name!r} has no place in RxNN's layout")
-
-
 def _expand(names: Iterable[str], config: ModelConfig) -> dict[str, list[str]]:
     """This package's name -> RxNN's names: one, or one per expert."""
     result: dict[str, list[str]] = {}
     for name in names:
-        renamed = rxnn_name(name, config)
-        stacked = "*" in renamed
-        result[name] = [renamed.replace("*", str(e)) for e in range(config.num_experts)] if stacked else [renamed]
+        renamed = next(new for old, to in _RENAMES if (new := re.sub(old, to, name)) != name)
+        if config.gated:
+            renamed = renamed.replace(".ff.fc1.", ".ff.fc1.linear.")
+        if config.is_moe and ".ff.fc" in renamed:
+            result[name] = [renamed.replace(".ff.", f".ff.experts.{e}.") for e in range(config.num_experts)]
+        else:
+            result[name] = [renamed]
     return result
 
 

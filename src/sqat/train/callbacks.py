@@ -27,8 +27,7 @@ logger = logging.getLogger(__name__)
 class ProgressBar(Callback):
     """Shows step, loss, tokens per second and remaining time in the terminal."""
 
-    def __init__(self) -> None:
-        self.progress: Progress | None = None
+    progress: Progress | None = None
 
     def on_start(self, trainer: Trainer) -> None:
         from rich.progress import (
@@ -53,24 +52,24 @@ class ProgressBar(Callback):
         self.progress.start()
 
     def on_step(self, trainer: Trainer) -> None:
-        if self.progress is not None:
-            self.progress.update(self.task, completed=trainer.state.step)
+        self._update(completed=trainer.state.step)
 
     def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        if self.progress is not None:
-            status = f"loss {metrics['loss']:.3f} · {metrics['tokens_per_second']:,.0f} tokens/s"
-            self.progress.update(self.task, status=status)
+        self._update(status=f"loss {metrics['loss']:.3f} · {metrics['tokens_per_second']:,.0f} tokens/s")
 
     def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
         if self.progress is not None:
-            self.progress.console.print(
-                f"step {trainer.state.step}: validation {evaluation.summary()}", highlight=False
-            )
+            line = f"step {trainer.state.step}: validation {evaluation.summary()}"
+            self.progress.console.print(line, highlight=False)
 
     def on_end(self, trainer: Trainer) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+    def _update(self, **fields: Any) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, **fields)
 
 
 class JsonlLog(Callback):

@@ -74,17 +74,8 @@ def write_checkpoint(
     tensors: dict[str, Tensor],
     tokenizer: Tokenizer | None,
 ) -> Path:
-    """Write the checkpoint of `state.step`, unless it is there; return its folder.
-
-    Args:
-        run: the run's folder.
-        write_model: writes the model's files into a folder.
-        state: the run's progress.
-        tensors: what :func:`sqat.train.state.state_tensors` gave.
-        tokenizer: saved with the model.
-
-    Raises:
-        StorageError: the system refuses; earlier checkpoints stay as they are.
+    """Write the checkpoint of `state.step`, with the `tensors` of :func:`sqat.train.state.state_tensors`, unless it is
+    there; return its folder. After a StorageError earlier checkpoints are as they were.
     """
     folder = checkpoint_path(run, state.step)
     if not folder.exists():
@@ -221,13 +212,9 @@ def _best(states: dict[Path, TrainState]) -> Path | None:
 def save_skipped_batch(
     run: Path, step: int, rank: int, micro_batches: Sequence[Batch], about: Mapping[str, Any], tokenizer: Any
 ) -> Path | None:
-    """Write `skipped/step-N-rank-R/`, whole or not at all, for the batch of a skipped step, and keep the newest few.
-
-    `batch.safetensors` holds the micro-batches' tensors by number and name, (rows, tokens); `batch.json` what `about`
-    says, and the text of every row.
-
-    Returns:
-        the folder; `None` if the disk takes no more: training goes on, with a warning.
+    """Save the batch of a skipped step in `skipped/step-N-rank-R/`, and keep the newest few. `batch.safetensors` holds
+    the micro-batches' tensors by number and name, (rows, tokens); `batch.json` what `about` says and every row's text.
+    Returns the folder, or `None` if the disk takes no more: training goes on, with a warning.
     """
     folder = run / SKIPPED / f"step-{step:08d}-rank-{rank}"
     tensors = {

@@ -82,7 +82,12 @@ def build_token_files(
     """The token files of both sources, built where the cache has none. Arguments and errors as :func:`prepare_data`."""
     require_room(tokenizer, vocab_size)
     train_tokens = cached_tokens(train, tokenizer, config.cache_dir, progress=progress)
-    return PreparedData(tokenizer, train_tokens, _validation_tokens(validation, tokenizer, config, progress))
+    if isinstance(validation, HeldOut) and next(validation.documents(), None) is None:
+        text = "%s has fewer than %d documents: nothing is held out, and nothing is evaluated"
+        logger.warning(text, train.name, HELD_OUT_EVERY)
+        return PreparedData(tokenizer, train_tokens, None)
+    validation_tokens = cached_tokens(validation, tokenizer, config.cache_dir, progress=progress)
+    return PreparedData(tokenizer, train_tokens, validation_tokens)
 
 
 def open_sources(config: DataConfig) -> tuple[Source, Source]:
@@ -117,16 +122,3 @@ def cached_tokenizer(source: Source, vocab_size: int, cache_dir: str | Path | No
     with write_folder(folder) as temporary:
         tokenizer.save(temporary)
     return tokenizer
-
-
-def _validation_tokens(
-    source: Source, tokenizer: Tokenizer, config: DataConfig, progress: Progress | None
-) -> TokenFile | None:
-    if isinstance(source, HeldOut) and next(source.documents(), None) is None:
-        logger.warning(
-            "%s has fewer than %d documents: nothing is held out, and nothing is evaluated",
-            source.source.name,
-            HELD_OUT_EVERY,
-        )
-        return None
-    return cached_tokens(source, tokenizer, config.cache_dir, progress=progress)

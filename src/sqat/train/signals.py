@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from sqat.train.distributed import launched
@@ -30,9 +30,7 @@ class StopOnSignals:
             self.before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._restore()
         if error is not None and launched() > 1 and threading.current_thread() is threading.main_thread():
             # The launcher terminates all ranks once one is lost; the error has to be printed first.
