@@ -32,7 +32,6 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checksums would find all damage; without them, the readers themselves must."""
     monkeypatch.setattr("sqat.checkpoint.store.write_checksums", lambda *arguments: None)
-    monkeypatch.setattr("sqat.data.tokens.write_checksums", lambda *arguments: None)
 
 
 @pytest.fixture

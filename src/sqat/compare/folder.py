@@ -27,7 +27,7 @@ from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.lock import locked, take
 from sqat.run_config import read_yaml
-from sqat.untrusted import parse_json, read_json
+from sqat.untrusted import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Folder:
         if not path.is_file():
             return None
         try:
-            return read_json(path, finite=False)
+            return read_json(path)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is damaged: {error}") from error
 
@@ -168,7 +168,7 @@ def read_results(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
     runs = []
     for number, line in enumerate(lines, 1):
         try:
-            run = parse_json(line, finite=False)
+            run = json.loads(line)
             lacking = [name for name in needed if name not in run]
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}, line {number} is damaged: {error}") from error

@@ -69,7 +69,7 @@ def _go_on(part: Path, asked: dict[str, Any], variants: dict[str, Any]) -> int:
     ratios are taken within rounds. What is damaged, of other variants, or was measured otherwise is measured again.
     """
     try:
-        before = read_json(part, finite=False)
+        before = read_json(part)
         same = before["asked"] == asked and list(before["variants"]) == list(variants)
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from sqat.checksums import check_files, relisted
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
-from sqat.untrusted import parse_json, read_bytes, shown
+from sqat.untrusted import read_bytes, shown
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
@@ -241,12 +241,12 @@ def read_tokenizer_file(path: Path) -> str:
     """
     try:
         text = read_bytes(path, MAX_TOKENIZER_BYTES).decode("utf-8")
-        values = parse_json(text)
+        values = json.loads(text)
         model = values["model"]
         if not isinstance(model["vocab"], dict):
             raise TypeError(f"its model is {shown(model.get('type'))}, but must be 'BPE'")
         ids = {**model["vocab"], **{token["content"]: token["id"] for token in values.get("added_tokens") or ()}}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"damaged, or not a tokenizer: {error}") from error
     for token, token_id in ids.items():
         if type(token_id) is not int or not 0 <= token_id < MAX_VOCABULARY:

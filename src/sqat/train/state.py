@@ -96,12 +96,12 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(f"{folder} has no {STATE_FILE}: it holds a model, but no run to resume")
     check_files(folder, [STATE_FILE])
     try:
-        values = read_json(path, MAX_STATE_BYTES, finite=False)  # a loss may be NaN
+        values = read_json(path, MAX_STATE_BYTES)  # a loss may be NaN
         state = TrainState(**{**values, "data": BatchState(**values["data"])})
         _check(state)
         path = folder / EVALUATION_FILE
         if path.is_file():
-            later = read_json(path, MAX_STATE_BYTES, finite=False)
+            later = read_json(path, MAX_STATE_BYTES)
             if later.pop("sha256") != _digest(later):
                 raise ValueError("its sha256 is not that of its content; delete it, and --resume evaluates again")
             state.record(later["evaluation"])
@@ -169,8 +169,6 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     path = folder / TENSORS_FILE
     check_files(folder, [TENSORS_FILE])
     try:
-        if path.exists() and not path.is_file():  # a pipe or device would block, or never end
-            raise ValueError("it is not a regular file")
         tensors = load_file(path)
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is missing, damaged or truncated: {error}") from error
