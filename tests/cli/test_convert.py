@@ -65,9 +65,9 @@ def test_convert_writes_a_stock_checkpoint(method, options, sqat):
     assert Path("half/tokenizer.json").read_bytes() == Path("pretrained/tokenizer.json").read_bytes()
 
 
-def test_some_layers_alone_go_to_native(sqat):
-    command = ("convert", "pretrained", "--query-heads", "3", "--layers", "1-1", "--to", "native", "--out", "partly")
-    code, out, err = sqat(*command)
+def test_some_layers_alone_go_to_transformers(sqat):
+    command = "convert pretrained --query-heads 3 --layers 1-1 --to transformers --out partly"
+    code, out, err = sqat(*command.split())
     assert code == 0, err
     assert "pretrained written to partly with 3 query heads in layers 1-1 (mean)" in out
     model = AutoModelForCausalLM.from_pretrained("partly")

@@ -43,7 +43,7 @@ def by_hand(model, result, groups):
 def test_one_layer_is_converted_and_the_others_stay(name, stock_model, rows):
     model = stock_model(name)
     plan = plan_conversion(
-        model.config, query_heads=5, kv_heads=1, method="cluster", score="norm", layers="1-1", to="native"
+        model.config, query_heads=5, kv_heads=1, method="cluster", score="norm", layers="1-1", to="transformers"
     )
     groups = choose_heads(model, plan)
     assert [len(layer) for layer in groups] == [12, 5, 12]
@@ -59,7 +59,7 @@ def test_one_layer_is_converted_and_the_others_stay(name, stock_model, rows):
 
 @pytest.mark.parametrize("name", MODEL_TYPES)
 def test_written_checkpoints_are_read_and_generate(name, converted, rows):
-    result, out = converted(name, query_heads=4, layers="0-1", to="native")
+    result, out = converted(name, query_heads=4, layers="0-1", to="transformers")
     values = json.loads((out / "config.json").read_text())
     assert (values["model_type"], values["query_heads_per_layer"]) == (f"mixed_heads_{name}", [4, 4, 12])
     assert json.loads((out / "conversion.json").read_text())["layers"] == [0, 1]
@@ -77,7 +77,7 @@ def test_written_checkpoints_are_read_and_generate(name, converted, rows):
 
 def test_back_ends_are_chosen_for_the_whole_model(stock_model, rows):
     model = stock_model("qwen3_moe")
-    result = convert(model, plan_conversion(model.config, query_heads=6, layers="1-2", to="native"))
+    result = convert(model, plan_conversion(model.config, query_heads=6, layers="1-2", to="transformers"))
     expected = result(rows).logits
     assert result.get_experts_implementation()[""] == model.get_experts_implementation()[""] == "grouped_mm"
     result.set_attn_implementation("eager")
@@ -89,7 +89,7 @@ def test_back_ends_are_chosen_for_the_whole_model(stock_model, rows):
 
 def test_new_models_are_initialised_as_stock_ones(stock_config):
     config = stock_config("llama", attention_bias=False, hidden_size=240, initializer_range=0.3)
-    plan = plan_conversion(config, query_heads=4, layers="1-1", to="native")
+    plan = plan_conversion(config, query_heads=4, layers="1-1", to="transformers")
     for auto in (AutoModel, AutoModelForCausalLM):
         for attention in attention_layers(auto.from_config(plan.new_config)):
             assert attention.q_proj.weight.std().item() == pytest.approx(0.3, rel=0.1)
@@ -98,7 +98,7 @@ def test_new_models_are_initialised_as_stock_ones(stock_config):
 def test_a_mixed_model_is_verified_trained_on_and_saved_again(stock_folder, rows, tmp_path):
     folder = stock_folder("qwen3")
     model = read_model(folder)
-    plan = plan_conversion(model.config, query_heads=4, layers="2-2", to="native")
+    plan = plan_conversion(model.config, query_heads=4, layers="2-2", to="transformers")
     result = convert(model, plan)
     figures = verify(model, result, rows)
     assert figures.similarity[0] == pytest.approx(1, abs=1e-5)
@@ -136,7 +136,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_it_runs_without_sqat(converted, without_sqat):
-    result, out = converted("qwen3", query_heads=4, layers="1-1", to="native")
+    result, out = converted("qwen3", query_heads=4, layers="1-1", to="transformers")
     found = without_sqat(LOAD, out)
     assert (found["class"], found["base"]) == ("MixedHeadsQwen3ForCausalLM", "MixedHeadsQwen3Model")
     assert str(found["module"]).startswith("transformers_modules.")

@@ -60,13 +60,15 @@ def test_no_weights_are_made(stock_config):
 
 def test_some_layers_save_their_share(stock_config):
     config = stock_config("llama")
-    plan = plan_conversion(config, query_heads=4, layers="1-2", to="native")
+    plan = plan_conversion(config, query_heads=4, layers="1-2", to="transformers")
     whole = plan_conversion(config, query_heads=4)
     saved = plan.before.parameters - plan.after.parameters
     assert 3 * saved == 2 * (whole.before.parameters - whole.after.parameters)
     assert {name.split(".")[2] for name in plan.shapes} == {"1", "2"}
     assert [heads.query for heads in plan.heads] == [12, 4, 4]
-    assert plan_conversion(config, query_heads=4, to="native").after == whole.after
+    assert plan_conversion(config, query_heads=4, to="transformers").after == whole.after
+    with pytest.warns(FutureWarning, match='to="native" is now to="transformers"'):
+        assert plan_conversion(config, query_heads=4, layers="1-2", to="native") == plan
 
 
 @pytest.mark.parametrize(
@@ -76,11 +78,11 @@ def test_some_layers_save_their_share(stock_config):
         ({"query_heads": 0}, "query_heads is 0, but must be 1 to 12"),
         (
             {"query_heads": 5},
-            'query_heads is 5, which llama does not allow .to "native" does.: The hidden size .24. is',
+            'query_heads is 5, which llama does not allow .to "transformers" does.: The hidden size .24. is',
         ),
         ({"kv_heads": 3}, "kv_heads is 3, but must divide the model's 4 .* one of 1, 2, 4"),
         ({"kv_heads": 4}, r"query_heads is 6, but must be a multiple of kv_heads \(4\)"),
-        ({"to": "onnx"}, "to is 'onnx', but must be one of stock, native"),
+        ({"to": "onnx"}, "to is 'onnx', but must be one of stock, transformers"),
         ({"context_length": 0}, "context_length is 0, but must be at least 1"),
         ({"method": "median"}, "method is 'median', but must be one of mean, select, cluster"),
         ({"score": "loss"}, "score is 'loss', but must be one of activation, norm"),

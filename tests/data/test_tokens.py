@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sqat.checksums import MANIFEST
+from sqat.checksums import MANIFEST, write_checksums
 from sqat.data import tokens as tokens_module
 from sqat.data.text import open_source
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
@@ -92,7 +92,7 @@ class TestBuilding:
             with pytest.raises(ZeroDivisionError):
                 build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")
         assert len(list(tmp_path.iterdir())) == 1
-        with pytest.raises(DataError, match=r"meta\.json: missing"):
+        with pytest.raises(DataError, match="is not a complete token file"):
             open_tokens(tmp_path / "file")
         assert len(build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")) == 5
         assert list(tmp_path.iterdir()) == [tmp_path / "file"]
@@ -139,49 +139,30 @@ class TestBuilding:
 class TestDamage:
     @pytest.fixture
     def folder(self, tokenizer, tmp_path, list_source) -> Path:
-        """As before there were checksums, so that what is in the files is looked at."""
-        folder = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file").folder
-        (folder / MANIFEST).unlink()
-        return folder
-
-    @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin"])
-    def test_truncated(self, folder, name):
-        size = (folder / name).stat().st_size
-        os.truncate(folder / name, size - 1)
-        with pytest.raises(DataError, match=rf"{name}: {size - 1} bytes, but meta\.json says {size}"):
-            open_tokens(folder)
+        return build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file").folder
 
     @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"])
-    def test_missing(self, folder, name):
+    def test_truncated_or_missing(self, folder, name):
+        os.truncate(folder / name, (folder / name).stat().st_size - 1)
+        with pytest.raises(DataError, match=rf"{name} is damaged or truncated"):
+            open_tokens(folder)
         (folder / name).unlink()
-        with pytest.raises(DataError, match=name):
+        with pytest.raises(DataError, match=rf"{name} is missing"):
             open_tokens(folder)
 
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ("{", "missing or damaged"),
-            ("[]", "damaged: it must give positive whole numbers"),
-            ('{"format": 1, "documents": 0}', "damaged: it must give positive whole numbers"),
-            ('{"format": 1, "documents": "5"}', "damaged: it must give positive whole numbers"),
-            ('{"format": 2, "documents": 1, "tokens": 2, "document_bytes": 3, "vocab_size": 4}', "format 2; this"),
-        ],
-    )
-    def test_meta(self, folder, content, message):
-        (folder / "meta.json").write_text(content)
-        with pytest.raises(DataError, match=rf"meta\.json: {message}"):
+    def test_without_checksums(self, folder):
+        (folder / MANIFEST).unlink()
+        with pytest.raises(DataError, match=rf"it has no {MANIFEST}"):
             open_tokens(folder)
 
-    def test_offsets(self, folder):
-        offsets = np.fromfile(folder / "offsets.bin", np.int64)
-        offsets[-1] += 1
-        offsets.tofile(folder / "offsets.bin")
-        with pytest.raises(DataError, match=r"offsets\.bin: damaged"):
+    def test_of_another_version(self, folder):
+        (folder / "meta.json").write_text('{"format": 2}')
+        write_checksums(folder)
+        with pytest.raises(DataError, match=r"meta\.json: format 2; this version of sqat reads 1"):
             open_tokens(folder)
 
     @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json", MANIFEST])
-    def test_any_flipped_byte(self, tokenizer, tmp_path, list_source, flip_bytes, name):
-        folder = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file").folder
+    def test_any_flipped_byte(self, folder, flip_bytes, name):
         for _ in flip_bytes(folder / name):
             with pytest.raises(DataError, match=rf"file/{name} is damaged"):
                 open_tokens(folder)

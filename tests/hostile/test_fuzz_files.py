@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,11 +20,10 @@ from sqat.checkpoint import load_model, read_config
 from sqat.checkpoint.rxnn import config_to_rxnn
 from sqat.checksums import MANIFEST, check_files, write_checksums
 from sqat.config import ModelConfig
-from sqat.data.batches import Batches, BatchState
+from sqat.data.batches import BatchState
 from sqat.data.stories import story
 from sqat.data.text import open_source
 from sqat.data.tokenizer import Tokenizer
-from sqat.data.tokens import build_tokens, open_tokens
 from sqat.model import Decoder
 from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, read_state, restore, state_tensors, write_state
 from sqat.variants import preset
@@ -82,31 +80,6 @@ def test_tokenizer(checkpoint: Path) -> None:
     path = checkpoint / "tokenizer.json"
     read = lambda: Tokenizer.load(path).encode(TEXTS[0])  # noqa: E731
     damage(path, changed_bytes(path.read_bytes()), read, 40)
-
-
-@pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"])
-def test_token_files(tmp_path: Path, tokenizer: Tokenizer, name: str) -> None:
-    (tmp_path / "a.txt").write_text("\n\n".join(TEXTS))
-    folder = build_tokens(open_source(str(tmp_path / "a.txt")), tokenizer, tmp_path / "file").folder
-    valid = (folder / name).read_bytes()
-    kept = changed_bytes(valid).map(lambda data: data.ljust(len(valid), b"\xff")[: len(valid)])
-
-    def read() -> None:
-        tokens = open_tokens(folder)
-        for batch, _ in Batches(tokens, batch_size=3, context_length=17).epoch(BatchState(0, 0)):
-            assert 0 <= int(batch.inputs.min()) <= int(batch.inputs.max()) < tokens.vocab_size
-
-    damage(folder / name, json_files(json.loads(valid)) if name == "meta.json" else kept, read, 40)
-
-
-def test_offsets_whose_differences_wrap_around(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    folder = build_tokens(open_source("stories:3"), tokenizer, tmp_path / "file").folder
-    offsets = np.fromfile(folder / "offsets.bin", np.int64)
-    offsets[1:3] = np.iinfo(np.int64).max, np.iinfo(np.int64).min
-    offsets.tofile(folder / "offsets.bin")
-    with bounded():
-        open_tokens(folder)
-        pytest.fail("offsets outside the file were accepted")
 
 
 def test_config_of_a_model(checkpoint: Path) -> None:

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from sqat.cli.numbers import whole_numbers
-
 
 def compare(
     plan: Annotated[
@@ -37,14 +35,22 @@ def compare(
     if report_only and out is None:
         raise ConfigError("--out is missing, but must name the comparison's folder where there is --report-only")
     if not report_only:
-        chosen = whole_numbers("--seeds", seeds, "0,1,2") if seeds else None
-        options = {"match": match, "seeds": chosen, "processes": processes}
+        options = {"match": match, "seeds": _numbers(seeds) if seeds else None, "processes": processes}
         changes = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
         out = _run(plan, out, [*changes, *(set_ or [])])
     from sqat.compare.report import write_report
 
     assert out is not None
     console.print(f"report: {write_report(out)}", highlight=False)
+
+
+def _numbers(seeds: str) -> list[int]:
+    from sqat.errors import ConfigError
+
+    try:
+        return [int(part) for part in seeds.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds is {seeds!r}, but must be numbers like 0,1,2") from None
 
 
 def _run(path: Path | None, out: Path | None, overrides: list[str]) -> Path:

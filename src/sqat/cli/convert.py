@@ -28,7 +28,7 @@ def convert(
     layers: Annotated[str | None, typer.Option(metavar="a-b", help="Layers to convert, from 0; default: all.")] = None,
     to: Annotated[
         str | None,
-        typer.Option(help="stock (default): its own architecture; native: with code beside it, for --layers."),
+        typer.Option(help="stock (default): its own architecture; transformers: with code beside it, for --layers."),
     ] = None,
     context: Annotated[
         int | None,
@@ -37,8 +37,9 @@ def convert(
     layout: Annotated[str | None, typer.Option(hidden=True)] = None,  # of the former spelling of `sqat export`
 ) -> None:
     """Give a pretrained model fewer query heads, in its own stock architecture or, for some layers, with modelling
-    code beside it (--to native).
+    code beside it (--to transformers).
     """
+    from sqat.cli.export import current_name, export
     from sqat.errors import ConfigError
 
     options = {
@@ -55,8 +56,6 @@ def convert(
         for name, value in options.items():
             if value is not None:
                 raise ConfigError(f"{name} is {value!r}, but goes with --query-heads, which is missing")
-        from sqat.cli.export import export
-
         layout = layout or "rxnn"
         typer.echo(f"hint: without --query-heads this is now `sqat export {model} --to {layout} --out {out}`", err=True)
         export(Path(model), out, layout)
@@ -66,7 +65,7 @@ def convert(
     if context is not None and context < 2:
         raise ConfigError(f"--context is {context}, but must be at least 2")
     changes = {"query_heads": query_heads, "kv_heads": kv_heads, "layers": layers}
-    choices = (("method", method), ("score", score), ("to", to))
+    choices = (("method", method), ("score", score), ("to", to and current_name(to)))
     changes |= {name: value for name, value in choices if value is not None}
     convert_heads(model, out, changes, calibrate=calibrate, verify_on=verify, context=context or 512)
 

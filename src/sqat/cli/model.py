@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqat.errors import CheckpointError, ConfigError
+from sqat.errors import CheckpointError
 
 if TYPE_CHECKING:
     from sqat.data.tokenizer import Tokenizer
@@ -20,16 +20,12 @@ def load_with_tokenizer(checkpoint: Path, tokenizer: Path | None = None) -> tupl
         ConfigError: the tokenizer has more entries than the model.
     """
     from sqat.checkpoint import load_model
-    from sqat.data.tokenizer import Tokenizer
+    from sqat.data.tokenizer import Tokenizer, require_room
     from sqat.train.checkpoints import find_model
 
     folder = find_model(checkpoint)
     if tokenizer is None and not (folder / "tokenizer.json").is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json: name one with --tokenizer")
     model, text_tokenizer = load_model(folder), Tokenizer.load(tokenizer or folder)
-    if text_tokenizer.vocab_size > model.config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {text_tokenizer.vocab_size} entries, "
-            f"but the model's vocab_size is {model.config.vocab_size}"
-        )
+    require_room(text_tokenizer, model.config.vocab_size)
     return model, text_tokenizer

@@ -71,7 +71,7 @@ def with_heads(config: PreTrainedConfig, heads: Heads) -> PreTrainedConfig:
     except StrictDataclassError as error:
         reason = error.__cause__ or error
         raise ConfigError(
-            f'query_heads is {heads.query}, which {config.model_type} does not allow (to "native" does): {reason}'
+            f'query_heads is {heads.query}, which {config.model_type} does not allow (to "transformers" does): {reason}'
         ) from error
     return changed
 

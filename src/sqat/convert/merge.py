@@ -37,7 +37,7 @@ def convert(
         groups: from :func:`sqat.convert.choose_heads`, if already known.
 
     Returns:
-        A model of the same class or, with a plan to "native", of its twin with heads for each layer
+        A model of the same class or, with a plan to "transformers", of its twin with heads for each layer
         (:mod:`sqat.convert.modeling_mixed_heads`).
 
     Raises:

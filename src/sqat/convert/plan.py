@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from sqat.convert.architectures import (
 from sqat.cost import visible_keys
 from sqat.errors import ConfigError
 
-CHOICES = {"method": ("mean", "select", "cluster"), "score": ("activation", "norm"), "to": ("stock", "native")}
+CHOICES = {"method": ("mean", "select", "cluster"), "score": ("activation", "norm"), "to": ("stock", "transformers")}
 DEFAULT_CONTEXT = 1024  # tokens, where costs depend on the length; at most the model's own
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -53,7 +54,7 @@ class ConversionPlan:
     method: str
     score: str
     layers: tuple[int, int]  # first and last layer that lose heads, from 0
-    to: str  # "stock" or "native"
+    to: str  # "stock" or "transformers"
     heads: tuple[Heads, ...]  # the converted model's, for each layer
     context_length: int
     before: Costs
@@ -100,8 +101,8 @@ def plan_conversion(
         method: "mean" merges neighbours, "select" keeps the best by `score`, "cluster" merges heads that are alike;
             all stay within the query heads that share a key/value head in the result.
         score: "activation" (what heads do on calibration text) or "norm" (their weights alone); "mean" needs neither.
-        layers: "a-b" or (a, b), first and last layer to lose heads, from 0; default: all. Anything less needs "native".
-        to: "stock", a model of the same architecture; or "native", one with its own modelling code
+        layers: "a-b" or (a, b), first and last layer to lose heads, from 0; default: all. Fewer need "transformers".
+        to: "stock", a model of the same architecture; or "transformers", one with its own modelling code
             (:mod:`sqat.convert.modeling_mixed_heads`), whose layers may differ in their heads.
         context_length: tokens of a sequence, for the operations; default: the model's own, at most 1,024.
 
@@ -114,6 +115,9 @@ def plan_conversion(
         raise ConfigError(
             "quantization_config is set, but weights must be plain: take a checkpoint that is not quantised"
         )
+    if to == "native":
+        warnings.warn('to="native" is now to="transformers"', FutureWarning, stacklevel=2)
+        to = "transformers"
     for name, value in (("method", method), ("score", score), ("to", to)):
         if value not in CHOICES[name]:
             raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(CHOICES[name])}")
@@ -123,14 +127,14 @@ def plan_conversion(
     new = _new_heads(old, query_heads, kv_heads)
     first, last = _layer_range(layers, count)
     by_layer = [new if first <= layer <= last else old for layer in range(count)]
-    if to == "native":
+    if to == "transformers":
         new_config = with_mixed_heads(config, by_layer)
     elif (first, last) == (0, count - 1):
         new_config = with_heads(config, new)
     else:
         raise ConfigError(
             f'layers is {first}-{last}, but must be 0-{count - 1} for to "stock": a {config.model_type} checkpoint '
-            'holds one number of heads for all layers; to "native" (--to native) holds one for each'
+            'holds one number of heads for all layers; to "transformers" (--to transformers) holds one for each'
         )
     length = context_length or context_of(config)
     shapes, new_shapes = _shapes(config), _shapes(new_config)
