@@ -53,7 +53,8 @@ def _server(tmp_path_factory: pytest.TempPathFactory, shim: Path | None) -> Iter
     (folder / "config.yaml").write_text(CONFIG)
     server = start_server(folder, shim)
     yield server
-    server.communicate()  # its input ends, and so does it
+    server.kill()
+    server.communicate()
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,18 @@ def test_uptrain(commands, stock_folder, part):
         shutil.rmtree(sqat.folder)
 
 
+@pytest.fixture
+def start(commands):
+    """`start("name")`: as `commands`, with the plan of a comparison."""
+
+    def make(name):
+        sqat = commands(name)
+        (sqat.folder / "plan.yaml").write_text(PLAN)
+        return sqat
+
+    return make
+
+
 def results(out):
     """Without what depends on the machine."""
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -177,15 +189,9 @@ def results(out):
 
 @pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py kills a comparison, too")
 @pytest.mark.parametrize("part", range(PARTS))
-def test_compare(commands, part):
+def test_compare(start, part):
     """The comparison is killed, and its runs end by themselves; the next start waits for them."""
     command = ("compare", "plan.yaml", "--out", "out")
-
-    def start(name):
-        sqat = commands(name)
-        (sqat.folder / "plan.yaml").write_text(PLAN)
-        return sqat
-
     whole = start("whole")
     changes = succeeded(whole(*command, modules=COMPARE)).changes
     for n in numbers(changes, 48, 1, part):
@@ -201,15 +207,9 @@ def test_compare(commands, part):
 
 
 @pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py has two of its moments")
-def test_compare_on_a_full_disk(commands):
+def test_compare_on_a_full_disk(start):
     """Where the comparison itself writes; its runs are training runs."""
     command = ("compare", "plan.yaml", "--out", "out")
-
-    def start(name):
-        sqat = commands(name)
-        (sqat.folder / "plan.yaml").write_text(PLAN)
-        return sqat
-
     changes = succeeded(start("whole")(*command, modules=COMPARE)).changes
     names = (".lock-runs", "plan.yaml", "setup.json", "-seed0", "output.log", "results.jsonl", "timing", "report.html")
     for name in names:
