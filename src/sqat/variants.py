@@ -76,15 +76,8 @@ def _card_quirks(**changes: object) -> dict[str, object]:
 
 def _build(variant: str, num_heads: int, hidden_size: int, **fields: object) -> ModelConfig:
     query_heads, kv_heads = head_counts(variant, num_heads)
-    return ModelConfig.from_dict(
-        {
-            "hidden_size": hidden_size,
-            "head_dim": hidden_size // num_heads,
-            "num_query_heads": query_heads,
-            "num_kv_heads": kv_heads,
-            **fields,
-        }
-    )
+    heads = {"num_query_heads": query_heads, "num_kv_heads": kv_heads, "head_dim": hidden_size // num_heads}
+    return ModelConfig.from_dict({"hidden_size": hidden_size, **heads, **fields})
 
 
 def micro(variant: str, **changes: object) -> ModelConfig:
@@ -111,44 +104,27 @@ def extra_small(variant: str, **changes: object) -> ModelConfig:
     return _build(variant, 8, 256, **shape, **changes)
 
 
-FAMILIES: dict[str, Callable[..., ModelConfig]] = {
-    "micro": micro,
-    "mini": mini,
-    "small": small,
-    "extra_small": extra_small,
-}
+Family = Callable[..., ModelConfig]
+FAMILIES: dict[str, Family] = {"micro": micro, "mini": mini, "small": small, "extra_small": extra_small}
+Preset = tuple[Family, str, dict[str, int]]  # family, variant, changes
 
-_MICRO_WINDOW, _MINI_WINDOW = {"window": 64}, {"window": 128}  # of 256 and 1,024 positions; the paper uses 128
-_GLOBAL = {"global_tokens": 4}
 
-_PRESETS: dict[str, tuple[Callable[..., ModelConfig], str, dict[str, int]]] = {
-    "sqat-s": (small, "sqa", {}),
-    "gqa-s": (small, "gqa", {}),
-    "mha-s": (small, "mha", {}),
-    "xsqat-s": (small, "xsqa", {}),
+def _published(family: Family, size: str, window: int) -> dict[str, Preset]:
+    """The presets with the names and sizes of the paper's models: gqa-ref-micro, sqat-mm, swsqat-mm, and so on."""
+    named: dict[str, Preset] = {}
+    for variant in VARIANTS:
+        baseline = variant in ("mha", "gqa", "mqa")
+        named[f"{variant}-ref-{family.__name__}" if baseline else f"{variant}t-{size}"] = family, variant, {}
+    named[f"swsqat-{size}"] = family, "sqa", {"window": window}
+    named[f"flexsqat-{size}"] = family, "sqa", {"window": window, "global_tokens": 4}
+    return named
+
+
+_PRESETS: dict[str, Preset] = {
+    **{f"{name}-s": (small, name.removesuffix("t"), {}) for name in ("sqat", "gqa", "mha", "xsqat")},
     "sqat-xs": (extra_small, "sqa", {}),
-    "mha-ref-micro": (micro, "mha", {}),
-    "gqa-ref-micro": (micro, "gqa", {}),
-    "mqa-ref-micro": (micro, "mqa", {}),
-    "sqat-mm": (micro, "sqa", {}),
-    "ssqat-mm": (micro, "ssqa", {}),
-    "xsqat-mm": (micro, "xsqa", {}),
-    "xsmqat-mm": (micro, "xsmqa", {}),
-    "lsqat-mm": (micro, "lsqa", {}),
-    "rsqat-mm": (micro, "rsqa", {}),
-    "swsqat-mm": (micro, "sqa", _MICRO_WINDOW),
-    "flexsqat-mm": (micro, "sqa", {**_MICRO_WINDOW, **_GLOBAL}),
-    "mha-ref-mini": (mini, "mha", {}),
-    "gqa-ref-mini": (mini, "gqa", {}),
-    "mqa-ref-mini": (mini, "mqa", {}),
-    "sqat-m": (mini, "sqa", {}),
-    "ssqat-m": (mini, "ssqa", {}),
-    "xsqat-m": (mini, "xsqa", {}),
-    "xsmqat-m": (mini, "xsmqa", {}),
-    "lsqat-m": (mini, "lsqa", {}),
-    "rsqat-m": (mini, "rsqa", {}),
-    "swsqat-m": (mini, "sqa", _MINI_WINDOW),
-    "flexsqat-m": (mini, "sqa", {**_MINI_WINDOW, **_GLOBAL}),
+    **_published(micro, "mm", window=64),  # of 256 positions
+    **_published(mini, "m", window=128),  # of 1,024, as in the paper
 }
 
 PRESETS: tuple[str, ...] = tuple(_PRESETS)
