@@ -37,7 +37,7 @@ INVALID = [
     (TrainConfig, "beta2", -0.5, "at least 0 and below 1"),
     (TrainConfig, "clip_norm", 0.0, "positive, or null"),
     (TrainConfig, "precision", "fp16", "one of auto, bf16, float32"),
-    (TrainConfig, "router_loss", "switch", "one of balanced, card, none"),
+    (TrainConfig, "router_loss", "switch", "one of balanced, rxnn, none"),
     (TrainConfig, "device", "gpu", "auto, cpu, cuda, cuda:N or mps"),
 ]
 
@@ -46,6 +46,10 @@ INVALID = [
 def test_unusable_values_are_refused_by_name(kind, field, value, right):
     with pytest.raises(ConfigError, match=re.escape(f"{kind.__name__}.{field} is {value!r}, but must be {right}")):
         kind(**{field: value})
+
+
+def test_the_former_name_of_a_router_loss_is_read():
+    assert TrainConfig(router_loss="card") == TrainConfig(router_loss="rxnn")
 
 
 @pytest.mark.parametrize(

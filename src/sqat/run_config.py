@@ -17,7 +17,7 @@ from sqat.variants import preset
 
 CONFIGS = Path(__file__).parent / "configs"  # configurations in the package, for `sqat train` and `sqat compare`
 PRECISIONS = ("auto", "bf16", "float32")
-ROUTER_LOSSES = ("balanced", "card", "none")
+ROUTER_LOSSES = ("balanced", "rxnn", "none")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
 
@@ -68,7 +68,7 @@ class TrainConfig(Config):
     clip_norm: float | None = 1.0  # gradient norm; null: no clipping
     max_skipped_steps: int = 10  # the run ends after this many steps in a row with a NaN or infinite loss or gradient
     precision: str = "auto"  # "bf16" (autocast) or "float32"; auto: bf16 if the hardware supports it
-    router_loss: str = "balanced"  # Switch/Mixtral; "card": the original's form, which does not balance; "none"
+    router_loss: str = "balanced"  # Switch/Mixtral; "rxnn": RxNN's form, which does not balance; "none"
     router_loss_weight: float = 0.01
     evaluate_first: bool = False  # before the first step too
     evaluate_every: int | None = None  # steps; null: at the end only
@@ -98,6 +98,8 @@ class TrainConfig(Config):
             require(0 <= getattr(self, name) < 1, self, name, "at least 0 and below 1")
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "positive, or null for no clipping")
         require_choice(self, "precision", PRECISIONS)
+        if self.router_loss == "card":  # its name in runs written before
+            object.__setattr__(self, "router_loss", "rxnn")
         require_choice(self, "router_loss", ROUTER_LOSSES)
         require_choice(self, "parallel", ("ddp", "fsdp"))
         right = "auto, cpu, cuda, cuda:N or mps"

@@ -23,7 +23,7 @@ def test_the_runs_differ_in_what_they_are_named_for(path):
         f"# sqat train benchmarks/padding-and-router/configs/{path.name} --data path/to/TinyStories"
     )
     assert run.model == preset("sqat-mm")
-    assert run.train.router_loss == ("card" if "card-router" in path.stem else "balanced")
+    assert run.train.router_loss == ("rxnn" if "card-router" in path.stem else "balanced")
     assert run.data.mode == path.stem.partition("-")[0]
     assert run.data.padding_as_target == path.stem.endswith("-padding")
     same = RunConfig.from_dict(read_yaml(CONFIGS[0])).to_dict()["train"] | {"router_loss": None}

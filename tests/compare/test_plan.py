@@ -81,7 +81,7 @@ def test_plans_of_the_repository(path):
 def test_the_cards_own_runs(path):
     run = RunConfig.from_dict(read_yaml(path))
     assert path.read_text().startswith(f"# sqat train configs/card/{path.name}")
-    assert (run.data.mode, run.data.padding_as_target, run.train.router_loss) == ("rows", True, "card")
+    assert (run.data.mode, run.data.padding_as_target, run.train.router_loss) == ("rows", True, "rxnn")
     assert (run.train.batch_size * run.train.gradient_accumulation, run.train.epochs, run.train.decay_all) == (
         256,
         5,

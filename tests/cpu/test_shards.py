@@ -35,7 +35,7 @@ def outcome(model, batch, shards, kind="balanced", bf16=False):
     return [loss.detach(), *sums.values()], gradients
 
 
-@pytest.mark.parametrize("kind", ["balanced", "card", "none"])
+@pytest.mark.parametrize("kind", ["balanced", "rxnn", "none"])
 @pytest.mark.parametrize("shards", [2, 3, 20])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("moe", [False, True])

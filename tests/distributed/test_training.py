@@ -49,7 +49,7 @@ def assert_same_weights(got, expected, *, exactly=False):
 # Rows that the number of processes does not divide; the last batch of an epoch has but one.
 CASES = {
     "packed": {"data": {"limit": 3}, "batch_size": 5, "gradient_accumulation": 2, "max_steps": 6, "evaluate_every": 3},
-    "rows": {"data": {"mode": "rows", "limit": 25}, "batch_size": 12, "max_steps": 4, "router_loss": "card"},
+    "rows": {"data": {"mode": "rows", "limit": 25}, "batch_size": 12, "max_steps": 4, "router_loss": "rxnn"},
     "dense": {"model": {"num_experts": 0, "tie_embeddings": False}, "gradient_checkpointing": True},
     "compiled": {"compile": True, "max_steps": 2},
 }

@@ -82,7 +82,7 @@ def test_checkpoints_go_there_and_back(folder, model, tmp_path):
 
 def test_losses(model, golden):
     batch = padded_rows(golden["input_ids"])
-    total, sums = TrainingLoss(model.train(), "card")(batch, batch.num_targets, 1.0)
+    total, sums = TrainingLoss(model.train(), "rxnn")(batch, batch.num_targets, 1.0)
     assert model.config.is_moe == ("router_aux_loss" in golden)
     for found, expected in [
         (sums["loss"] / batch.num_targets, golden["loss_with_padding"]),
@@ -94,7 +94,7 @@ def test_losses(model, golden):
 
 def test_gradients(model, golden):
     batch = padded_rows(golden["input_ids"])
-    TrainingLoss(model.train(), "card")(batch, batch.num_targets, 1.0)[0].backward()
+    TrainingLoss(model.train(), "rxnn")(batch, batch.num_targets, 1.0)[0].backward()
     found = tensors_to_rxnn({name: parameter.grad for name, parameter in model.named_parameters()}, model.config)
     expected = {name.removeprefix("grad."): gradient for name, gradient in golden.items() if name.startswith("grad.")}
     assert {name for name in found if name.startswith(("model.layers.0.", "model.embedding.", "model.head."))} - set(
@@ -117,7 +117,7 @@ def test_eight_training_steps():
     folder = find("sqa-moe")
     golden, model = load_file(folder / "golden.safetensors"), load_model(folder).train()
     config = TrainConfig(learning_rate=2e-3, weight_decay=0.01, decay_all=True)
-    task, optimizer = TrainingLoss(model, "card"), make_optimizer(model, config)
+    task, optimizer = TrainingLoss(model, "rxnn"), make_optimizer(model, config)
     losses = []
     for step, inputs in enumerate(golden["train.batches"]):
         batch = padded_rows(inputs)

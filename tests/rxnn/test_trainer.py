@@ -81,7 +81,7 @@ def test_eight_steps_as_the_original():
     golden = load_file(STEPS / "golden.safetensors")
     recorder = Recorder()
     trainer = AutoregressiveTrainer(
-        model, "cpu", 193, callbacks=[recorder], use_moe_aux_loss=True, padding_as_target=True, router_loss="card"
+        model, "cpu", 193, callbacks=[recorder], use_moe_aux_loss=True, padding_as_target=True, router_loss="rxnn"
     )
     optimizer = adamw(model)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)
@@ -98,7 +98,7 @@ class TestLosses:
     def test_shown_losses_are_what_their_label_says(self, small_model, stories, tokenizer, as_card):
         data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
         model, recorder = small_model(moe=True), Recorder()
-        options = {"padding_as_target": True, "router_loss": "card"} if as_card else {}
+        options = {"padding_as_target": True, "router_loss": "rxnn"} if as_card else {}
         trainer = AutoregressiveTrainer(
             model, "cpu", dataset=data, validation_dataset=data, callbacks=[recorder], use_moe_aux_loss=True, **options
         )
@@ -123,7 +123,8 @@ class TestLosses:
         [
             ({}, "none"),
             ({"use_moe_aux_loss": True}, "balanced"),
-            ({"use_moe_aux_loss": True, "router_loss": "card"}, "card"),
+            ({"use_moe_aux_loss": True, "router_loss": "rxnn"}, "rxnn"),
+            ({"use_moe_aux_loss": True, "router_loss": "card"}, "rxnn"),
         ],
     )
     def test_router_loss(self, small_model, options, kind):

@@ -113,7 +113,7 @@ class TestRouterLoss:
         spread, collapsed = torch.arange(5 * E) % E, torch.full((5 * E,), 3)
         stats = [self.stats(self.routing(experts, share)) for experts in (spread, collapsed)]
         assert [router_loss([each], "balanced").item() for each in stats] == pytest.approx([1, E * share])
-        assert [router_loss([each], "card").item() for each in stats] == pytest.approx([E * share] * 2)
+        assert [router_loss([each], "rxnn").item() for each in stats] == pytest.approx([E * share] * 2)
 
     @pytest.mark.parametrize("k", [1, 2, E])
     def test_formulas(self, k):
@@ -122,15 +122,15 @@ class TestRouterLoss:
         share_E = chosen_NE.sum(dim=0) / (N * k)
         stats = self.stats(probs_NE, k)
         torch.testing.assert_close(router_loss([stats], "balanced"), E * (share_E * probs_NE.mean(dim=0)).sum())
-        torch.testing.assert_close(router_loss([stats], "card"), E * (probs_NE * chosen_NE).sum() / (N * k))
+        torch.testing.assert_close(router_loss([stats], "rxnn"), E * (probs_NE * chosen_NE).sum() / (N * k))
 
-    @pytest.mark.parametrize("kind", ["balanced", "card"])
+    @pytest.mark.parametrize("kind", ["balanced", "rxnn"])
     def test_mean_over_layers(self, kind):
         layers = [self.stats(torch.randn(N, E).softmax(dim=-1), 2) for _ in range(3)]
         each = torch.stack([router_loss([layer], kind) for layer in layers])
         torch.testing.assert_close(router_loss(layers, kind), each.mean())
 
-    @pytest.mark.parametrize("kind", ["balanced", "card"])
+    @pytest.mark.parametrize("kind", ["balanced", "rxnn"])
     def test_no_tokens_are_no_loss(self, kind):
         probs_NE = torch.randn(N, E).softmax(dim=-1)
         stats = router_stats(probs_NE, *probs_NE.topk(2), torch.zeros(N, dtype=torch.bool))
@@ -147,5 +147,5 @@ class TestRouterLoss:
         assert load_E.max() < 0.5 * 200  # all 200 tokens chose expert 0 at first
 
     def test_unknown_kind(self):
-        with pytest.raises(ConfigError, match="router_loss is 'switch', but must be balanced or card"):
+        with pytest.raises(ConfigError, match="router_loss is 'switch', but must be balanced or rxnn"):
             router_loss([self.stats(torch.full((N, E), 1 / E))], "switch")

@@ -61,14 +61,14 @@ def test_micro_batches_are_one_batch(tiny_config, moe, sizes):
     torch.testing.assert_close(list(parts.task.parameters()), list(whole.task.parameters()), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["balanced", "card"])
+@pytest.mark.parametrize("kind", ["balanced", "rxnn"])
 def test_router_loss_of_micro_batches_is_averaged(tiny_config, kind):
     engine, micro_batches = Engine(Decoder(tiny_config(moe=True)), router_loss=kind), split(draw(7), [2, 5])
     each = [engine.task(batch, 1, 1.0)[1]["router_loss"] for batch in micro_batches]
     torch.testing.assert_close(engine.run(*micro_batches)["router_loss"], torch.stack(each).mean())
 
 
-@pytest.mark.parametrize("kind", ["balanced", "card", "none"])
+@pytest.mark.parametrize("kind", ["balanced", "rxnn", "none"])
 def test_a_batch_given_twice_is_the_batch(tiny_config, kind):
     batch, model = draw(7), Decoder(tiny_config(moe=True))
     once, twice = (Engine(model, lr=0.0, router_loss=kind, router_loss_weight=5.0) for _ in range(2))
@@ -99,7 +99,7 @@ def test_gradients_are_gone_after_the_step(tiny_config):
     assert all(parameter.grad is None for parameter in engine.task.parameters())
 
 
-@pytest.mark.parametrize(("kind", "counts_padding"), [("balanced", False), ("none", False), ("card", True)])
+@pytest.mark.parametrize(("kind", "counts_padding"), [("balanced", False), ("none", False), ("rxnn", True)])
 def test_padding_counts_for_the_card_router_loss_only(tiny_config, kind, counts_padding):
     batch = draw(7)
     sums = Engine(Decoder(tiny_config(moe=True)), router_loss=kind).run(batch)
@@ -108,7 +108,7 @@ def test_padding_counts_for_the_card_router_loss_only(tiny_config, kind, counts_
     assert [int(layer.load_E.sum()) for layer in router_stats(sums)] == [expected * 2] * 2
 
 
-@pytest.mark.parametrize("kind", ["balanced", "card", "none"])
+@pytest.mark.parametrize("kind", ["balanced", "rxnn", "none"])
 def test_the_loss_is_cross_entropy_and_weighted_router_loss(tiny_config, kind):
     batch, model = draw(7), Decoder(tiny_config(moe=True)).train()
     loss, sums = TrainingLoss(model, kind, router_loss_weight=0.3)(batch, 13, 0.5)

@@ -68,7 +68,7 @@ class RoutedDecoder(Decoder):
             raise TrainingError(
                 "no router loss yet: first run a forward pass in training mode, model.train(); model(x)"
             )
-        return router_loss(self.last_router, "card")
+        return router_loss(self.last_router, "rxnn")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the statistics out of copies and pickles: tensors inside a graph cannot be copied."""

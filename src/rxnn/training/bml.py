@@ -36,7 +36,7 @@ class AutoregressiveTrainer:
     """Trains a model to predict the next token.
 
     By default padding is not a target, the router loss balances the experts, and every batch of an epoch counts,
-    including the last one. `padding_as_target=True, router_loss="card"` trains and scores as RxNN 0.1.59 did, with two
+    including the last one. `padding_as_target=True, router_loss="rxnn"` trains and scores as RxNN 0.1.59 did, with two
     exceptions: RxNN dropped the last batch, and added the router loss left from training to its validation loss.
 
     Args:
@@ -54,7 +54,7 @@ class AutoregressiveTrainer:
         tensorboard_interval: batches between scalars.
         use_ddp: must be False.
         padding_as_target: whether padding counts as a target, in training and in the metrics shown.
-        router_loss: "balanced", or "card" for RxNN's form, which does not balance.
+        router_loss: "balanced", or "rxnn" for RxNN's form, which does not balance.
 
     Raises:
         ConfigError: an unusable argument; the message names it and says what would be right.
@@ -91,7 +91,8 @@ class AutoregressiveTrainer:
         require(self.dtype in (None, torch.bfloat16 if self.use_amp else torch.float32), self, "dtype", right)
         require_positive(self, "gradient_accumulation_steps")
         require_positive(self, "tensorboard_interval")
-        require_choice(self, "router_loss", ("balanced", "card"))
+        self.router_loss = {"card": "rxnn"}.get(self.router_loss, self.router_loss)  # its former name
+        require_choice(self, "router_loss", ("balanced", "rxnn"))
         require(self.target_field_name == "targets", self, "target_field_name", "'targets'")
         require(not self.use_ddp, self, "use_ddp", "False: training runs in one process")
         hearing = all(isinstance(callback, TrainerCallback) for callback in self.callbacks or ())

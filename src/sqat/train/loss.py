@@ -164,14 +164,14 @@ def router_loss(stats: Sequence[RouterStats], kind: str) -> Tensor:
     """Auxiliary loss of the routers, mean over layers.
 
     "balanced": E · Σ f·P with f an expert's share of selections and P its mean probability over all tokens (Switch,
-    arXiv 2101.03961, eq. 4); 1 when balanced, up to E when collapsed. "card": P over the tokens that chose the expert,
+    arXiv 2101.03961, eq. 4); 1 when balanced, up to E when collapsed. "rxnn": P over the tokens that chose the expert,
     the original's form, which is the same however the load is spread.
 
     Raises:
         ConfigError: unknown kind.
     """
-    if kind not in ("balanced", "card"):
-        raise ConfigError(f"router_loss is {kind!r}, but must be balanced or card")
+    if kind not in ("balanced", "rxnn"):
+        raise ConfigError(f"router_loss is {kind!r}, but must be balanced or rxnn")
     losses = []
     for layer in stats:
         share_E = layer.load_E / layer.load_E.sum().clamp(min=1)

@@ -50,7 +50,7 @@ class TrainingLoss(nn.Module):
 
     Args:
         decoder: the model.
-        router_loss: "balanced", "card" or "none"; see :func:`sqat.train.loss.router_loss`.
+        router_loss: "balanced", "rxnn" or "none"; see :func:`sqat.train.loss.router_loss`.
         router_loss_weight: its weight beside the cross-entropy.
         shards: the number of shards of a batch on a CPU, see :mod:`sqat.cpu.shards`.
         compiled: run `sums` through `torch.compile`.
@@ -102,7 +102,7 @@ class TrainingLoss(nn.Module):
     def sums(self, batch: Batch) -> Sums:
         """What the batch's rows add up to. `loss` and the router's probabilities are differentiable."""
         # The original routes and counts padding like any token.
-        real = None if self.router_loss == "card" else batch.inputs != PAD
+        real = None if self.router_loss == "rxnn" else batch.inputs != PAD
         hidden_BTD, router = self.decoder.hidden_states(
             batch.inputs, positions=batch.positions, documents=batch.documents, real=real
         )
