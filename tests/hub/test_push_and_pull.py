@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
@@ -133,8 +134,10 @@ class TestRoundTrip:
         evaluation = read_state(best_checkpoint(run_folder)).own_evaluation
         assert f"| loss | {evaluation['loss']:.4f} |" in text
         assert f"| loss, padding counted | {evaluation['card_loss']:.4f} |" in text
-        assert re.search(r"sqat train \S+-s --set model.vocab_size=307", text)
-        assert "--data stories:61 --set data.validation_limit=11 --batch-size 5 --steps 3" in text
+        settings = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+        assert {name: settings["model"][name] for name in SIZES} == SIZES
+        assert (settings["data"]["source"], settings["data"]["validation_limit"]) == ("stories:61", 11)
+        assert (settings["train"]["batch_size"], settings["train"]["max_steps"]) == (5, 3)
         assert f"sqat pull {REPO} model" in text
         assert ModelCard(text).data.to_dict() == {
             "license": "mit",
