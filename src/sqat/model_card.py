@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,13 +45,7 @@ BLANK = "[More Information Needed]"  # in the cards that transformers writes
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SEAL = re.compile(r"\n\n<!-- written by sqat, ([0-9a-f]{16}) -->\s*\Z")
-_OF_THE_WEIGHTS = (
-    "metrics",
-    "model-index",
-    "tags",
-    "library_name",
-    "pipeline_tag",
-)  # renewed
+_RENEWED = ("metrics", "model-index", "tags", "library_name", "pipeline_tag")  # they describe the weights
 _RECORD = {"source", "method", "before", "after", "context_length"}  # what a card needs of conversion.json
 _COSTS = (
     *("query_heads", "kv_heads", "parameters", "active_parameters"),
@@ -437,19 +432,14 @@ def public_name(name: str) -> str:
 
 def settings(run: RunConfig | UptrainConfig) -> str:
     """The configuration of a run as YAML, without what does not change the result, such as where logs go."""
-    kept = {
-        section: {
-            name: _shown_value(f"{section}.{name}", value)
-            for name, value in fields.items()
-            if name not in FREE_ON_RESUME
-        }
-        for section, fields in run.to_dict().items()
-    }
-    return yaml.safe_dump(kept, sort_keys=False)
-
-
-def _shown_value(field: str, value: Any) -> Any:
-    return public_name(value) if field in _PATHS and isinstance(value, str) else value
+    sections = run.to_dict()
+    for section, fields in sections.items():
+        shown = {name: value for name, value in fields.items() if name not in FREE_ON_RESUME}
+        for name, value in shown.items():
+            if f"{section}.{name}" in _PATHS and isinstance(value, str):
+                shown[name] = public_name(value)
+        sections[section] = shown
+    return yaml.safe_dump(sections, sort_keys=False)
 
 
 def with_known(card: str, known: Known) -> str:
@@ -471,7 +461,7 @@ def with_metadata_of(old: str, card: str) -> str:
     before, result = read_card(old), read_card(card)
     own = result.data.to_dict()
     for name, value in before.data.to_dict().items():
-        if name not in own and name not in _OF_THE_WEIGHTS:
+        if name not in own and name not in _RENEWED:
             result.data[name] = value
     return str(result)
 
@@ -490,14 +480,12 @@ def is_edited(card: str) -> bool:
 def for_form(card: str, form: str, repo_id: str | None, *, tokenizer: bool) -> str:
     """A card with the loading code for `form`, if it has the code that is written for another one; all else stays."""
     right = loading_section(form, repo_id, tokenizer=tokenizer)
-    for other in FORMS:
-        for place in {repo_id, None}:
-            for there in (True, False):
-                wrong = loading_section(other, place, tokenizer=there)
-                if other != form and wrong in card:
-                    result = read_card(card.replace(wrong, right))
-                    result.data["library_name"] = LIBRARIES.get(form, "sqat")
-                    return str(result)
+    for other, place, there in product(FORMS, {repo_id, None}, (True, False)):
+        wrong = loading_section(other, place, tokenizer=there)
+        if other != form and wrong in card:
+            result = read_card(card.replace(wrong, right))
+            result.data["library_name"] = LIBRARIES.get(form, "sqat")
+            return str(result)
     return card
 
 

@@ -128,15 +128,18 @@ def push(
 
 
 def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
-    """Somebody's own card, the one beside the checkpoint or else the Hub's (`there`), with the loading code of the
-    model's form. If there is none: the one that was written beside the model; or a new one from what is on record of
-    `checkpoint`, which the model was made of or is, with the metadata of the card that it replaces.
+    """The card to upload with `model`, which is `checkpoint` itself or was exported from it.
+
+    In this order: a card that a person wrote or edited, beside the checkpoint or else on the Hub (`there`), with the
+    loading code of the model's form; the generated card beside a model that is uploaded as it is; a new card from what
+    is on record of `checkpoint`, with the metadata of the cards that it replaces.
     """
     path = checkpoint / CARD_FILE
     beside = path.read_text(encoding="utf-8") if path.is_file() else None
     as_it_is = model.folder == checkpoint
-    for card in (beside, there):
-        if card is not None and is_edited(card):
+    cards = [card for card in (beside, there) if card is not None]
+    for card in cards:
+        if is_edited(card):
             if not (as_it_is and card is beside):
                 card = for_form(card, model.form, repo_id, tokenizer=model.tokenizer)
             return with_known(card, known)
@@ -144,15 +147,14 @@ def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, the
         return with_known(beside, known)
     origin = read_origin(checkpoint)
     facts: dict[str, Any] = {"origin": origin, "known": known, "repo_id": repo_id, "tokenizer": model.tokenizer}
-    if model.form in ("stock", "mixed") and model.folder == checkpoint:
+    if model.form in ("stock", "mixed") and as_it_is:
         length = origin.conversion["context_length"] if origin.conversion else context_of(model.config)
         costs, heads = asdict(costs_of(model.config, length)), heads_by_layer(model.config)
         result = stock_card(model.config, model.form, heads, costs, length, **facts)
     else:
         result = model_card(read_config(checkpoint)[0], model.form, **facts)
-    for card in (beside, there):
-        if card is not None:
-            result = with_metadata_of(card, result)
+    for card in cards:
+        result = with_metadata_of(card, result)
     return result
 
 
