@@ -256,7 +256,7 @@ class TestUnusable:
             ({"tensorboard_interval": 0}, "tensorboard_interval is 0, but must be at least 1"),
             ({"target_field_name": "labels"}, "target_field_name is 'labels', but must be 'targets'"),
             ({"use_ddp": True}, "use_ddp is True, but must be False: training runs in one process"),
-            ({"router_loss": "switch"}, "router_loss is 'switch', but must be one of balanced, card"),
+            ({"router_loss": "switch"}, "router_loss is 'switch', but must be one of balanced, rxnn"),
             ({"callbacks": [print]}, "callbacks is .*print.*, but must be TrainerCallback objects"),
         ],
     )
