@@ -143,9 +143,8 @@ def test_without_seeds_nothing_is_trained(tiny_plan, tmp_path, monkeypatch):
     assert_report_only_makes_the_same(out, monkeypatch)
 
 
-@pytest.fixture
-def stopped_timing(tiny_plan, tmp_path, monkeypatch):
-    """A plan of three rounds, and the times of the first, whose timing pass was stopped at the end of the second."""
+def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(tiny_plan, tmp_path, monkeypatch):
+    """It is stopped at the end of its second round, of three."""
     plan = tiny_plan(seeds=[], timing={**tiny_plan().timing.to_dict(), "rounds": 3})
     replace_file, rounds = timing.replace_file, []
 
@@ -160,11 +159,7 @@ def stopped_timing(tiny_plan, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             timing.time_variants(plan, plan.models(), tmp_path)
     assert Folder(tmp_path).read_timing() is None
-    return plan, json.loads((tmp_path / timing.PART).read_text())["variants"]
-
-
-def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(stopped_timing, tmp_path):
-    plan, first = stopped_timing
+    first = json.loads((tmp_path / timing.PART).read_text())["variants"]
     whole = timing.time_variants(plan, plan.models(), tmp_path)
     for name, times in whole["variants"].items():
         assert len(times["step_seconds"]) == 3 * plan.timing.steps
@@ -174,17 +169,24 @@ def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(stopped_timing, tm
     assert not (tmp_path / timing.PART).exists()
 
 
-@pytest.mark.parametrize("part", [None, '{"asked": {}}'])
-def test_rounds_that_are_damaged_or_were_timed_otherwise_are_measured_again(part, stopped_timing, tiny_plan, tmp_path):
-    plan, first = stopped_timing
-    if part is None:
-        plan = tiny_plan(seeds=[], timing={**plan.timing.to_dict(), "prompt_tokens": 5})
-    else:
-        (tmp_path / timing.PART).write_text(part)
-    times = timing.time_variants(plan, plan.models(), tmp_path)["variants"]["gqa"]
-    assert len(times["evaluate_seconds"]) == 3
-    assert times["prompt_tokens"] == plan.timing.prompt_tokens
-    assert times["prompt_seconds"][0] != first["gqa"]["prompt_seconds"][0]
+TIMED = {"asked": {"steps": 2}, "variants": {"gqa": {"evaluate_seconds": [0.5, 0.25]}}}
+
+
+@pytest.mark.parametrize(
+    ("part", "rounds"),
+    [
+        (json.dumps(TIMED), 2),
+        ("{", 0),
+        ("[1]", 0),
+        (json.dumps({**TIMED, "asked": {"steps": 3}}), 0),
+        (json.dumps({**TIMED, "variants": {"mha": {}}}), 0),
+    ],
+)
+def test_rounds_that_are_damaged_or_were_timed_otherwise_are_measured_again(part, rounds, tmp_path):
+    (tmp_path / timing.PART).write_text(part)
+    variants = {"gqa": {"evaluate_seconds": []}}
+    assert timing._go_on(tmp_path / timing.PART, {"steps": 2}, variants) == rounds
+    assert variants == (TIMED["variants"] if rounds else {"gqa": {"evaluate_seconds": []}})
 
 
 def test_killed_or_asked_to_stop_it_comes_to_the_same(tiny_plan, tmp_path):

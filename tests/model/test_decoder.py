@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sqat.model import Decoder, KVCache
+from sqat.model.decoder import evaluating
 
 B, T, V = 5, 13, 41
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -236,3 +237,10 @@ def test_dense_models_compile_without_a_graph_break(tiny_model):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for options in ({}, {"documents": documents}):
         torch.testing.assert_close(compiled(tokens, **options).logits, model(tokens, **options).logits)
+
+
+def test_evaluating_is_undone_after_an_error(tiny_model):
+    model = tiny_model().train()
+    with pytest.raises(RuntimeError, match="size"), evaluating(model):
+        model.final_norm(torch.zeros(3, 7) if not model.training else torch.zeros(3, 23))
+    assert model.training

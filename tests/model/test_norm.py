@@ -50,3 +50,8 @@ def test_no_norm_is_the_identity():
     norm = make_norm(None, D, None)
     assert norm(x) is x
     assert not list(norm.parameters())
+
+
+def test_another_width_is_an_error():
+    with pytest.raises(RuntimeError, match="shape"):
+        make_norm("rmsnorm", D, None)(torch.randn(3, D - 2))

@@ -15,6 +15,7 @@ from sqat.data.batches import IGNORE
 from sqat.data.stories import recall_probe
 from sqat.data.tokenizer import PAD, Tokenizer
 from sqat.model import Decoder
+from sqat.model.decoder import evaluating
 from sqat.train.loss import token_losses
 
 ROWS = 64  # scored at a time
@@ -39,14 +40,12 @@ def score_probes(model: Decoder, tokenizer: Tokenizer, count: int, seed: int = 0
     for probe in (recall_probe(index, seed) for index in range(count)):
         words.append((probe.answer, *probe.distractors))
         rows += [_row(tokenizer, probe.prompt, word, model.config.context_length) for word in words[-1]]
-    was_training = model.training
-    model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))  # little padding
     likelihoods = torch.empty(len(rows))
-    for start in range(0, len(order), ROWS):
-        chosen = order[start : start + ROWS]
-        likelihoods[chosen] = _log_likelihoods(model, [rows[i] for i in chosen])
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(order), ROWS):
+            chosen = order[start : start + ROWS]
+            likelihoods[chosen] = _log_likelihoods(model, [rows[i] for i in chosen])
     by_probe = likelihoods.split([len(own) for own in words])
     right = sum(bool((own[0] > own[1:]).all()) for own in by_probe)
     return ProbeResult(right / count, count)

@@ -5,8 +5,7 @@ Shape letters: H query heads, C head_dim, D hidden size, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from sqat.convert.architectures import Heads, attention_layers, heads_by_layer, heads_of
 from sqat.convert.plan import ConversionPlan
 from sqat.errors import ConfigError
+from sqat.model.decoder import evaluating
 
 BATCH_TOKENS = 4096  # of calibration text at a time
 
@@ -201,17 +201,6 @@ def require_token_ids(rows: Tensor, name: str, vocab_size: int, *, least: int) -
             f"{name} holds token {low if low < 0 else high}, but must hold ids from 0 to {vocab_size - 1}: the model's "
             f"vocab_size is {vocab_size}"
         )
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Put a model in evaluation mode; afterwards it is in the mode it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _output_columns(attention: Any, heads: Heads) -> Tensor:

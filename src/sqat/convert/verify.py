@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sqat.convert.heads import evaluating, require_token_ids
+from sqat.convert.heads import require_token_ids
 from sqat.convert.plan import ConversionPlan
 from sqat.durable import replace_file
 from sqat.errors import ConfigError
+from sqat.model.decoder import evaluating
 
 BINS = 16  # of positions, in the heat map
 BATCH_TOKENS = 1024  # at a time: logits of two models exist for all of them

@@ -21,7 +21,8 @@ LOOP_TYPES = (torch.float32, torch.bfloat16)
 
 
 def _fits_norm(x: Tensor, weight_D: Tensor, eps: float | None) -> bool:
-    return torch.is_grad_enabled() and x.dtype == weight_D.dtype == torch.float32 and available()
+    same = x.dtype == weight_D.dtype == torch.float32 and x.shape[-1] == len(weight_D)  # else torch's error
+    return same and torch.is_grad_enabled() and available()
 
 
 @implements("rms_norm", "cpu", fits=_fits_norm)

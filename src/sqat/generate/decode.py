@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sqat.errors import ConfigError
 from sqat.generate.sampling import RowSampler, SamplingConfig
 from sqat.model import Decoder, KVCache
+from sqat.model.decoder import evaluating
 
 # By device, the module that has a faster step: `fits(model, cache)` says whether, `make_step(model, cache)` makes it.
 FAST_STEPS = {"cpu": "sqat.cpu.lean", "cuda": "sqat.cuda.static"}
@@ -49,9 +50,7 @@ def decode_tokens(
     capacity = longest + config.max_tokens
     cache = KVCache(model.config, len(prompts), capacity, padding_B=padding_B, device=weight.device, dtype=weight.dtype)
     choose = RowSampler(config, prompts, model.config.vocab_size, weight.device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         hidden_BTD, _ = model.hidden_states(tokens_BT, cache=cache)
         tokens_B = choose(model.head(hidden_BTD[:, -1]))
         del hidden_BTD, tokens_BT  # large, after a long prompt
@@ -61,8 +60,6 @@ def decode_tokens(
             step = step or make_step(model, cache)  # only now: a single token needs none
             tokens_B = choose(step(tokens_B))
             yield tokens_B
-    finally:
-        model.train(was_training)
 
 
 def decode_naive(model: Decoder, prompt: Sequence[int], config: SamplingConfig) -> list[int]:

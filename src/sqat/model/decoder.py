@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -222,6 +224,17 @@ def require_memory(config: ModelConfig) -> None:
         f"ModelConfig asks for {count.total:,} parameters, {in_bytes(count.total * BYTES_PER_WEIGHT)} of weights, "
         f"most of it by {values}; but this machine has {in_bytes(available)} of memory"
     )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode; afterwards, also after an error, it is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def in_bytes(count: int) -> str:

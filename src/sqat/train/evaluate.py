@@ -16,6 +16,7 @@ from sqat.data.batches import IGNORE, Batches, BatchState
 from sqat.data.tokenizer import PAD
 from sqat.data.tokens import TokenFile
 from sqat.model import Decoder
+from sqat.model.decoder import evaluating
 from sqat.model.moe import RouterStats
 from sqat.train.distributed import share_out, sum_over_ranks
 from sqat.train.loss import token_losses
@@ -82,12 +83,9 @@ def evaluate(
         autocast: a context to run the model in, such as `torch.autocast`.
     """
     context_length = context_length or decoder.config.context_length
-    was_training = decoder.training
-    decoder.eval()
-    with autocast or nullcontext():
+    with evaluating(decoder), autocast or nullcontext():
         right = _score(decoder, _windows(tokens, batch_size, context_length))
         card = _score(decoder, _card_rows(tokens, batch_size, context_length)) if card_metrics else None
-    decoder.train(was_training)
     targets = right["targets"].item()
     return Evaluation(
         loss=right["loss"].item() / targets,
