@@ -67,6 +67,7 @@ def test_a_read_only_cache_folder_is_done_without(monkeypatch, tmp_path):
         threads._folder.cache_clear()
 
 
+@pytest.mark.slow
 def test_compiled_now_or_kept_from_before_is_the_same_to_the_bit(tmp_path):
     program = """
 import torch
