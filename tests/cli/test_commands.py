@@ -88,11 +88,11 @@ def test_streamed_and_json_answers_agree(sqat: Sqat, run_folder: str) -> None:
 
 
 def test_many_prompts_and_answers(sqat: Sqat, run_folder: str) -> None:
-    Path("prompts.txt").write_text("One day\n\nTwo dogs\nA\n")
+    Path("prompts.txt").write_text("\ufeffOne day\n\nTwo\fdogs\nA\n", encoding="utf-8")
     code, out, _ = sqat("generate", run_folder, "--prompts", "prompts.txt", "-n", "2", "--max-tokens", "3", "--json")
     assert code == 0
     prompts = [json.loads(line)["prompt"] for line in out.splitlines()]
-    assert prompts == ["One day", "One day", "Two dogs", "Two dogs", "A", "A"]
+    assert prompts == ["One day", "One day", "Two\fdogs", "Two\fdogs", "A", "A"]
 
 
 def test_prompts_from_standard_input(sqat: Sqat, run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,22 @@ def chunks(request, monkeypatch):
     monkeypatch.setattr(files, "CHUNK_BYTES", request.param)
 
 
+def test_padding_after_the_end_of_gzip(tmp_path):
+    path = tmp_path / "stories.txt.gz"
+    path.write_bytes(gzip.compress(b"one") + bytes(512))
+    assert documents(path) == ["one"]
+
+
+def test_one_sentence_a_line_is_warned_of_once(tmp_path, caplog):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("A cat sat.\n" * 10)
+    (tmp_path / "verse").mkdir()
+    (tmp_path / "verse" / "c.txt").write_text("A cat\nsat.\n" * 10)
+    assert len(documents(tmp_path)) == 3
+    (message,) = caplog.messages
+    assert "a.txt has 10 lines, most of them whole sentences, but no blank line or <|endoftext|>" in message
+
+
 class TestText:
     @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
     def test_marker(self, tmp_path, chunks, suffix):
@@ -155,6 +171,18 @@ class TestParquet:
         with pytest.raises(DataError, match=r"stories\.parquet: there is no field 'text'; the fields are: id, story"):
             documents(path)
         assert documents(path, field="story") == ["one"]
+
+    def test_a_shard_without_rows(self, tmp_path):
+        self.write(tmp_path, pa.array(["one"]))
+        pq.write_table(pa.table({"text": pa.nulls(0)}), tmp_path / "empty.parquet")
+        pq.write_table(pa.table({}), tmp_path / "without columns.parquet")
+        assert documents(tmp_path) == ["one"]
+
+    def test_two_fields_of_one_name(self, tmp_path):
+        path = self.write(tmp_path, pa.array(["one"]))
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["text", "text"]), path)
+        with pytest.raises(DataError, match=r"stories\.parquet: 2 fields are called 'text', but one must be"):
+            documents(path)
 
     def test_not_strings(self, tmp_path):
         with pytest.raises(DataError, match=r"stories\.parquet: the field 'text' holds int64, not strings"):
