@@ -1,15 +1,10 @@
 """What all tests share: small models of distinct sizes, prime where they can be, so that swapped axes cannot hide."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -39,23 +34,23 @@ FLIPS = int(os.environ.get("SQAT_FLIPS", "30"))  # bytes of each file, chosen at
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed():
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def tiny_config() -> Callable[..., ModelConfig]:
+def tiny_config():
     """`tiny_config(moe=True, tie_embeddings=False, …)`: dense or with experts, and some fields changed."""
     return lambda moe=False, **changes: ModelConfig.from_dict({**SIZES, **(MOE if moe else {}), **changes})
 
 
 @pytest.fixture
-def tiny_model(tiny_config: Callable[..., ModelConfig]) -> Callable[..., Decoder]:
+def tiny_model(tiny_config):
     """As `tiny_config`, built, and in evaluation mode; every parameter is off its default, so that no norm or bias can
     be skipped unseen.
     """
 
-    def build(moe: bool = False, **changes: Any) -> Decoder:
+    def build(moe=False, **changes):
         model = Decoder(tiny_config(moe, **changes))
         with torch.no_grad():
             for parameter in model.parameters():
@@ -66,19 +61,19 @@ def tiny_model(tiny_config: Callable[..., ModelConfig]) -> Callable[..., Decoder
 
 
 @pytest.fixture
-def flip_bytes() -> Callable[[Path], Iterator[int]]:
+def flip_bytes():
     """`for offset in flip_bytes(path)`: within the loop one byte of the file is another; afterwards all is as before.
     Both ends and the middle are among them, and in small files every byte.
     """
 
-    def flip(path: Path, offset: int, change: int) -> None:
+    def flip(path, offset, change):
         with path.open("r+b") as file:
             file.seek(offset)
             byte = file.read(1)[0]
             file.seek(offset)
             file.write(bytes([byte ^ change]))
 
-    def flips(path: Path) -> Iterator[int]:
+    def flips(path):
         size, draw = path.stat().st_size, random.Random(path.name)
         some = {0, 1, size // 2, size - 2, size - 1, *(draw.randrange(size) for _ in range(FLIPS))}
         for offset in range(size) if size <= FLIPS else sorted(some):
@@ -91,12 +86,12 @@ def flip_bytes() -> Callable[[Path], Iterator[int]]:
 
 
 @pytest.fixture
-def without_sqat() -> Callable[[str, Path], dict[str, object]]:
+def without_sqat():
     """`without_sqat(code, folder)`: what code prints last, read as JSON, run in a folder by a Python that cannot import
     sqat.
     """
 
-    def run(code: str, folder: Path) -> dict[str, object]:
+    def run(code, folder):
         blocked = (
             "import sys\n"
             "class Absent:\n"

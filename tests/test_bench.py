@@ -1,7 +1,5 @@
 """`sqat.bench`: every measurement gives a plausible number, and the peak memory is each model's own."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from sqat.errors import ConfigError
 
 
 @pytest.mark.slow
-def test_models_are_measured_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch, tiny_config) -> None:
+def test_models_are_measured_in_processes_of_their_own(monkeypatch, tiny_config):
     monkeypatch.setattr(bench, "preset", lambda name: tiny_config(num_layers=1))
     found = bench.bench(["a"], device="cpu", batch_size=2, context=7, prompt=5, rounds=2)
     measured = found["models"]["a"]
@@ -24,12 +22,12 @@ def test_models_are_measured_in_processes_of_their_own(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("changes", [{}, {"num_query_heads": 3, "num_kv_heads": 6}, {"window": 5, "global_tokens": 2}])
 @pytest.mark.parametrize("backward", [False, True])
-def test_attention_runs_for_every_kind_of_heads(tiny_config, changes: dict[str, int], backward: bool) -> None:
+def test_attention_runs_for_every_kind_of_heads(tiny_config, changes, backward):
     config: ModelConfig = tiny_config(**changes)
     bench.attention_call(config, 2, 11, "cpu", backward=backward)()
 
 
-def test_environment_describes_the_machine() -> None:
+def test_environment_describes_the_machine():
     found = bench.environment()
     assert found["threads"] == torch.get_num_threads()
     assert {"cpu", "gpu", "memory_bytes", "revision", "date", "variables"} <= set(found)
@@ -45,6 +43,6 @@ def test_environment_describes_the_machine() -> None:
         ({"models": ["sqat-mmm"]}, "unknown preset 'sqat-mmm'; did you mean 'sqat-mm'"),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ConfigError, match=message):
         bench.bench(**{"models": ["sqat-mm"], "device": "cpu", **arguments})

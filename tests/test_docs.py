@@ -1,7 +1,5 @@
 """What README and docs show must work: Python examples are run, commands are parsed, links lead somewhere."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -27,22 +25,22 @@ EXTRAS = {  # what an example may import -> what it needs besides
 }
 
 
-def blocks(page: Path, language: str) -> list[str]:
+def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def needs_hub(code: str) -> bool:
+def needs_hub(code):
     return "ReactiveAI/" in code  # run against a local Hub in tests/rxnn
 
 
-def missing_extras(code: str) -> list[str]:
+def missing_extras(code):
     """The packages that an example needs and that are optional, as far as they are not installed."""
     used = [name for name in EXTRAS if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE)]
     return [package for name in used for package in (name, *EXTRAS[name]) if find_spec(package) is None]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
-def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
     namespace: dict[str, object] = {}
@@ -56,7 +54,7 @@ def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.Mon
         pytest.skip(f"all other examples ran, but {', '.join(skipped)} of the extras are not installed")
 
 
-def commands() -> list[tuple[str, str]]:
+def commands():
     lines = [(page.name, line) for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     return [
         (name, line.split("  #")[0].strip()) for name, line in lines if line.startswith("sqat ") and "MODEL" not in line
@@ -64,7 +62,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: value)
-def test_commands_parse(page: str, line: str) -> None:
+def test_commands_parse(page, line):
     command = get_command(app)
     arguments = shlex.split(line)[1:]
     while hasattr(command, "commands"):
@@ -72,7 +70,7 @@ def test_commands_parse(page: str, line: str) -> None:
     command.make_context("sqat", arguments)
 
 
-def launches() -> list[str]:
+def launches():
     lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     scripts = [block.replace("\\\n", "") for page in PAGES for block in blocks(page, "bash")]
     lines += [line.partition("srun ")[2].partition(" ")[2] for script in scripts for line in script.splitlines()]
@@ -80,7 +78,7 @@ def launches() -> list[str]:
 
 
 @pytest.mark.parametrize("line", launches())
-def test_launches_parse(line: str) -> None:
+def test_launches_parse(line):
     from torch.distributed.run import get_args_parser
 
     arguments = get_args_parser().parse_args(shlex.split(line)[1:])
@@ -90,11 +88,11 @@ def test_launches_parse(line: str) -> None:
 
 
 @pytest.mark.parametrize("script", [block for page in PAGES for block in blocks(page, "bash")], ids=lambda _: "script")
-def test_scripts_are_valid(script: str) -> None:
+def test_scripts_are_valid(script):
     assert subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=True).stderr == ""
 
 
-def test_make_targets_exist() -> None:
+def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
         for block in blocks(page, "sh"):
@@ -104,16 +102,16 @@ def test_make_targets_exist() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
 
 
-def test_the_readme_table_says_what_the_results_say() -> None:
+def test_the_readme_table_says_what_the_results_say():
     """Loss and recall with 95 % intervals over seeds, step relative to MHA's, prompt tokens/s, long forward pass."""
     from scipy import stats
 
-    def interval(values: list[float]) -> tuple[float, float]:
+    def interval(values):
         half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
         return statistics.mean(values), half
 
@@ -143,7 +141,7 @@ def test_the_readme_table_says_what_the_results_say() -> None:
         assert f"| {heads} | {quality} | {step:.2f} | {prompt:,.0f} | {float(faster[1] or 1):.2f}× |" in readme
 
 
-def test_the_api_page_is_current() -> None:
+def test_the_api_page_is_current():
     spec = spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
     assert spec is not None
     assert spec.loader is not None

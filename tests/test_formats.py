@@ -1,19 +1,13 @@
 """The forms of a model: which one a folder holds, and export, which is whole or absent and the same model."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 
 from sqat.checkpoint import load_model, save_model
 from sqat.data.stories import story
-from sqat.data.tokenizer import Tokenizer, train_tokenizer
+from sqat.data.tokenizer import train_tokenizer
 from sqat.errors import CheckpointError, ConfigError
 from sqat.formats import detect, export
-from sqat.model import Decoder
 
 RXNN = {  # what RxNN's layout can hold
     "hidden_size": 60,
@@ -26,23 +20,23 @@ RXNN = {  # what RxNN's layout can hold
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 303)
 
 
 @pytest.fixture
-def checkpoint(tiny_model: Callable[..., Decoder], tokenizer: Tokenizer, tmp_path: Path) -> Path:
+def checkpoint(tiny_model, tokenizer, tmp_path):
     """A small model that RxNN's layout can hold, with a tokenizer."""
     folder = save_model(tiny_model(vocab_size=303, **RXNN), tmp_path / "first")
     tokenizer.save(folder)
     return folder
 
 
-def names(folder: Path) -> list[str]:
+def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_from_one_layout_to_the_other_and_back(checkpoint: Path, tmp_path: Path) -> None:
+def test_from_one_layout_to_the_other_and_back(checkpoint, tmp_path):
     export(checkpoint, tmp_path / "rxnn", "rxnn")
     export(tmp_path / "rxnn", tmp_path / "back", "sqat")
     model = load_model(checkpoint).state_dict()
@@ -54,7 +48,7 @@ def test_from_one_layout_to_the_other_and_back(checkpoint: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("to", ["sqat", "rxnn", "transformers"])
-def test_what_was_exported_is_detected(to: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_what_was_exported_is_detected(to, checkpoint, tmp_path):
     export(checkpoint, tmp_path / "out", to)
     assert detect(tmp_path / "out") == to
 
@@ -68,24 +62,24 @@ def test_what_was_exported_is_detected(to: str, checkpoint: Path, tmp_path: Path
         ("config.json", '{"model_type": "mixed_heads_llama"}', "mixed"),
     ],
 )
-def test_other_forms_are_detected(name: str, content: str, form: str, tmp_path: Path) -> None:
+def test_other_forms_are_detected(name, content, form, tmp_path):
     (tmp_path / name).write_text(content)
     assert detect(tmp_path) == form
 
 
-def test_former_names_are_understood_with_a_warning(checkpoint: Path, tmp_path: Path) -> None:
+def test_former_names_are_understood_with_a_warning(checkpoint, tmp_path):
     with pytest.warns(FutureWarning, match="the form 'native' is now called 'transformers'"):
         export(checkpoint, tmp_path / "out", "native")
     assert detect(tmp_path / "out") == "transformers"
 
 
-def test_an_empty_folder_may_be_there(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_may_be_there(checkpoint, tmp_path):
     (tmp_path / "out").mkdir()
     export(checkpoint, tmp_path / "out")
     assert (tmp_path / "out" / "modeling_sqat.py").is_file()
 
 
-def test_bad_arguments(checkpoint: Path, tmp_path: Path) -> None:
+def test_bad_arguments(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match="to is 'zip', but must be one of sqat, rxnn, transformers, stock, gguf"):
         export(checkpoint, tmp_path / "out", "zip")
     with pytest.raises(ConfigError, match="which exists and is not empty"):
@@ -95,8 +89,8 @@ def test_bad_arguments(checkpoint: Path, tmp_path: Path) -> None:
     assert names(tmp_path) == ["first"]
 
 
-def test_nothing_is_half_written(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
+def test_nothing_is_half_written(checkpoint, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
         raise OSError("disk full")
 
     monkeypatch.setattr("sqat.hf.pretrained.write_tokenizer", fail)
@@ -106,15 +100,13 @@ def test_nothing_is_half_written(checkpoint: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("to", ["sqat", "transformers", "stock"])
-def test_without_a_tokenizer(to: str, tiny_model: Callable[..., Decoder], tmp_path: Path) -> None:
+def test_without_a_tokenizer(to, tiny_model, tmp_path):
     export(save_model(tiny_model(), tmp_path / "first"), tmp_path / "out", to)
     assert not (tmp_path / "out" / "tokenizer.json").exists()
     assert "okenizer" not in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_tokenizer_that_is_too_large(
-    tiny_model: Callable[..., Decoder], tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_tokenizer_that_is_too_large(tiny_model, tokenizer, tmp_path):
     folder = save_model(tiny_model(), tmp_path / "first")
     tokenizer.save(folder)
     with pytest.raises(ConfigError, match="has 303 entries, but the model's vocab_size is 41"):

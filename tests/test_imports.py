@@ -121,10 +121,7 @@ def loaded_by(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import sqat", {"torch", "numpy", *ECOSYSTEM}),
-        (
-            "from sqat import ModelConfig, preset; preset('sqat-mm'); import sqat.cost",
-            {"torch", "numpy", *ECOSYSTEM},
-        ),
+        ("from sqat import ModelConfig, preset; preset('sqat-mm'); import sqat.cost", {"torch", "numpy", *ECOSYSTEM}),
         ("from sqat import Attention", ECOSYSTEM),
         ("import sqat.model", ECOSYSTEM),
     ],

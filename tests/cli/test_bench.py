@@ -1,11 +1,8 @@
 """`sqat bench` as a user meets it."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -15,8 +12,8 @@ Sqat = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def sqat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sqat:
-    def measured(models: list[str], **settings: Any) -> dict[str, Any]:
+def sqat(monkeypatch, capsys):
+    def measured(models, **settings):
         rates = {
             name: {what: [10.0 * i, 30.0 * i] for what in ("training", "evaluation", "prompt", "decoding")}
             for i, name in enumerate(models, start=1)
@@ -25,7 +22,7 @@ def sqat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     monkeypatch.setattr("sqat.bench.bench", measured)
 
-    def call(*arguments: str) -> tuple[int, str, str]:
+    def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["sqat", "bench", *arguments])
         code = 0
         try:
@@ -37,7 +34,7 @@ def sqat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
-def test_table_has_medians_and_ratios_to_the_first_model(sqat: Sqat) -> None:
+def test_table_has_medians_and_ratios_to_the_first_model(sqat):
     code, out, err = sqat("sqat-mm", "gqa-ref-micro")
     lines = [line.split() for line in out.splitlines()]
     assert (code, err) == (0, "")
@@ -45,7 +42,7 @@ def test_table_has_medians_and_ratios_to_the_first_model(sqat: Sqat) -> None:
     assert lines[2] == ["gqa-ref-micro", *["40", "(2.00×)"] * 4, "500"]
 
 
-def test_json_is_all_that_is_printed(sqat: Sqat) -> None:
+def test_json_is_all_that_is_printed(sqat):
     code, out, _ = sqat("--json", "--batch-size", "3", "--rounds", "2")
     found = json.loads(out)
     assert code == 0
@@ -54,7 +51,7 @@ def test_json_is_all_that_is_printed(sqat: Sqat) -> None:
 
 
 @pytest.mark.parametrize("gone", ["all", "training", "--quick", "--out"])
-def test_what_moved_is_named_with_its_new_place(sqat: Sqat, gone: str) -> None:
+def test_what_moved_is_named_with_its_new_place(sqat, gone):
     code, out, err = sqat(gone)
     assert (code, out) == (1, "")
     assert f"sqat bench has no {gone} any more" in err

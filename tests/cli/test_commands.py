@@ -1,7 +1,5 @@
 """The command line as a user meets it; commands run in a process of their own where that matters, else in this one."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -28,7 +26,7 @@ model: {preset: sqat-xs, vocab_size: 307, hidden_size: 20, head_dim: 10, num_que
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
@@ -36,10 +34,10 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sqat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def sqat(monkeypatch, capsys):
     """`sqat("info", "sqat-mm")` gives (exit code, standard output, standard error)."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["sqat", *arguments])
         code = 0
         try:
@@ -55,12 +53,12 @@ Sqat = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run_folder(sqat: Sqat) -> str:
+def run_folder(sqat):
     assert sqat("train", "small.yaml", *TINY, "--out", "run")[0] == 0
     return "run"
 
 
-def test_train_evaluate_generate_info_convert(sqat: Sqat, run_folder: str) -> None:
+def test_train_evaluate_generate_info_convert(sqat, run_folder):
     code, out, _ = sqat("evaluate", run_folder, "--data", "stories:7", "--json")
     figures = json.loads(out)
     assert code == 0
@@ -78,7 +76,7 @@ def test_train_evaluate_generate_info_convert(sqat: Sqat, run_folder: str) -> No
     assert sqat("generate", "own", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
 
 
-def test_streamed_and_json_answers_agree(sqat: Sqat, run_folder: str) -> None:
+def test_streamed_and_json_answers_agree(sqat, run_folder):
     options = ("--max-tokens", "7", "--seed", "5")
     _, streamed, _ = sqat("generate", run_folder, "One day", *options)
     _, out, _ = sqat("generate", run_folder, "One day", *options, "--json")
@@ -87,7 +85,7 @@ def test_streamed_and_json_answers_agree(sqat: Sqat, run_folder: str) -> None:
     assert set(answer) == {"prompt", "text", "tokens", "finish_reason"}
 
 
-def test_many_prompts_and_answers(sqat: Sqat, run_folder: str) -> None:
+def test_many_prompts_and_answers(sqat, run_folder):
     Path("prompts.txt").write_text("\ufeffOne day\n\nTwo\fdogs\nA\n", encoding="utf-8")
     code, out, _ = sqat("generate", run_folder, "--prompts", "prompts.txt", "-n", "2", "--max-tokens", "3", "--json")
     assert code == 0
@@ -95,14 +93,14 @@ def test_many_prompts_and_answers(sqat: Sqat, run_folder: str) -> None:
     assert prompts == ["One day", "One day", "Two\fdogs", "Two\fdogs", "A", "A"]
 
 
-def test_prompts_from_standard_input(sqat: Sqat, run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_from_standard_input(sqat, run_folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("One\nTwo\n"))
     code, out, _ = sqat("generate", run_folder, "--prompts", "-", "--max-tokens", "3", "--json")
     assert code == 0
     assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["One", "Two"]
 
 
-def test_resume_after_sigterm_matches_an_uninterrupted_run(sqat: Sqat) -> None:
+def test_resume_after_sigterm_matches_an_uninterrupted_run(sqat):
     command = ["train", "small.yaml", *TINY, "--steps", "60"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sqat", *command, "--out", "parts"],
@@ -123,7 +121,7 @@ def test_resume_after_sigterm_matches_an_uninterrupted_run(sqat: Sqat) -> None:
     assert ends[0] == ends[1]
 
 
-def test_demo_ends_with_three_commands(sqat: Sqat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_ends_with_three_commands(sqat, monkeypatch):
     monkeypatch.setitem(DEMO["data"], "validation_limit", 3)
     code, out, _ = sqat("demo", "--out", "demo", "--steps", "1", "--stories", "53")
     assert code == 0
@@ -135,7 +133,7 @@ def test_demo_ends_with_three_commands(sqat: Sqat, monkeypatch: pytest.MonkeyPat
     assert sqat("info", "demo")[0] == 0
 
 
-def test_tokenizer_train_and_encode(sqat: Sqat) -> None:
+def test_tokenizer_train_and_encode(sqat):
     code, out, _ = sqat("tokenizer", "train", "stories:31", "--out", "tok", "--vocab-size", "300")
     assert code == 0
     assert out.startswith("300 entries")
@@ -167,25 +165,19 @@ def test_tokenizer_train_and_encode(sqat: Sqat) -> None:
         (("tokenizer", "train", "stories:3", "--out", "t", "--vocab-size", "9"), "vocab_size is 9"),
         (("convert", "nowhere", "--out", "there"), "nowhere is neither a checkpoint"),
         (("export", "nowhere", "--out", "there"), "nowhere is neither a checkpoint"),
-        (
-            ("export", "nowhere", "--out", "there", "--to", "tf"),
-            "to is 'tf', but must be one of sqat, rxnn",
-        ),
+        (("export", "nowhere", "--out", "there", "--to", "tf"), "to is 'tf', but must be one of sqat, rxnn"),
     ],
 )
-def test_wrong_input_is_one_clear_line(sqat: Sqat, arguments: tuple[str, ...], message: str) -> None:
+def test_wrong_input_is_one_clear_line(sqat, arguments, message):
     code, _, err = sqat(*arguments)
     assert code == 1
     assert message in err
     assert "Traceback" not in err
 
 
-def test_former_spellings_still_work_and_give_a_hint(sqat: Sqat, run_folder: str) -> None:
+def test_former_spellings_still_work_and_give_a_hint(sqat, run_folder):
     code, _, err = sqat("convert", run_folder, "--out", "own", "--layout", "sqat")
-    assert (code, err) == (
-        0,
-        "hint: without --query-heads this is now `sqat export run --to sqat --out own`\n",
-    )
+    assert (code, err) == (0, "hint: without --query-heads this is now `sqat export run --to sqat --out own`\n")
     assert sqat("generate", "own", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
     code, _, err = sqat("convert", run_folder, "--out", run_folder)
     assert (code, "which exists and is not empty" in err) == (1, True)
@@ -193,7 +185,7 @@ def test_former_spellings_still_work_and_give_a_hint(sqat: Sqat, run_folder: str
     assert (code, "hint: --to native is now called --to transformers" in err) == (0, True)
 
 
-def test_export(sqat: Sqat, run_folder: str) -> None:
+def test_export(sqat, run_folder):
     code, out, _ = sqat("export", run_folder, "--to", "stock", "--out", "stock")
     assert (code, out) == (0, "run written to stock as Llama\n")
     assert Path("stock/tokenizer.json").is_file()
@@ -203,14 +195,14 @@ def test_export(sqat: Sqat, run_folder: str) -> None:
     assert sqat("generate", "transformers", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
 
 
-def test_model_that_the_originals_layout_cannot_hold(sqat: Sqat, run_folder: str) -> None:
+def test_model_that_the_originals_layout_cannot_hold(sqat, run_folder):
     code, _, err = sqat("export", run_folder, "--out", "original", "--to", "rxnn")
     assert code == 1
     assert "tie_embeddings is True, but RxNN's layout holds models with tie_embeddings False only" in err
     assert not Path("original").exists()
 
 
-def test_help_needs_no_torch() -> None:
+def test_help_needs_no_torch():
     code = (
         "import sys; sys.argv = ['sqat', '--help']\ntry:\n import sqat.cli; sqat.cli.main()\nexcept SystemExit: pass\n"
     )
@@ -218,7 +210,7 @@ def test_help_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ)
 
 
-def test_info_of_windows_and_reverse_heads(sqat: Sqat) -> None:
+def test_info_of_windows_and_reverse_heads(sqat):
     out = " ".join(sqat("info", "flexsqat-m")[1].split())  # lines are as wide as the terminal
     assert "sqa, window 128, 4 global tokens: 8 query, 4 key/value heads of 16" in out
     assert "2,048 bytes per token (16-bit), 270,336 at most" in out  # 128 + 4 positions

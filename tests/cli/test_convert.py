@@ -1,7 +1,5 @@
 """`sqat convert` for pretrained models, and `sqat uptrain`, as a user meets them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from sqat.model.feedforward import dropout
 
 @pytest.mark.parametrize("p", [0.1, 0.375, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_mask_has_two_values_the_right_share_and_mean_one(p: float, dtype: torch.dtype) -> None:
+def test_mask_has_two_values_the_right_share_and_mean_one(p, dtype):
     mask = dropout_mask(torch.empty(317, 401, dtype=dtype), p)
     assert mask.shape == (317, 401)
     assert mask.dtype == dtype
@@ -20,7 +18,7 @@ def test_mask_has_two_values_the_right_share_and_mean_one(p: float, dtype: torch
     assert (mask == 0).double().mean().item() == pytest.approx(p, abs=5 * deviation)
 
 
-def test_elements_are_independent_of_their_place() -> None:
+def test_elements_are_independent_of_their_place():
     """Four elements share a 64-bit integer: each of the places drops as often, and independently."""
     dropped = (dropout_mask(torch.empty(200_003 * 4), 0.3) == 0).view(-1, 4).double()
     assert dropped.mean(dim=0).tolist() == pytest.approx([0.3] * 4, abs=0.006)
@@ -28,7 +26,7 @@ def test_elements_are_independent_of_their_place() -> None:
     assert (correlation - torch.eye(4)).abs().max() < 0.012
 
 
-def test_the_generator_decides() -> None:
+def test_the_generator_decides():
     x = torch.ones(13, 7)
     torch.manual_seed(5)
     first = dropout(x, 0.5, training=True)
@@ -37,14 +35,14 @@ def test_the_generator_decides() -> None:
     assert torch.equal(first, dropout(x, 0.5, training=True))
 
 
-def test_nothing_happens_in_evaluation_or_at_zero() -> None:
+def test_nothing_happens_in_evaluation_or_at_zero():
     x = torch.ones(3)
     assert dropout(x, 0.5, training=False) is x
     assert dropout(x, 0.0, training=True) is x
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_exactly_the_right_share_of_all_draws_is_dropped(p: float) -> None:
+def test_exactly_the_right_share_of_all_draws_is_dropped(p):
     every = torch.arange(-(2**15), 2**15).to(torch.int16)
     kept = keep_bits(every.clone(), p)
     assert set(kept.unique().tolist()) == {-1, 0}

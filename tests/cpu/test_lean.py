@@ -1,7 +1,5 @@
 """The compiled step gives the logits of the model on its cache, and of reading everything again."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -50,14 +48,14 @@ EXPERTS: dict[str, dict[str, Any]] = {
 def threads(monkeypatch):
     """`threads(3)`: steps made from now on share their work among so many threads, however small it is."""
 
-    def set_threads(count: int) -> None:
+    def set_threads(count):
         monkeypatch.setattr(lean, "ONE_THREAD_PRODUCT", 0)
         monkeypatch.setattr(torch, "get_num_threads", lambda: count)
 
     return set_threads
 
 
-def steps(model: Decoder, step_type: Any, tokens_BT: Tensor, padding_B: Tensor | None = None) -> Tensor:
+def steps(model, step_type, tokens_BT, padding_B=None):
     """Logits (B, NEW, V) of the last tokens, read one by one."""
     cache = KVCache(model.config, len(tokens_BT), PROMPT + NEW, padding_B=padding_B)
     with torch.inference_mode():
@@ -66,12 +64,12 @@ def steps(model: Decoder, step_type: Any, tokens_BT: Tensor, padding_B: Tensor |
         return torch.stack([step(tokens_B).clone() for tokens_B in tokens_BT[:, PROMPT:].T.contiguous()], dim=1)
 
 
-def uncached(model: Decoder, tokens_BT: Tensor) -> Tensor:
+def uncached(model, tokens_BT):
     with torch.no_grad():
         return model(tokens_BT).logits[:, -NEW:]
 
 
-def draw_tokens(model: Decoder, rows: int) -> Tensor:
+def draw_tokens(model, rows):
     return torch.randint(model.config.vocab_size, (rows, PROMPT + NEW))
 
 
@@ -160,12 +158,12 @@ def test_a_full_cache(tiny_model):
 class Doubled(nn.Linear):
     """An adapter, as far as a step is concerned: a linear layer that computes something else."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return 2 * super().forward(x)
 
 
 class Halved(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight):
         return weight / 2
 
 

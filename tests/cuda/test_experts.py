@@ -2,8 +2,6 @@
 definition, tests/gpu runs them.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +15,7 @@ E = 7
 
 
 @pytest.mark.parametrize("num_experts", [1, 3, E, 401])
-def test_groups_as_kernels_ask_for_them(num_experts: int) -> None:
+def test_groups_as_kernels_ask_for_them(num_experts):
     """None is empty, all begin at multiples of 16 bytes, and they cover the buffer, whose size is known before."""
     experts_Nk = torch.zeros(31, 1, dtype=torch.long)
     arrangement = arrange(experts_Nk, num_experts)
@@ -30,7 +28,7 @@ def test_groups_as_kernels_ask_for_them(num_experts: int) -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=str)
 @pytest.mark.parametrize("form", ["rows", "columns"])
-def test_torchs_kernel_is_the_definition(form: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_torchs_kernel_is_the_definition(form, dtype, tolerance):
     offs = torch.tensor([8, 16, 40], dtype=torch.int32)
     a, rows = torch.randn(40, 16, dtype=dtype), torch.randn(40, 24, dtype=dtype)
     pair = (a, torch.randn(3, 24, 16, dtype=dtype).transpose(1, 2)) if form == "rows" else (a.T, rows)
@@ -39,7 +37,7 @@ def test_torchs_kernel_is_the_definition(form: str, dtype: torch.dtype, toleranc
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-def test_few_tokens_in_bfloat16_give_float32() -> None:
+def test_few_tokens_in_bfloat16_give_float32():
     experts_Nk = torch.rand(31, E).topk(2).indices
     shapes = ((E, 10, 11), (E, 10), (E, 11, 5), (E, 11))
     weights = ExpertWeights(*(torch.randn(shape).bfloat16() for shape in shapes))
@@ -52,16 +50,14 @@ def test_few_tokens_in_bfloat16_give_float32() -> None:
 class TestWhichWay:
     """Devices that are not here, by their description."""
 
-    def fits(
-        self, rows: int = 3, dtype=torch.bfloat16, num_experts: int = E, width: int = 16, hidden: int = 24
-    ) -> bool:
+    def fits(self, rows=3, dtype=torch.bfloat16, num_experts=E, width=16, hidden=24):
         shapes = (num_experts, 2 * hidden, width), (num_experts, width, hidden)
         fc1, fc2 = (torch.empty(shape, device="meta") for shape in shapes)
         x = torch.empty(rows, width, dtype=dtype)
         return supports_grouped(x, x, x, ExpertWeights(fc1, None, fc2, None), "silu", True)
 
     @pytest.mark.parametrize(("capability", "supported"), [(9, True), (10, True), (8, False), (12, False)])
-    def test_compute_capability(self, capability: int, supported: bool, monkeypatch) -> None:
+    def test_compute_capability(self, capability, supported, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
         assert self.fits() == supported
@@ -78,12 +74,12 @@ class TestWhichWay:
         ],
         ids=str,
     )
-    def test_what_the_kernel_does_not_take(self, changes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_the_kernel_does_not_take(self, changes, monkeypatch):
         monkeypatch.setattr(experts, "_has_kernel", lambda device: True)
         assert self.fits()
         assert not self.fits(**changes)
 
-    def test_batched_products_are_for_few_tokens_without_gradients(self) -> None:
+    def test_batched_products_are_for_few_tokens_without_gradients(self):
         few, many = ((torch.empty(rows, 2), None, None, None, "silu", True) for rows in (3, 1000))
         assert not experts._takes_few(*few)
         with torch.no_grad():

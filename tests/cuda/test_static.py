@@ -1,7 +1,5 @@
 """A step of fixed shapes gives what the step of the growing cache gives. What needs a GPU is in tests/gpu."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -28,7 +26,7 @@ CONFIGS = {
 PADDING = {"no padding": None, "left padding": [0, 3, 1, 4, 2]}
 
 
-def filled(model, prompt_BT: torch.Tensor, padding: list[int] | None, dtype=torch.float32) -> KVCache:
+def filled(model, prompt_BT, padding, dtype=torch.float32):
     padding_B = None if padding is None else torch.tensor(padding)
     cache = KVCache(model.config, len(prompt_BT), CAPACITY, padding_B=padding_B, dtype=dtype)
     for layer in cache.layers if model.config.window is None else []:  # what is there before must not matter
@@ -39,7 +37,7 @@ def filled(model, prompt_BT: torch.Tensor, padding: list[int] | None, dtype=torc
 
 
 @pytest.fixture
-def prompt_BT() -> torch.Tensor:
+def prompt_BT():
     return torch.randint(V, (5, 11))
 
 

@@ -1,12 +1,9 @@
 """What the tests of stopped commands share. SQAT_FAULTS=full (`make test-faults`) makes them thorough."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +24,7 @@ train: {batch_size: 5, precision: float32, tensorboard: false, device: cpu, max_
 
 
 @pytest.fixture(scope="session")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+def shim(tmp_path_factory):
     """The compiled shim, or `None` where there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -39,7 +36,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
 
 
 @pytest.fixture
-def needs_shim(shim: Path | None) -> None:
+def needs_shim(shim):
     if shim is None:
         reason = "there is no C compiler to build tests/faults/shim.c with"
         if os.environ.get("CI"):
@@ -48,7 +45,7 @@ def needs_shim(shim: Path | None) -> None:
 
 
 @pytest.fixture(scope="session")
-def _server(tmp_path_factory: pytest.TempPathFactory, shim: Path | None) -> Iterator[subprocess.Popen[str]]:
+def _server(tmp_path_factory, shim):
     folder = tmp_path_factory.mktemp("server")
     (folder / "config.yaml").write_text(CONFIG)
     server = start_server(folder, shim)
@@ -58,7 +55,7 @@ def _server(tmp_path_factory: pytest.TempPathFactory, shim: Path | None) -> Iter
 
 
 @pytest.fixture(scope="session")
-def whole(_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory) -> Commands:
+def whole(_server, tmp_path_factory):
     """A run that was never stopped, and its changes to the disk."""
     made = Commands(_server, tmp_path_factory.mktemp("whole"))
     (made.folder / "config.yaml").write_text(CONFIG)
@@ -69,10 +66,10 @@ def whole(_server: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def commands(_server: subprocess.Popen[str], tmp_path: Path) -> Callable[[str], Commands]:
+def commands(_server, tmp_path):
     """`commands("name")` runs commands in a folder of its own, which has config.yaml, a small run."""
 
-    def make(name: str) -> Commands:
+    def make(name):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(CONFIG)
         return Commands(_server, tmp_path / name)

@@ -4,8 +4,6 @@ milliseconds, not seconds. With shim.c preloaded, it can have the command stoppe
 It reads requests from standard input, a JSON object a line, and answers with one each.
 """
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import json
@@ -17,12 +15,11 @@ import sys
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 ACTIONS = {"count": 0, "kill": 1, "fail": 2, "signal": 3}
 
 
-def main() -> None:
+def main():
     import torch
 
     torch.set_num_threads(1)
@@ -34,7 +31,7 @@ def main() -> None:
         print(json.dumps(answer(request)), flush=True)
 
 
-def warm_up(folder: Path) -> None:
+def warm_up(folder):
     """Run the small run once, so that forks find all compiled loops in memory. No threads are left by it."""
     from sqat.cli.train import read_run
     from sqat.train import start_run
@@ -43,7 +40,7 @@ def warm_up(folder: Path) -> None:
     start_run(config, folder / "run").train()
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
+def answer(request):
     """Run a command to its end, or to that of `seconds`, when it is killed."""
     child = os.fork()
     if not child:
@@ -58,7 +55,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"code": os.waitstatus_to_exitcode(status), "cpu": used.ru_utime + used.ru_stime}
 
 
-def become(request: dict[str, Any]) -> None:
+def become(request):
     """Be the command; does not return."""
     os.chdir(request["folder"])
     os.environ.update(request.get("environment", {}))
@@ -72,13 +69,13 @@ def become(request: dict[str, Any]) -> None:
     end_as(run_command)
 
 
-def run_command() -> None:
+def run_command():
     from sqat.cli import main as command
 
     command()
 
 
-def prepare(request: dict[str, Any]) -> None:
+def prepare(request):
     """Whatever shall go wrong; and the runs of a comparison are forks."""
     if runner := sys.modules.get("sqat.compare.runner"):
         forks = SimpleNamespace(Popen=ForkedRun, PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
@@ -93,7 +90,7 @@ def prepare(request: dict[str, Any]) -> None:
         shim.fault_arm(request["root"].encode(), *numbers, ctypes.c_long(fault.get("again", 0)), trace)
 
 
-def end_as(function: Any) -> None:
+def end_as(function):
     """End this process as Python would after `function`."""
     code = 1
     try:
@@ -114,7 +111,7 @@ class ForkedRun:
     without the seconds that importing everything takes.
     """
 
-    def __init__(self, command: list[str], *, stdout: Any, pass_fds: list[int], **_: Any) -> None:
+    def __init__(self, command, *, stdout, pass_fds, **_):
         assert command[1:3] == ["-m", "sqat.compare.run"]
         self.returncode: int | None = None
         theirs, self.stdin = os.pipe()
@@ -141,17 +138,17 @@ class ForkedRun:
 
         end_as(run.main)
 
-    def poll(self) -> int | None:
+    def poll(self):
         return self._reap(os.WNOHANG)
 
-    def wait(self) -> int | None:
+    def wait(self):
         return self._reap(0)
 
-    def terminate(self) -> None:
+    def terminate(self):
         if self.poll() is None:
             os.kill(self.pid, signal.SIGTERM)
 
-    def _reap(self, flags: int) -> int | None:
+    def _reap(self, flags):
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, flags)
             if pid:

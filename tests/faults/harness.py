@@ -1,12 +1,9 @@
 """Commands that are stopped in the midst, and what is true of a folder afterwards."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,17 +43,7 @@ class Commands:
     folder: Path
     changes: list[str] = field(default_factory=list)  # of a run that a test keeps here
 
-    def __call__(
-        self,
-        *command: str,
-        action: str = "count",
-        at: int = 0,
-        value: int = 0,
-        again: int = 0,
-        seconds: float | None = None,
-        before: str = "",
-        modules: tuple[str, ...] = (),
-    ) -> Ended:
+    def __call__(self, *command, action="count", at=0, value=0, again=0, seconds=None, before="", modules=()):
         """`sqat COMMAND`, with `action` ("kill", "fail" with errno `value`, "signal" `value`) at the n-th change, or
         killed after some seconds; `before` is Python that runs first in the command's process, and `modules` are
         imported in the server once, so that the command has them.
@@ -83,7 +70,7 @@ class Commands:
         return Ended(answer["code"], log.read_text(errors="replace"), trace.read_text().splitlines())
 
 
-def start_server(folder: Path, shim: Path | None) -> subprocess.Popen[str]:
+def start_server(folder, shim):
     environment = {
         **os.environ,
         "PYTHONPATH": str(SOURCE),
@@ -104,13 +91,13 @@ def start_server(folder: Path, shim: Path | None) -> subprocess.Popen[str]:
     )
 
 
-def log_of(run: Path) -> list[dict[str, Any]]:
+def log_of(run):
     """metrics.jsonl, but for wall-clock figures."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
 
 
-def newest_is_whole(run: Path, load: Callable[[Path], Any] = load_model) -> int:
+def newest_is_whole(run, load=load_model):
     """Load everything in the run's newest checkpoint, and in any other that counts as one; returns the newest's step, 0
     where there is none.
     """
@@ -122,7 +109,7 @@ def newest_is_whole(run: Path, load: Callable[[Path], Any] = load_model) -> int:
     return step
 
 
-def assert_same_run(run: Path, other: Path) -> None:
+def assert_same_run(run, other):
     """Weights, optimiser, random generators, progress and log are equal to the bit."""
     ours, theirs = latest_checkpoint(run), latest_checkpoint(other)
     assert ours is not None
@@ -139,7 +126,7 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert log_of(run) == log_of(other)
 
 
-def assert_refused(ended: Ended, reason: str, *said: str) -> None:
+def assert_refused(ended, reason, *said):
     """The command ended with one line: what the system refused, and what to do."""
     assert ended.code == 1, ended.output
     assert "Traceback" not in ended.output
@@ -149,12 +136,12 @@ def assert_refused(ended: Ended, reason: str, *said: str) -> None:
         assert text in last
 
 
-def litter(folder: Path) -> list[Path]:
+def litter(folder):
     """What killed writers left."""
     return [path for path in folder.rglob(".*") if path.name.endswith((SUFFIX, ".previous"))]
 
 
-def assert_whole_and_goes_on(sqat: Commands, whole: Commands) -> None:
+def assert_whole_and_goes_on(sqat, whole):
     """The run, resumed by the same command, ends as one that was never stopped, and nothing lies about."""
     ended = sqat(*TRAIN)
     assert ended.code == 0, ended.output
@@ -162,6 +149,6 @@ def assert_whole_and_goes_on(sqat: Commands, whole: Commands) -> None:
     assert litter(sqat.folder) == []
 
 
-def first_change(whole: Commands, kind: str, text: str) -> int:
+def first_change(whole, kind, text):
     """The number of the first change of a kind to a path with some text in it."""
     return next(i + 1 for i, change in enumerate(whole.changes) if change.startswith(kind) and text in change)

@@ -7,16 +7,7 @@ import re
 import shutil
 
 import pytest
-from harness import (
-    EVERY,
-    FREEING,
-    FULL,
-    KILLED,
-    assert_refused,
-    assert_same_run,
-    litter,
-    newest_is_whole,
-)
+from harness import EVERY, FREEING, FULL, KILLED, assert_refused, assert_same_run, litter, newest_is_whole
 
 pytestmark = pytest.mark.usefixtures("needs_shim")
 

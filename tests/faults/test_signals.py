@@ -3,15 +3,7 @@
 import signal
 
 import pytest
-from harness import (
-    FULL,
-    KILLED,
-    TRAIN,
-    assert_whole_and_goes_on,
-    first_change,
-    litter,
-    newest_is_whole,
-)
+from harness import FULL, KILLED, TRAIN, assert_whole_and_goes_on, first_change, litter, newest_is_whole
 
 from sqat.train.state import read_state
 

@@ -3,15 +3,7 @@
 import errno
 
 import pytest
-from harness import (
-    EVERY,
-    FULL,
-    KILLED,
-    TRAIN,
-    assert_same_run,
-    assert_whole_and_goes_on,
-    litter,
-)
+from harness import EVERY, FULL, KILLED, TRAIN, assert_same_run, assert_whole_and_goes_on, litter
 
 pytest.importorskip("tensorboard", reason="tensorboard is missing: make setup")
 

@@ -3,18 +3,14 @@
 `make test` tries tens of inputs of each kind; `SQAT_FUZZ=N` (`make fuzz`) tries N.
 """
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sqat.checkpoint import save_model
 from sqat.data.stories import story
-from sqat.data.tokenizer import Tokenizer, train_tokenizer
-from sqat.model import Decoder
+from sqat.data.tokenizer import train_tokenizer
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -22,25 +18,25 @@ STORIES = [story(i, seed=0, split="train") for i in range(20)]
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)
-def _no_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_checksums(monkeypatch):
     """Checksums would find all damage; without them, the readers themselves must."""
     monkeypatch.setattr("sqat.checkpoint.store.write_checksums", lambda *arguments: None)
 
 
 @pytest.fixture
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_tokenizer(STORIES, 300)
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path, tiny_model: Callable[..., Decoder], tokenizer: Tokenizer) -> Path:
+def checkpoint(tmp_path, tiny_model, tokenizer):
     """A small model with its tokenizer."""
     folder = save_model(tiny_model(vocab_size=307), tmp_path / "checkpoint")
     tokenizer.save(folder)

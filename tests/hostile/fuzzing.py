@@ -1,17 +1,12 @@
 """Damaged files for hypothesis, and what must hold for each: an error of errors.py or none, soon, in little memory."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os
 import resource
 import signal
 import warnings
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
 
 import pytest
 
@@ -39,10 +34,10 @@ class Hangs(BaseException):
 
 
 @contextmanager
-def bounded() -> Iterator[None]:
+def bounded():
     """Nothing but a SqatError with a short message comes out, within `SECONDS`."""
 
-    def give_up(number: int, frame: FrameType | None) -> None:
+    def give_up(number, frame):
         raise Hangs(f"more than {SECONDS} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
@@ -60,7 +55,7 @@ def bounded() -> Iterator[None]:
 
 
 @contextmanager
-def little_memory(spare: int = SPARE_BYTES) -> Iterator[None]:
+def little_memory(spare=SPARE_BYTES):
     """The process may have `spare` bytes of addresses more than now: asking for more is a MemoryError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -72,7 +67,7 @@ def little_memory(spare: int = SPARE_BYTES) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def fuzz(quick: int) -> Callable[[Any], Any]:
+def fuzz(quick):
     """Hypothesis settings: `quick` inputs, or as many as SQAT_FUZZ says."""
     return settings(
         max_examples=INPUTS or quick,
@@ -85,7 +80,7 @@ def fuzz(quick: int) -> Callable[[Any], Any]:
 
 
 @st.composite
-def changed_bytes(draw: Any, valid: bytes) -> bytes:
+def changed_bytes(draw, valid):
     """A file with some bytes changed, cut out or doubled, or its end cut off."""
     data = bytearray(valid)
     for _ in range(draw(st.integers(1, 3))):
@@ -105,7 +100,7 @@ def changed_bytes(draw: Any, valid: bytes) -> bytes:
     return bytes(data)
 
 
-def _places(value: Any) -> list[tuple[Any, ...]]:
+def _places(value):
     """Where the values of parsed JSON are: paths of keys, at most 40 of each list or object."""
     keys = (
         list(value)[:40] if isinstance(value, dict) else list(range(len(value)))[:40] if isinstance(value, list) else []
@@ -114,7 +109,7 @@ def _places(value: Any) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def changed_json(draw: Any, valid: Any) -> Any:
+def changed_json(draw, valid):
     """Parsed JSON with some values replaced, scaled, removed or nested."""
     value = copy.deepcopy(valid)
     for _ in range(draw(st.integers(1, 3))):
@@ -139,7 +134,7 @@ def changed_json(draw: Any, valid: Any) -> Any:
 
 
 @st.composite
-def json_files(draw: Any, valid: Any) -> bytes:
+def json_files(draw, valid):
     """A JSON file: changed as a value, and one time in four as bytes, too."""
     text = json.dumps(draw(changed_json(valid))).encode()
     return draw(changed_bytes(text)) if draw(st.integers(0, 3)) == 0 else text

@@ -1,11 +1,8 @@
 """Sizes are checked before anything of that size is allocated, and paths stay in their folder."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,14 +19,14 @@ from sqat.untrusted import shown
 from sqat.variants import preset
 
 
-def change(folder: Path, **fields: Any) -> Path:
+def change(folder, **fields):
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     return folder
 
 
 @pytest.mark.parametrize("field", CEILINGS)
-def test_no_field_is_larger_than_in_any_model(checkpoint: Path, field: str) -> None:
+def test_no_field_is_larger_than_in_any_model(checkpoint, field):
     change(checkpoint, window=5, **{field: CEILINGS[field] + 2})
     message = f"config.json: ModelConfig.{field} is {CEILINGS[field] + 2}, but must be at most {CEILINGS[field]:,}"
     with pytest.raises(CheckpointError, match=re.escape(message)):
@@ -50,7 +47,7 @@ def test_no_field_is_larger_than_in_any_model(checkpoint: Path, field: str) -> N
     ],
     ids=["vocabulary", "experts"],
 )
-def test_a_model_larger_than_the_memory_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_a_model_larger_than_the_memory_is_refused_by_name(changes, message):
     with little_memory(), pytest.raises(ConfigError, match=message):
         Decoder(preset("sqat-mm").replace(**changes))
 
@@ -66,9 +63,7 @@ def test_a_model_larger_than_the_memory_is_refused_by_name(changes: dict[str, An
         ("rxnn", "ff_num_experts", 1 << 14),
     ],
 )
-def test_a_config_is_compared_with_the_weights_before_a_model_is_built(
-    tmp_path: Path, layout: str, field: str, value: int
-) -> None:
+def test_a_config_is_compared_with_the_weights_before_a_model_is_built(tmp_path, layout, field, value):
     model = Decoder(preset("sqat-mm").replace(vocab_size=41, num_layers=1, num_experts=2))
     folder = save_model(model, tmp_path / "model", layout=layout)
     load_model(folder)
@@ -77,7 +72,7 @@ def test_a_config_is_compared_with_the_weights_before_a_model_is_built(
         load_model(folder)
 
 
-def test_messages_stay_short(checkpoint: Path) -> None:
+def test_messages_stay_short(checkpoint):
     change(checkpoint, vocab_size="9" * 100_000, **{"x" * 100_000: 1})
     with pytest.raises(CheckpointError) as caught:
         read_config(checkpoint)
@@ -85,7 +80,7 @@ def test_messages_stay_short(checkpoint: Path) -> None:
     assert len(shown(["a" * 10_000] * 100)) < 700
 
 
-def test_a_large_or_deep_config_is_refused(checkpoint: Path) -> None:
+def test_a_large_or_deep_config_is_refused(checkpoint):
     for text, message in ((" " * ((1 << 20) + 1), "larger than 1,048,576 bytes"), ("[" * 100_000, "nested too deep")):
         (checkpoint / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
@@ -94,14 +89,14 @@ def test_a_large_or_deep_config_is_refused(checkpoint: Path) -> None:
 
 class TestPaths:
     @pytest.fixture
-    def sharded(self, checkpoint: Path) -> Path:
+    def sharded(self, checkpoint):
         (checkpoint / "model.safetensors").rename(checkpoint / "model-1.safetensors")
         return checkpoint
 
-    def index(self, folder: Path, name: str) -> None:
+    def index(self, folder, name):
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
 
-    def test_a_shard_of_the_folder(self, sharded: Path) -> None:
+    def test_a_shard_of_the_folder(self, sharded):
         self.index(sharded, "model-1.safetensors")
         load_model(sharded)
 
@@ -119,19 +114,19 @@ class TestPaths:
             "é" * 125 + ".safetensors",
         ],
     )
-    def test_an_index_leads_nowhere_else(self, sharded: Path, name: str) -> None:
+    def test_an_index_leads_nowhere_else(self, sharded, name):
         self.index(sharded, name)
         with pytest.raises(CheckpointError, match=r"but must name .safetensors files of its own folder"):
             load_model(sharded)
 
-    def test_a_linked_shard(self, sharded: Path, tmp_path: Path) -> None:
+    def test_a_linked_shard(self, sharded, tmp_path):
         (sharded / "model-1.safetensors").rename(tmp_path / "elsewhere.safetensors")
         (sharded / "model-1.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
         self.index(sharded, "model-1.safetensors")
         with pytest.raises(CheckpointError, match=r"is a link to .*, but a checkpoint's files must lie in its folder"):
             load_model(sharded)
 
-    def test_links_of_the_hub_s_cache_work(self, sharded: Path, tmp_path: Path) -> None:
+    def test_links_of_the_hub_s_cache_work(self, sharded, tmp_path):
         snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
         blobs = tmp_path / "models--a--b" / "blobs"
         blobs.mkdir(parents=True)
@@ -142,7 +137,7 @@ class TestPaths:
             (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
         load_model(snapshot)
 
-    def test_the_same_tensor_in_two_shards(self, sharded: Path) -> None:
+    def test_the_same_tensor_in_two_shards(self, sharded):
         weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
         (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         save_file({"embedding.weight": torch.zeros(3, 2)}, sharded / "model-2.safetensors")
@@ -153,7 +148,7 @@ class TestPaths:
 @pytest.mark.parametrize(
     "spec", ["a\0b", "x" * 5000, "~nobody-of-this-name/x.txt", "stories:" + "9" * 5000, "stories:٣"]
 )
-def test_impossible_names_of_data(spec: str) -> None:
+def test_impossible_names_of_data(spec):
     with pytest.raises(SqatError) as caught:
         open_source(spec)
     assert len(str(caught.value)) < 12_000
@@ -172,7 +167,7 @@ def test_impossible_names_of_data(spec: str) -> None:
         (lambda v: v.update(model=None), "damaged, or not a tokenizer"),
     ],
 )
-def test_unfit_tokenizers(tokenizer: Tokenizer, tmp_path: Path, change: Any, message: str) -> None:
+def test_unfit_tokenizers(tokenizer, tmp_path, change, message):
     path = tokenizer.save(tmp_path)
     values = json.loads(path.read_text())
     change(values)

@@ -1,7 +1,5 @@
 """Changed command lines end with an exit code and one line, never with a traceback."""
 
-from __future__ import annotations
-
 import functools
 import io
 import logging
@@ -9,8 +7,6 @@ import os
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
-from typing import Any
 
 import pytest
 import typer.main
@@ -47,7 +43,7 @@ WORDS = [
 
 
 @st.composite
-def command_lines(draw: Any) -> list[str]:
+def command_lines(draw):
     line = list(draw(st.sampled_from(COMMANDS)))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(1, len(line) - 1))
@@ -65,7 +61,7 @@ def command_lines(draw: Any) -> list[str]:
 
 
 @pytest.fixture
-def folder(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # "a/b" is a name there
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     (tmp_path / "text.txt").write_text("Once upon a time.\n\nThere was a cat.")
@@ -77,7 +73,7 @@ def folder(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return tmp_path
 
 
-def run(line: list[str]) -> tuple[int, str]:
+def run(line):
     """Exit code and standard error of a command in this process."""
     out, errors = io.StringIO(), io.StringIO()
     before = sys.argv, sys.stdin
@@ -92,7 +88,7 @@ def run(line: list[str]) -> tuple[int, str]:
     return 0, errors.getvalue()
 
 
-def test_command_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines(folder, monkeypatch):
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # once a process, and bound to one stream
     monkeypatch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))  # six times faster
 
@@ -102,7 +98,7 @@ def test_command_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     @fuzz(40)
     @given(command_lines())
-    def check(line: list[str]) -> None:
+    def check(line):
         os.chdir(folder)
         with bounded():
             code, errors = run(line)
@@ -119,7 +115,7 @@ def test_command_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check()
 
 
-def test_a_message_is_one_line_without_control_characters() -> None:
+def test_a_message_is_one_line_without_control_characters():
     assert one_line("a\nb\t c") == "a b c"
     assert one_line("\x1b[31mred\x07 \u202e caf\xe9 \udcff") == "\\x1b[31mred\\x07 \\u202e café \\udcff"
 
@@ -134,7 +130,7 @@ def test_a_message_is_one_line_without_control_characters() -> None:
         (["compare", "run.yaml", "--seeds", "9" * 5000], "error: --seeds is '9999"),
     ],
 )
-def test_what_the_system_refuses(folder: Path, line: list[str], message: str) -> None:
+def test_what_the_system_refuses(folder, line, message):
     code, errors = run(line)
     assert code == 1
     assert errors.startswith(message)

@@ -1,12 +1,7 @@
 """Damaged files of every kind are read or refused in one line: no other exception, no hanging, no endless memory."""
 
-from __future__ import annotations
-
 import gzip
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +19,6 @@ from sqat.data.batches import BatchState
 from sqat.data.stories import story
 from sqat.data.text import open_source
 from sqat.data.tokenizer import Tokenizer
-from sqat.model import Decoder
 from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, read_state, restore, state_tensors, write_state
 from sqat.variants import preset
 
@@ -32,12 +26,12 @@ TEXTS = [story(index) for index in range(5)]
 JSON_LINES = "\n".join(json.dumps({"text": text, "tags": ["a", {"b": None}]}) for text in TEXTS).encode()
 
 
-def damage(path: Path, files: st.SearchStrategy[bytes], read: Callable[[], object], quick: int) -> None:
+def damage(path, files, read, quick):
     """Write damaged contents to a file, and read each."""
 
     @fuzz(quick)
     @given(files)
-    def check(data: bytes) -> None:
+    def check(data):
         path.write_bytes(data)
         with bounded():
             read()
@@ -45,7 +39,7 @@ def damage(path: Path, files: st.SearchStrategy[bytes], read: Callable[[], objec
     check()
 
 
-def parquet(folder: Path) -> list[bytes]:
+def parquet(folder):
     """The same rows in several encodings, compressions and versions of pages."""
     found = []
     for options in (
@@ -60,7 +54,7 @@ def parquet(folder: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.parquet"])
 @pytest.mark.parametrize("encoding_errors", ["strict", "replace"])
-def test_text(tmp_path: Path, name: str, encoding_errors: str) -> None:
+def test_text(tmp_path, name, encoding_errors):
     valid = {
         "a.jsonl": [JSON_LINES],
         "a.jsonl.gz": [gzip.compress(JSON_LINES)],
@@ -69,24 +63,24 @@ def test_text(tmp_path: Path, name: str, encoding_errors: str) -> None:
         "a.parquet": parquet(tmp_path),
     }[name]
 
-    def read() -> None:
+    def read():
         for text in open_source(str(tmp_path / name), encoding_errors=encoding_errors).documents():
             text.encode()  # whatever is read can be tokenized
 
     damage(tmp_path / name, st.sampled_from(valid).flatmap(changed_bytes), read, 40)
 
 
-def test_tokenizer(checkpoint: Path) -> None:
+def test_tokenizer(checkpoint):
     path = checkpoint / "tokenizer.json"
     read = lambda: Tokenizer.load(path).encode(TEXTS[0])  # noqa: E731
     damage(path, changed_bytes(path.read_bytes()), read, 40)
 
 
-def test_config_of_a_model(checkpoint: Path) -> None:
+def test_config_of_a_model(checkpoint):
     path = checkpoint / "config.json"
     valid = [json.loads(path.read_text()), config_to_rxnn(preset("sqat-mm"))]
 
-    def read() -> None:
+    def read():
         config, _ = read_config(checkpoint)
         assert ModelConfig.from_dict(config.to_dict()) == config
         load_model(checkpoint)
@@ -96,7 +90,7 @@ def test_config_of_a_model(checkpoint: Path) -> None:
 
 
 @st.composite
-def safetensors_files(draw: Any, valid: bytes) -> bytes:
+def safetensors_files(draw, valid):
     """A weights file with its header changed as JSON, its length corrected or not; or changed as bytes."""
     if draw(st.integers(0, 2)) == 0:
         return draw(changed_bytes(valid))
@@ -106,20 +100,20 @@ def safetensors_files(draw: Any, valid: bytes) -> bytes:
     return told.to_bytes(8, "little") + header + valid[8 + length :]
 
 
-def test_weights(checkpoint: Path) -> None:
+def test_weights(checkpoint):
     path = checkpoint / "model.safetensors"
     with little_memory():
         damage(path, safetensors_files(path.read_bytes()), lambda: load_model(checkpoint), 60)
 
 
-def test_list_of_checksums(checkpoint: Path) -> None:
+def test_list_of_checksums(checkpoint):
     write_checksums(checkpoint)
     path = checkpoint / MANIFEST
     with little_memory():
         damage(path, changed_bytes(path.read_bytes()), lambda: check_files(checkpoint), 100)
 
 
-def test_state_of_a_run(tmp_path: Path, tiny_model: Callable[..., Decoder]) -> None:
+def test_state_of_a_run(tmp_path, tiny_model):
     model = tiny_model()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     model(torch.tensor([[1, 2, 3]])).logits.sum().backward()

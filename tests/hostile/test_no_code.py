@@ -1,9 +1,6 @@
 """Nothing that is read can bring code: no pickle, no eval, no loader of objects, no code of a checkpoint."""
 
-from __future__ import annotations
-
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +29,7 @@ FUNCTIONS = {
 KEYWORDS = {("trust_remote_code", True), ("allow_pickle", True), ("weights_only", False), ("shell", True)}
 
 
-def findings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def findings(tree):
     """(line, what) of everything in a module that could run what it reads."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -54,7 +51,7 @@ def findings(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield node.lineno, f"{called} without trust_remote_code=False"
 
 
-def test_no_source_file_runs_what_it_reads() -> None:
+def test_no_source_file_runs_what_it_reads():
     paths = sorted(SOURCES.rglob("*.py"))
     assert len(paths) > 100
     found = [
@@ -79,5 +76,5 @@ def test_no_source_file_runs_what_it_reads() -> None:
         "AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)",
     ],
 )
-def test_the_search_finds(code: str) -> None:
+def test_the_search_finds(code):
     assert list(findings(ast.parse(code)))

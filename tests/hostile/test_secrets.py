@@ -1,12 +1,9 @@
 """An access token never shows: not in what is printed, logged or written, nor in a traceback."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +22,7 @@ UNSENDABLE = f"{SECRET}\x0bend"
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub():
     with Hub() as server:
         server.add("owner/private", {"README.md": b""}, private=True)
         yield server
@@ -34,7 +31,7 @@ def hub() -> Iterator[Hub]:
 class Home:
     """A user's home with a token, against a Hub of the test's own; everything printed and written is kept."""
 
-    def __init__(self, folder: Path, hub: Hub, token: str) -> None:
+    def __init__(self, folder, hub, token):
         self.folder = folder
         self.printed = ""
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
@@ -49,7 +46,7 @@ class Home:
             "PYTHONPATH": str(SOURCE),
         }
 
-    def python(self, *arguments: str) -> int:
+    def python(self, *arguments):
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder,
@@ -62,7 +59,7 @@ class Home:
         return done.returncode
 
 
-def places(folder: Path, printed: str) -> list[str]:
+def places(folder, printed):
     """Where the secret is found."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert files
@@ -100,7 +97,7 @@ for value, token in ((secret, None), (secret + "\\x0bend", None), ("", secret), 
 """
 
 
-def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run(tmp_path, monkeypatch, capsys):
     """Training with TensorBoard, and text from its checkpoint."""
     monkeypatch.setenv("HF_TOKEN", SECRET)
     (tmp_path / "run.yaml").write_text(SMALL)
@@ -118,7 +115,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert places(tmp_path, printed.out + printed.err) == []
 
 
-def test_tracebacks_of_the_hub_s_failures(tmp_path: Path, hub: Hub) -> None:
+def test_tracebacks_of_the_hub_s_failures(tmp_path, hub):
     """The Hub refuses, or the HTTP library cannot send the token; it is the user's own, or an argument."""
     home = Home(tmp_path, hub, SECRET)
     (tmp_path / "script.py").write_text(FAILING)
@@ -130,14 +127,14 @@ def test_tracebacks_of_the_hub_s_failures(tmp_path: Path, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("token", [UNSENDABLE, f"{SECRET} x", f"{SECRET}é", f"{SECRET}\nx"])
-def test_what_no_header_can_hold_is_refused_unseen(token: str) -> None:
+def test_what_no_header_can_hold_is_refused_unseen(token):
     with pytest.raises(ConfigError, match="HF_TOKEN") as caught:
         usable_token(token)
     assert SECRET not in str(caught.value)
     assert usable_token(SECRET) == SECRET
 
 
-def test_what_an_error_says_without_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_error_says_without_tokens(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", UNSENDABLE)
     error = ValueError(f"Illegal header value {f'Bearer {UNSENDABLE}'.encode()!r}")
     assert SECRET in str(error)

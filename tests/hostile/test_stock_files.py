@@ -1,11 +1,7 @@
 """Stock checkpoints: what `transformers` would fetch, run or allocate on their word."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,12 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sqat.cli import main
 from sqat.convert.files import locate, read_config, read_model
 from sqat.convert.tokenizer import StockTokenizer
-from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+def folder(tmp_path, tokenizer):
     config = LlamaConfig(
         vocab_size=307,
         hidden_size=24,
@@ -35,7 +30,7 @@ def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     return tmp_path / "stock"
 
 
-def change(path: Path, **fields: Any) -> None:
+def change(path, **fields):
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
@@ -49,7 +44,7 @@ def change(path: Path, **fields: Any) -> None:
         ("experts_implementation", "somebody/kernel"),
     ],
 )
-def test_what_may_bring_code_is_refused_by_name(folder: Path, field: str, value: Any) -> None:
+def test_what_may_bring_code_is_refused_by_name(folder, field, value):
     (folder / "evil.py").write_text("raise SystemExit('code of a checkpoint was run')")
     change(folder / "config.json", **{field: value})
     with pytest.raises(ConfigError, match=re.escape(f"config.json: {field} is {value!r}, but must not be there")):
@@ -58,19 +53,19 @@ def test_what_may_bring_code_is_refused_by_name(folder: Path, field: str, value:
         read_model(folder)
 
 
-def test_a_tokenizer_s_code_is_refused(folder: Path) -> None:
+def test_a_tokenizer_s_code_is_refused(folder):
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: auto_map is there, but must not"):
         StockTokenizer(folder)
 
 
-def test_an_adapter_is_refused(folder: Path) -> None:
+def test_an_adapter_is_refused(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/else"}))
     with pytest.raises(CheckpointError, match=r"holds adapter_config\.json, but must not"):
         read_model(folder)
 
 
-def test_pickled_weights_are_not_read(folder: Path) -> None:
+def test_pickled_weights_are_not_read(folder):
     torch.save({}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
@@ -89,16 +84,14 @@ def test_pickled_weights_are_not_read(folder: Path) -> None:
         ("hidden_size", True, "hidden_size is True, but must be a whole number|cannot be read"),
     ],
 )
-def test_sizes_are_held_to_the_weights(folder: Path, field: str, value: Any, message: str) -> None:
+def test_sizes_are_held_to_the_weights(folder, field, value, message):
     change(folder / "config.json", **{field: value})
     with little_memory(), pytest.raises((CheckpointError, ConfigError), match=message):
         read_model(folder)
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
-def test_a_conversion_copies_no_file_of_the_user_s(
-    folder: Path, tmp_path: Path, name: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversion_copies_no_file_of_the_user_s(folder, tmp_path, name, capsys, monkeypatch):
     """By the command, which leaves nothing behind."""
     (tmp_path / "key").write_text("private")
     (folder / name).unlink(missing_ok=True)
@@ -112,6 +105,6 @@ def test_a_conversion_copies_no_file_of_the_user_s(
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "~nobody-of-this-name/model"])
-def test_names_that_no_folder_has(name: str) -> None:
+def test_names_that_no_folder_has(name):
     with pytest.raises(CheckpointError, match=r"names no folder|cannot be had"):
         locate(name)

@@ -1,7 +1,5 @@
 """Plug-ins: where they are left out, and a package that works without them."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

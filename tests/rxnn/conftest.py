@@ -1,13 +1,8 @@
 """What the tests of the card's import paths share."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from rxnn.experimental.models import ExperimentalAttentionTransformer
 from rxnn.training.tokenizer import to_transformers
@@ -39,26 +34,26 @@ STORIES = [f"Once upon a time {name} saw a {thing}. {name} was {mood}." for name
 
 
 @pytest.fixture(params=CONFORMANCE.values(), ids=CONFORMANCE)
-def case(request: pytest.FixtureRequest) -> Path:
+def case(request):
     """A checkpoint of the original, with what it computed from it."""
     return request.param
 
 
 @pytest.fixture
-def small_model() -> Callable[..., ExperimentalAttentionTransformer]:
+def small_model():
     """`small_model(moe=True, ff_dropout=0.1, …)`."""
 
-    def build(moe: bool = False, **changes: Any) -> ExperimentalAttentionTransformer:
+    def build(moe=False, **changes):
         return ExperimentalAttentionTransformer(**{**ARGUMENTS, **(MOE if moe else {}), **changes})
 
     return build
 
 
 @pytest.fixture
-def stories() -> list[str]:
+def stories():
     return list(STORIES)
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer():
     return to_transformers(train_tokenizer(STORIES, ARGUMENTS["vocab_size"]))

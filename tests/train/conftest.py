@@ -1,17 +1,12 @@
 """A small run on the built-in stories, cheap enough to repeat."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sqat.config import ModelConfig
 from sqat.run_config import DataConfig, RunConfig, TrainConfig
-from sqat.train import Callback, Trainer, start_run
+from sqat.train import Callback, start_run
 
 TINY = {
     "vocab_size": 307,
@@ -29,16 +24,16 @@ SETTINGS = {"batch_size": 5, "precision": "float32", "log_every": 1, "tensorboar
 
 
 @pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+def shared_cache(tmp_path_factory):
     """The cache folder of all these runs: their data are the same."""
     return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
-def run_config(shared_cache: str) -> Callable[..., RunConfig]:
+def run_config(shared_cache):
     """`run_config(max_steps=7, model={...}, data={...}, …)`: a mixture-of-experts model with dropout on 61 stories."""
 
-    def build(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **train: Any) -> RunConfig:
+    def build(model=None, data=None, **train):
         text = {"source": "stories:61", "validation_limit": 1, "cache_dir": shared_cache}
         return RunConfig(
             model=ModelConfig.from_dict({**TINY, **(model or {})}),
@@ -50,24 +45,22 @@ def run_config(shared_cache: str) -> Callable[..., RunConfig]:
 
 
 @pytest.fixture
-def start(run_config: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., Trainer]:
+def start(run_config, tmp_path):
     """`start("run", max_steps=7, …)`: the trainer of such a run in a folder of `tmp_path`."""
 
-    def begin(
-        folder: str = "run", *, callbacks: Sequence[Callback] = (), resume: bool = False, **settings: Any
-    ) -> Trainer:
+    def begin(folder="run", *, callbacks=(), resume=False, **settings):
         return start_run(run_config(**settings), tmp_path / folder, callbacks=callbacks, resume=resume)
 
     return begin
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+def log(tmp_path):
     """`log("run")`: the lines of a run's metrics.jsonl without wall-clock times, "train" or "validation" ones or all;
     NaN must not be in them.
     """
 
-    def read(folder: str = "run", kind: str | None = None) -> list[dict[str, Any]]:
+    def read(folder="run", kind=None):
         text = (tmp_path / folder / "metrics.jsonl").read_text()
         records = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
         lines = [{k: v for k, v in line.items() if k not in ("tokens_per_second", "data_wait")} for line in records]
@@ -77,14 +70,14 @@ def log(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def at() -> Callable[..., Callback]:
+def at():
     """`at(3, action)`: a callback that calls `action(trainer)` after step 3."""
 
     class At(Callback):
-        def __init__(self, step: int, action: Callable[[Trainer], object]) -> None:
+        def __init__(self, step, action):
             self.step, self.action = step, action
 
-        def on_step(self, trainer: Trainer) -> None:
+        def on_step(self, trainer):
             if trainer.state.step == self.step:
                 self.action(trainer)
 

@@ -10,13 +10,7 @@ from torch.nn import functional
 from sqat.data.batches import IGNORE
 from sqat.errors import ConfigError
 from sqat.model.moe import router_stats
-from sqat.train.loss import (
-    CHUNK_ROWS,
-    cross_entropy_naive,
-    linear_cross_entropy,
-    router_loss,
-    token_losses,
-)
+from sqat.train.loss import CHUNK_ROWS, cross_entropy_naive, linear_cross_entropy, router_loss, token_losses
 
 N, D, V, E = 23, 11, 41, 7
 

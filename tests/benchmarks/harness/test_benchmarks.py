@@ -1,13 +1,9 @@
 """Every benchmark at quick sizes: the tables are there, with plausible numbers."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,7 +22,7 @@ from sqat.variants import VARIANTS
 Make = Callable[..., Context]
 
 
-def check(result: Result, rounds: int = 2) -> None:
+def check(result, rounds=2):
     assert result.failures == []
     for table in result.tables:
         assert table.series
@@ -35,7 +31,7 @@ def check(result: Result, rounds: int = 2) -> None:
             assert len(series.values) <= rounds
 
 
-def test_attention_counts_operations_by_query_heads(context: Make) -> None:
+def test_attention_counts_operations_by_query_heads(context):
     result = measure_attention(context(rounds=1))
     check(result)
     forward = result.tables[0]
@@ -46,7 +42,7 @@ def test_attention_counts_operations_by_query_heads(context: Make) -> None:
         assert operations == pytest.approx(4 * 3 * (16 / series.figures["ideal"]) * 16 * 17 * 18 / 2)
 
 
-def test_long_at_the_lengths_asked_for(context: Make) -> None:
+def test_long_at_the_lengths_asked_for(context):
     result = measure_long(context(rounds=1, lengths=(19,)))
     check(result)
     assert [table.title for table in result.tables] == [
@@ -55,14 +51,14 @@ def test_long_at_the_lengths_asked_for(context: Make) -> None:
     ]
 
 
-def test_the_papers_speedups() -> None:
+def test_the_papers_speedups():
     """SQA over MHA at 200,000 tokens, as the paper's text has it: about 2."""
     xsqa, sqa, *_, mha = PAPER[200_000, 1]
     assert mha / sqa == pytest.approx(2.04, abs=0.01)
     assert mha / xsqa == pytest.approx(3.51, abs=0.01)
 
 
-def test_generation_beside_transformers(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_beside_transformers(context, monkeypatch):
     monkeypatch.setattr(Context, "has", lambda self, peer: peer == "transformers")
     result = generation.measure_generation(context(rounds=1))
     check(result)
@@ -70,7 +66,7 @@ def test_generation_beside_transformers(context: Make, monkeypatch: pytest.Monke
     assert result.tables[0].ratios(generation.GREEDY, generation.TRANSFORMERS)
 
 
-def test_training_steps(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_steps(context, monkeypatch):
     """In this process, with the function that a child would call."""
     monkeypatch.setattr(training, "run_child", lambda task, settings, **_: tasks.timed_steps(settings))
     monkeypatch.setattr(Context, "has", lambda self, peer: False)
@@ -81,7 +77,7 @@ def test_training_steps(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.series[2].figures["real tokens/s"] <= table.series[2].spread.median
 
 
-def test_training_end_to_end(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_end_to_end(context, monkeypatch):
     """In this process, too."""
     monkeypatch.setattr(
         training, "run_child", lambda task, settings, **_: getattr(tasks, task.removeprefix("tasks:"))(settings)
@@ -97,7 +93,7 @@ def test_training_end_to_end(context: Make, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.skipif(peers.missing("rxlm") is not None, reason=str(peers.missing("rxlm")))
 @pytest.mark.slow
-def test_the_cards_snippet_on_rxlm(context: Make) -> None:
+def test_the_cards_snippet_on_rxlm(context):
     answer = run_child("tasks:card_snippet", training.snippet_task(context(rounds=1), "rxlm", training.QUICK_STEPS))
     assert 0 < answer["tokens"] <= 2 * 3 * 31  # two steps of three rows, whose first token is not a target
     assert answer["seconds"] > 0
@@ -105,7 +101,7 @@ def test_the_cards_snippet_on_rxlm(context: Make) -> None:
     assert answer["peak_bytes"] > 100e6  # Python and torch alone take more
 
 
-def test_models_that_the_cards_framework_cannot_hold(context: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_the_cards_framework_cannot_hold(context, monkeypatch):
     answer = {"seconds": 1, "tokens": 7, "data_wait": 0, "peak_bytes": 1}
     monkeypatch.setattr(training, "run_child", lambda *_, **__: answer)
     table = training.end_to_end_table(context(model="sqat-xs", rounds=1))
@@ -113,18 +109,18 @@ def test_models_that_the_cards_framework_cannot_hold(context: Make, monkeypatch:
     assert table.series[0].values == [7]
 
 
-def test_a_failing_child_says_why() -> None:
+def test_a_failing_child_says_why():
     with pytest.raises(BenchError, match="tasks:timed_steps ended with code 1: KeyError: 'device'"):
         run_child("tasks:timed_steps", {})
 
 
-def test_too_little_data_is_an_error(context: Make) -> None:
+def test_too_little_data_is_an_error(context):
     with pytest.raises(BenchError, match="stories:2 is too small: it does not fill 3 rows of 32 tokens"):
         context(data="stories:2").workload.batch("rows")
 
 
 @pytest.mark.parametrize("documents", [True, False])
-def test_a_batch_reaches_a_child_whole(tmp_path: Path, documents: bool) -> None:
+def test_a_batch_reaches_a_child_whole(tmp_path, documents):
     tokens = torch.arange(21).view(3, 7)
     positions = (tokens % 5, tokens % 2) if documents else (None, None)
     batch = Batch(tokens, tokens.roll(-1), *positions, counted=17)
@@ -145,12 +141,12 @@ def test_a_batch_reaches_a_child_whole(tmp_path: Path, documents: bool) -> None:
         ({"minutes": 0.0}, "minutes is 0.0, but must be positive"),
     ],
 )
-def test_unusable_settings(changes: dict[str, Any], message: str) -> None:
+def test_unusable_settings(changes, message):
     with pytest.raises(ConfigError, match=message):
         Settings(**changes)
 
 
-def test_a_part_of_the_time_leaves_the_rest_for_later(context: Make) -> None:
+def test_a_part_of_the_time_leaves_the_rest_for_later(context):
     made = context()
     made.deadline = whole = time.monotonic() + 1000
     with made.part(0.25):
@@ -163,10 +159,8 @@ def test_a_part_of_the_time_leaves_the_rest_for_later(context: Make) -> None:
         made.seconds_left()
 
 
-def test_all_goes_on_after_a_failure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    def stub(name: str, context: Context) -> Result:
+def test_all_goes_on_after_a_failure(monkeypatch, capsys, tmp_path):
+    def stub(name, context):
         return Result(name, error="OSError: the disk is full" if name == "memory" else None)
 
     monkeypatch.setattr(harness, "_run", stub)

@@ -1,15 +1,10 @@
 """The naive twin of the whole model computes what training computes."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
 import torch
 from benchmarks.harness.naive import loss_naive
 
 from sqat.data.batches import IGNORE, Batch
-from sqat.model import Decoder
 from sqat.train.step import TrainingLoss
 
 ATTENTION: dict[str, dict[str, int]] = {
@@ -22,14 +17,14 @@ ATTENTION: dict[str, dict[str, int]] = {
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
-def test_loss_and_gradients(tiny_model: Callable[..., Decoder], moe: bool, attention: str) -> None:
+def test_loss_and_gradients(tiny_model, moe, attention):
     model = tiny_model(moe, **ATTENTION[attention])
     tokens_BT = torch.randint(4, 41, (3, 17))
     targets_BT = tokens_BT.roll(-1, dims=1)
     targets_BT[:, -1] = IGNORE
     batch = Batch(tokens_BT, targets_BT, None, None)
 
-    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+    def gradients(loss):
         return list(torch.autograd.grad(loss, list(model.parameters())))
 
     fast = TrainingLoss(model)(batch, batch.num_targets, 1.0)[0]

@@ -1,23 +1,18 @@
 """Peers that are missing are named, and those that are installed have our sizes."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from benchmarks.harness.settings import Context
 
 from benchmarks.harness import peers
-from sqat.config import ModelConfig
 from sqat.cost import parameters
 from sqat.variants import preset
 
 needs_rxlm = pytest.mark.skipif(peers.missing("rxlm") is not None, reason=str(peers.missing("rxlm")))
 
 
-def test_missing_peers_are_named(monkeypatch: pytest.MonkeyPatch, context: Callable[..., Context]) -> None:
+def test_missing_peers_are_named(monkeypatch, context):
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name in peers.REQUIRED["rxlm"] else "found")
     result = peers.measure_peers(context(peers=True))
     lacking = ", ".join(peers.REQUIRED["rxlm"])
@@ -26,7 +21,7 @@ def test_missing_peers_are_named(monkeypatch: pytest.MonkeyPatch, context: Calla
 
 
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "moe"])
-def test_transformers_model_has_our_sizes(tiny_config: Callable[..., ModelConfig], moe: bool) -> None:
+def test_transformers_model_has_our_sizes(tiny_config, moe):
     config = tiny_config(moe, tie_embeddings=False)
     model = peers.qwen3(config)
     norms = 2 * config.num_layers * config.head_dim  # of queries and keys, which ours does not have
@@ -35,14 +30,14 @@ def test_transformers_model_has_our_sizes(tiny_config: Callable[..., ModelConfig
 
 
 @needs_rxlm
-def test_rxlm_model_has_our_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rxlm_model_has_our_sizes(capsys):
     config = preset("sqat-mm")
     model = peers.rxlm_model(config)
     assert sum(p.numel() for p in model.parameters()) == parameters(config).total
     assert capsys.readouterr().out == ""
 
 
-def test_batched_mm_would_copy_over_30_gib() -> None:
+def test_batched_mm_would_copy_over_30_gib():
     copied = peers.batched_bytes(preset("sqat-mm"), 64 * 256)
     assert copied == math.prod((3 * 128 * 256 * 2, 64, 256, 2, 6))
     assert copied > 30 * 2**30

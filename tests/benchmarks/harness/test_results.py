@@ -1,9 +1,6 @@
 """Ratios, spreads, reports for people, and results that survive JSON."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 from benchmarks.harness.against import _merged
@@ -16,7 +13,7 @@ from sqat.bench import environment
 
 
 @pytest.fixture
-def table() -> Table:
+def table():
     series = [Series("ours", [10.0, 30.0, 20.0], {"peak MB": 7.0}), Series("theirs", [5.0, 3.0, 10.0])]
     return Table(
         "steps", "tokens/s", series, baseline="theirs", failed={"x": "ValueError: no"}, skipped={"c": "38 GiB"}
@@ -24,11 +21,11 @@ def table() -> Table:
 
 
 @pytest.fixture
-def result(table: Table) -> Result:
+def result(table):
     return Result("training", [table], {"rxlm": "make bench-setup"}, {"rounds": 3}, environment(), 1.5)
 
 
-def test_ratios_are_taken_within_a_round(table: Table) -> None:
+def test_ratios_are_taken_within_a_round(table):
     assert table.ratios("ours", "theirs") == [2.0, 10.0, 2.0]
     assert Spread.of([2.0, 10.0, 2.0]) == (2.0, 2.0, 10.0)
     table.higher_is_better = False
@@ -38,18 +35,18 @@ def test_ratios_are_taken_within_a_round(table: Table) -> None:
     assert table.ratios("ours", "x") is None
 
 
-def test_results_survive_json_and_list_failures(result: Result) -> None:
+def test_results_survive_json_and_list_failures(result):
     again = Result.from_dict(json.loads(json.dumps(result.to_dict())))
     assert again == result
     assert again.failures == ["steps: x: ValueError: no"]
     assert Result("memory", error="OSError: full").failures == ["memory: OSError: full"]
 
 
-def test_numbers_have_three_digits() -> None:
+def test_numbers_have_three_digits():
     assert [report.number(x) for x in (12345.6, 99.96, 0.012345, 0)] == ["12,346", "100", "0.0123", "0"]
 
 
-def test_reports_for_people(result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_for_people(result, tmp_path, capsys):
     report.print_result(Console(width=120), result)
     report.print_targets(Console(width=120), outcomes([]))
     out = capsys.readouterr().out
@@ -65,8 +62,8 @@ def test_reports_for_people(result: Result, tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(("higher", "expected"), [(True, (0.5, 0.5, 2.0)), (False, (2.0, 0.5, 2.0))])
-def test_checkouts_are_compared_pair_by_pair(higher: bool, expected: tuple[float, ...]) -> None:
-    def round_(value: float) -> Result:
+def test_checkouts_are_compared_pair_by_pair(higher, expected):
+    def round_(value):
         return Result("t", [Table("steps", "s", [Series("sqat", [value])], higher_is_better=higher)])
 
     pairs = [(round_(ours), round_(theirs)) for ours, theirs in ((2.0, 4.0), (3.0, 6.0), (8.0, 4.0))]

@@ -1,7 +1,5 @@
 """The project's targets, against made-up measurements."""
 
-from __future__ import annotations
-
 import pytest
 from benchmarks.harness.results import Result, Series, Table
 from benchmarks.harness.targets import outcomes
@@ -41,9 +39,7 @@ ATTENTION = Table(
         ("attention", ATTENTION, "xsqa: share of H/Hq at 4,096", (0.8,) * 3, False),
     ],
 )
-def test_targets_are_ratios_within_rounds(
-    benchmark: str, table: Table, target: str, measured: tuple[float, ...], met: bool
-) -> None:
+def test_targets_are_ratios_within_rounds(benchmark, table, target, measured, met):
     (outcome,) = [o for o in outcomes([Result(benchmark, [table])]) if target in o.target.what]
     assert outcome.measured == pytest.approx(measured)
     assert outcome.met is met
@@ -51,6 +47,6 @@ def test_targets_are_ratios_within_rounds(
 
 
 @pytest.mark.parametrize("settings", [{"quick": True}, {"device": "cuda"}, {"model": "ssqat-mm"}])
-def test_other_sizes_and_devices_leave_targets_unmeasured(settings: dict[str, object]) -> None:
+def test_other_sizes_and_devices_leave_targets_unmeasured(settings):
     result = Result("training", [END_TO_END], settings=settings)
     assert {outcome.met for outcome in outcomes([result])} == {None}

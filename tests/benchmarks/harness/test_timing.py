@@ -1,7 +1,5 @@
 """Who runs when, what counts, and what becomes of candidates that fail."""
 
-from __future__ import annotations
-
 import time
 
 import pytest
@@ -12,20 +10,20 @@ from benchmarks.harness.timing import OUT_OF_TIME, Sample, Stopwatch, alternate
 class Script:
     """Candidates that give the values they are told, and a record of who ran."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.ran: list[str] = []
 
-    def candidate(self, name: str, *values: float):
+    def candidate(self, name, *values):
         left = iter(values)
 
-        def run() -> Sample:
+        def run():
             self.ran.append(name)
             return Sample(next(left), {"seconds": float(len(self.ran)), "twice": 0.0})
 
         return run
 
 
-def test_candidates_alternate_and_the_warm_up_does_not_count() -> None:
+def test_candidates_alternate_and_the_warm_up_does_not_count():
     script = Script()
     candidates = {"a": script.candidate("a", 99, 2, 4, 6), "b": script.candidate("b", 98, 1, 1, 2)}
     table = alternate(Table("t", "s"), candidates, rounds=3)
@@ -33,25 +31,25 @@ def test_candidates_alternate_and_the_warm_up_does_not_count() -> None:
     assert {series.name: series.values for series in table.series} == {"a": [2, 4, 6], "b": [1, 1, 2]}
 
 
-def test_figures_are_medians_and_the_first_call_stands_apart() -> None:
+def test_figures_are_medians_and_the_first_call_stands_apart():
     script = Script()
     table = alternate(Table("t", "s"), {"a": script.candidate("a", 1, 2, 3, 4)}, rounds=3)
     assert table.series[0].figures == {"first call, s": 1.0, "seconds": 3.0, "twice": 0.0}
 
 
-def test_without_warm_up_every_round_counts() -> None:
+def test_without_warm_up_every_round_counts():
     script = Script()
     table = alternate(Table("t", "s"), {"a": script.candidate("a", 5, 7)}, rounds=2, warmup=False)
     assert table.series[0].values == [5, 7]
 
 
-def test_a_failing_candidate_is_named_and_the_others_go_on() -> None:
+def test_a_failing_candidate_is_named_and_the_others_go_on():
     script = Script()
 
-    def fails() -> Sample:
+    def fails():
         raise KeyError("no such backend\nand more")
 
-    def declines() -> Sample:
+    def declines():
         raise NotMeasured("it would take 38 GiB")
 
     candidates = {"a": script.candidate("a", 1, 2), "b": fails, "c": declines, "d": script.candidate("d", 3, 4)}
@@ -61,18 +59,18 @@ def test_a_failing_candidate_is_named_and_the_others_go_on() -> None:
     assert table.skipped == {"c": "it would take 38 GiB"}
 
 
-def test_nothing_is_begun_after_the_deadline() -> None:
+def test_nothing_is_begun_after_the_deadline():
     script = Script()
     table = alternate(Table("t", "s"), {"a": script.candidate("a", 1)}, rounds=1, deadline=time.monotonic() - 1)
     assert script.ran == []
     assert (table.series, table.skipped) == ([], {"a": OUT_OF_TIME})
 
 
-def test_time_that_runs_out_keeps_the_rounds_there_were() -> None:
+def test_time_that_runs_out_keeps_the_rounds_there_were():
     script = Script()
     end = time.monotonic() + 0.05
 
-    def slow() -> Sample:
+    def slow():
         time.sleep(0.06)
         return Sample(2.0)
 
@@ -82,12 +80,12 @@ def test_time_that_runs_out_keeps_the_rounds_there_were() -> None:
 
 
 @pytest.mark.parametrize(("least", "calls"), [(0.0, 1), (8.0, 1), (20.0, 3)])
-def test_a_stopwatch_calls_as_often_as_it_must(monkeypatch: pytest.MonkeyPatch, least: float, calls: int) -> None:
+def test_a_stopwatch_calls_as_often_as_it_must(monkeypatch, least, calls):
     clock = [0.0]
     monkeypatch.setattr("benchmarks.harness.timing.time.perf_counter", lambda: clock[0])
     counted: list[int] = []
 
-    def nine_seconds() -> None:
+    def nine_seconds():
         clock[0] += 9.0
         counted.append(1)
 
