@@ -52,7 +52,7 @@ class TrainerCallback:
         Args:
             val_loss: over real tokens, or, with `padding_as_target`, over padding too.
             val_metrics: `loss` (the same), its `accuracy` (%) and `label`, which says what both count; always
-                `real_loss`, `real_accuracy`, `padded_loss`, `padded_accuracy` (padding counted); `bits_per_byte` of text.
+                `real_loss`, `real_accuracy`, `padded_loss`, `padded_accuracy` (with padding) and `bits_per_byte`.
         """
 
     def on_epoch_end(self, model: Model, epoch: int) -> bool | None:

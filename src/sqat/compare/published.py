@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ class Published(NamedTuple):
     def claims(self, metric: str, equal: float) -> list[tuple[str, str, bool]]:
         """Each variant and the next in the order of a metric, and whether they differ by no more than `equal`."""
         found = sorted((getattr(result, metric), name) for name, result in self.results.items())
-        pairs = zip(found, found[1:], strict=False)
+        pairs = itertools.pairwise(found)
         return [(lower, higher, round(high - low, 4) <= equal) for (low, lower), (high, higher) in pairs]
 
 

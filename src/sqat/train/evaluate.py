@@ -36,7 +36,7 @@ class Evaluation:
     accuracy: float  # fraction of tokens predicted correctly
     bits_per_byte: float  # of UTF-8 text, so independent of the tokenizer
     targets: int
-    padded_loss: float | None = None  # documents truncated or padded to the context, padding counted
+    padded_loss: float | None = None  # documents truncated or padded to the context, counting padding
     padded_accuracy: float | None = None
     router_load: tuple[tuple[float, ...], ...] = ()  # per layer, each expert's share of the selections
     router_entropy: float | None = None  # nats, mean over tokens and layers
