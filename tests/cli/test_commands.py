@@ -63,7 +63,7 @@ def test_train_evaluate_generate_info_convert(sqat, run_folder):
     figures = json.loads(out)
     assert code == 0
     assert figures["loss"] > 0
-    assert figures["card_loss"] > 0
+    assert figures["padded_loss"] > 0
 
     code, out, _ = sqat("generate", run_folder, "Once upon", "--max-tokens", "5", "--seed", "3")
     assert code == 0
