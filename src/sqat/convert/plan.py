@@ -154,15 +154,9 @@ def plan_conversion(
 
 
 def costs_of(config: PreTrainedConfig, context_length: int | None = None) -> Costs:
-    """What a model costs as it is, without loading weights. Where layers differ in their heads, the head counts are
-    those of the layers with the fewest.
-
-    Args:
-        config: of an architecture that can be converted, or has been.
-        context_length: tokens of a sequence, for the operations; default: the model's own, at most 1,024.
-
-    Raises:
-        ConfigError: an unknown architecture.
+    """What a model of an architecture that can be converted, or has been, costs as it is, without loading weights;
+    arguments and errors as :func:`plan_conversion`. Where layers differ, the head counts are those of the layers with
+    the fewest.
     """
     require_known(config.model_type, mixed=True)
     by_layer = heads_by_layer(config)
@@ -215,7 +209,10 @@ def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: Sequence[Heads], heads: Heads, length: int) -> Costs:
-    active = {name: _active(name, shape, config) for name, shape in shapes.items()}
+    active = {name: math.prod(shape) for name, shape in shapes.items()}  # weights that one token meets
+    for name, shape in shapes.items():
+        if ".experts." in name:  # stacked
+            active[name] = math.prod(shape[1:]) * config.num_experts_per_tok
     # Matrices of layers, each used once a token. The head, tied or not, is counted apart.
     products = sum(active[name] for name, shape in shapes.items() if ".layers." in name and len(shape) > 1)
     keys = [visible_keys(length, window_of(config, layer)) / length for layer in range(len(by_layer))]
@@ -230,10 +227,3 @@ def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: Sequence[Heads], 
         attention_flops_per_token=scores,
         kv_bytes_per_token=sum(2 * 2 * h.kv * h.head_dim for h in by_layer),
     )
-
-
-def _active(name: str, shape: tuple[int, ...], config: PreTrainedConfig) -> int:
-    """Weights of a parameter that one token meets."""
-    if ".experts." in name:  # stacked
-        return math.prod(shape[1:]) * config.num_experts_per_tok
-    return math.prod(shape)
