@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,6 +81,15 @@ class Metric(NamedTuple):
     name: str  # the Hub's, such as "perplexity"
     value: float
     meaning: str
+
+
+class StockModel(NamedTuple):
+    """What a card tells of a stock model, or of one whose layers differ in their heads."""
+
+    config: PreTrainedConfig
+    heads: Sequence[tuple[int, int, int]]  # per layer: query heads, key/value heads, head_dim
+    costs: dict[str, Any]  # the fields of sqat.convert.Costs
+    context_length: int  # of the sequence that the costs are averaged over
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def model_card(
-    config: ModelConfig | PreTrainedConfig,
+    model: ModelConfig | StockModel,
     form: str,
     *,
     origin: Origin | None = None,
@@ -192,7 +201,7 @@ def model_card(
     """README.md of a model.
 
     Args:
-        config: this package's, or that of a stock model or of one whose layers differ in their heads.
+        model: its configuration, or what is known of a stock model or of one whose layers differ in their heads.
         form: how its files are laid out, one of `FORMS`.
         origin: what is on record of the checkpoint; see :func:`read_origin`.
         known: what the user says of it.
@@ -200,7 +209,7 @@ def model_card(
         tokenizer: whether there is one beside the model.
     """
     origin, known = origin or Origin(), known or Known()
-    facts = _facts(config) if isinstance(config, ModelConfig) else _stock_facts(config, origin.conversion)
+    facts = _facts(model) if isinstance(model, ModelConfig) else _stock_facts(*model, origin.conversion)
     kind, *tags = _kind(facts)
     title = repo_id.rpartition("/")[2] if repo_id else f"{kind} transformer"
     evaluation, run, conversion = origin.evaluation or {}, origin.run, origin.conversion or {}
@@ -275,23 +284,24 @@ def _facts(config: ModelConfig) -> dict[str, Any]:
     return {**heads, "shape": shape.items(), "costs": costs, "context_length": config.context_length}
 
 
-def _stock_facts(config: PreTrainedConfig, conversion: dict[str, Any] | None) -> dict[str, Any]:
+def _stock_facts(
+    config: PreTrainedConfig,
+    heads: Sequence[tuple[int, int, int]],
+    costs: dict[str, Any],
+    length: int,
+    conversion: dict[str, Any] | None,
+) -> dict[str, Any]:
     """What the template shows of a stock model, or of one whose layers differ in their heads."""
-    from sqat.convert.architectures import heads_by_layer  # these import transformers
-    from sqat.convert.plan import context_of, costs_of
-
     before = conversion and conversion["before"]
-    length = conversion["context_length"] if conversion else context_of(config)
-    heads = heads_by_layer(config)
     query, kv, head_dim = min(heads)
-    costs = [_cost_row("this model", asdict(costs_of(config, length)))]
+    rows = [_cost_row("this model", costs)]
     counts = f"{query} query heads, {kv} key/value heads"
     if mixed := len(set(heads)) > 1:
         every = [", ".join(map(str, column)) for column in zip(*heads, strict=True)]
         counts = f"by layer, {every[0]} query heads and {every[1]} key/value heads"
     if before:
         counts += f" ({before['query_heads']} and {before['kv_heads']} before conversion)"
-        costs.append(_cost_row("the model it was made of", before))
+        rows.append(_cost_row("the model it was made of", before))
     shape = {
         "architecture": config.model_type,
         "attention": counts,
@@ -301,7 +311,7 @@ def _stock_facts(config: PreTrainedConfig, conversion: dict[str, Any] | None) ->
     }
     full = before["query_heads"] if before else query
     numbers = {"query_heads": query, "kv_heads": kv, "head_dim": head_dim, "full_heads": full, "mixed": mixed}
-    return {**numbers, "shape": shape.items(), "costs": costs, "context_length": length}
+    return {**numbers, "shape": shape.items(), "costs": rows, "context_length": length}
 
 
 def _kind(facts: dict[str, Any]) -> tuple[str, str, str]:

@@ -12,6 +12,7 @@ from sqat.checkpoint import load_model, read_config, write_folder
 from sqat.checkpoint.model_files import CONFIG_FILE
 from sqat.convert.files import TOKENIZER_FILES, read_model
 from sqat.convert.files import read_config as read_stock_config
+from sqat.convert.plan import described
 from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, require_room
 from sqat.errors import CheckpointError, ConfigError, SqatError
@@ -134,10 +135,13 @@ def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, the
     def new() -> str:
         if beside is not None and as_it_is:
             return with_known(beside, known)
-        own = as_it_is and model.form in ("stock", "mixed")
-        config = model.config if own else read_config(checkpoint)[0]
-        facts: dict[str, Any] = {"origin": read_origin(checkpoint), "repo_id": repo_id, "tokenizer": model.tokenizer}
-        return model_card(config, model.form, known=known, **facts)
+        origin = read_origin(checkpoint)
+        if as_it_is and model.form in ("stock", "mixed"):
+            facts: Any = described(model.config, origin.conversion and origin.conversion["context_length"])
+        else:
+            facts = read_config(checkpoint)[0]
+        options: dict[str, Any] = {"repo_id": repo_id, "tokenizer": model.tokenizer}
+        return model_card(facts, model.form, origin=origin, known=known, **options)
 
     cards = [card for card in (beside, there) if card is not None]
     if any(map(is_edited, cards)):

@@ -26,7 +26,7 @@ from sqat.checksums import check_files
 from sqat.convert.architectures import heads_of, require_known
 from sqat.convert.heads import Groups
 from sqat.convert.modeling_mixed_heads import PREFIX
-from sqat.convert.plan import ConversionPlan
+from sqat.convert.plan import ConversionPlan, described
 from sqat.convert.verify import Verification
 from sqat.data.tokenizer import TOKENIZER_FILE, read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
@@ -164,7 +164,8 @@ def write_conversion(
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
     form = "stock" if plan.to == "stock" else "mixed"
-    card = model_card(plan.new_config, form, origin=read_origin(out), tokenizer=bool(tokenizer))
+    facts = described(plan.new_config, plan.context_length)
+    card = model_card(facts, form, origin=read_origin(out), tokenizer=bool(tokenizer))
     (out / CARD_FILE).write_text(card, encoding="utf-8")
 
 

@@ -173,7 +173,8 @@ def require_token_ids(rows: Tensor, name: str, vocab_size: int, *, least: int) -
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise ConfigError(
-            f"{name} holds token {wrong}, but must hold ids from 0 to {vocab_size - 1}: the model's vocab_size is {vocab_size}"
+            f"{name} holds token {wrong}, but must hold ids from 0 to {vocab_size - 1}: the model's "
+            f"vocab_size is {vocab_size}"
         )
 
 

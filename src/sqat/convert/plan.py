@@ -7,7 +7,7 @@ import operator
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from sqat.convert.architectures import (
 )
 from sqat.cost import visible_keys
 from sqat.errors import ConfigError
+from sqat.model_card import StockModel
 
 CHOICES = {"method": ("mean", "select", "cluster"), "score": ("activation", "norm"), "to": ("stock", "transformers")}
 DEFAULT_CONTEXT = 1024  # tokens, where costs depend on the length; at most the model's own
@@ -161,6 +162,12 @@ def costs_of(config: PreTrainedConfig, context_length: int | None = None) -> Cos
     require_known(config.model_type, mixed=True)
     by_layer = heads_by_layer(config)
     return _costs(config, _shapes(config), by_layer, min(by_layer), context_length or context_of(config))
+
+
+def described(config: PreTrainedConfig, context_length: int | None = None) -> StockModel:
+    """What a model card tells of a model; arguments and errors as :func:`costs_of`."""
+    length = context_length or context_of(config)
+    return StockModel(config, heads_by_layer(config), asdict(costs_of(config, length)), length)
 
 
 def context_of(config: PreTrainedConfig) -> int:
