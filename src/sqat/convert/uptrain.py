@@ -90,6 +90,7 @@ def start_uptraining(
     out: str | Path,
     *,
     resume: bool = False,
+    accept_new_data: bool = False,
     callbacks: Iterable[Callback] = (),
     progress: Progress | None = None,
 ) -> Uptraining:
@@ -102,14 +103,14 @@ def start_uptraining(
             in another process; student and teacher have different vocabularies; rows longer than either model takes.
         DataError, CheckpointError: data or checkpoints cannot be read.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
 
-    def prepare() -> tuple[StockDecoder, StockDecoder | None, PreparedData]:
+    def prepare(goes_on: bool) -> tuple[StockDecoder, StockDecoder | None, PreparedData]:
         student, teacher, tokenizer = _models(config)
         sources, size = open_sources(config.data), student.config.vocab_size
         return student, teacher, build_token_files(*sources, tokenizer, config.data, size, progress=progress)
 
-    with begin_run(config, out, resume, prepare) as ((student, teacher, data), resume):
+    with begin_run(config, out, resume, accept_new_data, prepare) as ((student, teacher, data), resume):
         check_same_data(data)
         record = locate(config.model.path) / RECORD_FILE
         batches = Batches(
@@ -133,7 +134,7 @@ def start_uptraining(
             callbacks=[*make_logs(config.train, out), *callbacks],
         )
         batches.place(trainer.device)
-        open_run(config, out, trainer, resume)
+        open_run(config, out, trainer, data, resume, accept_new_data)
     return trainer
 
 
