@@ -137,7 +137,7 @@ def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, the
             return with_known(beside, known)
         origin = read_origin(checkpoint)
         if as_it_is and model.form in ("stock", "mixed"):
-            facts: Any = described(model.config, origin.conversion and origin.conversion["context_length"])
+            facts: Any = described(model.config, (origin.conversion or {}).get("context_length"))
         else:
             facts = read_config(checkpoint)[0]
         options: dict[str, Any] = {"repo_id": repo_id, "tokenizer": model.tokenizer}
