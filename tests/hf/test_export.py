@@ -23,7 +23,7 @@ VOCABULARY = 307
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), VOCABULARY - 4)
+    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), VOCABULARY)
 
 
 @pytest.fixture
