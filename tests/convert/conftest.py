@@ -1,6 +1,5 @@
 """Tiny stock models of every architecture, random, of distinct sizes, and a checkpoint with a tokenizer."""
 
-
 import pytest
 import torch
 import transformers

@@ -1,6 +1,5 @@
 """The model's ways of computing that only GPUs take, against the definitions."""
 
-
 import pytest
 import torch
 

@@ -1,6 +1,5 @@
 """What the tests of `sqat.hf` share."""
 
-
 import pytest
 import torch
 from transformers.utils import logging

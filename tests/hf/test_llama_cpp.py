@@ -1,6 +1,5 @@
 """GGUF files: llama.cpp reads them, and writes what we write."""
 
-
 import pytest
 import tokenizers
 import torch
