@@ -1,7 +1,5 @@
 """Costs computed from a configuration, held against built models and independent counts."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,11 +13,11 @@ from sqat.variants import VARIANTS, mini
 BIASES = ("qkv_bias", "attention_out_bias", "feedforward_bias", "head_bias")
 
 
-def count(model: Decoder, wanted: Callable[[str], bool] = lambda name: True) -> int:
+def count(model, wanted=lambda name: True):
     return sum(parameter.numel() for name, parameter in model.named_parameters() if wanted(name))
 
 
-def check_parameters(config) -> None:
+def check_parameters(config):
     with torch.device("meta"):
         model = Decoder(config)
     found = cost.parameters(config)

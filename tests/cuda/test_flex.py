@@ -23,7 +23,7 @@ CASES = {
 
 @pytest.fixture(params=CASES)
 def make_mask(request):
-    def make(queries: int, window: int, global_tokens: int) -> AttentionMask:
+    def make(queries, window, global_tokens):
         limits = {"window": window, "global_tokens": global_tokens}
         return AttentionMask(queries, S, torch.device("cpu"), **limits, **CASES[request.param])
 

@@ -13,18 +13,18 @@ from sqat.data.text import open_source
 from sqat.errors import ConfigError, DataError
 
 
-def documents(spec: object, split: str = "train", **options) -> list[str]:
+def documents(spec, split="train", **options):
     return list(open_source(str(spec), split, **options).documents())
 
 
-def write_parquet(path: Path, texts: list[str]) -> Path:
+def write_parquet(path, texts):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"text": texts}), path)
     return path
 
 
 @pytest.fixture
-def generator(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+def generator(monkeypatch):
     """A stand-in for the story generator, whose texts are another test's matter."""
     fake = types.SimpleNamespace(
         GENERATOR_VERSION=1, story=lambda index, seed=0, split="train": f"{split} story {index} of seed {seed}"

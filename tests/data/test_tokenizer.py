@@ -28,13 +28,13 @@ NASTY = [
 ]
 
 
-def random_texts(count: int) -> list[str]:
+def random_texts(count):
     draw = random.Random(0)
     pools = ["abc \n", "\u00e9ß…", "😀🙂", "".join(map(chr, range(0x100))), " \t"]
     return ["".join(draw.choice(draw.choice(pools)) for _ in range(draw.randrange(23))) for _ in range(count)]
 
 
-def originals_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
+def originals_tokenizer(texts):
     """As the original system makes them: with prefix space and full alphabet, without decoder."""
     backend = tokenizers.Tokenizer(models.BPE(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -50,7 +50,7 @@ def originals_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
 
 
 @pytest.fixture
-def original(tmp_path) -> Tokenizer:
+def original(tmp_path):
     backend = originals_tokenizer([TEXT] * 3)
     backend.enable_padding(length=31)
     backend.enable_truncation(31)

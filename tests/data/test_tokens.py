@@ -138,7 +138,7 @@ class TestBuilding:
 
 class TestDamage:
     @pytest.fixture
-    def folder(self, tokenizer, tmp_path, list_source) -> Path:
+    def folder(self, tokenizer, tmp_path, list_source):
         return build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file").folder
 
     @pytest.mark.parametrize("name", ["tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"])

@@ -34,7 +34,7 @@ def model(request, tiny_model):
     return tiny_model(**MODELS[request.param])
 
 
-def decode(model, prompts, config, **options) -> list[list[int]]:
+def decode(model, prompts, config, **options):
     return torch.stack(list(decode_tokens(model, prompts, config, **options)), dim=1).tolist()
 
 
@@ -148,7 +148,7 @@ class TestMakeStep:
     """Each device's fast step is looked for in one place, and may be missing."""
 
     @staticmethod
-    def made(model) -> object:
+    def made(model):
         return make_step(model, KVCache(model.config, 2, 5))
 
     def test_a_model_as_it_is_built_has_a_fast_step(self, tiny_model):

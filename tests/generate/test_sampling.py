@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
 
 from sqat.errors import ConfigError
 from sqat.generate.sampling import RowSampler, SamplingConfig, draw, draw_naive, keep_likeliest, penalise
@@ -29,11 +28,11 @@ INVALID = [
 ]
 
 
-def draw_probs() -> Tensor:
+def draw_probs():
     return (3 * torch.randn(B, V)).softmax(dim=-1)
 
 
-def choose(logits_BV: Tensor, **options) -> list[int]:
+def choose(logits_BV, **options):
     """One choice for every row."""
     return RowSampler(SamplingConfig(**options), [[0]] * len(logits_BV), logits_BV.shape[1])(logits_BV).tolist()
 
@@ -58,7 +57,7 @@ class TestConfig:
 
 class TestKeepLikeliest:
     @staticmethod
-    def by_definition(probs: list[float], top_k: int | None, top_p: float, min_p: float) -> list[float]:
+    def by_definition(probs, top_k, top_p, min_p):
         ranked = sorted(range(len(probs)), key=lambda token: -probs[token])[:top_k]
         reached, kept = 0.0, set()
         for token in ranked:
@@ -208,7 +207,7 @@ class TestChoice:
 
 
 class TestSeeds:
-    def sequence(self, rows: int, row: int, **options) -> list[int]:
+    def sequence(self, rows, row, **options):
         """Ten choices of one row among several."""
         logits = torch.zeros(rows, V)
         sampler = RowSampler(SamplingConfig(temperature=1.0, **options), [[0]] * rows, V)

@@ -1,11 +1,8 @@
 """Text to text: prompts, ends, stop strings, and streams that say the same."""
 
-from collections.abc import Callable, Sequence
-
 import pytest
 import tokenizers
 import torch
-from torch import Tensor
 
 from sqat.data.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
 from sqat.errors import ConfigError
@@ -29,7 +26,7 @@ STOPS = {  # stop strings, and how much of TEXT comes before the first of them
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_tokenizer(["The cat sat on the mat. The dog sat on the cat.\n"] * 3, vocab_size=271)
 
 
@@ -39,11 +36,11 @@ def model(tiny_model, tokenizer):
 
 
 @pytest.fixture
-def says(monkeypatch) -> Callable[..., None]:
+def says(monkeypatch):
     """`says([5, 17], …)`: the model's answer to the first prompt is these tokens, then nothing but token 5."""
 
-    def script(*answers: Sequence[int]) -> None:
-        def decode_tokens(model: object, prompts: Sequence[Sequence[int]], config: SamplingConfig):
+    def script(*answers):
+        def decode_tokens(model, prompts, config):
             assert len(prompts) == len(answers)
             for i in range(config.max_tokens):
                 yield torch.tensor([answer[i] if i < len(answer) else 5 for answer in answers])
@@ -54,11 +51,11 @@ def says(monkeypatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def prompts_read(monkeypatch) -> list[list[list[int]]]:
+def prompts_read(monkeypatch):
     """The prompts that reach the model, which says nothing but [EOS]."""
     read: list[list[list[int]]] = []
 
-    def decode_tokens(model: object, prompts: list[list[int]], config: SamplingConfig) -> list[Tensor]:
+    def decode_tokens(model, prompts, config):
         read.append(prompts)
         return [torch.full((len(prompts),), EOS)]
 
@@ -66,7 +63,7 @@ def prompts_read(monkeypatch) -> list[list[list[int]]]:
     return read
 
 
-def check_stream(tokenizer: Tokenizer, config: SamplingConfig, expected: str) -> None:
+def check_stream(tokenizer, config, expected):
     """What is streamed is never taken back, and is the answer in the end."""
     so_far = ""
     for piece in stream(None, tokenizer, "x", config):
@@ -110,7 +107,7 @@ class TestEnds:
     def test_decoding_stops_when_all_have_ended(self, tokenizer, monkeypatch):
         steps = []
 
-        def decode_tokens(*_: object):
+        def decode_tokens(*_):
             for step in range(100):
                 steps.append(step)
                 yield torch.tensor([EOS if step >= 2 else 5, EOS])

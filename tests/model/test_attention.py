@@ -16,7 +16,7 @@ from sqat.variants import VARIANTS, head_counts
 B, T, D, C = 5, 11, 23, 10
 
 
-def by_definition(layer: Attention, x: torch.Tensor) -> torch.Tensor:
+def by_definition(layer, x):
     q, k, v = (p(x).view(*x.shape[:2], -1, C).transpose(1, 2) for p in (layer.q_proj, layer.k_proj, layer.v_proj))
     if layer.rope_theta is not None:
         tables = rotary_tables(torch.arange(x.shape[1]), C, layer.rope_theta)

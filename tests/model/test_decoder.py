@@ -4,13 +4,11 @@ Shape letters: B rows, T tokens, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
-from sqat.model import Decoder, KVCache
+from sqat.model import KVCache
 from sqat.model.decoder import evaluating
 
 B, T, V = 5, 13, 41
@@ -18,20 +16,20 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 @pytest.fixture(params=[False, True], ids=["dense", "experts"])
-def build(request, tiny_model) -> Callable[..., Decoder]:
+def build(request, tiny_model):
     return lambda **changes: tiny_model(request.param, **changes)
 
 
-def draw(*shape: int) -> Tensor:
+def draw(*shape):
     return torch.randint(V, shape)
 
 
-def gradients(model: Decoder, loss: Tensor) -> dict[str, Tensor]:
+def gradients(model, loss):
     names, parameters = zip(*model.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
-def left_padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+def left_padded(rows):
     """Rows of different length as one batch, and how much padding each got."""
     longest = max(map(len, rows))
     padding_B = torch.tensor([longest - len(row) for row in rows])

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from sqat import cpu as kernels
 from sqat.config import ACTIVATIONS
@@ -48,7 +47,7 @@ WAYS = {
 
 
 @pytest.fixture(params=WAYS)
-def way(request, monkeypatch) -> Way:
+def way(request, monkeypatch):
     if "loops" in request.param and not kernels.available():
         pytest.skip("numba or GNU OpenMP is missing")
     if "filled" in request.param:
@@ -57,7 +56,7 @@ def way(request, monkeypatch) -> Way:
     return WAYS[request.param]
 
 
-def draw(experts_Nk: Tensor, num_experts: int, dtype=torch.float64, gated=True, biased=True, sizes=(D, F)):
+def draw(experts_Nk, num_experts, dtype=torch.float64, gated=True, biased=True, sizes=(D, F)):
     """(x, weights of the choices, expert weights), all wanting gradients."""
     width, hidden = sizes
     inner = hidden * (2 if gated else 1)

@@ -14,15 +14,15 @@ WIDE = {
 BIASES = dict.fromkeys(("qkv_bias", "attention_out_bias", "feedforward_bias", "head_bias"), True)
 
 
-def is_norm(name: str) -> bool:
+def is_norm(name):
     return "norm" in name
 
 
-def is_bias(name: str) -> bool:
+def is_bias(name):
     return name.endswith("bias")
 
 
-def weights_of(model: Decoder) -> dict[str, torch.Tensor]:
+def weights_of(model):
     return {name: p.detach() for name, p in model.named_parameters() if not is_norm(name) and not is_bias(name)}
 
 

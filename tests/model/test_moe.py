@@ -17,7 +17,7 @@ def moe(tiny_config):
     return make_moe(tiny_config(moe=True, feedforward_bias=True))
 
 
-def make_moe(config) -> MoE:
+def make_moe(config):
     layer = MoE(config)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -25,7 +25,7 @@ def make_moe(config) -> MoE:
     return layer
 
 
-def routed(probs_NE, k=K, real_N=None) -> RouterStats:
+def routed(probs_NE, k=K, real_N=None):
     selected_Nk, experts_Nk = probs_NE.topk(k)
     return router_stats(probs_NE, selected_Nk, experts_Nk, real_N)
 

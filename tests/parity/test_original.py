@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from sqat.checkpoint import load_model, read_config, save_model
 from sqat.checkpoint.rxnn import tensors_to_rxnn
 from sqat.data.batches import IGNORE, Batch
 from sqat.generate import SamplingConfig, decode_tokens
-from sqat.model import Decoder
 from sqat.run_config import TrainConfig
 from sqat.train.optim import cosine_with_warmup, make_optimizer, set_learning_rate
 from sqat.train.step import TrainingLoss, train_step
@@ -38,7 +36,7 @@ CASES = {
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def find(name: str) -> Path:
+def find(name):
     folder = CASES[name] / name
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
@@ -46,21 +44,21 @@ def find(name: str) -> Path:
 
 
 @pytest.fixture(params=CASES)
-def folder(request) -> Path:
+def folder(request):
     return find(request.param)
 
 
 @pytest.fixture
-def golden(folder) -> dict[str, Tensor]:
+def golden(folder):
     return load_file(folder / "golden.safetensors")
 
 
 @pytest.fixture
-def model(folder) -> Decoder:
+def model(folder):
     return load_model(folder)
 
 
-def padded_rows(inputs: Tensor) -> Batch:
+def padded_rows(inputs):
     """The original's targets: every next token, padding included."""
     targets = torch.cat((inputs[:, 1:], torch.full_like(inputs[:, :1], IGNORE)), dim=1)
     return Batch(inputs, targets, None, None)

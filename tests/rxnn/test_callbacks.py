@@ -135,7 +135,7 @@ class TestSaving:
             assert text in (tmp_path / "final_model" / "README.md").read_text()
 
     def test_a_failed_save_is_an_error(self, train, tmp_path, monkeypatch):
-        def fail(*_: object, **__: object) -> None:
+        def fail(*_, **__):
             raise OSError("disk full")
 
         monkeypatch.setattr("sqat.checkpoint.model_files.save_file", fail)
@@ -233,7 +233,7 @@ class TestUploads:
 
     def test_training_survives_a_hub_that_refuses_everything(self, hub, train, callback, tmp_path, capsys):
         class All:
-            def __contains__(self, _: object) -> bool:
+            def __contains__(self, _):
                 return True
 
         hub.failing = All()

@@ -92,7 +92,7 @@ class TestSources:
     def test_tokenised_once(self, folder, tokenizer, monkeypatch):
         first = AutoregressiveLMDataset.from_hf_hub(str(folder), tokenizer=tokenizer)
 
-        def fail(*_: object) -> None:
+        def fail(*_):
             raise AssertionError("tokenised again")
 
         monkeypatch.setattr("sqat.data.tokenizer.Tokenizer.encode_documents", fail)

@@ -184,7 +184,7 @@ class TestFiles:
             small_model().save_pretrained(folder)
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-        def fail(*_: object, **__: object) -> None:
+        def fail(*_, **__):
             raise OSError("disk full")
 
         monkeypatch.setattr("sqat.checkpoint.model_files.save_file", fail)

@@ -24,14 +24,14 @@ STEPS = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "sqa-mo
 class Recorder(TrainerCallback):
     """Everything that a trainer tells; `stop` names the hook that asks it to stop."""
 
-    def __init__(self, stop: str = "") -> None:
+    def __init__(self, stop=""):
         self.stop = stop
         self.hooks: list[str] = []
         self.losses: list[float] = []
         self.batches: list[dict[str, torch.Tensor]] = []
         self.validation: list[tuple[float, dict]] = []
 
-    def told(self, hook: str) -> bool:
+    def told(self, hook):
         self.hooks.append(hook)
         return hook == self.stop
 
