@@ -57,9 +57,9 @@ def test_streamed_and_json_answers_agree(sqat, run_folder):
 
 def test_many_prompts_and_answers(sqat, run_folder, monkeypatch):
     """Prompts come from a file or from standard input."""
-    Path("prompts.txt").write_text("One day\n\nTwo dogs\nA\n")
+    Path("prompts.txt").write_text("\ufeffOne day\n\nTwo\fdogs\nA\n", encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", io.StringIO("One\nTwo\n"))
-    for source, expected in (("prompts.txt", ["One day", "Two dogs", "A"]), ("-", ["One", "Two"])):
+    for source, expected in (("prompts.txt", ["One day", "Two\fdogs", "A"]), ("-", ["One", "Two"])):
         code, out, _ = sqat("generate", run_folder, "--prompts", source, "-n", "2", "--max-tokens", "3", "--json")
         assert code == 0
         prompts = [json.loads(line)["prompt"] for line in out.splitlines()]

@@ -56,6 +56,8 @@ def naive_rows(documents, context_length, padding_as_target):
     inputs, targets = [], []
     for document in documents:
         row = document[:context_length]
+        if padding_as_target and len(document) > context_length:
+            row[-1] = EOS
         padding = context_length - len(row)
         inputs.append(row + [PAD] * padding)
         targets.append([*row[1:], *[PAD if padding_as_target else IGNORE] * padding, IGNORE])
@@ -122,20 +124,9 @@ class TestRows:
         assert batch.inputs.dtype == batch.targets.dtype == torch.int64
         assert len(batch.inputs) == batches.rows_per_epoch == len(tokens)
 
-    def test_end_of_truncated_documents(self, tokens):
-        options = {"batch_size": 3, "context_length": 7, "mode": "rows", "shuffle": False}
-        plain, ended = (whole_epoch(Batches(tokens, **options, end_truncated=ended)) for ended in (False, True))
-        cut = torch.from_numpy(np.diff(tokens.offsets) > 7)
-        assert 0 < cut.sum() < len(tokens)
-        assert (ended.inputs[cut, -1] == EOS).all()
-        assert (ended.targets[cut, -2] == EOS).all()
-        assert (ended.inputs[~cut] == plain.inputs[~cut]).all()
-        assert (ended.inputs[:, :-1] == plain.inputs[:, :-1]).all()
-        assert (ended.targets[:, :-2] == plain.targets[:, :-2]).all()
-
     def test_the_originals_rows(self, tokens, tokenizer):
-        """Both options together give what the original's tokenizer call gives: truncated, padded, always with [EOS]."""
-        options = {"mode": "rows", "shuffle": False, "padding_as_target": True, "end_truncated": True}
+        """`padding_as_target` gives what the original's tokenizer call gives: truncated, padded, always with [EOS]."""
+        options = {"mode": "rows", "shuffle": False, "padding_as_target": True}
         batches = Batches(tokens, batch_size=13, context_length=7, **options)
         backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         backend.enable_truncation(7)
@@ -153,8 +144,6 @@ class TestRows:
         {"mode": "packed"},
         {"mode": "rows"},
         {"mode": "rows", "padding_as_target": True},
-        {"mode": "rows", "end_truncated": True},
-        {"mode": "rows", "padding_as_target": True, "end_truncated": True},
     ],
     ids=lambda options: "-".join(map(str, options)) + "-" + options["mode"],
 )
@@ -182,19 +171,17 @@ class TestOrder:
         assert whole_epoch(batches, 0).inputs.tolist() == whole_epoch(batches, 1).inputs.tolist()
         assert batches.batch(0, 0).inputs[0, :3].tolist() == tokens.document(0).tolist()
 
-    @pytest.mark.parametrize("drop_last", [False, True])
-    def test_resume_from_any_state(self, tokens, mode, drop_last):
-        make = lambda: self.make(tokens, mode, drop_last=drop_last)  # noqa: E731
-        count = 2 * len(make()) + 1
+    def test_resume_from_any_state(self, tokens, mode):
+        count = 2 * len(self.make(tokens, mode)) + 1
         states, whole = [BatchState(0, 0)], []
-        for batch, state in islice(make().forever(), count):
+        for batch, state in islice(self.make(tokens, mode).forever(), count):
             whole.append(lists(batch))
             states.append(state)
         for done in range(count):
-            state = BatchState.from_dict(states[done].to_dict())
-            resumed = [lists(batch) for batch, _ in islice(make().forever(state), count - done)]
+            batches = self.make(tokens, mode).forever(states[done])
+            resumed = [lists(batch) for batch, _ in islice(batches, count - done)]
             assert resumed == whole[done:]
-        assert states[len(make())] == BatchState(1, 0)
+        assert states[len(self.make(tokens, mode))] == BatchState(1, 0)
 
     @pytest.mark.parametrize("padding", [False, True])
     def test_targets_of_an_epoch(self, tokens, mode, padding):
@@ -204,13 +191,12 @@ class TestOrder:
         assert batches.targets_per_epoch == whole_epoch(batches, 0).num_targets
 
     def test_last_batch(self, tokens, mode):
-        batches, dropping = (self.make(tokens, mode, drop_last=drop_last) for drop_last in (False, True))
+        batches = self.make(tokens, mode)
         full, rest = divmod(batches.rows_per_epoch, 5)
         assert rest
-        sizes = [[len(batch.inputs) for batch, _ in each.epoch(BatchState(0, 0))] for each in (batches, dropping)]
-        assert sizes == [[5] * full + [rest], [5] * full]
-        assert (len(batches), len(dropping)) == (full + 1, full)
-        assert list(dropping.epoch(BatchState(0, 5 * full))) == []
+        sizes = [len(batch.inputs) for batch, _ in batches.epoch(BatchState(0, 0))]
+        assert sizes == [5] * full + [rest]
+        assert len(batches) == full + 1
 
     def test_place_between_batches_or_outside_the_epoch(self, tokens, mode):
         """A state of another batch size goes on at its row."""
@@ -235,18 +221,12 @@ class TestOrder:
         ({"context_length": 10**40}, f"context_length is {10**40}; it must be at most 16,777,216"),
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"mode": "padded"}, "mode is 'padded'; it must be one of packed, rows"),
-        ({"padding_as_target": True}, 'padding_as_target and end_truncated are for mode "rows"'),
-        ({"drop_last": True, "batch_size": 14, "mode": "rows"}, "drop_last leaves nothing of 13 rows at batch_size 14"),
+        ({"padding_as_target": True}, 'padding_as_target is for mode "rows"'),
     ],
 )
 def test_unusable_arguments(tokens, options, message):
     with pytest.raises(ConfigError, match=message):
         Batches(tokens, **{"batch_size": 2, "context_length": 7, **options})
-
-
-def test_unusable_state():
-    with pytest.raises(ConfigError, match=r"the keys \['epoch', 'step'\]; it must have \['epoch', 'row'\]"):
-        BatchState.from_dict({"epoch": 0, "step": 3})
 
 
 class TestTokenStore:

@@ -40,6 +40,16 @@ def chunks(request, monkeypatch):
     monkeypatch.setattr(files, "CHUNK_BYTES", request.param)
 
 
+def test_one_sentence_a_line_is_warned_of_once(tmp_path, caplog):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("A cat sat.\n" * 10)
+    (tmp_path / "verse").mkdir()
+    (tmp_path / "verse" / "c.txt").write_text("A cat\nsat.\n" * 10)
+    assert len(documents(tmp_path)) == 3
+    (message,) = caplog.messages
+    assert "a.txt has 10 lines, most of them whole sentences, but no blank line or <|endoftext|>" in message
+
+
 class TestText:
     @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
     def test_marker(self, write, chunks, suffix):
@@ -71,6 +81,11 @@ class TestText:
             documents(path)
         expected = data.decode("utf-8", "replace").replace("\r\n", "\n")
         assert documents(path, encoding_errors="replace") == [expected]
+
+    def test_padding_after_the_end_of_gzip(self, write):
+        path = write("stories.txt.gz", "one")
+        path.write_bytes(path.read_bytes() + bytes(512))
+        assert documents(path) == ["one"]
 
     def test_invalid_utf8_is_counted_in_the_unpacked_text(self, write):
         with pytest.raises(DataError, match="invalid UTF-8 at byte 49865"):
@@ -150,6 +165,18 @@ class TestParquet:
         with pytest.raises(DataError, match=rf"stories\.parquet{message}"):
             documents(path)
         assert name == "text" or documents(path, field=name) == values
+
+    def test_a_shard_without_rows(self, tmp_path):
+        self.write(tmp_path, pa.array(["one"]))
+        pq.write_table(pa.table({"text": pa.nulls(0)}), tmp_path / "empty.parquet")
+        pq.write_table(pa.table({}), tmp_path / "without columns.parquet")
+        assert documents(tmp_path) == ["one"]
+
+    def test_two_fields_of_one_name(self, tmp_path):
+        path = self.write(tmp_path, pa.array(["one"]))
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["text", "text"]), path)
+        with pytest.raises(DataError, match=r"stories\.parquet: 2 fields are called 'text', but one must be"):
+            documents(path)
 
     def test_invalid_utf8(self, tmp_path):
         column = pa.array([b"fine"] * 1031 + [b"ab\xff"], pa.binary()).view(pa.string())

@@ -1,5 +1,7 @@
 """Which source a spec names, and what every source has in common."""
 
+import logging
+import os
 import subprocess
 import sys
 import types
@@ -9,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sqat.data.text import open_source
+from sqat.data.text import NoSplitError, find_shards, open_source
 from sqat.errors import ConfigError, DataError
 
 
@@ -141,10 +143,81 @@ class TestFolder:
         assert documents(tmp_path, "validation") == ["two"]
         assert documents(tmp_path, "heldback") == ["three"]
 
-    def test_one_format_of_several(self, tmp_path):
+    def test_a_split_in_several_formats_is_refused(self, tmp_path):
         write_parquet(tmp_path / "train.parquet", ["parquet"])
         (tmp_path / "train.txt").write_text("text")
-        assert documents(tmp_path) == ["parquet"]
+        with pytest.raises(
+            DataError, match=r"comes as \.parquet, \.txt \(train\.parquet, train\.txt\).*name one of them"
+        ):
+            open_source(str(tmp_path))
+        assert documents(tmp_path / "*.parquet") == ["parquet"]
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["TinyStoriesV2-GPT4-train.txt", "TinyStoriesV2-GPT4-valid.txt"],
+            ["wiki.train.txt", "wiki.valid.txt", "wiki.test.txt"],
+            ["en_train.jsonl", "en_val.jsonl", "de_dev.jsonl", "my eval set.jsonl"],
+            ["train/a.txt", "train/more/b.txt", "en_val/a.txt", "test-1/valid.txt", "notes.txt"],
+            ["data/train-00000-of-00001-abc.parquet", "data/validation-00000-of-00001.parquet", "train.txt"],
+            ["data/train.txt", "data/dev.txt"],
+            ["Moby Dick.txt", "Training for a marathon.txt", "more/b.txt", "trainers.txt", "invalid.txt"],
+            ["._train.txt", ".git/test.txt", "validation.txt"],
+        ],
+        ids=lambda names: names[0],
+    )
+    def test_files_are_sorted_into_splits_as_datasets_does(self, tmp_path, names):
+        data_files = pytest.importorskip("datasets.data_files")
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("x")
+        patterns = data_files.get_data_patterns(str(tmp_path))
+        expected = data_files.DataFilesDict.from_patterns(patterns, base_path=str(tmp_path))
+        for split in ("train", "validation", "test"):
+            if split in expected:
+                assert [str(path) for path in find_shards(tmp_path, split)] == sorted(expected[split])
+            else:
+                with pytest.raises(NoSplitError, match=f"no split '{split}'; it has: "):
+                    find_shards(tmp_path, split)
+
+    def test_keywords_in_another_case(self, tmp_path):
+        for name in ("Train.txt", "VALID.txt", "My_Test_2.txt"):
+            (tmp_path / name).write_text(name)
+        assert documents(tmp_path) == ["Train.txt"]
+        assert documents(tmp_path, "validation") == ["VALID.txt"]
+        assert documents(tmp_path, "test") == ["My_Test_2.txt"]
+
+    def test_what_is_read_and_what_is_not_is_said(self, tmp_path, caplog):
+        for name in ("train.txt", "b.txt", "table.csv", "README.md", "more/c.txt", ".hidden.txt"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(name)
+        with caplog.at_level(logging.INFO):
+            assert documents(tmp_path) == ["train.txt"]
+        left_out, read = caplog.messages
+        assert left_out.endswith("left out, as they belong to no split or are not text: b.txt, more/c.txt, table.csv")
+        assert read.endswith("the split 'train' is train.txt")
+
+    def test_a_file_named_for_two_splits_is_refused(self, tmp_path):
+        (tmp_path / "train-test.txt").write_text("x")
+        with pytest.raises(DataError, match=r"train-test\.txt is named for test and train: give it a name with one"):
+            open_source(str(tmp_path))
+
+    def test_patterns(self, tmp_path, monkeypatch):
+        for name in ("a/1.jsonl", "a/2.jsonl", "b/3.jsonl", "b/val.jsonl"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(f'{{"text": "{name}"}}')
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert documents("~/a/*.jsonl") == documents(tmp_path / "a") == ["a/1.jsonl", "a/2.jsonl"]
+        assert documents(tmp_path / "**" / "[12].jsonl") == ["a/1.jsonl", "a/2.jsonl"]
+        assert documents(tmp_path / "b" / "*", "validation") == ["b/val.jsonl"]
+        with pytest.raises(DataError, match=r"no \.parquet, \.jsonl, \.txt files match it"):
+            open_source(str(tmp_path / "*.txt"))
+
+    def test_a_name_that_is_not_utf8(self, tmp_path):
+        (tmp_path / os.fsdecode(b"\xff.txt")).write_text("one")
+        source = open_source(str(tmp_path))
+        assert list(source.documents()) == ["one"]
+        assert source.fingerprint()
 
     def test_files_named_for_no_split_are_training_text(self, tmp_path):
         (tmp_path / "b.txt").write_text("second")

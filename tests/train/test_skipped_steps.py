@@ -204,7 +204,7 @@ class TestTheBatch:
         tokenizer = Tokenizer.load(latest_checkpoint(tmp_path / "run"))
         text = [[tokenizer.decode(row) for row in batch.inputs.tolist()] for batch in batches]
         bad = {"loss": "inf", "gradient_norm": "nan"}
-        assert about == {"step": 18, "rank": 0, **before.to_dict(), **bad, "text": text}
+        assert about == {"step": 18, "rank": 0, **before._asdict(), **bad, "text": text}
 
     def test_the_newest_are_kept(self, spoiled, tmp_path, monkeypatch):
         monkeypatch.setattr("sqat.train.checkpoints.SKIPPED_KEPT", 2)

@@ -140,7 +140,6 @@ class AutoregressiveTrainer:
             mode="rows",
             seed=int(torch.randint(2**62, ())),
             padding_as_target=self.padding_as_target,
-            end_truncated=self.padding_as_target,  # RxNN's rows end in [EOS] even if the document goes on
         )
         with self._tensorboard() as writer:
             self._tell("on_training_start", self)

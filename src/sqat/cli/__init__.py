@@ -38,6 +38,7 @@ def main() -> None:
     """Run the command line. Errors that a user can fix are printed as one line, without a traceback."""
     level = logging.WARNING if launched.FIRST else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("sqat.data.text").setLevel(logging.INFO if launched.FIRST else logging.ERROR)  # which files
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may contain characters that the terminal cannot show

@@ -95,9 +95,9 @@ def _read_prompts(prompt: str | None, file: Path | None) -> list[str]:
     if str(file) != "-" and not file.is_file():
         raise ConfigError(f"--prompts is {file}, but there is no such file")
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"--prompts {file} is not UTF-8: {error}") from error
-    if not (lines := [line for line in text.splitlines() if line.strip()]):
+    if not (lines := [line for line in text.removeprefix("\ufeff").split("\n") if line.strip()]):
         raise ConfigError(f"--prompts {file} holds no prompt: write one a line")
     return lines

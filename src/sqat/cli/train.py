@@ -93,7 +93,7 @@ def evaluate(
     """Print loss, perplexity, accuracy and bits per byte over real tokens, and loss and accuracy with padding."""
     from sqat.cli.console import tokenising
     from sqat.cli.model import load_with_tokenizer
-    from sqat.data.text import open_source
+    from sqat.data.text import open_source, split_within
     from sqat.data.tokens import cached_tokens
     from sqat.errors import ConfigError
     from sqat.train.evaluate import evaluate as evaluate_model
@@ -103,7 +103,7 @@ def evaluate(
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}, but must be at least {least}")
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
-    source = open_source(data, "train" if Path(data).is_file() else split, field=field, limit=limit)
+    source = open_source(data, split_within(data, split), field=field, limit=limit)
     with tokenising() as progress:
         tokens = cached_tokens(source, text_tokenizer, progress=progress)
     with explain_out_of_memory("evaluation", batch_size):

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from sqat.checksums import check_files
 from sqat.convert.files import TOKENIZER_FILES, require_plain_tokenizer
-from sqat.data.text import open_source
+from sqat.data.text import open_source, split_within
 from sqat.errors import CheckpointError, ConfigError, DataError
 
 
@@ -92,7 +92,7 @@ def token_rows(spec: str, tokenizer: StockTokenizer, length: int, vocab_size: in
     if limit == 0:
         raise ConfigError(f"{spec!r} asks for 0 documents, but must ask for 1 or more")
     plain = spec if limit is None or name == "stories" else name
-    source = open_source(plain, "train" if Path(plain).is_file() else split, limit=limit)
+    source = open_source(plain, split_within(plain, split), limit=limit)
     ids = [token for text in source.documents() for token in tokenizer.encode_documents([text])[0]]
     if len(ids) < 2:
         raise DataError(f"{source.name} has {len(ids)} tokens, but must have at least 2")

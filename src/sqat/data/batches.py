@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,20 +54,10 @@ class Batch(NamedTuple):
 
 
 class BatchState(NamedTuple):
-    """Where the next batch starts. Checkpoints hold it as a dictionary."""
+    """Where the next batch starts."""
 
     epoch: int
     row: int
-
-    def to_dict(self) -> dict[str, int]:
-        return self._asdict()
-
-    @classmethod
-    def from_dict(cls, state: dict[str, int]) -> Self:
-        """The state that `to_dict` wrote. Raises ConfigError for other keys."""
-        if set(state) != set(cls._fields):
-            raise ConfigError(f"batch state has the keys {sorted(state)}; it must have {sorted(cls._fields)}")
-        return cls(**state)
 
 
 START = BatchState(0, 0)
@@ -99,9 +89,8 @@ class Batches:
         mode: "packed" or "rows".
         shuffle: whether to draw a new order every epoch.
         seed: determines the orders.
-        padding_as_target: mode "rows" only: padding counts as targets, in all columns but the last, as in the original.
-        end_truncated: mode "rows" only: put [EOS] into the last column of documents that were cut, as in the original.
-        drop_last: leave out the last batch of an epoch if it has fewer rows.
+        padding_as_target: mode "rows" only: rows as in the original. Padding counts as targets, in all columns but the
+            last, and documents that were cut end in [EOS] too.
         device: where batches are needed; see :meth:`place`.
 
     Raises:
@@ -118,8 +107,6 @@ class Batches:
         shuffle: bool = True,
         seed: int = 0,
         padding_as_target: bool = False,
-        end_truncated: bool = False,
-        drop_last: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         _check_at_least("batch_size", batch_size, 1)
@@ -129,8 +116,8 @@ class Batches:
         _check_at_least("seed", seed, 0)
         if mode not in MODES:
             raise ConfigError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
-        if mode == "packed" and (padding_as_target or end_truncated):
-            raise ConfigError('padding_as_target and end_truncated are for mode "rows", not "packed"')
+        if mode == "packed" and padding_as_target:
+            raise ConfigError('padding_as_target is for mode "rows", not "packed"')
         self.tokens = tokens
         self.batch_size = batch_size
         self.context_length = context_length
@@ -138,17 +125,10 @@ class Batches:
         self.shuffle = shuffle
         self.seed = seed
         self.padding_as_target = padding_as_target
-        self.end_truncated = end_truncated
-        self.drop_last = drop_last
         self._offsets = np.asarray(tokens.offsets)  # a plain view of the memory map indexes faster
         self._lengths = np.diff(self._offsets)
         # The last token of the stream has no target, so it gets no row of its own: every row has a target.
         self.rows_per_epoch = len(tokens) if mode == "rows" else -(-(tokens.num_tokens - 1) // context_length)
-        if drop_last and self.rows_per_epoch < batch_size:
-            raise ConfigError(
-                f"drop_last leaves nothing of {self.rows_per_epoch} rows at batch_size {batch_size}; "
-                "use a smaller batch_size or drop_last=False"
-            )
         self._order_of: tuple[int, _Order] | None = None
         self.place(device)
 
@@ -160,8 +140,6 @@ class Batches:
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
-        if self.drop_last:
-            return self.rows_per_epoch // self.batch_size
         return -(-self.rows_per_epoch // self.batch_size)
 
     @property
@@ -175,8 +153,7 @@ class Batches:
     def epoch(self, state: BatchState) -> Iterator[tuple[Batch, BatchState]]:
         """(batch, state after it) from `state` to the end of its epoch; the last state begins the next epoch."""
         self._check_place(state.epoch, state.row)
-        rows_needed = self.batch_size if self.drop_last else 1
-        starts = range(state.row, self.rows_per_epoch - rows_needed + 1, self.batch_size)
+        starts = range(state.row, self.rows_per_epoch, self.batch_size)
         for row in starts:
             following = row + self.batch_size
             after = BatchState(state.epoch, following) if following in starts else BatchState(state.epoch + 1, 0)
@@ -208,7 +185,7 @@ class Batches:
         columns = torch.arange(self.context_length, device=self._store.device)
         real = columns < length_L1
         inputs = torch.where(real, self._store.read(offset_L1 + columns.minimum(length_L1 - 1)), PAD)
-        if self.end_truncated:
+        if self.padding_as_target:
             inputs[:, -1:].masked_fill_(cut_L1.bool(), EOS)
         targets = torch.full_like(inputs, IGNORE)
         following = inputs[:, 1:]

@@ -3,14 +3,17 @@
 Everything streams: memory holds a chunk of a file or some hundred rows, and the document being read.
 """
 
+import gzip
 import io
 import json
+import logging
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,13 +22,17 @@ from sqat.errors import DataError
 from sqat.untrusted import named, shown
 
 FORMATS = (".parquet", ".jsonl", ".txt")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = (".gz", ".zst")
 END_OF_TEXT = "<|endoftext|>"
 
 CHUNK_BYTES = 1 << 20
 ROWS_AT_A_TIME = 256
 MAX_DOCUMENT_BYTES = 1 << 26  # of JSON lines and text, where a forgotten separator would fill the memory
+MANY_LINES, MOSTLY = 10, 0.8  # what makes a text file without separators look like one sentence a line
 THRIFT_LIMITS = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}  # of Parquet footers
+
+logger = logging.getLogger(__name__)
+_warned: set[Path] = set()
 
 
 def text_format(path: Path) -> str | None:
@@ -45,7 +52,7 @@ def read_file(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
     readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".txt": _read_text}
     try:
         yield from readers[text_format(path) or ".txt"](path, field, encoding_errors)
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # UnicodeDecodeError: a damaged column name
+    except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError) as error:  # the last: a column's name
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
@@ -53,8 +60,10 @@ class _Unpacked(io.BufferedReader):
     """The bytes of a file, unpacked. It counts those that a TextIOWrapper has read: no compressed stream tells them."""
 
     def __init__(self, path: Path) -> None:
-        compression = COMPRESSIONS.get(path.suffix.lower())
-        super().__init__(pa.input_stream(str(path), compression=compression))
+        # Arrow opens no names that are not UTF-8, and its gzip takes no padding after the end.
+        kind = path.suffix.lower()
+        raw: Any = gzip.open(path) if kind == ".gz" else path.open("rb", buffering=0)  # noqa: SIM115
+        super().__init__(pa.CompressedInputStream(raw, "zstd") if kind == ".zst" else raw)
         self.count = 0
 
     def read1(self, size: int = -1) -> bytes:
@@ -71,6 +80,8 @@ def _read_parquet(path: Path, field: str, encoding_errors: str) -> Iterator[str]
                 shutil.copyfileobj(packed, unpacked)
             stream = unpacked
         parquet = pq.ParquetFile(stream, **THRIFT_LIMITS)
+        if parquet.metadata.num_rows == 0:  # as filters and Spark write them: columns may have no type, or be missing
+            return
         check_text_column(parquet.schema_arrow, field, str(path))
         row = 0
         for batch in parquet.iter_batches(ROWS_AT_A_TIME, columns=[field]):
@@ -82,6 +93,8 @@ def check_text_column(schema: pa.Schema, field: str, place: str) -> None:
     """Raise DataError unless the column `field` exists and holds strings; `place` names the data in the message."""
     if field not in schema.names:
         raise DataError(f"{place}: there is no field {shown(field)}; the fields are: {named(schema.names)}")
+    if (count := schema.names.count(field)) > 1:
+        raise DataError(f"{place}: {count} fields are called {shown(field)}, but one must be")
     kind = schema.field(field).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -167,15 +180,26 @@ def _between_markers(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
 
 def _between_blank_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
     document: list[str] = []
-    length = 0
+    length = separators = 0
     while line := text.readline(MAX_DOCUMENT_BYTES + 1):
         if line.isspace():
             yield "".join(document)
-            document, length = [], 0
+            document, length, separators = [], 0, separators + 1
         else:
             document.append(line)
             length += len(line)
             _require_length(length, path)
+    if not separators and len(document) >= MANY_LINES:
+        sentences = sum(line.rstrip().endswith((".", "!", "?", '"', "”")) for line in document)
+        if sentences >= MOSTLY * len(document) and path.parent not in _warned:
+            _warned.add(path.parent)  # once, not for each of thousands of files
+            logger.warning(
+                "%s has %d lines, most of them whole sentences, but no blank line or %s between any two: it is read as "
+                "one document. If every line is one, put blank lines between them",
+                path,
+                len(document),
+                END_OF_TEXT,
+            )
     yield "".join(document)
 
 

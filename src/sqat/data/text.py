@@ -6,12 +6,14 @@ reads a single file.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import logging
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,20 +29,34 @@ from sqat.data.files import (
     text_format,
 )
 from sqat.errors import ConfigError, DataError
-from sqat.untrusted import shown
+from sqat.untrusted import named, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 DEFAULT_STORIES = {"train": 100_000, "validation": 1_000}
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?")
+WILDCARDS = re.compile(r"[*?[]")
 
-SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}")
+# Which split a name means, as in `datasets`: a keyword between separators. In another case ("Valid.txt") a space does
+# not separate, so that "Training for a marathon.txt" is a book.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+_WORDS = "|".join(SPLIT_WORDS)
+_NAMED = (
+    re.compile(rf"(?:^|[-._ 0-9])({_WORDS})(?=[-._ 0-9]|$)"),
+    re.compile(rf"(?:^|[-._0-9])({_WORDS})(?=[-._0-9]|$)", re.IGNORECASE),
+)
+SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}")
+
+logger = logging.getLogger(__name__)
+
+
+class NoSplitError(DataError):
+    """A source has no such split."""
 
 
 class Source(Protocol):
@@ -73,7 +89,7 @@ def open_source(
 
             - "stories" or "stories:COUNT": the built-in generator (by default 100,000 training or 1,000 validation
               stories); write "./stories" for a folder of that name;
-            - an existing folder in the Hub's layout: files named for their split, in it or in its `data` folder (see
+            - an existing folder, or a pattern such as "data/*.jsonl": files named for their split (see
               :func:`find_shards`);
             - an existing .parquet, .jsonl or .txt file, also with .gz or .zst after it: it is the split "train";
             - "name", "owner/name" or "owner/name:subset": a data set of the Hugging Face Hub, loaded at once (needs the
@@ -86,7 +102,7 @@ def open_source(
 
     Raises:
         ConfigError: an unusable argument.
-        DataError: `spec` names nothing readable, or lacks the split.
+        DataError: `spec` names nothing readable, or lacks the split (a NoSplitError).
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; it must be a number of documents, 1 or more, or None for all")
@@ -94,29 +110,40 @@ def open_source(
         raise ConfigError(f'encoding_errors is {encoding_errors!r}; it must be "strict" or "replace"')
     if spec == "stories" or spec.startswith("stories:"):
         return StoriesSource(limit, _story_count(spec, split), split, seed)
-    try:
-        path = Path(spec).expanduser()
-        exists = bool(spec) and path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # an impossible name, or the home of an unknown user
-        raise DataError(f"{shown(spec)} names no file: {error}") from error
-    if exists and path.is_dir():
-        return FileSource(limit, f"{path} ({split})", find_shards(path, split), field, encoding_errors)
-    if exists:
+    path = _local_path(spec)
+    if path is not None and (path.is_dir() or not path.exists()):
+        return FileSource(limit, f"{spec} ({split})", find_shards(path, split), field, encoding_errors)
+    if path is not None:
         if text_format(path) is None:
             raise DataError(
                 f"{path}: the name must end in {', '.join(FORMATS)}, also with {' or '.join(COMPRESSIONS)} after it"
             )
         if split != "train":
-            raise DataError(f"{path}: a single file is the split 'train' and has no split {split!r}")
+            raise NoSplitError(f"{path}: a single file is the split 'train' and has no split {split!r}")
         return FileSource(limit, str(path), (path,), field, encoding_errors)
-    if spec.startswith(("./", "../", "/", "~")) or spec.count("/") > 1 or text_format(path):
+    if spec.startswith(("./", "../", "/", "~")) or spec.count("/") > 1 or text_format(Path(spec)):
         raise DataError(f"{spec}: no such file or folder")
     return _open_hub(limit, spec, split, field, encoding_errors)
 
 
+def split_within(spec: str, split: str) -> str:
+    """`split`, or "train" where `spec` names a single file, which has no other."""
+    path = _local_path(spec)
+    return "train" if path is not None and path.is_file() else split
+
+
+def _local_path(spec: str) -> Path | None:
+    """The file, folder or pattern that a spec names, `~` expanded; `None` for all else. Raises DataError."""
+    try:
+        path = Path(spec).expanduser()
+        return path if spec and (path.exists() or WILDCARDS.search(spec)) else None
+    except (OSError, ValueError, RuntimeError) as error:  # an impossible name, or the home of an unknown user
+        raise DataError(f"{shown(spec)} names no file: {error}") from error
+
+
 def _story_count(spec: str, split: str) -> int:
     if split not in DEFAULT_STORIES:
-        raise DataError(f"stories has no split {split!r}; it has: {', '.join(DEFAULT_STORIES)}")
+        raise NoSplitError(f"stories has no split {split!r}; it has: {', '.join(DEFAULT_STORIES)}")
     if spec == "stories":
         return DEFAULT_STORIES[split]
     count = spec.removeprefix("stories:")
@@ -232,7 +259,8 @@ def _open_hub(limit: int | None, spec: str, split: str, field: str, encoding_err
     try:
         dataset = datasets.load_dataset(dataset_id, subset, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
+        kind = NoSplitError if "Unknown split" in str(error) else DataError
+        raise kind(
             f"the Hub data set {dataset_id!r} (subset {subset!r}, split {split!r}) cannot be loaded: {error}. "
             'A local file or folder, or the built-in "stories", needs no network'
         ) from error
@@ -241,37 +269,84 @@ def _open_hub(limit: int | None, spec: str, split: str, field: str, encoding_err
     return HubSource(limit, name, dataset, field, encoding_errors)
 
 
-def find_shards(folder: Path, split: str) -> tuple[Path, ...]:
-    """The files of one split, by name, as the Hub lays them out: in `folder/data` if that holds any, else in `folder`.
+def find_shards(place: Path, split: str) -> tuple[Path, ...]:
+    """The files of one split, by name, in a folder and below it or among those that a pattern matches.
 
-    A file belongs to the split it is named for (train-00000-of-00001.parquet, validation.jsonl, val_2.txt.gz). If no
-    file is named for a split, all are "train". If a split comes in several formats, which usually hold the same
-    documents, only one is read: Parquet before JSON lines before text.
+    They are sorted into splits as `datasets` does it. The first of these rules that any file obeys counts:
+
+    1. `data/SPLIT-00000-of-00001.*`, as on the Hub;
+    2. a folder's name has a keyword of a split between separators: `valid/a.txt`, `en_val/a.txt`;
+    3. the file's name has one: `stories-valid.txt`, `wiki.test.txt`, `train-00000-of-00001.parquet`;
+    4. all are "train".
+
+    What became of the files is logged; those that belong to no split are named in a warning. Hidden ones are ignored.
 
     Raises:
-        DataError: no text files in the folder, or none of this split; the message names those found.
+        NoSplitError: no file of this split; the message names the splits there are.
+        DataError: no text files, a file that is named for two splits, or a split in several formats, which may hold the
+            same documents.
     """
-    found: list[Path] = []
-    for place in (folder / "data", folder):
-        if place.is_dir() and not found:
-            found = sorted(path for path in place.iterdir() if path.is_file() and text_format(path))
+    root, files = _files_at(place)
+    found = [path for path in files if text_format(path)]
     if not found:
-        raise DataError(f"{folder}: no {', '.join(FORMATS)} files in it or in its folder 'data'")
+        raise DataError(f"{place}: no {', '.join(FORMATS)} files {'in it' if place.is_dir() else 'match it'}")
+    named_for = _sort_into_splits(root, found)
     splits: dict[str, list[Path]] = {}
-    for path in found:
-        if (named_for := _split_of(path)) is not None:
-            splits.setdefault(named_for, []).append(path)
-    splits = splits or {"train": found}
-    shards = splits.get(SPLIT_WORDS.get(split, split))
-    if shards is None:
-        raise DataError(f"{folder}: no split {split!r}; it has: {', '.join(sorted(splits))}")
-    best = next(name for name in FORMATS if any(text_format(path) == name for path in shards))
-    return tuple(path for path in shards if text_format(path) == best)
+    for path, names in named_for.items():
+        if len(names) > 1:
+            raise DataError(f"{path} is named for {' and '.join(sorted(names))}: give it a name with one of them")
+        for name in names:
+            splits.setdefault(name, []).append(path)
+    split = SPLIT_WORDS.get(split, split)
+    if split not in splits:
+        raise NoSplitError(f"{place}: no split {split!r}; it has: {', '.join(sorted(splits))}")
+    shards = splits[split]
+    if len(formats := sorted({str(text_format(path)) for path in shards})) > 1:
+        raise DataError(
+            f"{place}: the split {split!r} comes as {', '.join(formats)} ({_listed(root, shards)}), which may hold the "
+            f"same documents: name one of them, as in {root / ('*' + formats[0])}"
+        )
+    left_out = [path for path in files if not named_for.get(path) and not _is_about(path)]
+    if left_out and split == "train":
+        logger.warning("%s: left out, as they belong to no split or are not text: %s", place, _listed(root, left_out))
+    logger.info("%s: the split %r is %s", place, split, _listed(root, shards))
+    return tuple(shards)
 
 
-def _split_of(path: Path) -> str | None:
-    stem = path.name.partition(".")[0].lower()
-    if shard := SHARD.fullmatch(stem):
-        return SPLIT_WORDS.get(shard["split"], shard["split"])
-    word = re.match(r"[a-z]*", stem)
-    return SPLIT_WORDS.get(word[0]) if word else None
+def _files_at(place: Path) -> tuple[Path, list[Path]]:
+    """A folder and all files in and below it; or the deepest folder that a pattern names, and the files it matches."""
+    if place.is_dir():
+        root, paths = place, place.rglob("*")
+    else:
+        root = next(folder for folder in place.parents if not WILDCARDS.search(str(folder)))
+        paths = (Path(path) for path in glob.glob(str(place), recursive=True))
+    visible = (path for path in paths if not any(part[:1] == "." for part in path.relative_to(root).parts))
+    return root, sorted(path for path in visible if path.is_file())
+
+
+def _sort_into_splits(root: Path, files: Sequence[Path]) -> dict[Path, set[str]]:
+    """The splits that each file is named for, by the first rule of :func:`find_shards` that says anything."""
+    by_shard = {path: _shard_of(path) if path.parent == root / "data" else set() for path in files}
+    by_folder = {path: _named_for(path.relative_to(root).parts[:-1]) for path in files}
+    by_name = {path: _shard_of(path) or _named_for([path.name]) for path in files}
+    everything = {path: {"train"} for path in files}
+    return next(rule for rule in (by_shard, by_folder, by_name, everything) if any(rule.values()))
+
+
+def _shard_of(path: Path) -> set[str]:
+    match = SHARD.match(path.name)
+    return {SPLIT_WORDS.get(match["split"], match["split"])} if match else set()
+
+
+def _named_for(names: Sequence[str]) -> set[str]:
+    words = (word for name in names for pattern in _NAMED for word in pattern.findall(name))
+    return {SPLIT_WORDS[word.lower()] for word in words}
+
+
+def _is_about(path: Path) -> bool:
+    """Whether a file tells about the others, as README and LICENSE do."""
+    return path.stem.upper() in ("README", "LICENSE", "DATASET_INFO", "DATASET_INFOS", "CONFIG", "CITATION")
+
+
+def _listed(root: Path, paths: Sequence[Path]) -> str:
+    return named(path.relative_to(root) for path in paths)

@@ -132,7 +132,7 @@ class Tokenizer:
         Raises:
             DataError: it is missing, damaged, or not a byte-level BPE with these special tokens.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if path.is_dir():
             path = path / TOKENIZER_FILE
         check_files(path.parent, [path.name], error=DataError)

@@ -138,7 +138,9 @@ def cached_tokens(
         DataError, StorageError: as `build_tokens`.
     """
     identity = json.dumps([FORMAT_VERSION, source.fingerprint(), tokenizer.fingerprint()])
-    folder = Path(cache_dir or default_cache()) / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    folder = (
+        Path(cache_dir or default_cache()).expanduser() / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    )
     if folder.exists():
         try:
             return open_tokens(folder)

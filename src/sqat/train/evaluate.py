@@ -126,7 +126,6 @@ def _card_rows(tokens: TokenFile, batch_size: int, context_length: int) -> Itera
         mode="rows",
         shuffle=False,
         padding_as_target=True,
-        end_truncated=True,
     )
     for batch, _ in batches.epoch(BatchState(0, 0)):
         yield batch.inputs, batch.targets

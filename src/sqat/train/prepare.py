@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sqat.checkpoint import write_folder
-from sqat.data.text import Source, open_source
+from sqat.data.text import NoSplitError, Source, open_source, split_within
 from sqat.data.tokenizer import Tokenizer, require_room, train_tokenizer
 from sqat.data.tokens import TokenFile, cached_tokens
 from sqat.errors import DataError
@@ -98,11 +98,11 @@ def open_sources(config: DataConfig) -> tuple[Source, Source]:
 
     train = opened(config.source, "train", config.limit)
     if config.validation is not None:
-        split = "train" if Path(config.validation).is_file() else "validation"
+        split = split_within(config.validation, "validation")
         return train, opened(config.validation, split, config.validation_limit)
     try:
         return train, opened(config.source, "validation", config.validation_limit)
-    except DataError as error:
+    except NoSplitError as error:
         logger.info("holding out one document in %d for validation: %s", HELD_OUT_EVERY, error)
         return HeldOut(train, validation=False), HeldOut(train, validation=True)
 
@@ -110,7 +110,7 @@ def open_sources(config: DataConfig) -> tuple[Source, Source]:
 def cached_tokenizer(source: Source, vocab_size: int, cache_dir: str | Path | None = None) -> Tokenizer:
     """A byte-level BPE tokenizer trained on the source, or the one trained on the same earlier."""
     key = hashlib.sha256(f"bpe/{vocab_size}/{TOKENIZER_DOCUMENTS}/{source.fingerprint()}".encode()).hexdigest()[:24]
-    folder = Path(cache_dir or default_cache()) / "tokenizers" / key
+    folder = Path(cache_dir or default_cache()).expanduser() / "tokenizers" / key
     if (folder / "tokenizer.json").is_file():
         try:
             return Tokenizer.load(folder)

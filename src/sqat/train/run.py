@@ -140,7 +140,6 @@ def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: It
         context_length=config.model.context_length,
         mode=config.data.mode,
         padding_as_target=config.data.padding_as_target,
-        end_truncated=config.data.padding_as_target,
         seed=config.train.seed,
     )
     trainer = Trainer(

@@ -436,7 +436,7 @@ class Trainer:
         if self.out is None:
             return ""
         batches = next(feed(self.batches, before, self.config.gradient_accumulation, self.device)).micro_batches
-        about = {**before.to_dict(), **found}  # numbers as text: JSON has no NaN
+        about = {**before._asdict(), **found}  # numbers as text: JSON has no NaN
         saved = save_skipped_batch(self.out, number, distributed.rank(), batches, about, self.tokenizer)
         return "" if saved is None else f"; its batch is in {saved}"
 
