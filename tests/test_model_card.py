@@ -27,8 +27,8 @@ EVALUATION = {
     "accuracy": 0.45678,
     "bits_per_byte": 0.98765,
     "targets": 12345,
-    "card_loss": 1.11111,
-    "card_accuracy": 0.77777,
+    "padded_loss": 1.11111,
+    "padded_accuracy": 0.77777,
     "router_load": [],
     "router_entropy": None,
 }
@@ -123,11 +123,11 @@ class TestText:
         rows = rows_of(model_card(preset("sqat-mm"), "sqat", origin=origin()))
         assert rows["loss"] == ["2.3457", "mean cross-entropy in nats per real target; padding does not count"]
         assert rows["accuracy"][0] == "45.68%"
-        assert rows["loss, padding counted"][0] == "1.1111"
-        assert "not comparable with the loss above" in rows["loss, padding counted"][1]
+        assert rows["loss, counting padding"][0] == "1.1111"
+        assert "not comparable with the loss above" in rows["loss, counting padding"][1]
 
-        evaluation = {**EVALUATION, "card_loss": None, "card_accuracy": None}  # what does not exist is left out
-        assert "padding counted" not in model_card(preset("sqat-mm"), "sqat", origin=origin(evaluation))
+        evaluation = {**EVALUATION, "padded_loss": None, "padded_accuracy": None}  # what does not exist is left out
+        assert "counting padding" not in model_card(preset("sqat-mm"), "sqat", origin=origin(evaluation))
 
     def test_results_of_an_earlier_step_are_not_this_checkpoints(self):
         text = model_card(preset("sqat-mm"), "sqat", origin=origin(step=37))

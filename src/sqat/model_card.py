@@ -61,8 +61,8 @@ _RESULTS = {
 }
 _PADDED = "as RxNN counts: documents cut or padded to the context, padding included as a target"
 _PADDED_RESULTS = {
-    "card_loss": ("loss, padding counted", "{:.4f}", f"{_PADDED}; not comparable with the loss above"),
-    "card_accuracy": ("accuracy, padding counted", "{:.2%}", f"{_PADDED}; not comparable with the accuracy above"),
+    "padded_loss": ("loss, counting padding", "{:.4f}", f"{_PADDED}; not comparable with the loss above"),
+    "padded_accuracy": ("accuracy, counting padding", "{:.2%}", f"{_PADDED}; not comparable with the accuracy above"),
 }
 _VERIFICATION = {
     "perplexity_before": ("perplexity before", "{:.2f}", "of the model it was made of"),

@@ -36,7 +36,7 @@ def run_folder(sqat):
 
 def test_train_evaluate_generate_info_convert(sqat, run_folder):
     figures = json.loads(sqat("evaluate", run_folder, "--data", "stories:7", "--json")[1])
-    assert min(figures["loss"], figures["card_loss"]) > 0
+    assert min(figures["loss"], figures["padded_loss"]) > 0
     assert "2 query, 1 key/value heads of 10" in sqat("info", run_folder)[1]
     assert sqat("export", run_folder, "--out", "own", "--to", "sqat")[0] == 0
     answers = [
@@ -159,11 +159,6 @@ def test_model_that_the_originals_layout_cannot_hold(sqat, run_folder):
     assert (code, Path("original").exists()) == (1, False)
     assert "tie_embeddings is True, but RxNN's layout holds models with tie_embeddings False only" in err
 
-
-def test_help_needs_no_torch():
-    code = "import sys; sys.argv = ['sqat', '--help']\ntry:\n import sqat.cli; sqat.cli.main()\n"
-    code += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_info_of_windows_and_reverse_heads(sqat):

@@ -96,6 +96,5 @@ def test_the_medians_interval_holds_it_as_often_as_said():
     assert 0.95 <= sum(low <= math.log(2) <= high for low, high in found) / 2000 <= 0.99
 
 
-def test_orderings_of_what_is_not_there():
-    assert ordering({"a": {0: 1.0}}, "a", "b").verdict == "not measured"
+def test_one_seed_tells_no_ordering():
     assert ordering({"a": {0: 1.0}, "b": {0: 2.0}}, "a", "b").verdict == "cannot be told"

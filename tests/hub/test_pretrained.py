@@ -75,7 +75,7 @@ def test_what_was_converted_is_pushed_and_pulled(hub, monkeypatch):
     assert card.data.base_model == MODEL
     assert f"teacher: {MODEL}" in card.text
     assert "| loss | 2.5000 |" in card.text
-    assert "padding counted" not in card.text
+    assert "counting padding" not in card.text
 
 
 def test_an_id_that_is_not_there_is_named():

@@ -15,6 +15,7 @@ from sqat.convert.uptrain import start_uptraining
 from sqat.run_config import RunConfig, read_yaml
 from sqat.train import start_run
 from sqat.train.checkpoints import best_checkpoint, latest_checkpoint
+from sqat.train.state import current_names, read_state
 from sqat.uptrain_config import UptrainConfig
 
 HERE = Path(__file__).parent
@@ -37,8 +38,8 @@ def assert_same_log(name):
     """Every metric of every line, to 1e-5; times are left out, and what one token more or less at an expert changes is
     held to 2 %: rounding decides where two experts are nearly tied.
     """
-    lines = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
-    expected = json.loads((HERE / "logs.json").read_text())[name]
+    lines = [current_names(json.loads(line)) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+    expected = [current_names(line) for line in json.loads((HERE / "logs.json").read_text())[name]]
     assert [(line["kind"], line["step"]) for line in lines] == [(line["kind"], line["step"]) for line in expected]
     for line, old in zip(lines, expected, strict=True):
         assert line.keys() == old.keys()
@@ -69,7 +70,9 @@ def test_an_old_run_killed_while_it_replaced_a_checkpoint_resumes():
 
 
 def test_the_best_checkpoint_of_an_old_run():
-    assert best_checkpoint(Path("moe")) == Path("moe/checkpoints/step-00000003")
+    best = best_checkpoint(Path("moe"))
+    assert best == Path("moe/checkpoints/step-00000003")
+    assert {"padded_loss", "padded_accuracy"} <= read_state(best).evaluation.keys()
 
 
 @pytest.mark.parametrize(("name", "read"), [("rxnn", load_model), ("mixed", read_model)])

@@ -54,7 +54,7 @@ def test_printed_losses_say_what_they_count(train, capsys, padding_as_target, tr
 
 
 def test_accuracy_is_printed_with_and_without_padding(capsys):
-    PrintAccuracyCallback().on_validation_end(None, 4, 1.0, {"real_accuracy": 61.234, "card_accuracy": 70.126})
+    PrintAccuracyCallback().on_validation_end(None, 4, 1.0, {"real_accuracy": 61.234, "padded_accuracy": 70.126})
     expected = "Epoch 4: validation accuracy 61.23% (real tokens), 70.13% (padding counted, as RxNN)\n"
     assert capsys.readouterr().out == expected
 

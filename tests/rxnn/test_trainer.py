@@ -112,11 +112,11 @@ class TestLosses:
         router = 0.01 * model.model.moe_router_loss().item() if as_card else 0.0
         assert recorder.losses == pytest.approx([loss + router], rel=1e-5)
         [(val_loss, metrics)] = recorder.validation
-        kind = "card" if as_card else "real"
+        kind = "padded" if as_card else "real"
         assert (val_loss, metrics["loss"], metrics[f"{kind}_loss"]) == pytest.approx((loss,) * 3, rel=1e-5)
         assert metrics["accuracy"] == metrics[f"{kind}_accuracy"] == pytest.approx(accuracy, rel=1e-5)
         assert metrics["label"] == ("padding counted, as RxNN" if as_card else "real tokens")
-        assert metrics["real_loss"] > metrics["card_loss"]
+        assert metrics["real_loss"] > metrics["padded_loss"]
 
     @pytest.mark.parametrize(
         ("options", "kind"),

@@ -27,8 +27,8 @@ def test_tensorboard_has_the_metrics_of_the_log(start, log, events):
     losses = events().Scalars("train/loss")
     assert [event.step for event in losses] == [1, 2, 3]
     assert [event.value for event in losses] == pytest.approx([line["loss"] for line in log(kind="train")])
-    (card_loss,) = events().Scalars("validation/card_loss")
-    assert card_loss.value == pytest.approx(log(kind="validation")[-1]["card_loss"])
+    (padded_loss,) = events().Scalars("validation/padded_loss")
+    assert padded_loss.value == pytest.approx(log(kind="validation")[-1]["padded_loss"])
 
 
 @pytest.mark.parametrize("checkpoint_every", [2, None])

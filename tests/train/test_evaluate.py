@@ -64,15 +64,15 @@ def test_every_real_token_counts_once(model, tokens):
 
 
 @torch.no_grad()
-def test_card_metrics_count_padding(model, tokens):
+def test_padded_metrics_count_padding(model, tokens):
     pad, eos = 0, 3
     rows = [tokens.document(i).tolist() for i in range(len(tokens))]
     rows = [[*row[: CONTEXT - 1], eos] if len(row) > CONTEXT else row + [pad] * (CONTEXT - len(row)) for row in rows]
     loss, correct, count = naive(model, rows)
     result = evaluate(model, tokens, context_length=CONTEXT)
     assert count == len(TEXTS) * (CONTEXT - 1)
-    assert result.card_loss == pytest.approx(loss / count, rel=1e-5)
-    assert result.card_accuracy == pytest.approx(correct / count)
+    assert result.padded_loss == pytest.approx(loss / count, rel=1e-5)
+    assert result.padded_accuracy == pytest.approx(correct / count)
 
 
 def test_batch_size_changes_nothing(model, tokens):
@@ -84,12 +84,12 @@ def test_batch_size_changes_nothing(model, tokens):
         assert sum(a) == pytest.approx(1)
 
 
-def test_summary_labels_card_metrics(model, tokens):
-    assert "with padding counted, as the card: loss" in evaluate(model, tokens).summary()
-    assert "card" not in evaluate(model, tokens, card_metrics=False).summary()
+def test_summary_labels_padded_metrics(model, tokens):
+    assert "counting padding: loss" in evaluate(model, tokens).summary()
+    assert "padding" not in evaluate(model, tokens, padded_metrics=False).summary()
 
 
 def test_training_mode_is_restored(model, tokens):
     model.train()
-    evaluate(model, tokens, card_metrics=False)
+    evaluate(model, tokens, padded_metrics=False)
     assert model.training

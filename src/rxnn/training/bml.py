@@ -222,11 +222,11 @@ class AutoregressiveTrainer:
         both: dict[str, Any] = {
             "real_loss": result.loss,
             "real_accuracy": 100 * result.accuracy,
-            "card_loss": result.card_loss,
-            "card_accuracy": 100 * (result.card_accuracy or 0.0),
+            "padded_loss": result.padded_loss,
+            "padded_accuracy": 100 * (result.padded_accuracy or 0.0),
             "bits_per_byte": result.bits_per_byte,
         }
-        kind, label = ("card", "padding counted, as RxNN") if self.padding_as_target else ("real", "real tokens")
+        kind, label = ("padded", "padding counted, as RxNN") if self.padding_as_target else ("real", "real tokens")
         return {"loss": both[f"{kind}_loss"], "accuracy": both[f"{kind}_accuracy"], "label": label, **both}
 
     def _tell(self, hook: str, *arguments: object) -> bool:

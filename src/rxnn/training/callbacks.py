@@ -52,7 +52,7 @@ class TrainerCallback:
         Args:
             val_loss: over real tokens, or, with `padding_as_target`, over padding too.
             val_metrics: `loss` (the same), its `accuracy` (%) and `label`, which says what both count; always
-                `real_loss`, `real_accuracy`, `card_loss`, `card_accuracy` (padding counted); `bits_per_byte` of text.
+                `real_loss`, `real_accuracy`, `padded_loss`, `padded_accuracy` (with padding) and `bits_per_byte`.
         """
 
     def on_epoch_end(self, model: Model, epoch: int) -> bool | None:
@@ -110,8 +110,8 @@ class PrintAccuracyCallback(TrainerCallback):
         require(not self.joint_mode, self, "joint_mode", _NOT_JOINT)
 
     def on_validation_end(self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]) -> None:
-        real, card = val_metrics["real_accuracy"], val_metrics["card_accuracy"]
-        print(f"Epoch {epoch}: validation accuracy {real:.2f}% (real tokens), {card:.2f}% (padding counted, as RxNN)")
+        real, padded = val_metrics["real_accuracy"], val_metrics["padded_accuracy"]
+        print(f"Epoch {epoch}: validation accuracy {real:.2f}% (real tokens), {padded:.2f}% (padding counted, as RxNN)")
 
 
 @dataclass(eq=False)

@@ -27,6 +27,7 @@ from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.lock import locked, take
 from sqat.run_config import read_yaml
+from sqat.train.state import current_names
 from sqat.untrusted import read_json
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,8 @@ def read_results(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number} is damaged: {error}") from error
         if lacking:
             raise DataError(f"{path}, line {number} lacks {', '.join(lacking)}")
+        if "evaluation" in run:
+            run["evaluation"] = current_names(run["evaluation"])
         runs.append(run)
     return runs
 

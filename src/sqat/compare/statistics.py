@@ -108,25 +108,17 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 class Ordering(NamedTuple):
     """How a claim "lower < higher", or "about equal", fares."""
 
-    verdict: str  # "holds", "does not hold …", "cannot be told", "not measured"
+    verdict: str  # "holds", "does not hold …", "cannot be told"
     gap: float  # higher minus lower, mean or median; NaN where no seed is shared
     p: float  # the probability of a gap at least this large if there is none
 
 
 def ordering(by_variant: Values, lower: str, higher: str, *, equal: bool = False, by_ranks: bool = False) -> Ordering:
-    """Test a claim "lower < higher".
-
-    Args:
-        by_variant: a metric by variant and seed.
-        lower: the variant that is said to be lower.
-        higher: the variant that is said to be higher.
-        equal: the claim is that the two are about equal.
-        by_ranks: medians and Wilcoxon's signed ranks instead of means and Student's t: for values with outliers.
+    """Test the claim that variant `lower` has lower values than `higher`, or with `equal` that both are about equal.
+    `by_ranks` takes medians and Wilcoxon's signed ranks, for values with outliers, not means and Student's t.
     """
     from scipy import stats
 
-    if lower not in by_variant or higher not in by_variant:
-        return Ordering("not measured", math.nan, 1.0)
     low, high = by_variant[lower], by_variant[higher]
     gaps = [high[seed] - low[seed] for seed in high if seed in low]
     if len(gaps) < 2:

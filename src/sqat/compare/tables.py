@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sqat.compare.folder import Comparison
 from sqat.compare.plan import TRAINING
-from sqat.compare.published import Claim, published
+from sqat.compare.published import published
 from sqat.compare.statistics import Summary, Values, differences, median_interval, ordering, summarise
 from sqat.config import ModelConfig
 from sqat.cost import flops_per_token, kv_bytes, kv_bytes_per_token, parameters
@@ -113,29 +113,28 @@ def undecided(comparison: Comparison) -> list[str]:
 
 
 def beside_published(comparison: Comparison) -> Table | None:
-    """Our results by the original's metrics, beside its own."""
+    """Our results with padding counted, as the published ones have it, beside these."""
     theirs = published(comparison.plan)
     if theirs is None or not comparison.runs:
         return None
-    loss, accuracy = comparison.by_seed("evaluation", "card_loss"), comparison.by_seed("evaluation", "card_accuracy")
+    loss, accuracy = (comparison.by_seed("evaluation", metric) for metric in ("padded_loss", "padded_accuracy"))
     rows = []
     for name in comparison.variants:
-        result = theirs.results.get(name)
-        their_loss, their_accuracy = (f"{result.loss:g}", f"{100 * result.accuracy:.2f} %") if result else (NONE, NONE)
         ours = _interval(loss.get(name)), _interval(accuracy.get(name), percent=True)
-        rows.append([name, ours[0], their_loss, ours[1], their_accuracy])
+        result = theirs.results.get(name)
+        told = (f"{result.loss:g}", f"{100 * result.accuracy:.2f} %") if result else (NONE, NONE)
+        rows.append([name, ours[0], told[0], ours[1], told[1]])
     learned = (
         "ours learned to predict it too"
         if comparison.plan.data.padding_as_target
         else "ours never learned to predict it, and so looks worse by this measure than it is"
     )
     notes = [
-        f"padding counted as targets, as the card does; {learned}",
-        f"{theirs.whose} figures: {theirs.how}; other data and other sizes of it: only the order can be compared",
+        f"padding counted as targets on both sides; {learned}",
+        f"published {theirs.how}; other data and other sizes of it: only the order can be compared",
     ]
-    columns = ["variant", "loss, padding counted", f"{theirs.whose} loss", "accuracy, padding counted"]
-    columns.append(f"{theirs.whose} accuracy")
-    return Table(f"Beside {theirs.whose} figures, by its metrics", columns, rows, notes)
+    columns = ["variant", "loss, counting padding", "published", "accuracy, counting padding", "published"]
+    return Table("Beside the published results, counting padding", columns, rows, notes)
 
 
 def published_orderings(comparison: Comparison) -> Table | None:
@@ -145,19 +144,18 @@ def published_orderings(comparison: Comparison) -> Table | None:
         return None
     rows, notes = [], []
     if loss := comparison.by_seed("evaluation", "loss"):
-        rows += _orderings("loss", loss, theirs.loss_order)
+        rows += _orderings("loss", loss, theirs.claims("loss", equal=0.001))
         notes.append("loss: over real targets, paired over seeds; mean difference in nats, Student's t")
     if seconds := comparison.time_ratios("step_seconds"):
-        rows += _orderings("time", seconds, theirs.time_order, by_ranks=True)
+        rows += _orderings("time", seconds, theirs.claims("minutes", equal=1), by_ranks=True)
         notes.append(
             f"time: training steps taken in turn, relative to {reference}'s; median difference, Wilcoxon's signed ranks"
         )
     notes.append("p < 0.05, each by itself")
-    title = f"{theirs.whose[0].upper()}{theirs.whose[1:]} orderings"
-    return Table(title, ["claim", "here", "second minus first", "p"], rows, notes) if rows else None
+    return Table("Published orderings", ["claim", "here", "second minus first", "p"], rows, notes) if rows else None
 
 
-def _orderings(what: str, values: Values, claims: Iterable[Claim], *, by_ranks: bool = False) -> list[list[str]]:
+def _orderings(what: str, values: Values, claims: Iterable[Any], *, by_ranks: bool = False) -> list[list[str]]:
     rows = []
     for lower, higher, equal in claims:
         if lower in values and higher in values:
@@ -201,8 +199,8 @@ def speed(comparison: Comparison) -> Table | None:
     columns = ["variant", "training step, s", f"against {reference}", "forward, s"]
     columns += ["prompt, tokens/s", "decoding, tokens/s"]
     if theirs:
-        columns.append(f"{theirs.whose} minutes, against {reference}")
-        notes.append(f"{theirs.whose} minutes: {theirs.how}")
+        columns.append(f"published minutes, against {reference}")
+        notes.append(f"published {theirs.how}")
     return Table("Time", columns, rows, notes)
 
 
@@ -235,7 +233,7 @@ def sizes(comparison: Comparison) -> Table:
     theirs = published(comparison.plan)
     told = {name: result.parameters_m for name, result in theirs.results.items()} if theirs else {}
     told = {name: millions for name, millions in told.items() if millions is not None}
-    columns = ["variant", "query heads", "key/value heads", "parameters", *([theirs.whose] if theirs and told else [])]
+    columns = ["variant", "query heads", "key/value heads", "parameters", *(["published"] if told else [])]
     columns += ["active", "cache bytes/token", f"cache of {STREAM:,} tokens, MB"]
     columns += ["peak memory, MB", "steps", "tokens", "FLOPs"] if comparison.runs else []
     rows = []
@@ -255,17 +253,17 @@ def sizes(comparison: Comparison) -> Table:
 
 
 def complexity(comparison: Comparison) -> Table:
-    """The original's formulas with the numbers filled in, and operations counted."""
+    """The published formula with the numbers filled in, and operations counted."""
     rows = []
     for name, model in comparison.models.items():
         counts = [f"{flops_per_token(model, length).total / 1e6:,.1f}" for length in LENGTHS]
         rows.append([name, _formula(model), f"{model.num_heads / model.num_score_heads:.3g}", *counts])
-    columns = ["variant", "the card's formula", "H/Hq", *(f"{length:,}" for length in LENGTHS)]
+    columns = ["variant", "published formula", "H/Hq", *(f"{length:,}" for length in LENGTHS)]
     notes = [
         "formula: O(N·(d/heads·query heads) · N·(d/heads·key/value heads)); a window bounds a token's keys",
         "H/Hq: how many times cheaper scores and weighted sums are than full attention's (H/Hkv where Hkv is more)",
         "right: millions of operations of one token's forward pass, whole model, by context length",
-        "the card multiplies query and key/value widths; scores and sums cost query heads alone (arXiv 2510.01817)",
+        "it multiplies query and key/value widths; scores and sums cost query heads alone (arXiv 2510.01817)",
     ]
     return Table("Complexity", columns, rows, notes)
 
@@ -311,7 +309,7 @@ def router(comparison: Comparison) -> Table | None:
 def every_run(comparison: Comparison) -> Table | None:
     """The results of each run."""
     columns = ["variant", "seed", "steps", "tokens", "FLOPs", "loss", "accuracy", "bits per byte"]
-    columns += ["loss, padding counted", "accuracy, padding counted", "recall probes", "peak MB", "minutes"]
+    columns += ["loss, counting padding", "accuracy, counting padding", "recall probes", "peak MB", "minutes"]
     rows = [_run_row(run) for name in comparison.variants for run in comparison.runs_of(name)]
     notes = [
         "peak memory of the run's own process, on a GPU of its tensors; minutes of training steps by the wall clock"
@@ -332,8 +330,8 @@ def _run_row(run: dict[str, Any]) -> list[str]:
         f"{metrics['loss']:.4f}",
         f"{metrics['accuracy']:.2%}",
         f"{metrics['bits_per_byte']:.4f}",
-        _optional(metrics.get("card_loss"), ".4f"),
-        _optional(metrics.get("card_accuracy"), ".2%"),
+        _optional(metrics.get("padded_loss"), ".4f"),
+        _optional(metrics.get("padded_accuracy"), ".2%"),
         _optional((run.get("probes") or {}).get("accuracy"), ".1%"),
         _megabytes(run["peak_bytes"]),
         _optional(seconds and seconds / 60, ".1f") + ("*" if run.get("shared_machine") else ""),

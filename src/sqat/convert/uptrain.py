@@ -80,7 +80,7 @@ class Uptraining(Trainer):
             self.model,
             validation,
             batch_size=self.config.batch_size,
-            card_metrics=False,  # these count the padding token of this package's tokenizers
+            padded_metrics=False,  # these count the padding token of this package's tokenizers
             autocast=autocast(self.config.precision, self.device.type),
         )
 

@@ -28,16 +28,16 @@ WIDTH_STEP = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Validation metrics over real targets (tokens that are not padding). The `card_` metrics also count padding as
-    targets, as the published results of the research models do.
+    """Validation metrics over real targets (tokens that are not padding). The `padded_` metrics also count padding
+    as targets, as the published results of the research models do.
     """
 
     loss: float  # nats per token
     accuracy: float  # fraction of tokens predicted correctly
     bits_per_byte: float  # of UTF-8 text, so independent of the tokenizer
     targets: int
-    card_loss: float | None = None  # documents truncated or padded to the context, padding counted
-    card_accuracy: float | None = None
+    padded_loss: float | None = None  # documents truncated or padded to the context, counting padding
+    padded_accuracy: float | None = None
     router_load: tuple[tuple[float, ...], ...] = ()  # per layer, each expert's share of the selections
     router_entropy: float | None = None  # nats, mean over tokens and layers
 
@@ -54,10 +54,8 @@ class Evaluation:
         """All metrics as one line of text."""
         line = f"loss {self.loss:.4f} · perplexity {self.perplexity:.2f} · accuracy {self.accuracy:.2%}"
         line += f" · {self.bits_per_byte:.3f} bits per byte"
-        if self.card_loss is not None:
-            line += (
-                f" · with padding counted, as the card: loss {self.card_loss:.4f}, accuracy {self.card_accuracy:.2%}"
-            )
+        if self.padded_loss is not None:
+            line += f" · counting padding: loss {self.padded_loss:.4f}, accuracy {self.padded_accuracy:.2%}"
         return line
 
 
@@ -68,7 +66,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     context_length: int | None = None,
-    card_metrics: bool = True,
+    padded_metrics: bool = True,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Evaluation:
     """Evaluate a model on all documents of a validation set. Documents longer than the context are read in consecutive,
@@ -79,21 +77,21 @@ def evaluate(
         tokens: the validation set, see :mod:`sqat.data.tokens`.
         batch_size: rows per forward pass; it does not change the result.
         context_length: tokens per window; the model's by default.
-        card_metrics: also compute `card_loss` and `card_accuracy`, which takes a second pass.
+        padded_metrics: also compute `padded_loss` and `padded_accuracy`, which takes a second pass.
         autocast: a context to run the model in, such as `torch.autocast`.
     """
     context_length = context_length or decoder.config.context_length
     with evaluating(decoder), autocast or nullcontext():
         right = _score(decoder, _windows(tokens, batch_size, context_length))
-        card = _score(decoder, _card_rows(tokens, batch_size, context_length)) if card_metrics else None
+        padded = _score(decoder, _padded_rows(tokens, batch_size, context_length)) if padded_metrics else None
     targets = right["targets"].item()
     return Evaluation(
         loss=right["loss"].item() / targets,
         accuracy=right["correct"].item() / targets,
         bits_per_byte=right["loss"].item() / math.log(2) / tokens.document_bytes,
         targets=int(targets),
-        card_loss=(card["loss"] / card["targets"]).item() if card else None,
-        card_accuracy=(card["correct"] / card["targets"]).item() if card else None,
+        padded_loss=(padded["loss"] / padded["targets"]).item() if padded else None,
+        padded_accuracy=(padded["correct"] / padded["targets"]).item() if padded else None,
         **_router_metrics(router_stats(right)),
     )
 
@@ -117,7 +115,7 @@ def _score(decoder: Decoder, rows: Iterable[tuple[Tensor, Tensor]]) -> dict[str,
     return sum_over_ranks(sums)
 
 
-def _card_rows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _padded_rows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows as in the published results: documents truncated or padded to the context, with padding as targets."""
     batches = Batches(
         tokens,

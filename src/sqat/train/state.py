@@ -31,6 +31,7 @@ STATE_FILE = "training.json"
 TENSORS_FILE = "training.safetensors"
 EVALUATION_FILE = "evaluation.json"
 MAX_STATE_BYTES = 1 << 24
+FORMER_METRICS = {"card_loss": "padded_loss", "card_accuracy": "padded_accuracy"}  # their names in older files
 UNLOGGED = "unlogged."  # prefix of what was measured since the last log line
 _OPTIMIZER = "optimizer."
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's state of a parameter
@@ -99,17 +100,23 @@ def read_state(folder: Path) -> TrainState:
         values = read_json(path, MAX_STATE_BYTES)  # a loss may be NaN
         state = TrainState(**{**values, "data": BatchState(**values["data"])})
         _check(state)
+        state.evaluation = state.evaluation and current_names(state.evaluation)
         path = folder / EVALUATION_FILE
         if path.is_file():
             later = read_json(path, MAX_STATE_BYTES)
             if later.pop("sha256") != _digest(later):
                 raise ValueError("its sha256 is not that of its content; delete it, and --resume evaluates again")
-            state.record(later["evaluation"])
+            state.record(current_names(later["evaluation"]))
             state.finished = later["finished"]
             _check(state)
         return state
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def current_names(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation of any age, with the names that its metrics have now."""
+    return {FORMER_METRICS.get(name, name): value for name, value in evaluation.items()}
 
 
 def _digest(values: Mapping[str, Any]) -> str:
