@@ -144,16 +144,16 @@ class TestChecksums:
         with pytest.raises(CheckpointError, match=r"model/below/c is damaged"):
             check_files(folder)
 
-    @pytest.mark.parametrize("damaged", ["a", "b"])
-    def test_replacing_a_file_keeps_the_checksums_of_others(self, folder, damaged):
+    def test_replacing_a_file_keeps_the_checksums_of_others(self, folder):
         write(folder, "old")
         with write_files(folder) as temporary:
             (temporary / "b").write_text("new")
         assert content(folder) == {"a": "old", "b": "new"}
         check_files(folder)
-        (folder / damaged).write_text("bad")
-        with pytest.raises(CheckpointError, match=rf"model/{damaged} is damaged"):
-            check_files(folder)
+        for damaged in ("b", "a"):
+            (folder / damaged).write_text("bad")
+            with pytest.raises(CheckpointError, match=rf"model/{damaged} is damaged"):
+                check_files(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

@@ -12,11 +12,11 @@ TINY = {
     "vocab_size": 307,
     "hidden_size": 20,
     "num_layers": 2,
+    "intermediate_size": 11,
+    "context_length": 29,
     "num_query_heads": 2,
     "num_kv_heads": 1,
     "head_dim": 10,
-    "intermediate_size": 11,
-    "context_length": 29,
     "num_experts": 3,
     "feedforward_dropout": 0.1,
 }

@@ -104,16 +104,13 @@ def test_rotation_keeps_newest_and_best(start, at, tmp_path):
     assert best_checkpoint(tmp_path / "run").name == "step-00000002"
 
 
-def test_a_new_best_is_saved_between_checkpoints(start, tmp_path):
-    start(max_steps=5, evaluate_every=3, checkpoint_every=None).train()
-    assert checkpoints(tmp_path / "run") == [3, 5]
-
-
-def test_a_finished_run_stays_as_it_is(start, log):
-    first = start(max_steps=3)
+def test_a_new_best_is_saved_between_checkpoints_and_a_finished_run_stays_as_it_is(start, log, tmp_path):
+    settings = {"max_steps": 5, "evaluate_every": 3, "checkpoint_every": None}
+    first = start(**settings)
     first.train()
+    assert checkpoints(tmp_path / "run") == [3, 5]
     written = log()
-    again = start(max_steps=3, resume=True)
+    again = start(resume=True, **settings)
     assert again.train() is None
     assert log() == written
     torch.testing.assert_close(weights(again), weights(first), rtol=0, atol=0)
@@ -159,7 +156,7 @@ def test_gradient_checkpointing_changes_nothing(start):
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
-def test_the_folder_of_another_run_is_refused(start, tmp_path):
+def test_the_folder_of_another_run_or_a_damaged_one_is_refused(start, tmp_path):
     start(max_steps=1).train()
     with pytest.raises(ConfigError, match=r"holds a run already: resume it \(--resume\)"):
         start(max_steps=1)
@@ -169,10 +166,6 @@ def test_the_folder_of_another_run_is_refused(start, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="must be a folder"):
         start("file")
-
-
-def test_a_damaged_state_names_the_file(start, tmp_path):
-    start(max_steps=1).train()
     tensors = latest_checkpoint(tmp_path / "run") / "training.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-7])
     (tensors.parent / "checksums.sha256").unlink()
