@@ -1,7 +1,5 @@
 """The compiled step gives the logits of the model on its cache, and of reading everything again."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from sqat.model import Decoder, KVCache
 
 PROMPT, NEW = 7, 5
 BIASES = {"qkv_bias": True, "attention_out_bias": True, "feedforward_bias": True, "head_bias": True}
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS = {
     "plain": {},
     "layernorm": {"norm": "layernorm", "final_norm": "layernorm"},
     "biases": BIASES,
@@ -36,7 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "other rotation": {"rope_theta": 97.0},
     **{name: {"activation": name} for name in ACTIVATIONS},
 }
-EXPERTS: dict[str, dict[str, Any]] = {
+EXPERTS = {
     "dense": {},
     "experts": {"num_experts": 7, "experts_per_token": 2},
     "one of them": {"num_experts": 7, "experts_per_token": 1},

@@ -144,9 +144,8 @@ def test_backward_on_a_cpu_has_a_head_for_each_thread(monkeypatch, threads, rows
     q, k, v = (torch.randn(rows, n, T, C, dtype=torch.float64, requires_grad=True) for n in (6, 1, 1))
     found = with_gradients(attend, q, k, v)
     seen = torch.ones(T, T, dtype=torch.bool).tril()
-    torch.testing.assert_close(
-        found, with_gradients(lambda *qkv: attend_naive(*qkv, seen), q, k, v), rtol=1e-9, atol=1e-9
-    )
+    definition = with_gradients(lambda *qkv: attend_naive(*qkv, seen), q, k, v)
+    torch.testing.assert_close(found, definition, rtol=1e-9, atol=1e-9)
     assert given == [expected]
 
 

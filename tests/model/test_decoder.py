@@ -38,17 +38,11 @@ def left_padded(rows):
 
 
 class TestForward:
-    def test_shapes(self, build):
-        model = build()
-        logits, router = model(draw(B, T))
-        assert logits.shape == (B, T, V)
-        assert len(router) == (2 if model.config.is_moe else 0)
-        hidden, _ = model.hidden_states(draw(B, T))
-        assert hidden.shape == (B, T, 23)
-
     def test_logits_are_the_head_of_the_hidden_states(self, build):
         model, tokens = build(head_bias=True), draw(B, T)
-        assert model(tokens).logits.equal(model.head(model.hidden_states(tokens)[0]))
+        (logits, router), (hidden, _) = model(tokens), model.hidden_states(tokens)
+        assert (logits.shape, hidden.shape, len(router)) == ((B, T, V), (B, T, 23), 2 if model.config.is_moe else 0)
+        assert logits.equal(model.head(hidden))
 
     def test_causal(self, build):
         model, tokens = build(), draw(B, T)
@@ -81,20 +75,15 @@ class TestForward:
 
     def test_nothing_is_kept_on_modules(self, build):
         def inventory(model):
-            return {
-                name: {key: id(value) for key, value in vars(module).items()} for name, module in model.named_modules()
-            }
+            return {(name, key): id(value) for name, m in model.named_modules() for key, value in vars(m).items()}
 
         model = build()
         before, tensors = inventory(model), list(model.state_dict())
-        cache = KVCache(model.config, B, T)
-        model(draw(B, T), cache=cache)
+        model(draw(B, T), cache=KVCache(model.config, B, T))
         model.train()(draw(B, T)).logits.sum().backward()
         after = inventory(model.eval())
-        for name, attributes in before.items():
-            assert set(after[name]) == set(attributes)
-            changed = {key for key in attributes if after[name][key] != attributes[key]}
-            assert changed <= {"training"}, name
+        assert after.keys() == before.keys()
+        assert {key for (name, key), value in before.items() if after[name, key] != value} <= {"training"}
         assert list(model.state_dict()) == tensors
 
     def test_bfloat16_autocast_is_close(self, build):
@@ -104,10 +93,6 @@ class TestForward:
             found = model(tokens).logits
         assert found.dtype == torch.bfloat16
         assert 0 < (found - expected).abs().mean() < 0.03 * expected.std()
-
-    def test_bfloat16_weights_work(self, build):
-        model, tokens = build(), draw(B, T)
-        expected = model(tokens).logits
         found = model.to(torch.bfloat16)(tokens).logits
         assert found.dtype == torch.bfloat16
         assert (found - expected).abs().mean() < 0.1 * expected.std()
@@ -118,17 +103,12 @@ class TestForward:
         model.train()
         assert not model(tokens).logits.equal(model(tokens).logits)
 
-
-class TestWeights:
-    def test_tied_head_is_the_embedding(self, build):
-        model = build(tie_embeddings=True)
-        assert model.head.weight is model.embedding.weight
-        assert "head.weight" not in dict(model.named_parameters())
-
-    def test_untied_head_is_its_own(self, build):
-        model = build(tie_embeddings=False)
-        assert model.head.weight is not model.embedding.weight
-        assert not model.head.weight.equal(model.embedding.weight)
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_a_tied_head_is_the_embedding(self, build, tied):
+        model = build(tie_embeddings=tied)
+        assert (model.head.weight is model.embedding.weight) == tied
+        assert ("head.weight" in dict(model.named_parameters())) != tied
+        assert model.head.weight.equal(model.embedding.weight) == tied
 
 
 class TestPacked:
@@ -201,22 +181,16 @@ class TestCache:
 
 class TestGradientCheckpointing:
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
-    def test_gradients_are_the_same(self, build, dropout):
+    def test_gradients_are_the_same_and_layers_are_run_again(self, build, dropout):
         model, tokens = build(feedforward_dropout=dropout).train(), draw(B, T)
-        found = []
+        found, runs = [], []
+        model.layers[0].norm1.register_forward_hook(lambda *_: runs.append(model.gradient_checkpointing))
         for model.gradient_checkpointing in (False, True):
             torch.manual_seed(7)
             loss = model(tokens).logits.square().mean()
             found.append(gradients(model, loss))
         torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-8)
-
-    def test_layers_are_run_again(self, build):
-        model = build().train()
-        runs = []
-        model.layers[0].norm1.register_forward_hook(lambda *_: runs.append(1))
-        model.gradient_checkpointing = True
-        model(draw(B, T)).logits.sum().backward()
-        assert len(runs) == 2
+        assert runs == [False, True, True]
 
 
 def test_logits_of_a_uniform_model_are_uniform(tiny_model):

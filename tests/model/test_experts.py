@@ -82,6 +82,12 @@ def assert_close(found, expected, tolerance):
         assert a.numel() == 0 or (a - b).abs().max() <= tolerance * b.abs().max()
 
 
+def assert_equals_naive(way, x, share, weights, experts_Nk, activation="silu", gated=True):
+    arguments = (x, experts_Nk, share, weights, activation, gated)
+    found, expected = (with_gradients(run, *arguments) for run in (way.run, run_experts_naive))
+    assert_close(found, expected, way.tolerance)
+
+
 @pytest.mark.parametrize("biased", [True, False], ids=["biases", "no biases"])
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "not gated"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -90,11 +96,7 @@ def test_equals_the_naive_loop(way, activation, gated, biased):
     experts_Nk = make()
     if way.run is on_cpus.run_experts and not (gated and activation in ("silu", "swish")):
         return
-    x, share, weights = draw(experts_Nk, num_experts, way.dtype, gated, biased)
-    found, expected = (
-        with_gradients(run, x, experts_Nk, share, weights, activation, gated) for run in (way.run, run_experts_naive)
-    )
-    assert_close(found, expected, way.tolerance)
+    assert_equals_naive(way, *draw(experts_Nk, num_experts, way.dtype, gated, biased), experts_Nk, activation, gated)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
@@ -103,11 +105,7 @@ def test_every_routing(way, routing):
     experts_Nk = make()
     if len(experts_Nk) == 0 and way.run is not run_experts.plain:
         return  # nobody asks them
-    x, share, weights = draw(experts_Nk, num_experts, way.dtype)
-    found, expected = (
-        with_gradients(run, x, experts_Nk, share, weights, "silu", True) for run in (way.run, run_experts_naive)
-    )
-    assert_close(found, expected, way.tolerance)
+    assert_equals_naive(way, *draw(experts_Nk, num_experts, way.dtype), experts_Nk)
 
 
 @pytest.mark.parametrize("gated", [True, False])
