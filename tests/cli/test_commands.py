@@ -2,11 +2,7 @@
 
 import io
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -64,27 +60,6 @@ def test_many_prompts_and_answers(sqat, run_folder, monkeypatch):
         assert code == 0
         prompts = [json.loads(line)["prompt"] for line in out.splitlines()]
         assert prompts == [prompt for prompt in expected for _ in range(2)]
-
-
-def test_resume_after_sigterm_matches_an_uninterrupted_run(sqat):
-    command = ["train", "small.yaml", *TINY, "--steps", "60"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sqat", *command, "--out", "parts"],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process, for the same bits
-    )
-    log = Path("parts/metrics.jsonl")
-    while not (log.exists() and log.stat().st_size):
-        assert process.poll() is None, "ended before it could be stopped"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    if process.returncode != 0:  # it may have been done already
-        assert process.returncode == 128 + signal.SIGTERM
-        assert b"--resume" in out
-    assert sqat(*command, "--out", "parts", "--resume")[0] == sqat(*command, "--out", "whole")[0] == 0
-    ends = [Path(folder, "checkpoints/step-00000060/model.safetensors").read_bytes() for folder in ("parts", "whole")]
-    assert ends[0] == ends[1]
 
 
 def test_demo_ends_with_three_commands(sqat, monkeypatch):
@@ -158,7 +133,6 @@ def test_model_that_the_originals_layout_cannot_hold(sqat, run_folder):
     code, _, err = sqat("export", run_folder, "--out", "original", "--to", "rxnn")
     assert (code, Path("original").exists()) == (1, False)
     assert "tie_embeddings is True, but RxNN's layout holds models with tie_embeddings False only" in err
-
 
 
 def test_info_of_windows_and_reverse_heads(sqat):

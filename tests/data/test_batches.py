@@ -96,14 +96,12 @@ class TestPacked:
         assert (batch.positions[:, 0] == 0).all()
         assert (batch.positions[:, 1:] == torch.where(same, batch.positions[:, :-1] + 1, 0)).all()
 
-    def test_last_token_opens_no_row(self, tokens_of):
+    def test_last_token_opens_no_row_and_one_short_document(self, tokens_of):
         """A row of nothing but the last [EOS] would have no target."""
         tokens = tokens_of(["x" * 9])  # 11 tokens
         batches = Batches(tokens, batch_size=2, context_length=5)
         assert (tokens.num_tokens, batches.rows_per_epoch) == (11, 2)
         assert whole_epoch(batches).targets[-1, -1] == EOS
-
-    def test_one_short_document(self, tokens_of):
         tokens = tokens_of(["x"])
         token = int(tokens.tokens[1])
         inputs, targets = [2, token, 3, PAD, PAD], [token, 3, IGNORE, IGNORE, IGNORE]
