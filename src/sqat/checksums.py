@@ -61,7 +61,7 @@ def check_files(folder: Path, names: Iterable[str] | None = None, *, error: type
     Raises:
         error: a file is missing, unreadable or changed, or the list itself is damaged; the message names it.
     """
-    sums = _read(folder / MANIFEST, error)
+    sums = read_checksums(folder, error)
     for name in sums if names is None else [name for name in names if name in sums]:
         path = folder / name
         try:
@@ -77,8 +77,9 @@ def check_files(folder: Path, names: Iterable[str] | None = None, *, error: type
             )
 
 
-def _read(path: Path, error: type[SqatError]) -> dict[str, str]:
-    """The checksums in a list by file name; empty if there is no list."""
+def read_checksums(folder: Path, error: type[SqatError] = CheckpointError) -> dict[str, str]:
+    """The checksums in a folder's list by file name; empty if there is no list. Raises `error` if it is damaged."""
+    path = folder / MANIFEST
     try:
         head, _, lines = read_bytes(path, _LARGEST).partition(b"\n")
     except FileNotFoundError:
@@ -107,7 +108,7 @@ def _read(path: Path, error: type[SqatError]) -> dict[str, str]:
 def _trusted(folder: Path) -> dict[str, str]:
     """The checksums in a list that is about to be rewritten; a damaged one is dropped, with a warning."""
     try:
-        return _read(folder / MANIFEST, CheckpointError)
+        return read_checksums(folder)
     except CheckpointError as error:
         logger.warning("%s. The new list has only the files that are written now", error)
         return {}

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqat.checkpoint import load_model, read_config, write_folder
 from sqat.checkpoint.model_files import CONFIG_FILE
-from sqat.convert.architectures import heads_by_layer
 from sqat.convert.files import TOKENIZER_FILES, read_model
 from sqat.convert.files import read_config as read_stock_config
-from sqat.convert.plan import context_of, costs_of
+from sqat.convert.plan import described
 from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, require_room
 from sqat.errors import CheckpointError, ConfigError, SqatError
@@ -26,11 +24,10 @@ from sqat.model_card import (
     Known,
     for_form,
     is_edited,
+    kept_or_new,
     model_card,
     read_origin,
-    stock_card,
     with_known,
-    with_metadata_of,
 )
 from sqat.train.checkpoints import find_model
 from sqat.train.state import TENSORS_FILE
@@ -128,34 +125,29 @@ def push(
 
 
 def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
-    """The card to upload with `model`, which is `checkpoint` itself or was exported from it.
-
-    In this order: a card that a person wrote or edited, beside the checkpoint or else on the Hub (`there`), with the
-    loading code of the model's form; the generated card beside a model that is uploaded as it is; a new card from what
-    is on record of `checkpoint`, with the metadata of the cards that it replaces.
+    """The card to upload with `model`, which is `checkpoint` itself or was exported from it: one that a person wrote or
+    edited, beside the checkpoint or else on the Hub (`there`), with the loading code of the model's form; the one
+    beside a model that is uploaded as it is; or a new one from what is on record of `checkpoint`.
     """
-    path = checkpoint / CARD_FILE
+    path, as_it_is = checkpoint / CARD_FILE, model.folder == checkpoint
     beside = path.read_text(encoding="utf-8") if path.is_file() else None
-    as_it_is = model.folder == checkpoint
+
+    def new() -> str:
+        if beside is not None and as_it_is:
+            return with_known(beside, known)
+        origin = read_origin(checkpoint)
+        if as_it_is and model.form in ("stock", "mixed"):
+            facts: Any = described(model.config, (origin.conversion or {}).get("context_length"))
+        else:
+            facts = read_config(checkpoint)[0]
+        options: dict[str, Any] = {"repo_id": repo_id, "tokenizer": model.tokenizer}
+        return model_card(facts, model.form, origin=origin, known=known, **options)
+
     cards = [card for card in (beside, there) if card is not None]
-    for card in cards:
-        if is_edited(card):
-            if not (as_it_is and card is beside):
-                card = for_form(card, model.form, repo_id, tokenizer=model.tokenizer)
-            return with_known(card, known)
-    if beside is not None and as_it_is:
-        return with_known(beside, known)
-    origin = read_origin(checkpoint)
-    facts: dict[str, Any] = {"origin": origin, "known": known, "repo_id": repo_id, "tokenizer": model.tokenizer}
-    if model.form in ("stock", "mixed") and as_it_is:
-        length = origin.conversion["context_length"] if origin.conversion else context_of(model.config)
-        costs, heads = asdict(costs_of(model.config, length)), heads_by_layer(model.config)
-        result = stock_card(model.config, model.form, heads, costs, length, **facts)
-    else:
-        result = model_card(read_config(checkpoint)[0], model.form, **facts)
-    for card in cards:
-        result = with_metadata_of(card, result)
-    return result
+    if any(map(is_edited, cards)):
+        right = [for_form(card, model.form, repo_id, tokenizer=model.tokenizer) for card in cards]
+        cards = [beside, *right[1:]] if beside is not None and as_it_is else right
+    return kept_or_new(cards, known, new)
 
 
 def pull(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sqat.model import KVCache
-from sqat.model.decoder import evaluating
+from sqat.model.decoder import _warn_of_length, evaluating
 
 B, T, V = 5, 13, 41
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -217,3 +217,18 @@ def test_evaluating_is_undone_after_an_error(tiny_model):
     with pytest.raises(RuntimeError, match="size"), evaluating(model):
         model.final_norm(torch.zeros(3, 7) if not model.training else torch.zeros(3, 23))
     assert model.training
+
+
+def test_a_sequence_longer_than_those_in_training_is_warned_of_once(tiny_model, caplog):
+    model = tiny_model(context_length=11)
+    _warn_of_length.cache_clear()
+    for _ in range(2):
+        model(torch.zeros(1, 11, dtype=torch.long))
+    assert not caplog.messages
+    for _ in range(2):
+        model(torch.zeros(1, 12, dtype=torch.long))
+        cache = KVCache(model.config, 1, 12)
+        model(torch.zeros(1, 7, dtype=torch.long), cache=cache)
+        model(torch.zeros(1, 5, dtype=torch.long), cache=cache)
+    (message,) = caplog.messages
+    assert "longer than the 11 tokens" in message

@@ -48,8 +48,9 @@ def run_config(shared_cache):
 def start(run_config, tmp_path):
     """`start("run", max_steps=7, …)`: the trainer of such a run in a folder of `tmp_path`."""
 
-    def begin(folder="run", *, callbacks=(), resume=False, **settings):
-        return start_run(run_config(**settings), tmp_path / folder, callbacks=callbacks, resume=resume)
+    def begin(folder="run", *, callbacks=(), resume=False, accept_new_data=False, **settings):
+        how = {"resume": resume, "accept_new_data": accept_new_data}
+        return start_run(run_config(**settings), tmp_path / folder, callbacks=callbacks, **how)
 
     return begin
 

@@ -73,6 +73,16 @@ def test_signals_save_and_leave(start, at, tmp_path, number):
     assert signal.getsignal(number) == before
 
 
+def test_training_goes_on_after_an_interrupt(start, at, log):
+    trainer = start(max_steps=5, callbacks=[at(3, lambda trainer: trainer.interrupt("a test"))])
+    trainer.train()
+    assert trainer.state.step == 3
+    trainer.train()
+    assert trainer.state.finished
+    start("whole", max_steps=5).train()
+    assert log() == log("whole")
+
+
 def test_epochs_cover_every_target_once(start):
     trainer = start(max_steps=None, epochs=2, gradient_accumulation=3, data={"limit": 7})
     trainer.train()

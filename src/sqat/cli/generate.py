@@ -31,6 +31,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same text every time.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text to stop before; may be given several times.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Where the checkpoint has none.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Prompts at a time; default: what half a gigabyte holds.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
 ) -> None:
     """Write text. One answer streams as it is made; several, and --json, come when they are done."""
@@ -55,7 +58,7 @@ def generate(
     if len(texts) == number == 1 and not as_json:
         print_stream(model, text_tokenizer, texts[0], config)
     else:
-        _print_all(model, text_tokenizer, [text for text in texts for _ in range(number)], config, as_json)
+        _print_all(model, text_tokenizer, [text for text in texts for _ in range(number)], config, as_json, batch_size)
 
 
 def print_stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> None:
@@ -69,10 +72,17 @@ def print_stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: Samp
     typer.echo()
 
 
-def _print_all(model: Decoder, tokenizer: Tokenizer, texts: list[str], config: SamplingConfig, as_json: bool) -> None:
-    from sqat.generate import generate as generate_texts
+def _print_all(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    texts: list[str],
+    config: SamplingConfig,
+    as_json: bool,
+    batch_size: int | None,
+) -> None:
+    from sqat.generate import generate_each
 
-    for answer in generate_texts(model, tokenizer, texts, config):
+    for answer in generate_each(model, tokenizer, texts, config, batch_size=batch_size):
         if as_json:
             record = {
                 "prompt": answer.prompt,
@@ -83,6 +93,7 @@ def _print_all(model: Decoder, tokenizer: Tokenizer, texts: list[str], config: S
             typer.echo(json.dumps(record, ensure_ascii=False))
         else:
             typer.echo(f"{answer.prompt}{answer.text}\n")
+        sys.stdout.flush()
 
 
 def _read_prompts(prompt: str | None, file: Path | None) -> list[str]:

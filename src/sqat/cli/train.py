@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sqat.cli.training import BatchSize, Data, Device, LearningRate, Resume, Set, Validation, overrides, run_to_end
+from sqat.cli.training import (
+    AcceptNewData,
+    BatchSize,
+    Data,
+    Device,
+    LearningRate,
+    Resume,
+    Set,
+    Validation,
+    overrides,
+    run_to_end,
+)
 
 if TYPE_CHECKING:
     from sqat.run_config import RunConfig
@@ -33,6 +44,7 @@ def train(
     device: Device = None,
     set_: Set = None,
     resume: Resume = False,
+    accept_new_data: AcceptNewData = False,
 ) -> None:
     """Train a model on text; checkpoints, metrics and TensorBoard logs go to --out.
 
@@ -49,7 +61,8 @@ def train(
         "train.seed": seed,
         "train.device": device,
     }
-    run_training(read_run(model, overrides(options, set_)), out or Path("runs") / Path(model).stem, resume=resume)
+    config, folder = read_run(model, overrides(options, set_)), out or Path("runs") / Path(model).stem
+    run_training(config, folder, resume=resume, accept_new_data=accept_new_data)
 
 
 def read_run(model: str, changes: list[str]) -> RunConfig:
@@ -60,7 +73,7 @@ def read_run(model: str, changes: list[str]) -> RunConfig:
     return RunConfig.from_dict(with_overrides(values, changes))
 
 
-def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
+def run_training(config: RunConfig, out: Path, **resuming: bool) -> None:
     """Train with a progress bar, and print where the result is."""
     from sqat.cli.console import console, tokenising
     from sqat.cost import parameters
@@ -68,7 +81,7 @@ def run_training(config: RunConfig, out: Path, *, resume: bool = False) -> None:
     from sqat.train.callbacks import ProgressBar
 
     with tokenising() as progress:
-        trainer = start_run(config, out, resume=resume, callbacks=[ProgressBar()], progress=progress)
+        trainer = start_run(config, out, **resuming, callbacks=[ProgressBar()], progress=progress)
     model, tokens = config.model, trainer.batches.tokens
     console.print(
         f"{parameters(model).total / 1e6:.2f} M parameters · {model.num_query_heads} of {model.num_heads} query heads, "

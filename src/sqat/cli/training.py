@@ -20,6 +20,9 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Any other field, as train.warmup_steps=100.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")]
+AcceptNewData = Annotated[
+    bool, typer.Option("--accept-new-data", help="With --resume: go on although the data have changed.")
+]
 
 
 def overrides(options: dict[str, Any], others: list[str] | None) -> list[str]:

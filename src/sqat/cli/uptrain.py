@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqat.cli.training import BatchSize, Data, Device, LearningRate, Resume, Set, Validation, overrides, run_to_end
+from sqat.cli.training import (
+    AcceptNewData,
+    BatchSize,
+    Data,
+    Device,
+    LearningRate,
+    Resume,
+    Set,
+    Validation,
+    overrides,
+    run_to_end,
+)
 
 if TYPE_CHECKING:
     from sqat.uptrain_config import UptrainConfig
@@ -30,6 +41,7 @@ def uptrain(
     device: Device = None,
     set_: Set = None,
     resume: Resume = False,
+    accept_new_data: AcceptNewData = False,
 ) -> None:
     """Train a stock model further, towards a teacher's logits; checkpoints are stock checkpoints.
 
@@ -55,17 +67,18 @@ def uptrain(
         "train.device": device,
     }
     config = UptrainConfig.from_dict(with_overrides({}, overrides(options, set_)))
-    run_uptraining(config, out or Path("runs") / f"uptrain-{Path(model).name}", resume=resume)
+    folder = out or Path("runs") / f"uptrain-{Path(model).name}"
+    run_uptraining(config, folder, resume=resume, accept_new_data=accept_new_data)
 
 
-def run_uptraining(config: UptrainConfig, out: Path, *, resume: bool) -> None:
+def run_uptraining(config: UptrainConfig, out: Path, **resuming: bool) -> None:
     """Train with a progress bar, and print where the result is."""
     from sqat.cli.console import console, tokenising
     from sqat.convert.uptrain import start_uptraining
     from sqat.train.callbacks import ProgressBar
 
     with tokenising() as progress:
-        trainer = start_uptraining(config, out, resume=resume, callbacks=[ProgressBar()], progress=progress)
+        trainer = start_uptraining(config, out, **resuming, callbacks=[ProgressBar()], progress=progress)
     console.print(
         f"{len(trainer.batches.tokens):,} documents, {trainer.batches.tokens.num_tokens:,} tokens · "
         f"{trainer.total_steps:,} steps",

@@ -31,17 +31,9 @@ from sqat.uptrain_config import UptrainConfig
 
 
 class Uptraining(Trainer):
-    """Trains a stock model; its checkpoints are stock checkpoints beside the run's state.
-
-    Args:
-        model: the student; trained in place.
-        batches, config, others: as :class:`Trainer` takes them.
-        teacher: the model it shall be like; `None` for cross-entropy alone.
-        kl_weight: weight of KL(teacher ‖ student) beside the cross-entropy.
-        record: the file that says how the student was converted, copied into every checkpoint.
-
-    Raises:
-        ConfigError: as :class:`Trainer`.
+    """Trains a stock model, `model`, in place; its checkpoints are stock checkpoints beside the run's state. Arguments
+    as :class:`Trainer` and :class:`DistillationLoss`; `record`, a file that says how the student was converted, is
+    copied into every checkpoint.
     """
 
     def __init__(
@@ -55,10 +47,7 @@ class Uptraining(Trainer):
         record: Path | None = None,
         **others: Any,
     ) -> None:
-        self.teacher = teacher
-        self.kl_weight = kl_weight
-        self.record = record
-        self.student = model
+        self.student, self.teacher, self.kl_weight, self.record = model, teacher, kl_weight, record
         as_decoder: Any = model  # it has what the loop asks of one
         super().__init__(as_decoder, batches, config, **others)
 
@@ -66,14 +55,8 @@ class Uptraining(Trainer):
         if self.teacher is not None:
             self.teacher.to(self.device).eval().requires_grad_(False)
         config = self.config
-        return DistillationLoss(
-            self.student,
-            self.teacher,
-            self.kl_weight,
-            config.router_loss,
-            config.router_loss_weight,
-            compiled=config.compile,
-        )
+        routers = config.router_loss, config.router_loss_weight
+        return DistillationLoss(self.student, self.teacher, self.kl_weight, *routers, compiled=config.compile)
 
     def measure(self, validation: TokenFile) -> Evaluation:
         return evaluate(
@@ -107,6 +90,7 @@ def start_uptraining(
     out: str | Path,
     *,
     resume: bool = False,
+    accept_new_data: bool = False,
     callbacks: Iterable[Callback] = (),
     progress: Progress | None = None,
 ) -> Uptraining:
@@ -119,14 +103,14 @@ def start_uptraining(
             in another process; student and teacher have different vocabularies; rows longer than either model takes.
         DataError, CheckpointError: data or checkpoints cannot be read.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
 
-    def prepare() -> tuple[StockDecoder, StockDecoder | None, PreparedData]:
+    def prepare(goes_on: bool) -> tuple[StockDecoder, StockDecoder | None, PreparedData]:
         student, teacher, tokenizer = _models(config)
         sources, size = open_sources(config.data), student.config.vocab_size
         return student, teacher, build_token_files(*sources, tokenizer, config.data, size, progress=progress)
 
-    with begin_run(config, out, resume, prepare) as ((student, teacher, data), resume):
+    with begin_run(config, out, resume, accept_new_data, prepare) as ((student, teacher, data), resume):
         check_same_data(data)
         record = locate(config.model.path) / RECORD_FILE
         batches = Batches(
@@ -150,7 +134,7 @@ def start_uptraining(
             callbacks=[*make_logs(config.train, out), *callbacks],
         )
         batches.place(trainer.device)
-        open_run(config, out, trainer, resume)
+        open_run(config, out, trainer, data, resume, accept_new_data)
     return trainer
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sqat.checksums import MANIFEST, check_files, write_checksums
+from sqat.checksums import MANIFEST, check_files, read_checksums, write_checksums
 from sqat.data.text import Source
 from sqat.data.tokenizer import Tokenizer
 from sqat.durable import flush, make_folder, remove_folder, temporary_beside, write_durably, writing
@@ -69,6 +69,11 @@ class TokenFile:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def digest(self) -> str:
+        """Hex digits that differ if any token or the end of any document does; from the folder's checksums."""
+        sums = read_checksums(self.folder, DataError)
+        return hashlib.sha256(f"{sums[TOKENS]} {sums[OFFSETS]}".encode()).hexdigest()
 
 
 def build_tokens(

@@ -24,7 +24,12 @@ MAX_POSITIONS = 2**20  # prompt and answer together; rotary tables have no limit
 
 @torch.inference_mode()
 def decode_tokens(
-    model: Decoder, prompts: Sequence[Sequence[int]], config: SamplingConfig, *, pad_id: int = 0
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    *,
+    pad_id: int = 0,
+    choose: RowSampler | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, (B,), `config.max_tokens` times; stop iterating to stop earlier.
 
@@ -35,6 +40,7 @@ def decode_tokens(
         prompts: token ids of each row, at least one each.
         config: how to choose tokens; `stop` is ignored here.
         pad_id: any token id.
+        choose: the sampler of these rows; by default a new one.
 
     Raises:
         ConfigError: no prompts, an empty one, ids outside the vocabulary, or more than `MAX_POSITIONS` in all.
@@ -49,15 +55,16 @@ def decode_tokens(
     padding_B = torch.tensor(padding, device=weight.device) if any(padding) else None
     capacity = longest + config.max_tokens
     cache = KVCache(model.config, len(prompts), capacity, padding_B=padding_B, device=weight.device, dtype=weight.dtype)
-    choose = RowSampler(config, prompts, model.config.vocab_size, weight.device)
+    choose = choose or RowSampler(config, prompts, model.config.vocab_size, weight.device)
     with evaluating(model):
         hidden_BTD, _ = model.hidden_states(tokens_BT, cache=cache)
         tokens_B = choose(model.head(hidden_BTD[:, -1]))
         del hidden_BTD, tokens_BT  # large, after a long prompt
         yield tokens_B
         step: Step | None = None
-        for _ in range(config.max_tokens - 1):
+        for length in range(longest + 1, capacity):
             step = step or make_step(model, cache)  # only now: a single token needs none
+            model.check_length(length)
             tokens_B = choose(step(tokens_B))
             yield tokens_B
 

@@ -59,6 +59,8 @@ class RowSampler:
         prompts: each row's tokens so far, which the repetition penalty counts as seen.
         vocab_size: V.
         device: where the logits will be.
+        num_ids: only ids below it are chosen, such as the tokenizer's size where the model has more embeddings.
+        numbers: of the rows, which their seeds are counted by; 0, 1, … by default.
     """
 
     def __init__(
@@ -67,10 +69,15 @@ class RowSampler:
         prompts: Sequence[Sequence[int]],
         vocab_size: int,
         device: torch.device | str = "cpu",
+        *,
+        num_ids: int | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.config = config
+        self.num_ids = num_ids
         base = torch.Generator().seed() if config.seed is None else config.seed
-        self.generators = [torch.Generator().manual_seed((base + i) % 2**63) for i in range(len(prompts))]
+        numbers = range(len(prompts)) if numbers is None else numbers
+        self.generators = [torch.Generator().manual_seed((base + i) % 2**63) for i in numbers]
         self.seen_BV: Tensor | None = None
         if config.repetition_penalty != 1.0:
             self.seen_BV = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
@@ -79,9 +86,10 @@ class RowSampler:
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
         """The next token of every row, (B,)."""
-        logits_BV = logits_BV.float()
+        logits_BV = logits_BV[:, : self.num_ids].float()
         if self.seen_BV is not None:
-            logits_BV = penalise(logits_BV, self.seen_BV, self.config.repetition_penalty)
+            seen_BV = self.seen_BV[:, : self.num_ids]
+            logits_BV = penalise(logits_BV, seen_BV, self.config.repetition_penalty)
         if self.config.temperature == 0:
             tokens_B = _likeliest(logits_BV)
         else:
@@ -91,6 +99,12 @@ class RowSampler:
         if self.seen_BV is not None:
             self.seen_BV.scatter_(1, tokens_B.unsqueeze(1), True)
         return tokens_B
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows."""
+        self.generators = [self.generators[row] for row in rows]
+        if self.seen_BV is not None:
+            self.seen_BV = self.seen_BV[list(rows)]
 
 
 def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -125,6 +139,8 @@ def draw(probs_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor:
         probs_BV: probabilities, of any sum.
         uniform_B: in [0, 1), float64, on the CPU.
     """
+    if probs_BV.device.type == "mps":  # which has no float64
+        return draw(probs_BV.cpu(), uniform_B, config).to(probs_BV.device)
     if probs_BV.device.type != "cpu":
         return draw_naive(probs_BV, uniform_B, config)
     likeliest_Bk: Ids | None = None

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
+from sqat.config import ModelConfig
+from sqat.cost import kv_bytes
 from sqat.data.tokenizer import TextStream, Tokenizer
+from sqat.errors import ConfigError
 from sqat.generate.decode import decode_tokens
-from sqat.generate.sampling import SamplingConfig
+from sqat.generate.sampling import RowSampler, SamplingConfig
 from sqat.model import Decoder
+
+BATCH_BYTES = 1 << 29  # of a batch's keys, values and activations
+SHORT_PROMPT = 64  # tokens up to which prompts count as equally long
+LEAVE_FROM = 8  # rows of a batch that is worth reading again without those that have finished
 
 
 class Generation(NamedTuple):
@@ -70,39 +80,117 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def generate(
-    model: Decoder, tokenizer: Tokenizer, prompts: str | Sequence[str], config: SamplingConfig | None = None
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence[str],
+    config: SamplingConfig | None = None,
+    *,
+    batch_size: int | None = None,
 ) -> list[Generation]:
-    """Answer one prompt, or several in one batch. An empty prompt starts a new document.
+    """Answer one prompt, or several in batches. An empty prompt starts a new document.
 
     Args:
         model: without dropout while it generates, whatever its mode.
         tokenizer: the model's.
         prompts: text; [BOS] is put before it.
         config: how to choose, and when to stop.
+        batch_size: prompts at a time, at most; by default as many as fit into `BATCH_BYTES`.
 
     Raises:
-        ConfigError: see :func:`sqat.generate.decode.decode_tokens`.
+        ConfigError: see :func:`sqat.generate.decode.decode_tokens`; or a `batch_size` below 1.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    return list(generate_each(model, tokenizer, prompts, config, batch_size=batch_size))
+
+
+def generate_each(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    config: SamplingConfig | None = None,
+    *,
+    batch_size: int | None = None,
+) -> Iterator[Generation]:
+    """As :func:`generate`; yields the answers in the prompts' order, each once it and those before it are there.
+
+    Prompts of like length are read together, so that one long prompt does not pad all others.
     """
     config = config or SamplingConfig()
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    rows = [_Row(prompt, tokenizer, config.stop) for prompt in prompts]
-    for tokens_B in decode_tokens(model, [_encode(tokenizer, prompt) for prompt in prompts], config):
-        for row, token in zip(rows, tokens_B.tolist(), strict=True):
-            if row.finish_reason is None:
-                row.push(token)
-        if all(row.finish_reason is not None for row in rows):
-            break
-    for row in rows:
-        if row.finish_reason is None:
-            row.finish("length")
-    return [row.result() for row in rows]
+    if not prompts:
+        raise ConfigError("prompts is empty, but must hold at least one")
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}, but must be at least 1")
+    if config.seed is None:
+        config = replace(config, seed=torch.Generator().seed() % 2**62)  # one for all batches
+    encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+    answers: dict[int, Generation] = {}
+    turn = 0
+    for numbers in batches_of([len(ids) for ids in encoded], model.config, config.max_tokens, batch_size):
+        rows = [_Row(prompts[i], tokenizer, config.stop) for i in numbers]
+        _answer(model, tokenizer, [encoded[i] for i in numbers], rows, numbers, config)
+        answers |= {i: row.result() for i, row in zip(numbers, rows, strict=True)}
+        while turn in answers:
+            yield answers.pop(turn)
+            turn += 1
+
+
+def batches_of(lengths: Sequence[int], model: ModelConfig, max_tokens: int, batch_size: int | None) -> list[list[int]]:
+    """The numbers of the prompts that are read together, the batch of the first prompt first.
+
+    In a batch the longest prompt has at most twice as many tokens as the shortest (or `SHORT_PROMPT`), and keys, values
+    and the activations of reading the prompts take at most `BATCH_BYTES`.
+    """
+    width = model.hidden_size * 8 + model.intermediate_size * 3 * (model.experts_per_token if model.is_moe else 1)
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        row_bytes = 4 * (lengths[i] * width + model.vocab_size) + kv_bytes(model, lengths[i] + max_tokens, 4)
+        most = max(1, BATCH_BYTES // row_bytes)
+        last = batches[-1] if batches else []
+        alike = last and lengths[i] <= max(2 * lengths[last[0]], SHORT_PROMPT)
+        if alike and len(last) < min(most, batch_size or most):
+            last.append(i)
+        else:
+            batches.append([i])
+    return sorted((sorted(batch) for batch in batches), key=lambda batch: batch[0])
+
+
+def _answer(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    rows: list[_Row],
+    numbers: Sequence[int],
+    config: SamplingConfig,
+) -> None:
+    """Finish the rows of one batch. Once most have finished, the others are read again without them."""
+    vocab_size, device = model.config.vocab_size, model.embedding.weight.device
+    choose = RowSampler(config, prompts, vocab_size, device, num_ids=tokenizer.vocab_size, numbers=numbers)
+    going = list(range(len(rows)))
+    count = 0
+    while going:
+        now = [prompts[i] + rows[i].tokens for i in going]
+        for tokens_B in decode_tokens(model, now, replace(config, max_tokens=config.max_tokens - count), choose=choose):
+            count += 1
+            for i, token in zip(going, tokens_B.tolist(), strict=True):
+                if rows[i].finish_reason is None:
+                    rows[i].push(token)
+                    if count == config.max_tokens and rows[i].finish_reason is None:
+                        rows[i].finish("length")
+            left = sum(rows[i].finish_reason is None for i in going)
+            if left == 0 or (len(going) >= LEAVE_FROM and left < len(going) / 2):
+                break
+        kept = [place for place, i in enumerate(going) if rows[i].finish_reason is None]
+        choose.keep(kept)
+        going = [going[place] for place in kept]
 
 
 def stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: SamplingConfig | None = None) -> Iterator[str]:
     """Answer one prompt, yielding text as soon as it is certain; joined, the pieces are what :func:`generate` gives."""
     config = config or SamplingConfig()
-    row = _Row(prompt, tokenizer, config.stop)
-    for tokens_B in decode_tokens(model, [_encode(tokenizer, prompt)], config):
+    row, ids = _Row(prompt, tokenizer, config.stop), _encode(tokenizer, prompt)
+    device = model.embedding.weight.device
+    choose = RowSampler(config, [ids], model.config.vocab_size, device, num_ids=tokenizer.vocab_size)
+    for tokens_B in decode_tokens(model, [ids], config, choose=choose):
         if piece := row.push(int(tokens_B[0])):
             yield piece
         if row.finish_reason is not None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from sqat.hf.modeling_sqat import SQATForCausalLM
 from sqat.hf.tokenizer import write_tokenizer
 from sqat.hub import FAILURES, download, read_text, usable_token
 from sqat.model import Decoder
-from sqat.model_card import CARD_FILE, Known, is_edited, model_card, read_card, with_known, with_metadata_of
+from sqat.model_card import CARD_FILE, Known, kept_or_new, model_card, read_card
 from sqat.untrusted import read_json
 
 logger = logging.getLogger(__name__)
@@ -184,19 +185,16 @@ def _has_card(model: PreTrainedModel) -> bool:
 def _write_card(model: PreTrainedModel, folder: Path, known: Known, repo_id: str | None = None) -> None:
     """Write README.md; if somebody wrote or changed the one that is there, change its metadata alone."""
     path = folder / CARD_FILE
-    there = path.read_text(encoding="utf-8") if path.is_file() else None
-    if there is not None and is_edited(there):
-        card = with_known(there, known)
-    else:
-        try:
-            config = to_model_config(model.config)
-        except ConfigError as error:  # the weights are saved all the same
-            logger.warning("no model card: %s", error)
-            return
-        form, tokenizer = "transformers" if _carries_code(model) else "sqat", (folder / TOKENIZER_FILE).is_file()
-        card = model_card(config, form, known=known, repo_id=repo_id, tokenizer=tokenizer)
-        card = card if there is None else with_metadata_of(there, card)
-    if card != there:
+    cards = [path.read_text(encoding="utf-8")] if path.is_file() else []
+    try:
+        config = to_model_config(model.config)
+    except ConfigError as error:  # the weights are saved all the same
+        logger.warning("no model card: %s", error)
+        return
+    form, tokenizer = "transformers" if _carries_code(model) else "sqat", (folder / TOKENIZER_FILE).is_file()
+    new = partial(model_card, config, form, known=known, repo_id=repo_id, tokenizer=tokenizer)
+    card = kept_or_new(cards, known, new)
+    if card not in cards:
         path.write_text(card, encoding="utf-8")
 
 

@@ -5,7 +5,9 @@ Shape letters: B batch, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +22,14 @@ from sqat.config import ModelConfig
 from sqat.errors import ConfigError
 from sqat.model.attention import Attention
 from sqat.model.cache import KVCache, LayerCache
+from sqat.model.dispatch import has_values
 from sqat.model.feedforward import FeedForward
 from sqat.model.mask import AttentionMask
 from sqat.model.moe import MoE, RouterStats
 from sqat.model.norm import make_norm
 from sqat.model.rope import RotaryTables, rotary_tables
+
+logger = logging.getLogger(__name__)
 
 BYTES_PER_WEIGHT = 4  # float32
 STD = 0.02  # of initial weights
@@ -144,6 +149,8 @@ class Decoder(nn.Module):
                 "documents and cache exclude each other: packed rows are for training, a cache is for generation"
             )
         num_tokens = tokens_BT.shape[1]
+        if documents is None and positions is None and has_values(tokens_BT):
+            self.check_length(num_tokens + (0 if cache is None else cache.length))
         if positions is None:
             start = torch.arange(num_tokens, device=tokens_BT.device)
             positions = start if cache is None else cache.positions(num_tokens)
@@ -161,6 +168,11 @@ class Decoder(nn.Module):
                 router.append(stats)
         return self.final_norm(x_BTD), tuple(router)
 
+    def check_length(self, length: int) -> None:
+        """Warn, once a process, of sequences that are longer than those in training."""
+        if length > self.config.context_length:
+            _warn_of_length(self.config.context_length)
+
     def _mask(self, tokens_BT: Tensor, documents: Tensor | None, cache: KVCache | None) -> AttentionMask | None:
         """One for all layers; `None` where causality says all."""
         num_tokens = tokens_BT.shape[1]
@@ -171,6 +183,15 @@ class Decoder(nn.Module):
             mask.window, mask.global_tokens = self.config.window, self.config.global_tokens
             return mask
         return None if documents is None else mask
+
+
+@functools.cache
+def _warn_of_length(context_length: int) -> None:
+    logger.warning(
+        "this sequence is longer than the %d tokens (context_length) that the model was trained on: what comes after "
+        "them may be poor",
+        context_length,
+    )
 
 
 @torch.no_grad()

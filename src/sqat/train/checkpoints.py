@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @contextmanager
 def run_folder(out: Path | None) -> Iterator[None]:
-    """Make a run's folder, if need be, and hold its lock: one process at a time trains in it.
+    """Make a run's folder, if need be, and hold its lock: one process at a time trains in it. After an error the folder
+    is removed again if it was made here and holds nothing else.
 
     Does nothing without a folder, and on ranks other than the first, which run under the first one's lock.
 
@@ -55,11 +56,25 @@ def run_folder(out: Path | None) -> Iterator[None]:
         return
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out is {str(out)!r}, but must be a folder, or not exist yet")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     with ExitStack() as held:
         with writing(out):
             make_folder(out)
             held.enter_context(locked(out / LOCK_FILE, f"a run is going on in {out}", shared=True))
-        yield
+        try:
+            yield
+        except BaseException:
+            remove_unused(made, LOCK_FILE)
+            raise
+
+
+def remove_unused(folders: Sequence[Path], lock_file: str) -> None:
+    """Remove folders that a command has made, the deepest first, where nothing but the first one's lock is in them."""
+    if folders and [path.name for path in folders[0].iterdir()] == [lock_file]:
+        with suppress(OSError):
+            (folders[0] / lock_file).unlink()
+            for folder in folders:
+                folder.rmdir()
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

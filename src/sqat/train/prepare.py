@@ -32,6 +32,11 @@ class PreparedData(NamedTuple):
     train: TokenFile
     validation: TokenFile | None
 
+    def fingerprints(self) -> dict[str, str | None]:
+        """Hex digits by part, which differ where a run's tokens do."""
+        validation = None if self.validation is None else self.validation.digest()
+        return {"tokenizer": self.tokenizer.fingerprint(), "train": self.train.digest(), "validation": validation}
+
 
 class HeldOut:
     """One part of a source without splits: every hundredth document is held out for validation, the others train."""
@@ -52,11 +57,14 @@ class HeldOut:
         return f"{self.source.fingerprint()}/every-{HELD_OUT_EVERY}/{'validation' if self.validation else 'train'}"
 
 
-def prepare_data(config: DataConfig, vocab_size: int, *, progress: Progress | None = None) -> PreparedData:
+def prepare_data(
+    config: DataConfig, vocab_size: int, *, tokenizer: Tokenizer | None = None, progress: Progress | None = None
+) -> PreparedData:
     """Open the sources, train or load the tokenizer, and build token files, each once.
 
     Args:
         vocab_size: the model's; a tokenizer trained here has at most that many entries.
+        tokenizer: the one to use, instead of the configured one.
         progress: called with (documents, tokens) while a token file is built.
 
     Raises:
@@ -64,9 +72,9 @@ def prepare_data(config: DataConfig, vocab_size: int, *, progress: Progress | No
         DataError: a source that cannot be read, or is empty.
     """
     train, validation = open_sources(config)
-    tokenizer = (
-        Tokenizer.load(config.tokenizer) if config.tokenizer else cached_tokenizer(train, vocab_size, config.cache_dir)
-    )
+    if tokenizer is None and config.tokenizer is not None:
+        tokenizer = Tokenizer.load(config.tokenizer)
+    tokenizer = tokenizer or cached_tokenizer(train, vocab_size, config.cache_dir)
     return build_token_files(train, validation, tokenizer, config, vocab_size, progress=progress)
 
 

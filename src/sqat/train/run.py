@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,8 @@ import torch
 import yaml
 
 from sqat.config import Config
-from sqat.data.batches import Batches
+from sqat.data.batches import Batches, BatchState
+from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.durable import replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.model import Decoder
@@ -24,6 +26,7 @@ from sqat.train.callbacks import JsonlLog, TensorBoard, tensorboard_available
 from sqat.train.checkpoints import list_checkpoints, run_folder
 from sqat.train.prepare import PreparedData, Progress, prepare_data
 from sqat.train.trainer import Callback, Trainer
+from sqat.untrusted import read_json
 
 T = TypeVar("T")
 
@@ -31,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+DATA_FILE = "data.json"  # fingerprints of what the run is trained on
 JOB_FILE = ".job"
 
 # Fields that do not change what a run computes, and so may differ when it is resumed.
@@ -43,10 +47,11 @@ _FREE_FOR_MEMORY = {"batch_size", "gradient_accumulation", "gradient_checkpointi
 
 @distributed.naming_lost_ranks()
 def start_run(
-    config: RunConfig,
+    config: RunConfig | Mapping[str, Any],
     out: str | Path,
     *,
     resume: bool = False,
+    accept_new_data: bool = False,
     callbacks: Iterable[Callback] = (),
     progress: Progress | None = None,
 ) -> Trainer:
@@ -54,34 +59,52 @@ def start_run(
     ranks, every process has to call this.
 
     Args:
-        config: the run, which is written to `out/config.yaml`.
+        config: the run, also as plain data such as `{"model": "sqat-s"}`; it is written to `out/config.yaml`.
         out: the run's folder: configuration, `metrics.jsonl`, `checkpoints/`, `tensorboard/`.
-        resume: continue from the newest checkpoint, if there is one. A job that torchrun restarted always continues
-            its own run.
+        resume: continue from the newest checkpoint, if there is one, with its tokenizer. A job that torchrun restarted
+            always continues its own run.
+        accept_new_data: resume even if the data are not those that the run began with.
         callbacks: in addition to the logs, which are always written.
         progress: called with (documents, tokens) so far while text is tokenised.
 
     Raises:
-        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration, or one that another
-            process trains.
+        ConfigError: `out` holds a run and `resume` is false, or a run of another configuration or other data, or one
+            that another process trains.
         DataError, CheckpointError: data or checkpoint cannot be read.
         ProcessLostError: another rank has ended.
         StorageError: `out` cannot be written.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
+    run = config if isinstance(config, RunConfig) else RunConfig.from_dict(config)
 
-    def prepare() -> PreparedData:
-        return prepare_data(config.data, config.model.vocab_size, progress=progress)
+    def prepare(goes_on: bool) -> PreparedData:
+        own = _tokenizer_of(out, run, accept_new_data) if goes_on else None
+        return prepare_data(run.data, run.model.vocab_size, tokenizer=own, progress=progress)
 
-    with begin_run(config, out, resume, prepare) as (data, resume):
-        trainer = make_trainer(config, data, out, callbacks)
-        open_run(config, out, trainer, resume)
+    with begin_run(run, out, resume, accept_new_data, prepare) as (data, resume):
+        trainer = make_trainer(run, data, out, callbacks)
+        open_run(run, out, trainer, data, resume, accept_new_data)
     return trainer
 
 
+def _tokenizer_of(out: Path, config: RunConfig, accept_new_data: bool) -> Tokenizer | None:
+    """The tokenizer of the newest checkpoint that has one. Raises a ConfigError if another is configured now."""
+    for checkpoint in reversed(list_checkpoints(out)):
+        if (checkpoint / TOKENIZER_FILE).is_file():
+            with suppress(DataError):  # a damaged checkpoint, which resuming passes over
+                own, given = Tokenizer.load(checkpoint), config.data.tokenizer
+                if given is not None and Tokenizer.load(given).fingerprint() != own.fingerprint():
+                    _refuse_or_warn(out, ["tokenizer"], accept_new_data, f"data.tokenizer is {given!r}")
+                return own
+    return None
+
+
 @contextmanager
-def begin_run(config: Any, out: Path, resume: bool, prepare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
-    """What every kind of run begins with: join the ranks, lock and check the folder, call `prepare` on every rank.
+def begin_run(
+    config: Any, out: Path, resume: bool, accept_new_data: bool, prepare: Callable[[bool], T]
+) -> Iterator[tuple[T, bool]]:
+    """What every kind of run begins with: join the ranks, lock and check the folder, call `prepare` on every rank, with
+    whether to resume.
 
     The folder stays locked within the context, in which a trainer is made that holds the lock itself.
 
@@ -95,25 +118,53 @@ def begin_run(config: Any, out: Path, resume: bool, prepare: Callable[[], T]) ->
         def take_folder() -> bool:
             held.enter_context(run_folder(out))
             goes_on = _is_own_job(out, restarted) or resume
-            check_folder(config, out, goes_on)
+            check_folder(config, out, goes_on, accept_new_data)
             if (job := _job()) is not None:
                 replace_file(out / JOB_FILE, job)
             return goes_on
 
         goes_on = distributed.first_does(take_folder)
-        yield distributed.in_turn(prepare), goes_on
+        yield distributed.in_turn(lambda: prepare(goes_on)), goes_on
 
 
-def open_run(config: Config, out: Path, trainer: Trainer, resume: bool) -> None:
-    """What every kind of run does once its trainer is made: write the configuration, and resume."""
+def open_run(
+    config: Config, out: Path, trainer: Trainer, data: PreparedData, resume: bool, accept_new_data: bool
+) -> None:
+    """What every kind of run does once its trainer is made: compare the data with those that the run began with, write
+    what it is made from, and resume.
+    """
+    found = data.fingerprints()
 
-    def write() -> None:
+    def write() -> list[str]:
         out.mkdir(parents=True, exist_ok=True)
+        begun = read_json(out / DATA_FILE) if resume and (out / DATA_FILE).is_file() else found
+        if changed := [name for name, digits in found.items() if begun.get(name) != digits]:
+            _refuse_or_warn(out, changed, accept_new_data, f"data.source is {config.to_dict()['data']['source']!r}")
         replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
+        replace_file(out / DATA_FILE, json.dumps(found, indent=2))
+        return changed
 
-    distributed.first_does(write)
+    changed = distributed.first_does(write)
     if resume and not trainer.resume() and distributed.is_first():
         logger.warning("%s has no checkpoint yet: starting at the beginning", out)
+    if changed:
+        place = trainer.state.data
+        if place.row >= trainer.batches.rows_per_epoch:
+            place = trainer.state.data = BatchState(place.epoch + 1, 0)
+        if distributed.is_first():
+            logger.warning("going on with the new data at epoch %d, row %d", *place)
+
+
+def _refuse_or_warn(out: Path, changed: list[str], accept_new_data: bool, where: str) -> None:
+    names = {"train": "other training data", "validation": "other validation data", "tokenizer": "another tokenizer"}
+    what = " and ".join(names[name] for name in changed)
+    if not accept_new_data:
+        raise ConfigError(
+            f"{where}, but the run in {out} began with {what}: go back to that, choose another folder (--out), "
+            "or go on with the new ones, encoded by the run's own tokenizer (--accept-new-data)"
+        )
+    if distributed.is_first():
+        logger.warning("%s: the run in %s began with %s", where, out, what)
 
 
 def check_same_data(data: PreparedData) -> None:
@@ -166,7 +217,7 @@ def make_logs(config: TrainConfig, out: Path) -> list[Callback]:
     return logs
 
 
-def check_folder(config: Config, out: Path, resume: bool) -> None:
+def check_folder(config: Config, out: Path, resume: bool, accept_new_data: bool = False) -> None:
     """Raise a ConfigError unless a run of this configuration can begin, or go on, in `out`."""
     if not resume:
         if list_checkpoints(out):
@@ -180,7 +231,8 @@ def check_folder(config: Config, out: Path, resume: bool) -> None:
         free = FREE_ON_RESUME | (_FREE_FOR_MEMORY if _rows(saved) == _rows(config.to_dict()) else set())
         for section, fields in config.to_dict().items():
             for name, value in fields.items():
-                if name not in free and saved[section][name] != value:
+                allowed = name in free or (section == "data" and accept_new_data)
+                if not allowed and saved[section][name] != value:
                     raise ConfigError(
                         f"{section}.{name} is {value!r}, but the run in {out} has {saved[section][name]!r}: "
                         "resume it with its own configuration, or choose another folder"

@@ -204,7 +204,7 @@ class Trainer:
 
     @distributed.naming_lost_ranks()
     def train(self) -> Evaluation | None:
-        """Train until the end, a stop request or a signal, and save a checkpoint.
+        """Train until the end, a stop request or a signal, and save a checkpoint. After a stop, call it again to go on.
 
         Returns:
             the last evaluation, if there was one.
@@ -213,6 +213,8 @@ class Trainer:
             StorageError: a checkpoint or log cannot be written; earlier checkpoints are whole.
             TrainingError: training cannot continue usefully, or another rank has ended.
         """
+        if self.stop_reason is not None:  # of the last call
+            self._asked, self._too_many, self.signals.received = (False, None), None, None
         with self._until_the_end():
             evaluation = None
             self._rehearse()

@@ -1,0 +1,104 @@
+"""A run resumes on the data it began with, and with its own tokenizer, or says what changed."""
+
+import json
+
+import pytest
+
+from sqat.data.stories import story
+from sqat.data.tokenizer import Tokenizer, train_tokenizer
+from sqat.errors import ConfigError
+from sqat.train import start_run
+from sqat.train.run import DATA_FILE
+
+OTHER = r"began with other training data and other validation data: go back to that.*--accept-new-data"
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(story(i) for i in range(101)))
+    return path
+
+
+@pytest.fixture
+def resumed(start, at, text):
+    """`resumed(change, …)` stops a run at step 2, calls `change`, and resumes it."""
+
+    def resume(change=lambda: None, accept_new_data=False, **data):
+        stop = at(2, lambda trainer: trainer.interrupt("a test"))
+        start(data={"source": str(text)}, max_steps=4, callbacks=[stop]).train()
+        change()
+        return start(data={"source": str(text), **data}, max_steps=4, resume=True, accept_new_data=accept_new_data)
+
+    return resume
+
+
+def test_unchanged_text_of_another_age_is_the_same(resumed, text):
+    assert resumed(text.touch).state.step == 2
+
+
+def append(text):
+    with text.open("a") as file:
+        file.write("\n\n" + "\n\n".join(story(i) for i in range(101, 403)))
+
+
+def test_changed_text_is_refused(resumed, text):
+    with pytest.raises(ConfigError, match=rf"data\.source is '{text}', but the run .* {OTHER}"):
+        resumed(lambda: append(text))
+
+
+def test_changed_text_is_accepted_with_the_runs_own_tokenizer(resumed, text, tmp_path, caplog):
+    before = tmp_path / "run" / DATA_FILE
+    trainer = resumed(lambda: append(text), accept_new_data=True)
+    assert "began with other training data and other validation data" in caplog.text
+    assert f"going on with the new data at epoch 0, row {trainer.state.data.row}" in caplog.text
+    first, *_ = (tmp_path / "run" / "checkpoints").iterdir()
+    assert trainer.tokenizer.fingerprint() == Tokenizer.load(first).fingerprint()
+    assert json.loads(before.read_text())["train"] == trainer.batches.tokens.digest()
+    trainer.train()
+    assert trainer.state.step == 4
+
+
+def test_less_text_than_was_read_goes_on_with_the_next_epoch(resumed, text):
+    trainer = resumed(lambda: text.write_text("One short text."), accept_new_data=True)
+    assert trainer.state.data == (1, 0)
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_another_source_is_refused_unless_accepted(resumed, tmp_path, accepted):
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(story(i) for i in range(7, 113)))
+    if accepted:
+        assert resumed(source=str(other), accept_new_data=True).state.step == 2
+        return
+    with pytest.raises(ConfigError, match=r"data\.source is .*other\.txt', but the run"):
+        resumed(source=str(other))
+
+
+def test_another_tokenizer_is_refused_or_ignored(start, at, tmp_path):
+    folder = tmp_path / "tokenizer"
+    stories = [story(i) for i in range(101)]
+    train_tokenizer(stories, 307).save(folder)
+    data = {"source": "stories:61", "tokenizer": str(folder)}
+    first = start(data=data, max_steps=4, callbacks=[at(2, lambda trainer: trainer.interrupt("a test"))])
+    first.train()
+    train_tokenizer(stories[:50], 300).save(folder)
+    with pytest.raises(
+        ConfigError, match=rf"data\.tokenizer is '{folder}', but the run .* began with another tokenizer"
+    ):
+        start(data=data, max_steps=4, resume=True)
+    resumed = start(data=data, max_steps=4, resume=True, accept_new_data=True)
+    assert resumed.tokenizer.fingerprint() == first.tokenizer.fingerprint()
+
+
+def test_the_configuration_may_be_plain_data(tmp_path, shared_cache):
+    model = {"preset": "sqat-xs", "num_layers": 1, "vocab_size": 307, "context_length": 29}
+    data = {"source": "stories:61", "validation_limit": 1, "cache_dir": shared_cache}
+    trainer = start_run({"model": model, "data": data, "train": {"max_steps": 1, "device": "cpu"}}, tmp_path / "run")
+    assert trainer.total_steps == 1
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(start, tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        start("made/run", data={"source": str(tmp_path / "nothing.txt")})
+    assert not (tmp_path / "made").exists()
