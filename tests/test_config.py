@@ -93,18 +93,16 @@ def test_unknown_fields_get_a_hint(tiny_config, field, hint):
         tiny_config(**{field: 1})
 
 
-@pytest.mark.parametrize("field", ["vocab_size", "context_length"])
-def test_missing_fields_are_named(tiny_config, field):
-    values = tiny_config().to_dict()
-    del values[field]
-    with pytest.raises(ConfigError, match=f"ModelConfig: field '{field}' is missing"):
-        ModelConfig.from_dict(values)
-
-
-@pytest.mark.parametrize("values", [None, "sqat-mm", [("vocab_size", 5)], 3])
-def test_only_a_mapping_holds_fields(values):
-    with pytest.raises(ConfigError, match=re.escape(f"ModelConfig: expected a mapping of fields, found {values!r}")):
-        ModelConfig.from_dict(values)
+def test_missing_fields_are_named_and_only_a_mapping_holds_fields(tiny_config):
+    for field in ("vocab_size", "context_length"):
+        values = tiny_config().to_dict()
+        del values[field]
+        with pytest.raises(ConfigError, match=f"ModelConfig: field '{field}' is missing"):
+            ModelConfig.from_dict(values)
+    for values in (None, "sqat-mm", [("vocab_size", 5)], 3):
+        message = re.escape(f"ModelConfig: expected a mapping of fields, found {values!r}")
+        with pytest.raises(ConfigError, match=message):
+            ModelConfig.from_dict(values)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -126,16 +124,9 @@ def test_configs_are_frozen_and_replace_makes_a_checked_copy(tiny_config):
         config.replace(num_layers=0)
 
 
-@pytest.mark.parametrize(("query_heads", "width", "heads"), [(2, 60, 6), (6, 60, 6), (6, 23, 6), (4, 67, 6)])
-def test_heads_of_full_attention(tiny_config, query_heads, width, heads):
-    config = tiny_config(num_query_heads=query_heads, num_kv_heads=1, hidden_size=width)
-    assert config.num_heads == heads
-
-
-def test_moe_means_experts(tiny_config):
+def test_heads_of_full_attention_and_experts(tiny_config):
+    for query_heads, width in ((2, 60), (6, 60), (6, 23), (4, 67)):
+        assert tiny_config(num_query_heads=query_heads, num_kv_heads=1, hidden_size=width).num_heads == 6
     assert tiny_config(num_experts=1, experts_per_token=1).is_moe
     assert not tiny_config(num_experts=0).is_moe
-
-
-def test_config_errors_are_sqat_and_value_errors():
     assert {SqatError, ValueError} <= {*ConfigError.__mro__}

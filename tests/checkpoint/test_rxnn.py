@@ -58,17 +58,14 @@ class TestTensors:
     @pytest.mark.parametrize("moe", [True, False])
     @pytest.mark.parametrize("gated", [True, False])
     def test_names_and_shapes(self, rxnn_model, tmp_path, moe, gated):
-        model = rxnn_model(
-            moe, gated=gated, norm="layernorm", final_norm="layernorm", num_layers=1, num_query_heads=4, num_kv_heads=2
-        )
+        sizes = {"num_layers": 1, "num_query_heads": 4, "num_kv_heads": 2}
+        model = rxnn_model(moe, gated=gated, norm="layernorm", final_norm="layernorm", **sizes)
         found = load_file(save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors")
         fc1, inner = ("fc1.linear", 26) if gated else ("fc1", 13)
         experts = [f"ff.experts.{e}" for e in range(7)] if moe else ["ff"]
         layer = {
             **{f"{norm}.{kind}": (60,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")},
-            "attention.q_proj.weight": (40, 60),
-            "attention.k_proj.weight": (20, 60),
-            "attention.v_proj.weight": (20, 60),
+            **{f"attention.{name}_proj.weight": (size, 60) for name, size in (("q", 40), ("k", 20), ("v", 20))},
             "attention.out_proj.weight": (60, 40),
             "attention.out_proj.bias": (60,),
             "attention.rope.inv_freq": (5,),
@@ -90,9 +87,8 @@ class TestTensors:
         for name, heads in [("q_proj", 6), ("k_proj", 3)]:
             ours = model.state_dict()[f"layers.1.attention.{name}.weight"].view(heads, 10, 60)
             theirs = found[f"model.layers.1.attention.{name}.weight"].view(heads, 10, 60)
-            for j in range(5):
-                assert theirs[:, 2 * j].equal(ours[:, j])
-                assert theirs[:, 2 * j + 1].equal(ours[:, j + 5])
+            assert theirs[:, 0::2].equal(ours[:, :5])
+            assert theirs[:, 1::2].equal(ours[:, 5:])
         assert found["model.layers.1.attention.v_proj.weight"].equal(model.layers[1].attention.v_proj.weight)
 
     def test_reverse_heads_are_in_rxnns_order(self, rxnn_model, tmp_path):
@@ -101,11 +97,11 @@ class TestTensors:
         folder = save_model(model, tmp_path / "model", layout="rxnn")
         found = load_file(folder / "model.safetensors")
         ours = model.state_dict()
-        for j, place in enumerate([0, 2, 4, 1, 3, 5]):
-            theirs = found["model.layers.1.attention.v_proj.weight"].view(6, 10, 60)[place]
-            assert theirs.equal(ours["layers.1.attention.v_proj.weight"].view(6, 10, 60)[j])
-            theirs = found["model.layers.1.attention.out_proj.weight"].view(60, 6, 10)[:, place]
-            assert theirs.equal(ours["layers.1.attention.out_proj.weight"].view(60, 6, 10)[:, j])
+        order = torch.tensor([0, 2, 4, 1, 3, 5])
+        for projection, shape, dim in (("v_proj", (6, 10, 60), 0), ("out_proj", (60, 6, 10), 1)):
+            name = f"layers.1.attention.{projection}.weight"
+            theirs = found[f"model.{name}"].view(shape).index_select(dim, order)
+            assert theirs.equal(ours[name].view(shape))
         torch.testing.assert_close(load_model(folder).state_dict(), ours, rtol=0, atol=0)
 
     @pytest.mark.parametrize("heads", [(2, 6), (1, 3), (3, 6)])

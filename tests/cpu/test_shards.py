@@ -71,9 +71,7 @@ def test_dropout_is_the_same_every_time(tiny_config, moe):
         results.append(outcome(model, batch, 3))
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
     assert not torch.equal(results[2][0][0], results[0][0][0])
-
-
-def test_shards_drop_different_elements(tiny_config):
+    # And shards drop different elements.
     rows = torch.randint(1, V, (1, T)).expand(2, T)
     first, second = logits_of_shards(Decoder(tiny_config(feedforward_dropout=0.5)), Batch(rows, rows, None, None))
     assert not torch.equal(first, second)

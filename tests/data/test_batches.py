@@ -154,7 +154,7 @@ def test_targets_are_counted_without_looking_at_them(tokens, options, context_le
 @pytest.mark.parametrize("mode", ["packed", "rows"])
 class TestOrder:
     def make(self, tokens, mode, **options):
-        return Batches(tokens, **{"batch_size": 5, "context_length": 7, "mode": mode, **options})
+        return Batches(tokens, batch_size=5, context_length=7, mode=mode, **options)
 
     def test_depends_on_seed_and_epoch_alone(self, tokens, mode):
         def order(seed, epoch):

@@ -92,11 +92,10 @@ def assert_equals_naive(way, x, share, weights, experts_Nk, activation="silu", g
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "not gated"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_equals_the_naive_loop(way, activation, gated, biased):
-    num_experts, make = ROUTINGS["two of seven"]
-    experts_Nk = make()
     if way.run is on_cpus.run_experts and not (gated and activation in ("silu", "swish")):
         return
-    assert_equals_naive(way, *draw(experts_Nk, num_experts, way.dtype, gated, biased), experts_Nk, activation, gated)
+    experts_Nk = ROUTINGS["two of seven"][1]()
+    assert_equals_naive(way, *draw(experts_Nk, E, way.dtype, gated, biased), experts_Nk, activation, gated)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
@@ -127,9 +126,8 @@ def test_backward_of_loops_uses_the_dropout_of_its_forward(way):
     """Along a random direction, the slope is the gradient's: the layer is linear in its second matrix."""
     if way.run is not on_cpus.run_experts:
         return
-    num_experts, make = ROUTINGS["two of seven"]
-    experts_Nk = make()
-    x, share, weights = draw(experts_Nk, num_experts, way.dtype)
+    experts_Nk = ROUTINGS["two of seven"][1]()
+    x, share, weights = draw(experts_Nk, E, way.dtype)
     step, results = torch.randn_like(weights.fc2_EDF), []
     for move in (0.0, 1.0):
         torch.manual_seed(3)

@@ -142,11 +142,7 @@ class TestUploads:
     @pytest.fixture
     def hub(self, monkeypatch):
         """The messages of the uploads that arrived; those in `hub.failing` do not."""
-
-        class Hub(list):
-            failing: set = frozenset()
-
-        arrived = Hub()
+        arrived = type("Hub", (list,), {"failing": frozenset()})()
 
         def upload(folder, repo_id, message, *, private, token):
             assert (folder / "model.safetensors").is_file()
@@ -189,14 +185,13 @@ class TestUploads:
         assert hub == ["Epoch 5 - Batch 2"]
 
     def test_a_failed_upload_is_tried_again_before_the_next(self, hub, callback, small_model, capsys):
-        saving, model = callback(), small_model()
+        saving = callback()
         hub.failing = {"Epoch 0 - Val loss 3.0000"}
-        validate(saving, model, [3.0])
+        validate(saving, small_model(), [3.0, 2.5])
         assert "Upload failed: " in capsys.readouterr().out
-        saving.on_validation_end(model, 1, 2.5, {})
         assert hub == []  # nothing overtakes it
         hub.failing = set()
-        saving.on_validation_end(model, 2, 2.0, {})
+        saving.on_validation_end(small_model(), 2, 2.0, {})
         assert hub == ["Epoch 0 - Val loss 3.0000", "Epoch 1 - Val loss 2.5000", "Epoch 2 - Val loss 2.0000"]
 
     def test_failed_uploads_are_tried_again_at_the_end(self, hub, callback, small_model, monkeypatch, capsys):

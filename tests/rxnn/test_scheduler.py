@@ -47,12 +47,9 @@ class TestCalculateSteps:
         assert steps == {"total": 41_395, "warmup": 4139, "epoch": 8279}
         assert "41,395" in capsys.readouterr().out
 
-    def test_workers_and_accumulation(self, capsys):
         steps = calculate_steps(1000, 3, 10, num_workers=2, gradient_accumulation_steps=4, verbose=False)
         assert steps == {"total": 36, "warmup": 0, "epoch": 49}
         assert capsys.readouterr().out == ""
-
-    def test_unusable(self):
         with pytest.raises(ConfigError, match="batch_size is 0"):
             calculate_steps(10, 1, 0)
         with pytest.raises(ConfigError, match="warmup_ratio is 1"):

@@ -45,13 +45,12 @@ def test_out_of_memory_suggests_a_batch_size(batch_size, accumulation, advice):
         raise RuntimeError("shapes do not fit")  # other errors pass
 
 
-def test_a_run_goes_on_as_advised(start, tmp_path):
+def test_a_run_goes_on_as_advised(start, trained, tmp_path):
     """With half the rows at a time, and as many a step: the same data, and nearly the same weights."""
     data = {"limit": 7}  # an epoch ends within the run
     model = {"num_experts": 0, "feedforward_dropout": 0.0}
     settings = {"model": model, "data": data, "max_steps": 17, "checkpoint_every": 3}
-    whole = start("whole", batch_size=6, **settings)
-    whole.train()
+    whole = trained("whole", batch_size=6, **settings)
     trainer = start(batch_size=6, **settings)
     trainer.task = Full(trainer, 7)
     message = r"not enough for step 8 with a batch_size of 6: .* 3 with .* of 2, .* --resume"
@@ -61,8 +60,7 @@ def test_a_run_goes_on_as_advised(start, tmp_path):
     with pytest.raises(ConfigError, match=r"train.batch_size is 3, but the run in .* has 6"):
         start(batch_size=3, resume=True, **settings)
     smaller = {"batch_size": 3, "gradient_accumulation": 2, "gradient_checkpointing": True}
-    resumed = start(resume=True, **smaller, **settings)
-    resumed.train()
+    resumed = trained(resume=True, **smaller, **settings)
     assert (resumed.total_steps, resumed.state.data, resumed.state.tokens) == (17, whole.state.data, whole.state.tokens)
     assert whole.state.data.epoch == 1
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ REFUSED = r"holds a run already: resume it \(--resume\)"
 
 
 @pytest.fixture
-def begin(start, at, monkeypatch):
+def begin(start, interrupt, monkeypatch):
     """`begin("mine", 1)`: as torchrun's job of that name does at its first restart; `None`: without torchrun. The run
     is interrupted after step 2.
     """
@@ -22,7 +22,7 @@ def begin(start, at, monkeypatch):
             monkeypatch.delenv(name, raising=False)
             if job is not None:
                 monkeypatch.setenv(name, value)
-        return start(max_steps=3, resume=resume, callbacks=[at(2, lambda trainer: trainer.interrupt("a test"))])
+        return start(max_steps=3, resume=resume, callbacks=[interrupt(2)])
 
     return begin
 

@@ -111,12 +111,11 @@ class TestSkipping:
         assert seldom["grad_norm"] == pytest.approx((train[0]["grad_norm"] + train[1]["grad_norm"]) / 2)
         assert min(train[0]["loss"], train[1]["loss"]) < seldom["loss"] < max(train[0]["loss"], train[1]["loss"])
 
-    def test_a_resumed_run_is_the_uninterrupted_one(self, spoiled, log, at):
+    def test_a_resumed_run_is_the_uninterrupted_one(self, spoiled, log, interrupt):
         whole = spoiled({3, 4}, folder="whole")
         whole.train()
         for stop, skipped in {3: (1, 1), 4: (2, 2), 5: (2, 0)}.items():
-            stopping = [at(stop, lambda trainer: trainer.interrupt("a test"))]
-            spoiled({3, 4}, folder=f"parts {stop}", callbacks=stopping).train()
+            spoiled({3, 4}, folder=f"parts {stop}", callbacks=[interrupt(stop)]).train()
             resumed = spoiled({3, 4}, folder=f"parts {stop}", resume=True)
             assert (resumed.state.skipped_steps, resumed.state.skipped_in_a_row) == skipped
             resumed.train()
