@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from sqat.cli import main
 from sqat.config import ModelConfig
 from sqat.folders import default_cache
 from sqat.model import Decoder
@@ -58,6 +59,35 @@ def tiny_model(tiny_config):
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def rxnn_model(tiny_model):
+    """As `tiny_model`, of what RxNN's layout can hold: H 6, head_dim 10."""
+    quirks = {"hidden_size": 60, "norm_eps": None, "final_norm": None, "tie_embeddings": False}
+    biases = dict.fromkeys(("attention_out_bias", "feedforward_bias", "head_bias"), True)
+    return lambda moe=False, **changes: tiny_model(moe, **{**quirks, **biases, **changes})
+
+
+@pytest.fixture
+def sqat(tmp_path, monkeypatch, capsys):
+    """`sqat("info", "sqat-mm")` gives (exit code, standard output, standard error); the current folder and the cache
+    are the test's own.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sqat", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sqat import bench
-from sqat.config import ModelConfig
 from sqat.errors import ConfigError
 
 
@@ -23,8 +22,7 @@ def test_models_are_measured_in_processes_of_their_own(monkeypatch, tiny_config)
 @pytest.mark.parametrize("changes", [{}, {"num_query_heads": 3, "num_kv_heads": 6}, {"window": 5, "global_tokens": 2}])
 @pytest.mark.parametrize("backward", [False, True])
 def test_attention_runs_for_every_kind_of_heads(tiny_config, changes, backward):
-    config: ModelConfig = tiny_config(**changes)
-    bench.attention_call(config, 2, 11, "cpu", backward=backward)()
+    bench.attention_call(tiny_config(**changes), 2, 11, "cpu", backward=backward)()
 
 
 def test_environment_describes_the_machine():

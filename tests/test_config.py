@@ -10,68 +10,39 @@ from sqat.errors import ConfigError, SqatError
 from sqat.variants import PRESETS, preset
 
 INVALID = [
-    ("vocab_size", 0, "at least 1"),
-    ("hidden_size", -23, "at least 1"),
-    ("num_layers", 0, "at least 1"),
-    ("num_query_heads", 0, "at least 1"),
-    ("num_kv_heads", 0, "at least 1"),
-    ("num_kv_heads", 4, "a divisor of num_query_heads (6): 1, 2, 3, 6; or a multiple of it"),
-    ("num_kv_heads", 9, "a divisor of num_query_heads (6): 1, 2, 3, 6; or a multiple of it"),
+    *((name, 0, "at least 1") for name in ("vocab_size", "num_layers", "num_query_heads", "num_kv_heads", "head_dim")),
+    *((name, -23, "at least 1") for name in ("hidden_size", "intermediate_size")),
+    *(("num_kv_heads", n, "a divisor of num_query_heads (6): 1, 2, 3, 6; or a multiple of it") for n in (4, 9)),
     ("window", 0, "at least 1, or null for no window"),
     ("global_tokens", -1, "0 (none) or more"),
     ("global_tokens", 2, "0 where window is null, since every token then sees all before it"),
-    ("head_dim", 0, "at least 1"),
     ("head_dim", 7, "even"),
-    ("intermediate_size", 0, "at least 1"),
     ("context_length", 1, "at least 2"),
     ("num_experts", -1, "0 (dense) or more"),
     ("activation", "tanh", "one of silu, swish, gelu, relu, sigmoid, linear"),
-    ("norm", "batchnorm", "one of rmsnorm, layernorm"),
-    ("norm", "none", "one of rmsnorm, layernorm"),
+    *(("norm", name, "one of rmsnorm, layernorm") for name in ("batchnorm", "none")),
     ("final_norm", "batchnorm", "null or one of rmsnorm, layernorm"),
-    ("norm_eps", 0.0, "positive, or null"),
-    ("norm_eps", -1e-6, "positive, or null"),
-    ("rope_theta", 0.0, "positive"),
-    ("rope_theta", float("nan"), "positive"),
-    ("attention_dropout", 1.0, "at least 0 and below 1"),
-    ("attention_dropout", -0.1, "at least 0 and below 1"),
+    *(("norm_eps", eps, "positive, or null") for eps in (0.0, -1e-6)),
+    *(("rope_theta", theta, "positive") for theta in (0.0, float("nan"))),
+    *(("attention_dropout", p, "at least 0 and below 1") for p in (1.0, -0.1)),
     ("feedforward_dropout", 1.5, "at least 0 and below 1"),
     ("init", "xavier", "one of normal, torch"),
 ]
 
 CONVERTED = [
-    ("num_layers", "3", 3),
-    ("num_layers", 3.0, 3),
-    ("num_layers", "3e0", 3),
-    ("rope_theta", "2e-3", 0.002),
-    ("rope_theta", 500000, 500000.0),
-    ("norm_eps", "null", None),
-    ("norm_eps", "None", None),
-    ("norm_eps", None, None),
-    ("final_norm", "null", None),
-    ("final_norm", "layernorm", "layernorm"),
-    ("gated", "False", False),
-    ("gated", "true", True),
+    *(("num_layers", value, 3) for value in ("3", 3.0, "3e0")),
+    *(("rope_theta", "2e-3", 0.002), ("rope_theta", 500000, 500000.0)),
+    *(("norm_eps", value, None) for value in ("null", "None", None)),
+    *(("final_norm", "null", None), ("final_norm", "layernorm", "layernorm")),
+    *(("gated", "False", False), ("gated", "true", True)),
 ]
 
 WRONG_TYPE = [
-    ("num_layers", 2.5, "int"),
-    ("num_layers", "two", "int"),
-    ("num_layers", "nan", "int"),
-    ("num_layers", "inf", "int"),
-    ("num_layers", 1e999, "int"),
+    *(("num_layers", value, "int") for value in (2.5, "two", "nan", "inf", 1e999, True, None, "null", [2])),
     ("num_layers", 10**30, "at most 9,223,372,036,854,775,807"),
     ("num_layers", -(10**30), "at least -9,223,372,036,854,775,807"),
-    ("rope_theta", "1e999", "float"),
-    ("rope_theta", float("nan"), "float"),
-    ("num_layers", True, "int"),
-    ("num_layers", None, "int"),
-    ("num_layers", "null", "int"),
-    ("num_layers", [2], "int"),
-    ("rope_theta", "high", "float"),
-    ("rope_theta", False, "float"),
-    ("gated", 1, "bool"),
-    ("gated", "yes", "bool"),
+    *(("rope_theta", value, "float") for value in ("1e999", float("nan"), "high", False)),
+    *(("gated", value, "bool") for value in (1, "yes")),
     ("norm", 5, "str"),
     ("norm_eps", "small", "float or null"),
     ("final_norm", 1.0, "str or null"),
@@ -122,18 +93,16 @@ def test_unknown_fields_get_a_hint(tiny_config, field, hint):
         tiny_config(**{field: 1})
 
 
-@pytest.mark.parametrize("field", ["vocab_size", "context_length"])
-def test_missing_fields_are_named(tiny_config, field):
-    values = tiny_config().to_dict()
-    del values[field]
-    with pytest.raises(ConfigError, match=f"ModelConfig: field '{field}' is missing"):
-        ModelConfig.from_dict(values)
-
-
-@pytest.mark.parametrize("values", [None, "sqat-mm", [("vocab_size", 5)], 3])
-def test_only_a_mapping_holds_fields(values):
-    with pytest.raises(ConfigError, match=re.escape(f"ModelConfig: expected a mapping of fields, found {values!r}")):
-        ModelConfig.from_dict(values)
+def test_missing_fields_are_named_and_only_a_mapping_holds_fields(tiny_config):
+    for field in ("vocab_size", "context_length"):
+        values = tiny_config().to_dict()
+        del values[field]
+        with pytest.raises(ConfigError, match=f"ModelConfig: field '{field}' is missing"):
+            ModelConfig.from_dict(values)
+    for values in (None, "sqat-mm", [("vocab_size", 5)], 3):
+        message = re.escape(f"ModelConfig: expected a mapping of fields, found {values!r}")
+        with pytest.raises(ConfigError, match=message):
+            ModelConfig.from_dict(values)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -144,13 +113,10 @@ def test_dictionaries_hold_everything(name):
     assert ModelConfig.from_dict(values) == config
 
 
-def test_configs_are_frozen(tiny_config):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        tiny_config().num_layers = 5
-
-
-def test_replace_makes_a_checked_copy(tiny_config):
+def test_configs_are_frozen_and_replace_makes_a_checked_copy(tiny_config):
     config = tiny_config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_layers = 5
     changed = config.replace(num_layers=5)
     assert (config.num_layers, changed.num_layers) == (2, 5)
     assert changed.replace(num_layers=2) == config
@@ -158,17 +124,9 @@ def test_replace_makes_a_checked_copy(tiny_config):
         config.replace(num_layers=0)
 
 
-@pytest.mark.parametrize(("query_heads", "width", "heads"), [(2, 60, 6), (6, 60, 6), (6, 23, 6), (4, 67, 6)])
-def test_heads_of_full_attention(tiny_config, query_heads, width, heads):
-    config = tiny_config(num_query_heads=query_heads, num_kv_heads=1, hidden_size=width)
-    assert config.num_heads == heads
-
-
-def test_moe_means_experts(tiny_config):
+def test_heads_of_full_attention_and_experts(tiny_config):
+    for query_heads, width in ((2, 60), (6, 60), (6, 23), (4, 67)):
+        assert tiny_config(num_query_heads=query_heads, num_kv_heads=1, hidden_size=width).num_heads == 6
     assert tiny_config(num_experts=1, experts_per_token=1).is_moe
     assert not tiny_config(num_experts=0).is_moe
-
-
-def test_config_errors_are_sqat_and_value_errors():
-    assert issubclass(ConfigError, SqatError)
-    assert issubclass(ConfigError, ValueError)
+    assert {SqatError, ValueError} <= {*ConfigError.__mro__}

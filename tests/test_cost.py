@@ -1,7 +1,5 @@
 """Costs computed from a configuration, held against built models and independent counts."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,11 +13,11 @@ from sqat.variants import VARIANTS, mini
 BIASES = ("qkv_bias", "attention_out_bias", "feedforward_bias", "head_bias")
 
 
-def count(model: Decoder, wanted: Callable[[str], bool] = lambda name: True) -> int:
+def count(model, wanted=lambda name: True):
     return sum(parameter.numel() for name, parameter in model.named_parameters() if wanted(name))
 
 
-def check_parameters(config) -> None:
+def check_parameters(config):
     with torch.device("meta"):
         model = Decoder(config)
     found = cost.parameters(config)
@@ -41,21 +39,20 @@ def test_parameters_are_the_built_model_s(tiny_config, moe, gated, tied, norm, f
     check_parameters(tiny_config(moe, gated=gated, tie_embeddings=tied, norm=norm, final_norm=final_norm))
 
 
-@pytest.mark.parametrize("moe", [False, True])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("biases", [*((name,) for name in BIASES), BIASES])
-def test_parameters_count_every_bias(tiny_config, moe, gated, biases):
-    check_parameters(tiny_config(moe, gated=gated, **dict.fromkeys(biases, True)))
-
-
-@pytest.mark.parametrize("biased", [False, True])
-def test_parameters_of_reverse_heads(tiny_config, biased):
-    check_parameters(tiny_config(num_query_heads=2, num_kv_heads=6, **dict.fromkeys(BIASES, biased)))
+HEADS = pytest.mark.parametrize("heads", [{}, {"num_query_heads": 2, "num_kv_heads": 6}], ids=["grouped", "reverse"])
 
 
 @pytest.mark.parametrize("moe", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("heads", [{}, {"num_query_heads": 2, "num_kv_heads": 6}], ids=["grouped", "reverse"])
+@pytest.mark.parametrize("biases", [*((name,) for name in BIASES), BIASES, ()])
+@HEADS
+def test_parameters_count_every_bias(tiny_config, moe, gated, biases, heads):
+    check_parameters(tiny_config(moe, gated=gated, **heads, **dict.fromkeys(biases, True)))
+
+
+@pytest.mark.parametrize("moe", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@HEADS
 def test_flops_are_those_that_torch_counts(tiny_config, monkeypatch, moe, gated, heads):
     """With attention written out in full, a causal sequence does (T + 1) / 2T of it in vain."""
 
@@ -67,19 +64,17 @@ def test_flops_are_those_that_torch_counts(tiny_config, monkeypatch, moe, gated,
     rows, length = 5, 11
     with FlopCounterMode(display=False) as counter:
         Decoder(config)(torch.randint(config.vocab_size, (rows, length)))
+    assert cost.flops_per_token(config) == cost.flops_per_token(config, config.context_length)
     flops = cost.flops_per_token(config, length)
     written_out = flops.attention * 2 * length / (length + 1)
     assert counter.get_total_flops() == rows * length * (flops.total - flops.attention + written_out)
 
 
 def test_attention_s_share_depends_on_query_heads_alone():
-    flops = {
-        variant: cost.flops_per_token(mini(variant)).attention * 16 // mini(variant).num_query_heads
-        for variant in VARIANTS
-        if variant != "rsqa"
-    }
-    assert cost.flops_per_token(mini("rsqa")).attention == cost.flops_per_token(mini("ssqa")).attention
-    assert set(flops.values()) == {cost.flops_per_token(mini("mha")).attention}
+    flops = {variant: cost.flops_per_token(mini(variant)).attention for variant in VARIANTS}
+    assert flops.pop("rsqa") == flops["ssqa"]
+    shares = {flops[variant] * 16 // mini(variant).num_query_heads for variant in flops}
+    assert shares == {flops["mha"]}
 
 
 @pytest.mark.parametrize(("window", "global_tokens"), [(1, 0), (5, 0), (5, 2), (3, 7), (13, 2), (17, 0)])
@@ -93,29 +88,22 @@ def test_a_window_s_keys_are_those_of_the_mask(tiny_config, window, global_token
     assert cost.flops_per_token(config, length).attention == pytest.approx(full * share / length, abs=0.5)
 
 
+def taken(cache):
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
 @pytest.mark.parametrize("length", [3, 7, 8, 500])
 def test_kv_bytes_are_bounded_by_the_window(tiny_config, length):
     config = tiny_config(window=5, global_tokens=2)
-    rows = 3
-    cache = KVCache(config, rows, 500)
     assert cost.kv_bytes(config, length, 4) == min(length, 7) * cost.kv_bytes_per_token(config, 4)
-    taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert taken == rows * cost.kv_bytes(config, 500, 4)
+    assert taken(KVCache(config, 3, 500)) == 3 * cost.kv_bytes(config, 500, 4)
     assert cost.kv_bytes(tiny_config(), length) == length * cost.kv_bytes_per_token(config)
-
-
-def test_flops_are_of_the_model_s_context_by_default(tiny_config):
-    config = tiny_config()
-    assert cost.flops_per_token(config) == cost.flops_per_token(config, config.context_length)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_kv_bytes_are_what_a_cache_takes_per_token(tiny_config, dtype, size):
     config = tiny_config()
-    rows, capacity = 5, 11
-    cache = KVCache(config, rows, capacity, dtype=dtype)
-    taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert taken == rows * capacity * cost.kv_bytes_per_token(config, size)
+    assert taken(KVCache(config, 5, 11, dtype=dtype)) == 5 * 11 * cost.kv_bytes_per_token(config, size)
     assert cost.kv_bytes_per_token(config) == cost.kv_bytes_per_token(config, 2)
 
 

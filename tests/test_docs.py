@@ -2,10 +2,11 @@
 
 import json
 import re
+import runpy
 import shlex
 import statistics
 import subprocess
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,8 @@ from sqat.cli import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-EXTRAS = {  # what an example may import -> what it needs besides
-    "peft": (),
-    "lm_eval": (),
-    "xllamacpp": ("gguf",),
-    "onnxruntime": ("onnx", "onnxscript"),
-}
+# What an example may import -> what it needs besides.
+EXTRAS = {"peft": (), "lm_eval": (), "xllamacpp": ("gguf",), "onnxruntime": ("onnx", "onnxscript")}
 
 
 def blocks(page, language):
@@ -43,8 +38,7 @@ def missing_extras(code):
 def test_python_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
-    namespace: dict[str, object] = {}
-    skipped = []
+    namespace, skipped = {}, []
     for code in blocks(page, "python"):
         if missing := missing_extras(code):
             skipped += missing
@@ -54,15 +48,12 @@ def test_python_examples_run(page, tmp_path, monkeypatch):
         pytest.skip(f"all other examples ran, but {', '.join(skipped)} of the extras are not installed")
 
 
-def commands():
-    lines = [(page.name, line) for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
-    return [
-        (name, line.split("  #")[0].strip()) for name, line in lines if line.startswith("sqat ") and "MODEL" not in line
-    ]
+LINES = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+COMMANDS = [line.split("  #")[0].strip() for line in LINES if line.startswith("sqat ") and "MODEL" not in line]
 
 
-@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: value)
-def test_commands_parse(page, line):
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_parse(line):
     command = get_command(app)
     arguments = shlex.split(line)[1:]
     while hasattr(command, "commands"):
@@ -71,10 +62,9 @@ def test_commands_parse(page, line):
 
 
 def launches():
-    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
     scripts = [block.replace("\\\n", "") for page in PAGES for block in blocks(page, "bash")]
-    lines += [line.partition("srun ")[2].partition(" ")[2] for script in scripts for line in script.splitlines()]
-    return [line for line in lines if line.startswith("torchrun ")]
+    lines = [line.partition("srun ")[2].partition(" ")[2] for script in scripts for line in script.splitlines()]
+    return [line for line in [*LINES, *lines] if line.startswith("torchrun ")]
 
 
 @pytest.mark.parametrize("line", launches())
@@ -94,11 +84,9 @@ def test_scripts_are_valid(script):
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for page in PAGES:
-        for block in blocks(page, "sh"):
-            for line in re.findall(r"^make (.*?)(?:  #|$)", block, re.MULTILINE):
-                wanted = {word for word in shlex.split(line) if "=" not in word}  # not variables, such as BENCH="…"
-                assert wanted <= targets, (page.name, line)
+    for line in re.findall(r"^make (.*?)(?:  #|$)", "\n".join(LINES), re.MULTILINE):
+        wanted = {word for word in shlex.split(line) if "=" not in word}  # not variables, such as BENCH="…"
+        assert wanted <= targets, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -142,9 +130,5 @@ def test_the_readme_table_says_what_the_results_say():
 
 
 def test_the_api_page_is_current():
-    spec = spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
-    assert spec is not None
-    assert spec.loader is not None
-    make_api = module_from_spec(spec)
-    spec.loader.exec_module(make_api)
-    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == make_api.page(), "run python docs/make_api.py"
+    page = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == page(), "run python docs/make_api.py"

@@ -56,9 +56,8 @@ class TestMetadata:
 
     def test_all_of_it(self):
         known = Known(license="mit", datasets=("roneneldan/TinyStories",), base_model="owner/base")
-        card = ModelCard(
-            model_card(preset("sqat-mm"), "transformers", origin=origin(), known=known, repo_id="owner/mine")
-        )
+        text = model_card(preset("sqat-mm"), "transformers", origin=origin(), known=known, repo_id="owner/mine")
+        card = ModelCard(text)
         data = card.data.to_dict()
         assert (data["license"], data["base_model"], data["library_name"]) == ("mit", "owner/base", "transformers")
         assert data["metrics"] == ["perplexity", "accuracy"]
@@ -106,22 +105,13 @@ class TestText:
 
     def test_costs_are_those_of_the_cost_model(self):
         rows = rows_of(model_card(preset("sqat-mm"), "sqat"))
-        names = {
-            "this model": "sqat-mm",
-            "multi-head attention (MHA)": "mha-ref-micro",
-            "grouped query attention (GQA)": "gqa-ref-micro",
-        }
-        for row, name in names.items():
+        references = {"multi-head attention (MHA)": "mha-ref-micro", "grouped query attention (GQA)": "gqa-ref-micro"}
+        for row, name in {"this model": "sqat-mm", **references}.items():
             config = preset(name)
-            assert rows[row] == [
-                str(config.num_query_heads),
-                str(config.num_kv_heads),
-                f"{parameters(config).total:,}",
-                f"{parameters(config).active:,}",
-                f"{flops_per_token(config).total / 1e6:.2f} M",
-                f"{flops_per_token(config).attention / 1e6:.2f} M",
-                f"{kv_bytes_per_token(config):,}",
-            ]
+            sizes, flops = parameters(config), flops_per_token(config)
+            heads = [str(config.num_query_heads), str(config.num_kv_heads)]
+            costs = [f"{flops.total / 1e6:.2f} M", f"{flops.attention / 1e6:.2f} M", f"{kv_bytes_per_token(config):,}"]
+            assert rows[row] == [*heads, f"{sizes.total:,}", f"{sizes.active:,}", *costs]
 
     def test_references_that_are_the_model_itself_or_cannot_be_are_left_out(self, tiny_config):
         assert "(MHA)" not in model_card(preset("mha-s"), "sqat")
@@ -136,8 +126,7 @@ class TestText:
         assert rows["loss, counting padding"][0] == "1.1111"
         assert "not comparable with the loss above" in rows["loss, counting padding"][1]
 
-    def test_results_that_do_not_exist_are_left_out(self):
-        evaluation = {**EVALUATION, "padded_loss": None, "padded_accuracy": None}
+        evaluation = {**EVALUATION, "padded_loss": None, "padded_accuracy": None}  # what does not exist is left out
         assert "counting padding" not in model_card(preset("sqat-mm"), "sqat", origin=origin(evaluation))
 
     def test_results_of_an_earlier_step_are_not_this_checkpoints(self):
@@ -161,18 +150,14 @@ class TestText:
         assert read.model == (run.model if kind is RunConfig else StudentConfig(path="PATH/half", tokens=7))
         assert ("sqat train run.yaml" in text) == (kind is RunConfig)
 
-    def test_a_model_of_unknown_origin(self):
-        text = model_card(preset("sqat-mm"), "sqat")
-        assert "## Results" not in text
-        assert "## Training" not in text
+    def test_without_an_origin_or_a_tokenizer_nothing_is_said_of_them(self):
+        for form in ("sqat", "rxnn", "transformers", "stock"):
+            text = model_card(preset("sqat-mm"), form, tokenizer=False)
+            assert not any(words in text for words in ("## Results", "## Training", "okenizer"))
 
-
-class TestLoading:
     @pytest.mark.parametrize("form", ["sqat", "rxnn"])
-    def test_code_runs(self, form, tiny_model, tmp_path, monkeypatch, capsys):
-        quirks = {"tie_embeddings": False, "attention_out_bias": True, "feedforward_bias": True, "head_bias": True}
-        sizes = {"hidden_size": 60, "final_norm": None, "norm_eps": None, "init": "torch", "vocab_size": 303}
-        model = tiny_model(**quirks, **sizes)
+    def test_code_runs(self, form, rxnn_model, tmp_path, monkeypatch, capsys):
+        model = rxnn_model(init="torch", vocab_size=303)
         folder = save_model(model, tmp_path / "model", layout=form)
         train_tokenizer([story(i, seed=0, split="train") for i in range(20)], 303).save(folder)
         monkeypatch.chdir(folder)
@@ -181,10 +166,6 @@ class TestLoading:
         for block in code:
             exec(block, {})
         assert capsys.readouterr().out.strip()
-
-    def test_without_a_tokenizer_there_is_nothing_to_write_with(self):
-        for form in ("sqat", "rxnn", "transformers", "stock"):
-            assert "okenizer" not in model_card(preset("sqat-mm"), form, tokenizer=False)
 
 
 class TestKnown:
@@ -216,21 +197,18 @@ class TestKnown:
 
 
 class TestOrigin:
-    def test_of_a_folder_alone(self, tiny_model, tmp_path):
+    def test_of_a_folder_alone_and_of_a_runs_checkpoint(self, tiny_model, tmp_path):
         assert read_origin(save_model(tiny_model(), tmp_path / "model")) == Origin()
-
-    def test_of_a_runs_checkpoint(self, tiny_model, tmp_path):
         run = RunConfig.from_dict({"model": asdict(tiny_model().config), "train": {"seed": 7}})
         folder = save_model(tiny_model(), tmp_path / "run" / "checkpoints" / "step-00000031")
         state = TrainState(step=31, tokens=5, data=BatchState(0, 3), evaluation=EVALUATION)
         (folder / "training.json").write_text(json.dumps({**asdict(state), "data": state.data._asdict()}))
         (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(run.to_dict()))
         found = read_origin(folder)
-        assert found.run == run
-        assert found.evaluation == EVALUATION
+        assert (found.run, found.evaluation) == (run, EVALUATION)
 
-    @pytest.mark.parametrize("text", ["{", "[]", '{"before": {}}'])
-    def test_a_damaged_record(self, text, tmp_path):
-        (tmp_path / "conversion.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"conversion.json is damaged"):
-            read_origin(tmp_path)
+    def test_a_damaged_record(self, tmp_path):
+        for text in ("{", "[]", '{"before": {}}'):
+            (tmp_path / "conversion.json").write_text(text)
+            with pytest.raises(CheckpointError, match=r"conversion.json is damaged"):
+                read_origin(tmp_path)

@@ -14,25 +14,15 @@ INVALID = [
     (DataConfig, "padding_as_target", True, 'false where mode is "packed"'),
     (DataConfig, "limit", 0, "at least 1, or null"),
     (DataConfig, "validation_limit", -3, "at least 1, or null"),
-    (TrainConfig, "batch_size", 0, "at least 1"),
-    (TrainConfig, "gradient_accumulation", 0, "at least 1"),
-    (TrainConfig, "log_every", 0, "at least 1"),
-    (TrainConfig, "keep_checkpoints", 0, "at least 1"),
-    (TrainConfig, "max_skipped_steps", 0, "at least 1"),
-    (TrainConfig, "epochs", 0, "at least 1, or null"),
+    *((TrainConfig, name, 0, "at least 1") for name in ("batch_size", "gradient_accumulation", "log_every")),
+    *((TrainConfig, name, 0, "at least 1") for name in ("keep_checkpoints", "max_skipped_steps")),
     (TrainConfig, "epochs", None, "set, where max_steps is null"),
-    (TrainConfig, "max_steps", 0, "at least 1, or null"),
-    (TrainConfig, "max_tokens", -1, "at least 1, or null"),
-    (TrainConfig, "evaluate_every", 0, "at least 1, or null"),
-    (TrainConfig, "checkpoint_every", 0, "at least 1, or null"),
-    (TrainConfig, "learning_rate", 0.0, "positive, such as 2e-3"),
-    (TrainConfig, "learning_rate", float("nan"), "positive, such as 2e-3"),
-    (TrainConfig, "min_learning_rate", 0.5, "between 0 and learning_rate (0.002)"),
-    (TrainConfig, "min_learning_rate", -1e-4, "between 0 and learning_rate (0.002)"),
-    (TrainConfig, "warmup_steps", -1, "at least 0"),
-    (TrainConfig, "weight_decay", -0.1, "at least 0"),
-    (TrainConfig, "router_loss_weight", -0.1, "at least 0"),
-    (TrainConfig, "seed", -1, "at least 0"),
+    *((TrainConfig, name, 0, "at least 1, or null") for name in ("epochs", "max_steps", "evaluate_every")),
+    *((TrainConfig, name, -1, "at least 1, or null") for name in ("max_tokens", "checkpoint_every")),
+    *((TrainConfig, "learning_rate", rate, "positive, such as 2e-3") for rate in (0.0, float("nan"))),
+    *((TrainConfig, "min_learning_rate", rate, "between 0 and learning_rate (0.002)") for rate in (0.5, -1e-4)),
+    *((TrainConfig, name, -1, "at least 0") for name in ("warmup_steps", "seed")),
+    *((TrainConfig, name, -0.1, "at least 0") for name in ("weight_decay", "router_loss_weight")),
     (TrainConfig, "beta1", 1.0, "at least 0 and below 1"),
     (TrainConfig, "beta2", -0.5, "at least 0 and below 1"),
     (TrainConfig, "clip_norm", 0.0, "positive, or null"),
@@ -46,10 +36,6 @@ INVALID = [
 def test_unusable_values_are_refused_by_name(kind, field, value, right):
     with pytest.raises(ConfigError, match=re.escape(f"{kind.__name__}.{field} is {value!r}, but must be {right}")):
         kind(**{field: value})
-
-
-def test_the_former_name_of_a_router_loss_is_read():
-    assert TrainConfig(router_loss="card") == TrainConfig(router_loss="rxnn")
 
 
 @pytest.mark.parametrize(
@@ -66,8 +52,9 @@ def test_null_and_limits_are_allowed(values):
     assert TrainConfig.from_dict(values).to_dict() == {**TrainConfig().to_dict(), **values}
 
 
-def test_padding_can_be_a_target_in_rows():
+def test_padding_can_be_a_target_in_rows_and_a_former_name_is_read():
     assert DataConfig(mode="rows", padding_as_target=True).padding_as_target
+    assert TrainConfig(router_loss="card") == TrainConfig(router_loss="rxnn")
 
 
 class TestModel:
@@ -115,14 +102,8 @@ class TestRun:
             ([], "RunConfig: expected a mapping with model, data and train, found []"),
             ({"model": "sqat-mm", "trian": {}}, "RunConfig: unknown field 'trian'; did you mean 'train'?"),
             ({"model": "sqat-mm", "train": {"lr": 1}}, "TrainConfig: unknown field 'lr'"),
-            (
-                {"model": "sqat-mm", "train": {"max_steps": 10**40}},
-                f"TrainConfig.max_steps is {10**40}, but must be at most 9,223,372,036,854,775,807",
-            ),
-            (
-                {"model": "sqat-mm", "train": {"batch_size": "many"}},
-                "TrainConfig.batch_size is 'many', but must be int",
-            ),
+            ({"model": "sqat-mm", "train": {"max_steps": 10**40}}, f"max_steps is {10**40}, but must be at most 9,22"),
+            ({"model": "sqat-mm", "train": {"batch_size": "many"}}, "batch_size is 'many', but must be int"),
             ({"model": "sqat-mm", "data": None}, "DataConfig: expected a mapping of fields, found None"),
         ],
     )
@@ -169,7 +150,6 @@ class TestYaml:
         with pytest.raises(ConfigError, match="no configuration file"):
             read_yaml("configs/../config.py")
 
-    def test_missing(self, tmp_path):
         with pytest.raises(ConfigError, match=r"no configuration file at .*nowhere\.yaml"):
             read_yaml(tmp_path / "nowhere.yaml")
 
@@ -190,13 +170,10 @@ class TestOverrides:
     def test_assignments(self, override, expected):
         assert with_overrides({"model": "sqat-mm", "train": {"epochs": 2}}, [override]) == expected
 
-    def test_later_overrides_win(self):
-        overrides = ["train.seed=1", "train.epochs=3", "train.seed=2"]
-        assert with_overrides({}, overrides) == {"train": {"seed": 2, "epochs": 3}}
-
-    def test_the_original_stays(self):
+    def test_later_overrides_win_and_the_original_stays(self):
         values = {"model": {"preset": "sqat-mm"}, "train": {"epochs": 2}}
-        with_overrides(values, ["train.epochs=3", "model.num_layers=2", "data.limit=5"])
+        overrides = ["train.seed=1", "train.epochs=3", "train.seed=2", "model.num_layers=2", "data.limit=5"]
+        assert with_overrides(values, overrides)["train"] == {"seed": 2, "epochs": 3}
         assert values == {"model": {"preset": "sqat-mm"}, "train": {"epochs": 2}}
 
     @pytest.mark.parametrize(

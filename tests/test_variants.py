@@ -6,7 +6,7 @@ import torch
 from sqat.cost import parameters
 from sqat.errors import ConfigError
 from sqat.model import Decoder
-from sqat.variants import PRESETS, VARIANTS, attention_name, head_counts, micro, mini, preset, small, variant_name
+from sqat.variants import VARIANTS, attention_name, head_counts, micro, mini, preset, small, variant_name
 
 HEADS = {  # variant: (Hq, Hkv) where full attention has 8 heads, and 16
     "mha": ((8, 8), (16, 16)),
@@ -41,20 +41,10 @@ def built_size(config):
         return sum(parameter.numel() for parameter in Decoder(config).parameters())
 
 
-def test_the_table_is_complete():
-    assert set(VARIANTS) == set(HEADS)
-    assert set(CARD) < set(PRESETS)
-
-
-@pytest.mark.parametrize("variant", HEADS)
-def test_head_counts(variant):
-    assert tuple(head_counts(variant, heads) for heads in (8, 16)) == HEADS[variant]
-
-
-def test_unknown_variant():
-    with pytest.raises(
-        ConfigError, match="variant is 'sqaa', but must be one of mha, gqa, mqa, sqa, ssqa, xsqa, xsmqa, lsqa, rsqa"
-    ):
+def test_head_counts():
+    assert {variant: tuple(head_counts(variant, heads) for heads in (8, 16)) for variant in VARIANTS} == HEADS
+    message = "variant is 'sqaa', but must be one of mha, gqa, mqa, sqa, ssqa, xsqa, xsmqa, lsqa, rsqa"
+    with pytest.raises(ConfigError, match=message):
         head_counts("sqaa", 8)
 
 
@@ -63,9 +53,8 @@ def test_unknown_variant():
     [("gqa", 6, 4), ("sqa", 6, 4), ("ssqa", 7, 2), ("xsmqa", 3, 4), ("lsqa", 2, 4), ("mha", 0, 1), ("mqa", -4, 1)],
 )
 def test_heads_that_do_not_divide(variant, heads, multiple):
-    with pytest.raises(
-        ConfigError, match=f"num_heads is {heads}, but variant '{variant}' needs a positive multiple of {multiple}"
-    ):
+    message = f"num_heads is {heads}, but variant '{variant}' needs a positive multiple of {multiple}"
+    with pytest.raises(ConfigError, match=message):
         head_counts(variant, heads)
 
 
@@ -83,10 +72,10 @@ BEYOND = {  # preset: (Hq, Hkv, window, global tokens)
     "xsmqat-mm": (2, 1, None, 0),
     "lsqat-mm": (6, 2, None, 0),
     "rsqat-mm": (2, 4, None, 0),
-    "swsqat-mm": (4, 2, 64, 0),
-    "flexsqat-mm": (4, 2, 64, 4),
     "lsqat-m": (12, 4, None, 0),
     "rsqat-m": (4, 8, None, 0),
+    "swsqat-mm": (4, 2, 64, 0),
+    "flexsqat-mm": (4, 2, 64, 4),
     "swsqat-m": (8, 4, 128, 0),
     "flexsqat-m": (8, 4, 128, 4),
 }
@@ -103,11 +92,12 @@ def test_presets_beyond_the_card_differ_in_attention_alone(name):
     assert parameters(config).total == built_size(config)
 
 
-def test_attention_in_words():
-    assert attention_name(preset("rsqat-m")) == "rsqa"
-    assert attention_name(preset("swsqat-m")) == "sqa, window 128"
-    assert attention_name(preset("flexsqat-mm")) == "sqa, window 64, 4 global tokens"
-    assert attention_name(preset("sqat-mm").replace(num_query_heads=6, num_kv_heads=3)) == "custom"
+def test_attention_in_words(tiny_config):
+    names = {"rsqat-m": "rsqa", "swsqat-m": "sqa, window 128", "flexsqat-mm": "sqa, window 64, 4 global tokens"}
+    assert {name: attention_name(preset(name)) for name in names} == names
+    custom = preset("sqat-mm").replace(num_query_heads=6, num_kv_heads=3)
+    assert (variant_name(custom), attention_name(custom)) == (None, "custom")
+    assert variant_name(tiny_config(num_query_heads=5, num_kv_heads=1, hidden_size=70)) is None
 
 
 @pytest.mark.parametrize("name", ["sqat-s", "gqa-s", "mha-s", "xsqat-s"])
@@ -121,19 +111,11 @@ def test_variant_name_is_the_inverse_of_head_counts(family, variant):
     assert variant_name(family(variant)) == variant
 
 
-def test_head_counts_outside_the_table_have_no_name(tiny_config):
-    assert variant_name(preset("sqat-mm").replace(num_query_heads=6, num_kv_heads=3)) is None
-    assert variant_name(tiny_config(num_query_heads=5, num_kv_heads=1, hidden_size=70)) is None
-
-
-def test_preset_names_are_case_blind():
-    assert preset("SQAT-mm") == preset("sqat-mm")
-
-
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("mha-ref-mimi", "did you mean 'mha-ref-mini'"), ("gpt", "the presets are sqat-s, "), ("", "the presets are")],
 )
 def test_unknown_preset(name, hint):
+    assert preset("SQAT-mm") == preset("sqat-mm")  # case does not matter
     with pytest.raises(ConfigError, match=f"unknown preset '{name}'; {hint}"):
         preset(name)

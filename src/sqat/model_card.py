@@ -6,10 +6,11 @@ module gathers the facts; `model_card.md.jinja` is the text.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -82,6 +83,15 @@ class Metric(NamedTuple):
     meaning: str
 
 
+class StockModel(NamedTuple):
+    """What a card tells of a stock model, or of one whose layers differ in their heads."""
+
+    config: PreTrainedConfig
+    heads: Sequence[tuple[int, int, int]]  # per layer: query heads, key/value heads, head_dim
+    costs: dict[str, Any]  # the fields of sqat.convert.Costs
+    context_length: int  # of the sequence that the costs are averaged over
+
+
 @dataclass(frozen=True)
 class Known:
     """What only the user can know of a model; what is not given is left out of its card.
@@ -118,34 +128,22 @@ class Known:
         for dataset in self.datasets:
             require_repo_id(dataset, "dataset")
         for metric in self.metrics:
-            _check_metric(metric)
+            if not isinstance(metric, tuple) or len(metric) != 3:
+                raise ConfigError(f"metrics holds {metric!r}, but must hold Metric(name, value, meaning)")
+            for field, text in (("name", metric[0]), ("meaning", metric[2])):
+                if not isinstance(text, str) or not text.strip() or "\n" in text:
+                    raise ConfigError(f"a metric's {field} is {text!r}, but must be text of one line")
+            if not isinstance(metric[1], int | float):
+                raise ConfigError(f"the metric {metric[0]!r} is {metric[1]!r}, but must be a number")
         if self.training is not None and (not self.training.strip() or "```" in self.training):
             raise ConfigError(f"training is {self.training!r}, but must be a command, without ```")
 
-    def metadata(self) -> dict[str, object]:
+    @property
+    def metadata(self) -> dict[str, Any]:
         """The fields that are given, under their names in a card's metadata."""
-        fields = {
-            "license": self.license,
-            "datasets": list(self.datasets),
-            "base_model": self.base_model,
-            "metrics": self.metric_names(),
-        }
-        return {name: value for name, value in fields.items() if value}
-
-    def metric_names(self) -> list[str]:
-        """The names of the metrics, each once."""
-        return list(dict.fromkeys(name for name, _, _ in self.metrics))
-
-
-def _check_metric(metric: object) -> None:
-    if not isinstance(metric, tuple) or len(metric) != 3:
-        raise ConfigError(f"metrics holds {metric!r}, but must hold Metric(name, value, meaning)")
-    name, value, meaning = metric
-    for field, text in (("name", name), ("meaning", meaning)):
-        if not isinstance(text, str) or not text.strip() or "\n" in text:
-            raise ConfigError(f"a metric's {field} is {text!r}, but must be text of one line")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"the metric {name!r} is {value!r}, but must be a number")
+        names = list(dict.fromkeys(name for name, *_ in self.metrics))
+        fields = {"license": self.license, "datasets": list(self.datasets), "base_model": self.base_model}
+        return {name: value for name, value in {**fields, "metrics": names}.items() if value}
 
 
 @dataclass(frozen=True)
@@ -169,35 +167,30 @@ def read_origin(folder: str | Path) -> Origin:
         CheckpointError, ConfigError: a file is damaged.
     """
     folder = Path(folder).resolve()
-    run = folder.parent.parent
-    is_of_run = folder.parent.name == FOLDER and (run / CONFIG_FILE).is_file()
-    return Origin(
-        run=_read_run(run / CONFIG_FILE) if is_of_run else None,
-        state=read_state(folder) if (folder / STATE_FILE).is_file() else None,
-        conversion=_read_record(folder / RECORD_FILE) if (folder / RECORD_FILE).is_file() else None,
-    )
-
-
-def _read_run(path: Path) -> RunConfig | UptrainConfig:
-    values = read_yaml(path)
-    model = values.get("model")
-    return (UptrainConfig if isinstance(model, dict) and "path" in model else RunConfig).from_dict(values)
+    path, record = folder.parent.parent / CONFIG_FILE, folder / RECORD_FILE
+    run: RunConfig | UptrainConfig | None = None
+    if folder.parent.name == FOLDER and path.is_file():
+        values = read_yaml(path)
+        model = values.get("model")
+        run = (UptrainConfig if isinstance(model, dict) and "path" in model else RunConfig).from_dict(values)
+    state = read_state(folder) if (folder / STATE_FILE).is_file() else None
+    return Origin(run, state, _read_record(record) if record.is_file() else None)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = read_json(path)
+        record = dict(read_json(path))
         missing = _RECORD - set(record) or set(_COSTS) - (set(record["before"]) & set(record["after"]))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if missing:
         lacks = ", ".join(sorted(missing))
         raise CheckpointError(f"{path} is damaged, or of another version of sqat: it lacks {lacks}")
-    return dict(record)
+    return record
 
 
 def model_card(
-    config: ModelConfig,
+    model: ModelConfig | StockModel,
     form: str,
     *,
     origin: Origin | None = None,
@@ -205,122 +198,32 @@ def model_card(
     repo_id: str | None = None,
     tokenizer: bool = True,
 ) -> str:
-    """README.md of a model of this package.
+    """README.md of a model.
 
     Args:
-        config: its configuration.
+        model: its configuration, or what is known of a stock model or of one whose layers differ in their heads.
         form: how its files are laid out, one of `FORMS`.
         origin: what is on record of the checkpoint; see :func:`read_origin`.
         known: what the user says of it.
         repo_id: the Hub repository that it will be in, if that is known.
         tokenizer: whether there is one beside the model.
     """
-    experts = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
-    query_heads, kv_heads = config.num_query_heads, config.num_kv_heads
-    costs = [_cost_row("this model", _costs_of(config))]
-    for variant in ("mha", "gqa"):  # for comparison, in a model of otherwise the same shape
-        try:
-            heads = head_counts(variant, config.num_heads)
-        except ConfigError:  # this number of heads has no such variant
-            continue
-        if heads != (query_heads, kv_heads):
-            other = config.replace(num_query_heads=heads[0], num_kv_heads=heads[1])
-            costs.append(_cost_row(f"{VARIANTS[variant].meaning} ({variant.upper()})", _costs_of(other)))
-    facts = {
-        "query_heads": query_heads,
-        "kv_heads": kv_heads,
-        "head_dim": config.head_dim,
-        "full_heads": config.num_heads,
-        "shape": [
-            (
-                "attention",
-                f"{attention_name(config)}: {query_heads} query heads, {kv_heads} key/value heads "
-                f"(full attention would have {config.num_heads})",
-            ),
-            ("layers", config.num_layers),
-            ("width", f"{config.hidden_size}, head_dim {config.head_dim}"),
-            (
-                "feed-forward",
-                f"{experts}{config.activation}{', gated' if config.gated else ''}, "
-                f"hidden width {config.intermediate_size}",
-            ),
-            ("vocabulary", config.vocab_size),
-            ("context length in training", config.context_length),
-        ],
-        "costs": costs,
-        "context_length": config.context_length,
-    }
-    return _render(facts, form, origin or Origin(), known or Known(), repo_id, tokenizer)
-
-
-def stock_card(
-    config: PreTrainedConfig,
-    form: str,
-    heads: Sequence[tuple[int, int, int]],
-    costs: dict[str, Any],
-    context_length: int,
-    *,
-    origin: Origin | None = None,
-    known: Known | None = None,
-    repo_id: str | None = None,
-    tokenizer: bool = True,
-) -> str:
-    """README.md of a stock checkpoint, or of one whose layers differ in their heads.
-
-    Args:
-        config: its configuration.
-        form: "stock", or "mixed" if layers differ.
-        heads: per layer, (query heads, key/value heads, head_dim).
-        costs: the fields of :class:`sqat.convert.Costs`.
-        context_length: of the sequence that the costs are averaged over.
-        origin, known, repo_id, tokenizer: see :func:`model_card`.
-    """
-    origin = origin or Origin()
-    before = origin.conversion and origin.conversion["before"]
-    query, kv, head_dim = min(heads)
-    rows = [_cost_row("this model", costs)]
-    counts = f"{query} query heads, {kv} key/value heads"
-    if mixed := len(set(heads)) > 1:
-        every = [", ".join(map(str, column)) for column in zip(*heads, strict=True)]
-        counts = f"by layer, {every[0]} query heads and {every[1]} key/value heads"
-    if before:
-        counts += f" ({before['query_heads']} and {before['kv_heads']} before conversion)"
-        rows.append(_cost_row("the model it was made of", before))
-    facts = {
-        "query_heads": query,
-        "kv_heads": kv,
-        "head_dim": head_dim,
-        "full_heads": before["query_heads"] if before else query,
-        "mixed": mixed,
-        "shape": [
-            ("architecture", config.model_type),
-            ("attention", counts),
-            ("layers", config.num_hidden_layers),
-            ("width", f"{config.hidden_size}, head_dim {head_dim}"),
-            ("vocabulary", config.vocab_size),
-        ],
-        "costs": rows,
-        "context_length": context_length,
-    }
-    return _render(facts, form, origin, known or Known(), repo_id, tokenizer)
-
-
-def _render(
-    facts: dict[str, Any], form: str, origin: Origin, known: Known, repo_id: str | None, tokenizer: bool
-) -> str:
+    origin, known = origin or Origin(), known or Known()
+    facts = _facts(model) if isinstance(model, ModelConfig) else _stock_facts(*model, origin.conversion)
     kind, *tags = _kind(facts)
     title = repo_id.rpartition("/")[2] if repo_id else f"{kind} transformer"
     evaluation, run, conversion = origin.evaluation or {}, origin.run, origin.conversion or {}
     results = _eval_results(evaluation, run, known.datasets)
     verification = conversion.get("verification") or {}
     names = [name for name in ("perplexity", "accuracy") if evaluation.get(name) is not None]
+    given = known.metadata
     data = ModelCardData(
         license=known.license,
         library_name=LIBRARIES.get(form, "sqat"),
         pipeline_tag="text-generation",
-        datasets=list(known.datasets) or None,
+        datasets=given.get("datasets"),
         base_model=known.base_model or conversion.get("base_model"),
-        metrics=list(dict.fromkeys([*names, *known.metric_names()])) or None,
+        metrics=list(dict.fromkeys([*names, *given.get("metrics", ())])) or None,
         model_name=title if results else None,
         eval_results=results or None,
         tags=[*tags, *(RXNN_TAGS if form == "rxnn" else ())],
@@ -354,6 +257,61 @@ def _render(
     text = _tidy(card.text)
     card.text = f"\n{text}\n\n<!-- written by sqat, {_digest(text)} -->\n"
     return str(card)
+
+
+def _facts(config: ModelConfig) -> dict[str, Any]:
+    """What the template shows of a model of this package."""
+    query, kv = config.num_query_heads, config.num_kv_heads
+    costs = [_cost_row("this model", _costs_of(config))]
+    for variant in ("mha", "gqa"):  # for comparison, in a model of otherwise the same shape
+        with contextlib.suppress(ConfigError):  # this number of heads may have no such variant
+            counts = head_counts(variant, config.num_heads)
+            if counts != (query, kv):
+                other = config.replace(num_query_heads=counts[0], num_kv_heads=counts[1])
+                costs.append(_cost_row(f"{VARIANTS[variant].meaning} ({variant.upper()})", _costs_of(other)))
+    every = f"{query} query heads, {kv} key/value heads (full attention would have {config.num_heads})"
+    experts = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
+    inner = f"{config.activation}{', gated' if config.gated else ''}, hidden width {config.intermediate_size}"
+    shape = {
+        "attention": f"{attention_name(config)}: {every}",
+        "layers": config.num_layers,
+        "width": f"{config.hidden_size}, head_dim {config.head_dim}",
+        "feed-forward": experts + inner,
+        "vocabulary": config.vocab_size,
+        "context length in training": config.context_length,
+    }
+    heads = {"query_heads": query, "kv_heads": kv, "head_dim": config.head_dim, "full_heads": config.num_heads}
+    return {**heads, "shape": shape.items(), "costs": costs, "context_length": config.context_length}
+
+
+def _stock_facts(
+    config: PreTrainedConfig,
+    heads: Sequence[tuple[int, int, int]],
+    costs: dict[str, Any],
+    length: int,
+    conversion: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What the template shows of a stock model, or of one whose layers differ in their heads."""
+    before = conversion and conversion["before"]
+    query, kv, head_dim = min(heads)
+    rows = [_cost_row("this model", costs)]
+    counts = f"{query} query heads, {kv} key/value heads"
+    if mixed := len(set(heads)) > 1:
+        every = [", ".join(map(str, column)) for column in zip(*heads, strict=True)]
+        counts = f"by layer, {every[0]} query heads and {every[1]} key/value heads"
+    if before:
+        counts += f" ({before['query_heads']} and {before['kv_heads']} before conversion)"
+        rows.append(_cost_row("the model it was made of", before))
+    shape = {
+        "architecture": config.model_type,
+        "attention": counts,
+        "layers": config.num_hidden_layers,
+        "width": f"{config.hidden_size}, head_dim {head_dim}",
+        "vocabulary": config.vocab_size,
+    }
+    full = before["query_heads"] if before else query
+    numbers = {"query_heads": query, "kv_heads": kv, "head_dim": head_dim, "full_heads": full, "mixed": mixed}
+    return {**numbers, "shape": shape.items(), "costs": rows, "context_length": length}
 
 
 def _kind(facts: dict[str, Any]) -> tuple[str, str, str]:
@@ -432,14 +390,15 @@ def public_name(name: str) -> str:
 
 def settings(run: RunConfig | UptrainConfig) -> str:
     """The configuration of a run as YAML, without what does not change the result, such as where logs go."""
-    sections = run.to_dict()
-    for section, fields in sections.items():
-        shown = {name: value for name, value in fields.items() if name not in FREE_ON_RESUME}
-        for name, value in shown.items():
-            if f"{section}.{name}" in _PATHS and isinstance(value, str):
-                shown[name] = public_name(value)
-        sections[section] = shown
-    return yaml.safe_dump(sections, sort_keys=False)
+    shown = {
+        section: {
+            name: public_name(value) if f"{section}.{name}" in _PATHS and isinstance(value, str) else value
+            for name, value in fields.items()
+            if name not in FREE_ON_RESUME
+        }
+        for section, fields in run.to_dict().items()
+    }
+    return yaml.safe_dump(shown, sort_keys=False)
 
 
 def with_known(card: str, known: Known) -> str:
@@ -448,22 +407,28 @@ def with_known(card: str, known: Known) -> str:
     Raises:
         ConfigError: the card's metadata are not valid YAML.
     """
-    if not (changes := known.metadata()):
-        return card
+    return _with_metadata(card, known.metadata)
+
+
+def kept_or_new(cards: Sequence[str], known: Known, new: Callable[[], str]) -> str:
+    """The card that follows `cards`: the first of them that somebody wrote or changed, with the metadata of `known`; or
+    else a new one, with the metadata that only these have, such as a license set by hand.
+    """
+    for card in cards:
+        if is_edited(card):
+            return with_known(card, known)
+    result = new()
+    for card in cards:
+        own, old = read_card(result).data.to_dict(), read_card(card).data.to_dict()
+        result = _with_metadata(result, {n: v for n, v in old.items() if n not in own and n not in _RENEWED})
+    return result
+
+
+def _with_metadata(card: str, values: dict[str, Any]) -> str:
     result = read_card(card)
-    for name, value in changes.items():
+    for name, value in values.items():
         result.data[name] = value
-    return str(result)
-
-
-def with_metadata_of(old: str, card: str) -> str:
-    """A new card, with the metadata that only the old one has, such as a license set by hand; all of its tags too."""
-    before, result = read_card(old), read_card(card)
-    own = result.data.to_dict()
-    for name, value in before.data.to_dict().items():
-        if name not in own and name not in _RENEWED:
-            result.data[name] = value
-    return str(result)
+    return str(result) if values else card
 
 
 def is_edited(card: str) -> bool:
@@ -479,21 +444,18 @@ def is_edited(card: str) -> bool:
 
 def for_form(card: str, form: str, repo_id: str | None, *, tokenizer: bool) -> str:
     """A card with the loading code for `form`, if it has the code that is written for another one; all else stays."""
-    right = loading_section(form, repo_id, tokenizer=tokenizer)
-    for other, place, there in product(FORMS, {repo_id, None}, (True, False)):
-        wrong = loading_section(other, place, tokenizer=there)
-        if other != form and wrong in card:
-            result = read_card(card.replace(wrong, right))
-            result.data["library_name"] = LIBRARIES.get(form, "sqat")
-            return str(result)
-    return card
-
-
-def loading_section(form: str, repo_id: str | None, *, tokenizer: bool) -> str:
-    """How to load a model, as the template has it; arguments as :func:`model_card`."""
     template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
-    context = template.new_context({"form": form, "repo_id": repo_id, "tokenizer": tokenizer})
-    return _tidy("".join(template.blocks["loading"](context)))
+
+    def loading(form: str, repo_id: str | None, tokenizer: bool) -> str:
+        context = template.new_context({"form": form, "repo_id": repo_id, "tokenizer": tokenizer})
+        return _tidy("".join(template.blocks["loading"](context)))
+
+    for other, place, there in product(FORMS, {repo_id, None}, (True, False)):
+        wrong = loading(other, place, there)
+        if other != form and wrong in card:
+            changed = card.replace(wrong, loading(form, repo_id, tokenizer))
+            return _with_metadata(changed, {"library_name": LIBRARIES.get(form, "sqat")})
+    return card
 
 
 def read_card(card: str) -> ModelCard:

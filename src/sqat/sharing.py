@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub import snapshot_download
+
 from sqat.checkpoint import load_model, read_config, write_folder
 from sqat.checkpoint.model_files import CONFIG_FILE
-from sqat.convert.architectures import heads_by_layer
 from sqat.convert.files import TOKENIZER_FILES, read_model
 from sqat.convert.files import read_config as read_stock_config
-from sqat.convert.plan import context_of, costs_of
+from sqat.convert.plan import described
 from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, require_room
 from sqat.errors import CheckpointError, ConfigError, SqatError
 from sqat.formats import FORMER_NAMES, detect, export
-from sqat.hub import commit, fetch, read_text, require_repo_id, require_token
+from sqat.hub import commit, hub_errors, read_text, require_repo_id, require_token
 from sqat.model_card import (
     CARD_FILE,
     RECORD_FILE,
     Known,
     for_form,
     is_edited,
+    kept_or_new,
     model_card,
     read_origin,
-    stock_card,
     with_known,
-    with_metadata_of,
 )
 from sqat.train.checkpoints import find_model
 from sqat.train.state import TENSORS_FILE
@@ -109,53 +108,39 @@ def push(
         if to is not None:
             source = Path(temporary) / "model"
             export(found, source, to)
-        files: dict[str, Path | bytes] = {
-            path.name: path for path in sorted(source.iterdir()) if path.is_file() and belongs(path.name)
-        }
+        paths = sorted(path for path in source.iterdir() if path.is_file() and belongs(path.name))
+        files: dict[str, Path | bytes] = {path.name: path for path in paths}
         model = check_model(source)
         there = read_text(repo_id, CARD_FILE, branch=branch, token=token)
         files[CARD_FILE] = _card(model, found, known or Known(), repo_id, there).encode()
-        return commit(
-            files,
-            repo_id,
-            message or "Upload model",
-            what=str(found),
-            branch=branch,
-            private=private,
-            token=token,
-            replaces=belongs,
-        )
+        options: dict[str, Any] = {"branch": branch, "private": private, "token": token, "replaces": belongs}
+        return commit(files, repo_id, message or "Upload model", what=str(found), **options)
 
 
 def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
-    """The card to upload with `model`, which is `checkpoint` itself or was exported from it.
-
-    In this order: a card that a person wrote or edited, beside the checkpoint or else on the Hub (`there`), with the
-    loading code of the model's form; the generated card beside a model that is uploaded as it is; a new card from what
-    is on record of `checkpoint`, with the metadata of the cards that it replaces.
+    """The card to upload with `model`, which is `checkpoint` itself or was exported from it: one that a person wrote or
+    edited, beside the checkpoint or else on the Hub (`there`), with the loading code of the model's form; the one
+    beside a model that is uploaded as it is; or a new one from what is on record of `checkpoint`.
     """
-    path = checkpoint / CARD_FILE
+    path, as_it_is = checkpoint / CARD_FILE, model.folder == checkpoint
     beside = path.read_text(encoding="utf-8") if path.is_file() else None
-    as_it_is = model.folder == checkpoint
+
+    def new() -> str:
+        if beside is not None and as_it_is:
+            return with_known(beside, known)
+        origin = read_origin(checkpoint)
+        if as_it_is and model.form in ("stock", "mixed"):
+            facts: Any = described(model.config, (origin.conversion or {}).get("context_length"))
+        else:
+            facts = read_config(checkpoint)[0]
+        options: dict[str, Any] = {"repo_id": repo_id, "tokenizer": model.tokenizer}
+        return model_card(facts, model.form, origin=origin, known=known, **options)
+
     cards = [card for card in (beside, there) if card is not None]
-    for card in cards:
-        if is_edited(card):
-            if not (as_it_is and card is beside):
-                card = for_form(card, model.form, repo_id, tokenizer=model.tokenizer)
-            return with_known(card, known)
-    if beside is not None and as_it_is:
-        return with_known(beside, known)
-    origin = read_origin(checkpoint)
-    facts: dict[str, Any] = {"origin": origin, "known": known, "repo_id": repo_id, "tokenizer": model.tokenizer}
-    if model.form in ("stock", "mixed") and as_it_is:
-        length = origin.conversion["context_length"] if origin.conversion else context_of(model.config)
-        costs, heads = asdict(costs_of(model.config, length)), heads_by_layer(model.config)
-        result = stock_card(model.config, model.form, heads, costs, length, **facts)
-    else:
-        result = model_card(read_config(checkpoint)[0], model.form, **facts)
-    for card in cards:
-        result = with_metadata_of(card, result)
-    return result
+    if any(map(is_edited, cards)):
+        right = [for_form(card, model.form, repo_id, tokenizer=model.tokenizer) for card in cards]
+        cards = [beside, *right[1:]] if beside is not None and as_it_is else right
+    return kept_or_new(cards, known, new)
 
 
 def pull(
@@ -185,9 +170,30 @@ def pull(
     """
     require_repo_id(repo_id, "repository")
     folder = Path(repo_id.rpartition("/")[2] if out is None else out)
-    _require_room(folder, force)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"out is {folder}, a file, but must be a folder, or not exist yet")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not force:
+            raise ConfigError(
+                f"out is {folder}, which is not empty: choose a new or an empty folder, or --force to replace a model"
+            )
+        try:
+            detect(folder)
+        except CheckpointError as error:
+            raise ConfigError(
+                f"out is {folder}, which --force does not replace, since it holds no model: {error}"
+            ) from error
     with write_folder(folder) as temporary:
-        fetch(repo_id, temporary, PATTERNS, NOT_OF_IT, revision=revision, token=token)
+        at = "" if revision is None else f" at {revision!r}"
+        with hub_errors(f"{repo_id!r}{at} cannot be had from the Hub", repo_id, token):
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                local_dir=temporary,
+                allow_patterns=[*PATTERNS],
+                ignore_patterns=[*NOT_OF_IT],
+                token=token,
+            )
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the client's own
         try:
             check_model(temporary)
@@ -195,24 +201,6 @@ def pull(
             reason = str(error).replace(str(temporary), repo_id)
             raise CheckpointError(f"{repo_id!r} holds no model that can be used: {reason}") from error
     return folder
-
-
-def _require_room(folder: Path, force: bool) -> None:
-    """Raise a ConfigError unless `folder` is new, or empty, or a model that may be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out is {folder}, a file, but must be a folder, or not exist yet")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not force:
-        raise ConfigError(
-            f"out is {folder}, which is not empty: choose a new or an empty folder, or --force to replace a model"
-        )
-    try:
-        detect(folder)
-    except CheckpointError as error:
-        raise ConfigError(
-            f"out is {folder}, which --force does not replace, since it holds no model: {error}"
-        ) from error
 
 
 def belongs(name: str) -> bool:

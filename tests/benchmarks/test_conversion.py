@@ -1,9 +1,10 @@
 """The experiment on conversion, in tiny sizes: it goes on where it was stopped, and its table says what it found."""
 
-import importlib.util
 import json
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,10 +15,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "conversion"
 
 @pytest.fixture
 def driver():
-    spec = importlib.util.spec_from_file_location("conversion_run", FOLDER / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return SimpleNamespace(**runpy.run_path(str(FOLDER / "run.py"), run_name="conversion_run"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,9 +20,8 @@ NAMES = ["packed", "packed-card-router", "rows", "rows-padding"]
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_runs_differ_in_what_they_are_named_for(path):
     run = RunConfig.from_dict(read_yaml(path))
-    assert path.read_text().startswith(
-        f"# sqat train benchmarks/padding-and-router/configs/{path.name} --data path/to/TinyStories"
-    )
+    command = f"# sqat train benchmarks/padding-and-router/configs/{path.name} --data path/to/TinyStories"
+    assert path.read_text().startswith(command)
     assert run.model == preset("sqat-mm")
     assert run.train.router_loss == ("rxnn" if "card-router" in path.stem else "balanced")
     assert run.data.mode == path.stem.partition("-")[0]
@@ -43,8 +43,7 @@ def results(tmp_path):
     for name in NAMES:
         lines = [line(100), line(200, card_loss=0.75 if name == "rows-padding" else 5.25)]
         (tmp_path / "raw" / f"{name}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
-    text = (FOLDER / "README.md").read_text()
-    (tmp_path / "README.md").write_text(text)
+    shutil.copy(FOLDER / "README.md", tmp_path)
     return tmp_path
 
 

@@ -17,36 +17,32 @@ from sqat.variants import PRESETS, VARIANTS, micro, mini, preset
 RXNN_PRESETS = [name for name in PRESETS if preset(name).final_norm is None and preset(name).window is None]
 
 VALUES = {  # a small configuration as RxNN writes it
-    "att_dropout": 0.0,
-    "att_groups": 2,
-    "att_heads": 6,
-    "att_num_query_groups": None,
     "att_type": "gqa",
+    "att_heads": 6,
+    "att_groups": 2,
+    "att_num_query_groups": None,
+    "att_dropout": 0.0,
     "embed_dim": 60,
+    "num_layers": 2,
+    "seq_len": 19,
+    "vocab_size": 41,
+    "use_rms_norm": True,
+    "use_gated": True,
     "ff_activation": "silu",
     "ff_dim": 13,
     "ff_dropout": 0.1,
-    "ff_moe_top_k": 2,
-    "ff_num_experts": 7,
-    "num_layers": 2,
-    "seq_len": 19,
-    "use_gated": True,
     "use_moe_ff": True,
-    "use_rms_norm": True,
-    "vocab_size": 41,
+    "ff_num_experts": 7,
+    "ff_moe_top_k": 2,
 }
 
 
-@pytest.fixture
-def rxnn_model(tiny_model):
-    """A model such as RxNN can express: H 6, head_dim 10."""
-    quirks = {
-        "norm_eps": None,
-        "final_norm": None,
-        "tie_embeddings": False,
-        **dict.fromkeys(("attention_out_bias", "feedforward_bias", "head_bias"), True),
-    }
-    return lambda moe=False, **changes: tiny_model(moe, **{"hidden_size": 60, **quirks, **changes})
+def change_tensors(path, change):
+    """Change what a file holds, without its checksums."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    (path.parent / MANIFEST).unlink()
 
 
 class TestTensors:
@@ -62,17 +58,14 @@ class TestTensors:
     @pytest.mark.parametrize("moe", [True, False])
     @pytest.mark.parametrize("gated", [True, False])
     def test_names_and_shapes(self, rxnn_model, tmp_path, moe, gated):
-        model = rxnn_model(
-            moe, gated=gated, norm="layernorm", final_norm="layernorm", num_layers=1, num_query_heads=4, num_kv_heads=2
-        )
+        sizes = {"num_layers": 1, "num_query_heads": 4, "num_kv_heads": 2}
+        model = rxnn_model(moe, gated=gated, norm="layernorm", final_norm="layernorm", **sizes)
         found = load_file(save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors")
         fc1, inner = ("fc1.linear", 26) if gated else ("fc1", 13)
         experts = [f"ff.experts.{e}" for e in range(7)] if moe else ["ff"]
         layer = {
             **{f"{norm}.{kind}": (60,) for norm in ("norm1", "norm2") for kind in ("weight", "bias")},
-            "attention.q_proj.weight": (40, 60),
-            "attention.k_proj.weight": (20, 60),
-            "attention.v_proj.weight": (20, 60),
+            **{f"attention.{name}_proj.weight": (size, 60) for name, size in (("q", 40), ("k", 20), ("v", 20))},
             "attention.out_proj.weight": (60, 40),
             "attention.out_proj.bias": (60,),
             "attention.rope.inv_freq": (5,),
@@ -94,9 +87,8 @@ class TestTensors:
         for name, heads in [("q_proj", 6), ("k_proj", 3)]:
             ours = model.state_dict()[f"layers.1.attention.{name}.weight"].view(heads, 10, 60)
             theirs = found[f"model.layers.1.attention.{name}.weight"].view(heads, 10, 60)
-            for j in range(5):
-                assert theirs[:, 2 * j].equal(ours[:, j])
-                assert theirs[:, 2 * j + 1].equal(ours[:, j + 5])
+            assert theirs[:, 0::2].equal(ours[:, :5])
+            assert theirs[:, 1::2].equal(ours[:, 5:])
         assert found["model.layers.1.attention.v_proj.weight"].equal(model.layers[1].attention.v_proj.weight)
 
     def test_reverse_heads_are_in_rxnns_order(self, rxnn_model, tmp_path):
@@ -105,11 +97,11 @@ class TestTensors:
         folder = save_model(model, tmp_path / "model", layout="rxnn")
         found = load_file(folder / "model.safetensors")
         ours = model.state_dict()
-        for j, place in enumerate([0, 2, 4, 1, 3, 5]):
-            theirs = found["model.layers.1.attention.v_proj.weight"].view(6, 10, 60)[place]
-            assert theirs.equal(ours["layers.1.attention.v_proj.weight"].view(6, 10, 60)[j])
-            theirs = found["model.layers.1.attention.out_proj.weight"].view(60, 6, 10)[:, place]
-            assert theirs.equal(ours["layers.1.attention.out_proj.weight"].view(60, 6, 10)[:, j])
+        order = torch.tensor([0, 2, 4, 1, 3, 5])
+        for projection, shape, dim in (("v_proj", (6, 10, 60), 0), ("out_proj", (60, 6, 10), 1)):
+            name = f"layers.1.attention.{projection}.weight"
+            theirs = found[f"model.{name}"].view(shape).index_select(dim, order)
+            assert theirs.equal(ours[name].view(shape))
         torch.testing.assert_close(load_model(folder).state_dict(), ours, rtol=0, atol=0)
 
     @pytest.mark.parametrize("heads", [(2, 6), (1, 3), (3, 6)])
@@ -127,15 +119,10 @@ class TestTensors:
 
     def test_rotary_buffers_are_ignored(self, rxnn_model, tmp_path):
         model = rxnn_model()
-        path = save_model(model, tmp_path / "model", layout="rxnn") / "model.safetensors"
-        tensors = load_file(path)
-        tensors |= {
-            "model.layers.1.attention.rope.inv_freq": torch.zeros(5),
-            "model.layers.0.attention.rope.cache": torch.zeros(3, 7),
-        }
-        save_file(tensors, path)
-        (tmp_path / "model" / MANIFEST).unlink()
-        torch.testing.assert_close(load_model(tmp_path / "model").state_dict(), model.state_dict(), rtol=0, atol=0)
+        folder, name = save_model(model, tmp_path / "model", layout="rxnn"), "model.layers.1.attention.rope"
+        buffers = {f"{name}.inv_freq": torch.zeros(5), f"{name}.cache": torch.zeros(3, 7)}
+        change_tensors(folder / "model.safetensors", lambda tensors: tensors.update(buffers))
+        torch.testing.assert_close(load_model(folder).state_dict(), model.state_dict(), rtol=0, atol=0)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -149,15 +136,11 @@ class TestTensors:
         ids=["missing", "misshapen"],
     )
     def test_errors_use_the_names_of_rxnn(self, rxnn_model, tmp_path, change, message):
-        path = save_model(rxnn_model(moe=True), tmp_path / "model", layout="rxnn") / "model.safetensors"
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path)
-        (path.parent / MANIFEST).unlink()
-        with pytest.raises(
-            CheckpointError, match=re.escape(f"model.safetensors does not fit its config.json: {message}")
-        ):
-            load_model(tmp_path / "model")
+        folder = save_model(rxnn_model(moe=True), tmp_path / "model", layout="rxnn")
+        change_tensors(folder / "model.safetensors", change)
+        message = re.escape(f"model.safetensors does not fit its config.json: {message}")
+        with pytest.raises(CheckpointError, match=message):
+            load_model(folder)
 
 
 class TestConfig:
@@ -193,16 +176,8 @@ class TestConfig:
         ("changes", "expected"),
         [
             ({"use_moe_ff": False}, {"num_experts": 0}),
-            (
-                {},
-                {
-                    "num_experts": 7,
-                    "experts_per_token": 2,
-                    "intermediate_size": 13,
-                    "norm": "rmsnorm",
-                    "final_norm": None,
-                },
-            ),
+            ({}, {"num_experts": 7, "experts_per_token": 2, "intermediate_size": 13}),
+            ({}, {"norm": "rmsnorm", "final_norm": None}),
             ({"use_rms_norm": False}, {"norm": "layernorm", "final_norm": None}),
             ({"use_head_norm": True}, {"norm": "rmsnorm", "final_norm": "layernorm"}),
             ({"ff_activation": "gelu", "use_gated": False}, {"activation": "gelu", "gated": False}),
@@ -219,20 +194,12 @@ class TestConfig:
         ("changes", "message"),
         [
             ({"att_type": "gma"}, "att_type is 'gma', but must be one of mha, gqa, mqa, sqa"),
-            (
-                {"att_type": "flex"},
-                "att_type is 'flex', but must be one of mha, gqa, mqa, sqa: RxNN's window attention",
-            ),
+            ({"att_type": "flex"}, "'flex', but must be one of mha, gqa, mqa, sqa: RxNN's window attention"),
             ({"att_type": "flex-sqa"}, "neither causal nor exact"),
             ({"att_type": "sqa"}, "att_num_query_groups is None, but att_type 'sqa' needs"),
-            (
-                {"att_type": "sqa", "att_num_query_groups": 3},
-                "num_kv_heads is 2, but must be a divisor of num_query_heads (3)",
-            ),
+            ({"att_type": "sqa", "att_num_query_groups": 3}, "is 2, but must be a divisor of num_query_heads (3)"),
             ({"att_heads": 7}, "att_heads is 7, but must divide embed_dim (60)"),
-            ({"att_heads": 0}, "att_heads is 0, but must be a positive integer"),
-            ({"att_heads": True}, "att_heads is True, but must be a positive integer"),
-            ({"att_heads": None}, "att_heads is None, but must be a positive integer"),
+            *(({"att_heads": n}, f"att_heads is {n}, but must be a positive integer") for n in (0, True, None)),
             ({"embed_dim": "60"}, "embed_dim is '60', but must be a positive integer"),
             ({"ff_activation": "mish"}, "activation is 'mish', but must be one of silu"),
             ({"ff_dim": None}, "intermediate_size is None, but must be int"),
@@ -248,17 +215,9 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("field", "value"),
         [
-            ("tie_embeddings", True),
-            ("qkv_bias", True),
-            ("attention_out_bias", False),
-            ("feedforward_bias", False),
-            ("head_bias", False),
-            ("norm_eps", 1e-6),
-            ("rope_theta", 500.0),
-            ("final_norm", "rmsnorm"),
-            ("head_dim", 8),
-            ("head_dim", 512),
-            ("window", 5),
+            *(("tie_embeddings", True), ("head_bias", False), ("norm_eps", 1e-6), ("rope_theta", 500.0), ("window", 5)),
+            *(("qkv_bias", True), ("attention_out_bias", False), ("feedforward_bias", False)),
+            *(("final_norm", "rmsnorm"), ("head_dim", 8), ("head_dim", 512)),
         ],
     )
     def test_fields_that_rxnn_lacks_are_refused_by_name(self, rxnn_model, tmp_path, field, value):

@@ -54,7 +54,7 @@ def content(folder):
 
 
 def of(version):
-    return {"a": version, "b": version}
+    return dict.fromkeys(("a", "b"), version)
 
 
 def names(folder):
@@ -66,28 +66,18 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_new_folder_and_its_parents(tmp_path):
+def test_a_folder_is_made_with_its_parents_by_the_umask_and_replaced_whole(tmp_path):
     folder = tmp_path / "runs" / "first" / "model"
-    write(folder, "new")
-    assert content(folder) == of("new")
-    assert names(folder.parent) == {"model"}
-
-
-def test_an_old_folder_is_replaced_whole(folder):
-    write(folder, "old")
+    before = os.umask(0o027)
+    try:
+        write(folder, "old")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
     (folder / "extra").write_text("goes")
     write(folder, "new")
     assert content(folder) == of("new")
     assert names(folder.parent) == {"model"}
-
-
-def test_permissions_follow_the_umask(folder):
-    before = os.umask(0o027)
-    try:
-        write(folder, "new")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path):
@@ -154,22 +144,16 @@ class TestChecksums:
         with pytest.raises(CheckpointError, match=r"model/below/c is damaged"):
             check_files(folder)
 
-    @pytest.mark.parametrize("damaged", ["a", "b"])
-    def test_replacing_a_file_keeps_the_checksums_of_others(self, folder, damaged):
+    def test_replacing_a_file_keeps_the_checksums_of_others(self, folder):
         write(folder, "old")
         with write_files(folder) as temporary:
             (temporary / "b").write_text("new")
         assert content(folder) == {"a": "old", "b": "new"}
         check_files(folder)
-        (folder / damaged).write_text("bad")
-        with pytest.raises(CheckpointError, match=rf"model/{damaged} is damaged"):
-            check_files(folder)
-
-    def test_a_folder_without_checksums_gets_none(self, folder):
-        folder.mkdir()
-        with write_files(folder) as temporary:
-            (temporary / "b").write_text("new")
-        assert names(folder) == {"b"}
+        for damaged in ("b", "a"):
+            (folder / damaged).write_text("bad")
+            with pytest.raises(CheckpointError, match=rf"model/{damaged} is damaged"):
+                check_files(folder)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -196,23 +180,19 @@ def test_a_writer_killed_at_any_change_leaves_the_old_folder_or_the_new(folder, 
     assert {*found} == {first, "new"}
 
 
-class TestRecover:
-    def test_recover_leaves_whole_folders_alone(self, folder):
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_moved_aside_is_put_back_or_removed(folder, there, caplog):
+    """It is put back, with a warning, or removed if the new one is in place; where there is none nothing is done."""
+    recover(folder)
+    assert not folder.exists()
+    if there:
+        write(folder, "new")
         recover(folder)
-        assert not folder.exists()
-        write(folder, "old")
+        assert content(folder) == of("new")
+    write(folder.with_name(".model.previous"), "old")
+    with caplog.at_level(logging.WARNING):
         recover(folder)
-        assert content(folder) == of("old")
-
-    @pytest.mark.parametrize("there", [False, True])
-    def test_a_folder_moved_aside_is_put_back_or_removed(self, folder, there, caplog):
-        """It is put back, with a warning, or removed if the new one is in place."""
-        if there:
-            write(folder, "new")
-        write(folder.with_name(".model.previous"), "old")
-        with caplog.at_level(logging.WARNING):
-            recover(folder)
-        assert content(folder) == of("new" if there else "old")
-        assert names(folder.parent) == {"model"}
-        warning = "model was being replaced when its writer stopped; the previous one is put back"
-        assert (warning in caplog.text) != there
+    assert content(folder) == of("new" if there else "old")
+    assert names(folder.parent) == {"model"}
+    warning = "model was being replaced when its writer stopped; the previous one is put back"
+    assert (warning in caplog.text) != there

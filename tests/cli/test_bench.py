@@ -1,18 +1,12 @@
 """`sqat bench` as a user meets it."""
 
 import json
-import sys
-from collections.abc import Callable
 
 import pytest
 
-from sqat.cli import main
-
-Sqat = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def sqat(monkeypatch, capsys):
+def bench(monkeypatch, sqat):
     def measured(models, **settings):
         rates = {
             name: {what: [10.0 * i, 30.0 * i] for what in ("training", "evaluation", "prompt", "decoding")}
@@ -21,38 +15,27 @@ def sqat(monkeypatch, capsys):
         return {"models": {name: {**r, "peak_bytes": 5e8} for name, r in rates.items()}, "settings": settings}
 
     monkeypatch.setattr("sqat.bench.bench", measured)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sqat", "bench", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        return (code, *capsys.readouterr())
-
-    return call
+    return lambda *arguments: sqat("bench", *arguments)
 
 
-def test_table_has_medians_and_ratios_to_the_first_model(sqat):
-    code, out, err = sqat("sqat-mm", "gqa-ref-micro")
+def test_table_has_medians_and_ratios_to_the_first_model(bench):
+    code, out, err = bench("sqat-mm", "gqa-ref-micro")
     lines = [line.split() for line in out.splitlines()]
     assert (code, err) == (0, "")
     assert lines[1] == ["sqat-mm", *["20"] * 4, "500"]
     assert lines[2] == ["gqa-ref-micro", *["40", "(2.00×)"] * 4, "500"]
 
 
-def test_json_is_all_that_is_printed(sqat):
-    code, out, _ = sqat("--json", "--batch-size", "3", "--rounds", "2")
+def test_json_is_all_that_is_printed(bench):
+    code, out, _ = bench("--json", "--batch-size", "3", "--rounds", "2")
     found = json.loads(out)
-    assert code == 0
-    assert list(found["models"]) == ["sqat-mm"]
+    assert (code, list(found["models"])) == (0, ["sqat-mm"])
     assert (found["settings"]["batch_size"], found["settings"]["rounds"]) == (3, 2)
 
 
 @pytest.mark.parametrize("gone", ["all", "training", "--quick", "--out"])
-def test_what_moved_is_named_with_its_new_place(sqat, gone):
-    code, out, err = sqat(gone)
+def test_what_moved_is_named_with_its_new_place(bench, gone):
+    code, out, err = bench(gone)
     assert (code, out) == (1, "")
     assert f"sqat bench has no {gone} any more" in err
     assert "make bench" in err

@@ -2,17 +2,11 @@
 
 import io
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sqat.cli import main
 from sqat.cli.demo import DEMO
 
 TINY = [
@@ -26,30 +20,8 @@ model: {preset: sqat-xs, vocab_size: 307, hidden_size: 20, head_dim: 10, num_que
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
-    (tmp_path / "small.yaml").write_text(SMALL_MODEL)
-
-
-@pytest.fixture
-def sqat(monkeypatch, capsys):
-    """`sqat("info", "sqat-mm")` gives (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sqat", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
-
-
-Sqat = Callable[..., tuple[int, str, str]]
+def _small_model(sqat):
+    Path("small.yaml").write_text(SMALL_MODEL)
 
 
 @pytest.fixture
@@ -59,21 +31,15 @@ def run_folder(sqat):
 
 
 def test_train_evaluate_generate_info_convert(sqat, run_folder):
-    code, out, _ = sqat("evaluate", run_folder, "--data", "stories:7", "--json")
-    figures = json.loads(out)
-    assert code == 0
-    assert figures["loss"] > 0
-    assert figures["padded_loss"] > 0
-
-    code, out, _ = sqat("generate", run_folder, "Once upon", "--max-tokens", "5", "--seed", "3")
-    assert code == 0
-    assert out.startswith("Once upon")
-
-    code, out, _ = sqat("info", run_folder)
-    assert "2 query, 1 key/value heads of 10" in out
-
+    figures = json.loads(sqat("evaluate", run_folder, "--data", "stories:7", "--json")[1])
+    assert min(figures["loss"], figures["padded_loss"]) > 0
+    assert "2 query, 1 key/value heads of 10" in sqat("info", run_folder)[1]
     assert sqat("export", run_folder, "--out", "own", "--to", "sqat")[0] == 0
-    assert sqat("generate", "own", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
+    answers = [
+        sqat("generate", model, "Once upon", "--max-tokens", "5", "--seed", "3") for model in (run_folder, "own")
+    ]
+    assert answers[0] == answers[1]
+    assert (answers[0][0], answers[0][1][:9]) == (0, "Once upon")
 
 
 def test_streamed_and_json_answers_agree(sqat, run_folder):
@@ -85,65 +51,35 @@ def test_streamed_and_json_answers_agree(sqat, run_folder):
     assert set(answer) == {"prompt", "text", "tokens", "finish_reason"}
 
 
-def test_many_prompts_and_answers(sqat, run_folder):
+def test_many_prompts_and_answers(sqat, run_folder, monkeypatch):
+    """Prompts come from a file or from standard input."""
     Path("prompts.txt").write_text("\ufeffOne day\n\nTwo\fdogs\nA\n", encoding="utf-8")
-    code, out, _ = sqat("generate", run_folder, "--prompts", "prompts.txt", "-n", "2", "--max-tokens", "3", "--json")
-    assert code == 0
-    prompts = [json.loads(line)["prompt"] for line in out.splitlines()]
-    assert prompts == ["One day", "One day", "Two\fdogs", "Two\fdogs", "A", "A"]
-
-
-def test_prompts_from_standard_input(sqat, run_folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("One\nTwo\n"))
-    code, out, _ = sqat("generate", run_folder, "--prompts", "-", "--max-tokens", "3", "--json")
-    assert code == 0
-    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["One", "Two"]
-
-
-def test_resume_after_sigterm_matches_an_uninterrupted_run(sqat):
-    command = ["train", "small.yaml", *TINY, "--steps", "60"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sqat", *command, "--out", "parts"],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in this process, for the same bits
-    )
-    log = Path("parts/metrics.jsonl")
-    while not (log.exists() and log.stat().st_size):
-        assert process.poll() is None, "ended before it could be stopped"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    if process.returncode != 0:  # it may have been done already
-        assert process.returncode == 128 + signal.SIGTERM
-        assert b"--resume" in out
-    assert sqat(*command, "--out", "parts", "--resume")[0] == sqat(*command, "--out", "whole")[0] == 0
-    ends = [Path(folder, "checkpoints/step-00000060/model.safetensors").read_bytes() for folder in ("parts", "whole")]
-    assert ends[0] == ends[1]
+    for source, expected in (("prompts.txt", ["One day", "Two\fdogs", "A"]), ("-", ["One", "Two"])):
+        code, out, _ = sqat("generate", run_folder, "--prompts", source, "-n", "2", "--max-tokens", "3", "--json")
+        assert code == 0
+        prompts = [json.loads(line)["prompt"] for line in out.splitlines()]
+        assert prompts == [prompt for prompt in expected for _ in range(2)]
 
 
 def test_demo_ends_with_three_commands(sqat, monkeypatch):
     monkeypatch.setitem(DEMO["data"], "validation_limit", 3)
     code, out, _ = sqat("demo", "--out", "demo", "--steps", "1", "--stories", "53")
     assert code == 0
-    assert "step 0: validation loss" in out
-    assert "step 1: validation loss" in out
-    assert "Once upon a time" in out
-    commands = [line for line in out.splitlines() if line.startswith("sqat ")]
-    assert len(commands) == 3
+    assert all(text in out for text in ("step 0: validation loss", "step 1: validation loss", "Once upon a time")), out
+    assert len([line for line in out.splitlines() if line.startswith("sqat ")]) == 3
     assert sqat("info", "demo")[0] == 0
 
 
 def test_tokenizer_train_and_encode(sqat):
     code, out, _ = sqat("tokenizer", "train", "stories:31", "--out", "tok", "--vocab-size", "300")
-    assert code == 0
-    assert out.startswith("300 entries")
+    assert (code, out[:11]) == (0, "300 entries")
     code, out, _ = sqat("tokenizer", "encode", "tok", "the cat")
     assert "".join(eval(line.split(None, 1)[1]) for line in out.splitlines()) == "the cat"
     path = Path("tok/tokenizer.json")
     path.write_bytes(path.read_bytes().replace(b"BPE", b"bPE"))
     code, _, error = sqat("tokenizer", "encode", "tok", "the cat")
-    assert code == 1
-    assert "tokenizer.json is damaged or truncated: its SHA-256" in " ".join(error.split())
+    assert (code, "tokenizer.json is damaged or truncated: its SHA-256" in " ".join(error.split())) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +106,7 @@ def test_tokenizer_train_and_encode(sqat):
 )
 def test_wrong_input_is_one_clear_line(sqat, arguments, message):
     code, _, err = sqat(*arguments)
-    assert code == 1
-    assert message in err
-    assert "Traceback" not in err
+    assert (code, message in err, "Traceback" in err) == (1, True, False), err
 
 
 def test_former_spellings_still_work_and_give_a_hint(sqat, run_folder):
@@ -197,17 +131,8 @@ def test_export(sqat, run_folder):
 
 def test_model_that_the_originals_layout_cannot_hold(sqat, run_folder):
     code, _, err = sqat("export", run_folder, "--out", "original", "--to", "rxnn")
-    assert code == 1
+    assert (code, Path("original").exists()) == (1, False)
     assert "tie_embeddings is True, but RxNN's layout holds models with tie_embeddings False only" in err
-    assert not Path("original").exists()
-
-
-def test_help_needs_no_torch():
-    code = (
-        "import sys; sys.argv = ['sqat', '--help']\ntry:\n import sqat.cli; sqat.cli.main()\nexcept SystemExit: pass\n"
-    )
-    code += "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ)
 
 
 def test_info_of_windows_and_reverse_heads(sqat):

@@ -9,8 +9,7 @@ from sqat.model.feedforward import dropout
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_mask_has_two_values_the_right_share_and_mean_one(p, dtype):
     mask = dropout_mask(torch.empty(317, 401, dtype=dtype), p)
-    assert mask.shape == (317, 401)
-    assert mask.dtype == dtype
+    assert (mask.shape, mask.dtype) == ((317, 401), dtype)
     low, high = mask.unique().tolist()
     assert low == 0
     assert high == pytest.approx(1 / (1 - p), rel=2**-7)
@@ -26,19 +25,14 @@ def test_elements_are_independent_of_their_place():
     assert (correlation - torch.eye(4)).abs().max() < 0.012
 
 
-def test_the_generator_decides():
+def test_the_generator_decides_and_nothing_happens_in_evaluation_or_at_zero():
     x = torch.ones(13, 7)
     torch.manual_seed(5)
     first = dropout(x, 0.5, training=True)
     assert not torch.equal(first, dropout(x, 0.5, training=True))
     torch.manual_seed(5)
     assert torch.equal(first, dropout(x, 0.5, training=True))
-
-
-def test_nothing_happens_in_evaluation_or_at_zero():
-    x = torch.ones(3)
-    assert dropout(x, 0.5, training=False) is x
-    assert dropout(x, 0.0, training=True) is x
+    assert dropout(x, 0.5, training=False) is dropout(x, 0.0, training=True) is x
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

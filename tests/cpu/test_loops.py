@@ -18,6 +18,12 @@ EXACT = {"atol": 1e-5, "rtol": 1e-5}
 SHAPES = [(3, 67, 5, 14), (2, 401, 3, 38)]  # (B, T, H, C): in one thread, and in several
 
 
+def with_gradients(function, x, grad, *weights):
+    inputs = x.clone().requires_grad_()
+    out = function(inputs)
+    return out, *torch.autograd.grad(out, (inputs, *weights), grad)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 7), (3, 67, 131)])
 @pytest.mark.parametrize("eps", [None, 1e-3])
 def test_norm_equals_torch(shape, eps):
@@ -25,14 +31,8 @@ def test_norm_equals_torch(shape, eps):
     nn.init.normal_(ours.weight)
     theirs.load_state_dict(ours.state_dict())
     x, grad = torch.randn(shape), torch.randn(shape)
-    results = []
-    for norm in (ours, theirs):
-        inputs = x.clone().requires_grad_()
-        out = norm(inputs)
-        out.backward(grad)
-        results.append((out.detach(), inputs.grad, norm.weight.grad))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-5)  # gradients of weights are sums over many rows
+    results = [with_gradients(norm, x, grad, norm.weight) for norm in (ours, theirs)]
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)  # gradients of weights are sums over many rows
     assert "RMSNorm" in type(ours(x.requires_grad_()).grad_fn).__name__
 
 
@@ -43,14 +43,8 @@ def test_rotation_equals_its_definition(shape, own_positions):
     positions = torch.randint(1000, (rows, length)) if own_positions else torch.arange(length)
     tables = rotary_tables(positions, head_dim, 10_000.0)
     x, grad = torch.randn(shape).transpose(1, 2), torch.randn(shape).transpose(1, 2)
-    results = []
-    for turn in (rotate, rotate_naive):
-        inputs = x.clone().requires_grad_()
-        out = turn(inputs, tables)
-        out.backward(grad)
-        results.append((out.detach(), inputs.grad))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, **EXACT)
+    results = [with_gradients(lambda x, turn=turn: turn(x, tables), x, grad) for turn in (rotate, rotate_naive)]
+    torch.testing.assert_close(*results, **EXACT)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -130,14 +124,10 @@ def test_dropped_share(p):
     assert abs(((kept - 1 + p) * (other - 1 + p)).mean().item()) / (p * (1 - p)) < 5 / kept.numel() ** 0.5
 
 
-def test_dropped_elements_do_not_depend_on_the_pieces():
+def test_dropped_elements_depend_on_the_seed_and_not_on_the_pieces():
     ones, dropped = torch.ones(ROWS, 2 * WIDTH), Dropped(0.3, 7)
     pieces = [forward(ones[start : start + 101], dropped, start) for start in range(0, ROWS, 101)]
     assert torch.equal(forward(ones, dropped), torch.cat(pieces))
-
-
-def test_seed_decides():
-    ones = torch.ones(ROWS, 2 * WIDTH)
     same, too, other = (forward(ones, Dropped(0.3, seed)) for seed in (2**62 + 5, 2**62 + 5, 2**61 + 5))
     assert torch.equal(same, too)
     assert not torch.equal(same, other)

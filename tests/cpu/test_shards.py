@@ -35,6 +35,14 @@ def outcome(model, batch, shards, kind="balanced", bf16=False):
     return [loss.detach(), *sums.values()], gradients
 
 
+def logits_of_shards(model, batch):
+    """What each of two shards computes."""
+    parts = []
+    run = lambda shard: parts.append(model.train()(shard.inputs).logits) or {"sum": parts[-1].sum()}  # noqa: E731
+    Shards(run, [*model.parameters()], 2)(batch)
+    return parts
+
+
 @pytest.mark.parametrize("kind", ["balanced", "rxnn", "none"])
 @pytest.mark.parametrize("shards", [2, 3, 20])
 @pytest.mark.parametrize("packed", [False, True])
@@ -43,6 +51,7 @@ def test_shards_are_the_batch(tiny_config, moe, packed, shards, kind):
     model, batch = Decoder(tiny_config(moe)), draw(packed)
     whole, parts = outcome(model, batch, 1, kind), outcome(model, batch, shards, kind)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    assert torch.get_num_threads() == 1  # as before
 
 
 def test_shards_run_under_autocast(tiny_config):
@@ -62,37 +71,20 @@ def test_dropout_is_the_same_every_time(tiny_config, moe):
         results.append(outcome(model, batch, 3))
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
     assert not torch.equal(results[2][0][0], results[0][0][0])
-
-
-def test_shards_drop_different_elements(tiny_config):
-    config = tiny_config(feedforward_dropout=0.5)
+    # And shards drop different elements.
     rows = torch.randint(1, V, (1, T)).expand(2, T)
-    model = Decoder(config).train()
-    parts = []
-    shards = Shards(
-        lambda batch: parts.append(model(batch.inputs).logits) or {"sum": parts[-1].sum()}, [*model.parameters()], 2
-    )
-    shards(Batch(rows, rows, None, None))
-    assert not torch.equal(*parts)
+    first, second = logits_of_shards(Decoder(tiny_config(feedforward_dropout=0.5)), Batch(rows, rows, None, None))
+    assert not torch.equal(first, second)
 
 
 def test_gradients_accumulate_over_micro_batches(tiny_config):
     model, batch = Decoder(tiny_config(moe=True)), draw()
-    task = TrainingLoss(model.train(), shards=2)
-    for _ in range(2):
-        task(batch, 13, 0.5)[0].backward()
     once = outcome(model, batch, 2, "balanced")[1]
     model.zero_grad()
     task = TrainingLoss(model.train(), "balanced", 0.3, shards=2)
     for _ in range(2):
         task(batch, 13, 0.5)[0].backward()
     torch.testing.assert_close([p.grad for p in model.parameters()], [2 * g for g in once], rtol=1e-5, atol=1e-6)
-
-
-def test_threads_are_torch_s_again(tiny_config):
-    before = torch.get_num_threads()
-    outcome(Decoder(tiny_config()), draw(), 2)
-    assert torch.get_num_threads() == before
 
 
 def test_an_error_in_a_shard_is_raised():
@@ -107,14 +99,7 @@ def test_an_error_in_a_shard_is_raised():
 
 def test_short_batches_are_not_cut(tiny_config, monkeypatch):
     monkeypatch.setattr(sharding, "SHARD_TOKENS", ROWS * T // 2 + 1)
-    seen = []
-    model = Decoder(tiny_config())
-    Shards(
-        lambda batch: seen.append(len(batch.inputs)) or {"sum": model(batch.inputs).logits.sum()},
-        [*model.parameters()],
-        2,
-    )(draw())
-    assert seen == [ROWS]
+    assert [len(logits) for logits in logits_of_shards(Decoder(tiny_config()), draw())] == [ROWS]
 
 
 def test_one_shard_where_torch_draws_random_numbers(tiny_config, monkeypatch):

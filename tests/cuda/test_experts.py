@@ -56,28 +56,19 @@ class TestWhichWay:
         x = torch.empty(rows, width, dtype=dtype)
         return supports_grouped(x, x, x, ExpertWeights(fc1, None, fc2, None), "silu", True)
 
-    @pytest.mark.parametrize(("capability", "supported"), [(9, True), (10, True), (8, False), (12, False)])
-    def test_compute_capability(self, capability, supported, monkeypatch):
+    def test_compute_capability(self, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", "13.0")
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
-        assert self.fits() == supported
+        for major, supported in {9: True, 10: True, 8: False, 12: False}.items():
+            device = SimpleNamespace(major=major)
+            monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
+            assert self.fits() == supported
 
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"rows": 0},
-            {"dtype": torch.float32},
-            {"dtype": torch.float16},
-            {"width": 12},
-            {"hidden": 20},
-            {"num_experts": 1024},
-        ],
-        ids=str,
-    )
-    def test_what_the_kernel_does_not_take(self, changes, monkeypatch):
+    def test_what_the_kernel_does_not_take(self, monkeypatch):
         monkeypatch.setattr(experts, "_has_kernel", lambda device: True)
         assert self.fits()
-        assert not self.fits(**changes)
+        types = [{"dtype": dtype} for dtype in (torch.float32, torch.float16)]
+        for changes in ({"rows": 0}, {"width": 12}, {"hidden": 20}, {"num_experts": 1024}, *types):
+            assert not self.fits(**changes), changes
 
     def test_batched_products_are_for_few_tokens_without_gradients(self):
         few, many = ((torch.empty(rows, 2), None, None, None, "silu", True) for rows in (3, 1000))

@@ -23,7 +23,7 @@ CASES = {
 
 @pytest.fixture(params=CASES)
 def make_mask(request):
-    def make(queries: int, window: int, global_tokens: int) -> AttentionMask:
+    def make(queries, window, global_tokens):
         limits = {"window": window, "global_tokens": global_tokens}
         return AttentionMask(queries, S, torch.device("cpu"), **limits, **CASES[request.param])
 
@@ -32,17 +32,13 @@ def make_mask(request):
 
 @pytest.mark.parametrize("queries", [T, S])
 @pytest.mark.parametrize(("window", "global_tokens"), [(1, 0), (7, 0), (7, 3), (60, 2)])
-def test_the_function_is_the_rows(make_mask, queries, window, global_tokens):
+def test_the_function_is_the_rows_and_every_pair_seen_is_in_a_needed_block(
+    monkeypatch, make_mask, queries, window, global_tokens
+):
     mask = make_mask(queries, window, global_tokens)
     seen = create_mask(flex.block_mask(mask).mask_mod, B, 1, queries, S, device="cpu")
     assert seen.equal(mask.rows().expand_as(seen))
-
-
-@pytest.mark.parametrize("queries", [T, S])
-@pytest.mark.parametrize(("window", "global_tokens"), [(1, 0), (7, 0), (7, 3), (60, 2)])
-def test_every_pair_seen_is_in_a_needed_block(monkeypatch, make_mask, queries, window, global_tokens):
     monkeypatch.setattr(flex, "BLOCK", 4)
-    mask = make_mask(queries, window, global_tokens)
     needed = flex.needed_blocks(mask).repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)[:, :queries, :S]
     seen = mask.rows()[:, 0]
     assert not (seen & ~needed).any()

@@ -1,12 +1,11 @@
 """What the tests of the data layer share."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from sqat.data.tokenizer import Tokenizer, train_tokenizer
-from sqat.data.tokens import TokenFile, build_tokens
+from sqat.data.tokenizer import train_tokenizer
+from sqat.data.tokens import build_tokens
 
 TINYSTORIES = Path(__file__).resolve().parents[3] / "shared" / "data" / "tinystories"
 
@@ -16,34 +15,34 @@ class ListSource:
 
     name = "a list"
 
-    def __init__(self, texts: list[str]) -> None:
+    def __init__(self, texts):
         self.texts = texts
 
-    def documents(self) -> Iterator[str]:
+    def documents(self):
         yield from self.texts
 
-    def fingerprint(self) -> str:
+    def fingerprint(self):
         return repr(self.texts)
 
 
 @pytest.fixture
-def list_source() -> type[ListSource]:
+def list_source():
     return ListSource
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_tokenizer(["The cat sat on the mat. The dog sat on the cat.\n"] * 3, vocab_size=271)
 
 
 @pytest.fixture(scope="session")
-def tokens_of(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], TokenFile]:
+def tokens_of(tokenizer, tmp_path_factory):
     """A token file of some texts."""
     return lambda texts: build_tokens(ListSource(texts), tokenizer, tmp_path_factory.mktemp("tokens") / "file")
 
 
 @pytest.fixture
-def tinystories() -> Path:
+def tinystories():
     if not TINYSTORIES.is_dir():
         pytest.skip(f"{TINYSTORIES} is not here")
     return TINYSTORIES

@@ -23,17 +23,17 @@ def tokens(tokens_of):
     return tokens_of(TEXTS)
 
 
-def lists(batch: Batch) -> list:
+def lists(batch):
     return [None if part is None else part.tolist() for part in batch[:4]]
 
 
-def whole_epoch(batches: Batches, epoch: int = 0) -> Batch:
+def whole_epoch(batches, epoch=0):
     parts = [batch for batch, _ in batches.epoch(BatchState(epoch, 0))]
     tensors = (None if part[0] is None else torch.cat(part) for part in zip(*(p[:4] for p in parts), strict=True))
     return Batch(*tensors, sum(part.num_targets for part in parts))
 
 
-def naive_packed(documents: list[list[int]], context_length: int) -> list[list[list[int]]]:
+def naive_packed(documents, context_length):
     """Inputs, targets, positions and document numbers of all rows, token by token."""
     stream = [
         (token, following, place, number)
@@ -52,7 +52,7 @@ def naive_packed(documents: list[list[int]], context_length: int) -> list[list[l
     return [[[cell[part] for cell in row] for row in rows] for part in range(4)]
 
 
-def naive_rows(documents: list[list[int]], context_length: int, padding_as_target: bool) -> list[list[list[int]]]:
+def naive_rows(documents, context_length, padding_as_target):
     inputs, targets = [], []
     for document in documents:
         row = document[:context_length]
@@ -96,32 +96,25 @@ class TestPacked:
         assert (batch.positions[:, 0] == 0).all()
         assert (batch.positions[:, 1:] == torch.where(same, batch.positions[:, :-1] + 1, 0)).all()
 
-    def test_last_token_opens_no_row(self, tokens_of):
+    def test_last_token_opens_no_row_and_one_short_document(self, tokens_of):
         """A row of nothing but the last [EOS] would have no target."""
         tokens = tokens_of(["x" * 9])  # 11 tokens
         batches = Batches(tokens, batch_size=2, context_length=5)
         assert (tokens.num_tokens, batches.rows_per_epoch) == (11, 2)
         assert whole_epoch(batches).targets[-1, -1] == EOS
-
-    def test_one_short_document(self, tokens_of):
         tokens = tokens_of(["x"])
-        batches = Batches(tokens, batch_size=3, context_length=5)
         token = int(tokens.tokens[1])
-        assert lists(batches.batch(0, 0)) == [
-            [[2, token, 3, PAD, PAD]],
-            [[token, 3, IGNORE, IGNORE, IGNORE]],
-            [[0, 1, 2, 0, 1]],
-            [[0, 0, 0, 1, 1]],
-        ]
+        inputs, targets = [2, token, 3, PAD, PAD], [token, 3, IGNORE, IGNORE, IGNORE]
+        found = lists(Batches(tokens, batch_size=3, context_length=5).batch(0, 0))
+        assert found == [[inputs], [targets], [[0, 1, 2, 0, 1]], [[0, 0, 0, 1, 1]]]
 
 
 class TestRows:
     @pytest.mark.parametrize("context_length", [2, 5, 23, 500])
     @pytest.mark.parametrize("padding_as_target", [False, True])
     def test_equals_naive(self, tokens, context_length, padding_as_target):
-        batches = Batches(
-            tokens, batch_size=3, context_length=context_length, mode="rows", padding_as_target=padding_as_target
-        )
+        options = {"context_length": context_length, "padding_as_target": padding_as_target}
+        batches = Batches(tokens, batch_size=3, mode="rows", **options)
         order = batches._order(epoch=0).documents
         expected = naive_rows([tokens.document(i).tolist() for i in order], context_length, padding_as_target)
         batch = whole_epoch(batches)
@@ -131,14 +124,8 @@ class TestRows:
 
     def test_the_originals_rows(self, tokens, tokenizer):
         """`padding_as_target` gives what the original's tokenizer call gives: truncated, padded, always with [EOS]."""
-        batches = Batches(
-            tokens,
-            batch_size=13,
-            context_length=7,
-            mode="rows",
-            shuffle=False,
-            padding_as_target=True,
-        )
+        options = {"mode": "rows", "shuffle": False, "padding_as_target": True}
+        batches = Batches(tokens, batch_size=13, context_length=7, **options)
         backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         backend.enable_truncation(7)
         backend.enable_padding(length=7, pad_id=PAD, pad_token="[PAD]")
@@ -164,29 +151,21 @@ def test_targets_are_counted_without_looking_at_them(tokens, options, context_le
         assert batch.to("cpu").counted == batch.counted
 
 
-def test_what_is_not_counted_is_counted_when_asked(tokens):
-    batch = Batches(tokens, batch_size=3, context_length=7).batch(0, 0)
-    assert Batch(batch.inputs, batch.targets, None, None).num_targets == batch.counted
-
-
 @pytest.mark.parametrize("mode", ["packed", "rows"])
 class TestOrder:
-    def make(self, tokens, mode, **options) -> Batches:
-        return Batches(tokens, **{"batch_size": 5, "context_length": 7, "mode": mode, **options})
+    def make(self, tokens, mode, **options):
+        return Batches(tokens, batch_size=5, context_length=7, mode=mode, **options)
 
     def test_depends_on_seed_and_epoch_alone(self, tokens, mode):
-        orders = {
-            (seed, epoch): whole_epoch(self.make(tokens, mode, seed=seed), epoch).inputs.tolist()
-            for seed in (0, 1)
-            for epoch in (0, 1)
-        }
-        assert len({str(order) for order in orders.values()}) == 4
+        def order(seed, epoch):
+            return whole_epoch(self.make(tokens, mode, seed=seed), epoch).inputs.tolist()
+
+        orders = {(seed, epoch): order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
+        assert len({*map(str, orders.values())}) == 4
         batches = self.make(tokens, mode, seed=1)
         for epoch in (1, 0, 1):
             assert whole_epoch(batches, epoch).inputs.tolist() == orders[1, epoch]
-
-    def test_without_shuffling(self, tokens, mode):
-        batches = self.make(tokens, mode, shuffle=False)
+        batches = self.make(tokens, mode, shuffle=False)  # not even on those
         assert whole_epoch(batches, 0).inputs.tolist() == whole_epoch(batches, 1).inputs.tolist()
         assert batches.batch(0, 0).inputs[0, :3].tolist() == tokens.document(0).tolist()
 
@@ -217,15 +196,11 @@ class TestOrder:
         assert sizes == [5] * full + [rest]
         assert len(batches) == full + 1
 
-    def test_row_between_batches(self, tokens, mode):
+    def test_place_between_batches_or_outside_the_epoch(self, tokens, mode):
         """A state of another batch size goes on at its row."""
         batches = self.make(tokens, mode)
-        rows = whole_epoch(batches).inputs
         resumed = [batch.inputs for batch, _ in batches.epoch(BatchState(0, 3))]
-        assert torch.cat(resumed).tolist() == rows[3:].tolist()
-
-    def test_place_outside_the_epoch(self, tokens, mode):
-        batches = self.make(tokens, mode)
+        assert torch.cat(resumed).equal(whole_epoch(batches).inputs[3:])
         rows = batches.rows_per_epoch
         for row in (-1, rows):
             with pytest.raises(ConfigError, match=f"row is {row}; an epoch has the rows 0 to {rows - 1}"):
@@ -268,13 +243,8 @@ class TestTokenStore:
         store = TokenStore(ids, torch.device("cpu"))
         assert store._ids.data_ptr() == ids.ctypes.data
         assert not recwarn.list
-
-    def test_uploads_integers_and_truth_values(self):
-        table = TokenStore(np.zeros(1, np.uint16), torch.device("cpu")).upload(
-            np.arange(3), np.array([True, False, True])
-        )
-        assert table.dtype == torch.int64
-        assert table.tolist() == [[0, 1, 2], [1, 0, 1]]
+        table = store.upload(np.arange(3), np.array([True, False, True]))  # integers and truth values
+        assert (table.dtype, table.tolist()) == (torch.int64, [[0, 1, 2], [1, 0, 1]])
 
     @pytest.mark.parametrize("room", [True, False])
     def test_a_gpu_keeps_them_where_it_has_room(self, room, monkeypatch, caplog):
@@ -285,6 +255,5 @@ class TestTokenStore:
             assert store._fits(torch.device("cuda")) == room
         assert ("stay on the host: more than 25 %" in caplog.text) != room
 
-    def test_to_the_same_device_is_no_copy(self):
         part = torch.arange(3)
-        assert to_device(part, "cpu") is part
+        assert to_device(part, "cpu") is part  # nothing is copied to where it is

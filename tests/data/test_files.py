@@ -2,7 +2,6 @@
 
 import gzip
 import re
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,26 +14,30 @@ from sqat.errors import DataError
 MARKED = "one\r\n\r\nstill one\n<|endoftext|>\ntwo<|endoftext|>  three \n<|endoftext|>\n\n<|endoftext|>"
 
 
-def documents(path: Path, **options) -> list[str]:
+def documents(path, **options):
     return list(open_source(str(path), **options).documents())
 
 
-def compress(data: bytes, suffix: str) -> bytes:
-    if suffix == ".gz":
-        return gzip.compress(data[:11]) + gzip.compress(data[11:])  # members, as parallel compressors write
-    return pa.compress(data, codec="zstd", asbytes=True) if suffix else data
+@pytest.fixture
+def write(tmp_path):
+    """`write("a.txt.gz", "text")` gives the file's path; it is compressed by its name."""
+
+    def write(name, data):
+        data = data.encode() if isinstance(data, str) else data
+        if name.endswith(".gz"):
+            data = gzip.compress(data[:11]) + gzip.compress(data[11:])  # members, as parallel compressors write
+        elif name.endswith(".zst"):
+            data = pa.compress(data, codec="zstd", asbytes=True)
+        (tmp_path / name).write_bytes(data)
+        return tmp_path / name
+
+    return write
 
 
 @pytest.fixture(params=[1 << 20, 1, 7], ids="chunk={}".format)
 def chunks(request, monkeypatch):
     """Chunk sizes that cut characters, line ends and markers apart."""
     monkeypatch.setattr(files, "CHUNK_BYTES", request.param)
-
-
-def test_padding_after_the_end_of_gzip(tmp_path):
-    path = tmp_path / "stories.txt.gz"
-    path.write_bytes(gzip.compress(b"one") + bytes(512))
-    assert documents(path) == ["one"]
 
 
 def test_one_sentence_a_line_is_warned_of_once(tmp_path, caplog):
@@ -49,77 +52,62 @@ def test_one_sentence_a_line_is_warned_of_once(tmp_path, caplog):
 
 class TestText:
     @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-    def test_marker(self, tmp_path, chunks, suffix):
-        path = tmp_path / f"stories.txt{suffix}"
-        path.write_bytes(compress(MARKED.encode(), suffix))
-        assert documents(path) == ["one\n\nstill one", "two", "  three "]
+    def test_marker(self, write, chunks, suffix):
+        assert documents(write(f"stories.txt{suffix}", MARKED)) == ["one\n\nstill one", "two", "  three "]
 
     @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-    def test_blank_lines(self, tmp_path, chunks, newline):
-        path = tmp_path / "stories.TXT"
+    def test_blank_lines(self, write, chunks, newline):
         text = "\n\none\nmore – é 🙂\n\n \t\n\n  two\x0b\u2028\nlast"
-        path.write_bytes(text.replace("\n", newline).encode())
+        path = write("stories.TXT", text.replace("\n", newline))
         assert documents(path) == ["one\nmore – é 🙂", "  two\x0b\u2028\nlast"]
 
-    def test_byte_order_mark(self, tmp_path):
-        path = tmp_path / "stories.txt"
-        path.write_text("one\n\ntwo", encoding="utf-8-sig")
-        assert documents(path) == ["one", "two"]
-
-    @pytest.mark.parametrize("content", ["", " \n\n ", "<|endoftext|>"])
-    def test_empty(self, tmp_path, content):
-        path = tmp_path / "stories.txt"
-        path.write_text(content)
-        assert documents(path) == []
-
-    def test_one_document(self, tmp_path):
-        path = tmp_path / "stories.txt"
-        path.write_text("only this")
-        assert documents(path) == ["only this"]
+    @pytest.mark.parametrize(
+        ("content", "texts"),
+        [
+            *(("", []), (" \n\n ", []), ("<|endoftext|>", []), ("only this", ["only this"])),
+            ("\ufeffone\n\ntwo", ["one", "two"]),  # a byte-order mark
+        ],
+    )
+    def test_few_documents(self, write, content, texts):
+        assert documents(write("stories.txt", content)) == texts
 
     @pytest.mark.parametrize(
         ("data", "offset"), [(b"caf\xc3\xa9 \xff!", 6), (b"a\r\n\xe2\x82", 3), (b"\xf0\x9f\x99 x", 0)]
     )
-    def test_invalid_utf8(self, tmp_path, chunks, data, offset):
-        path = tmp_path / "stories.txt"
-        path.write_bytes(data)
+    def test_invalid_utf8(self, write, chunks, data, offset):
+        path = write("stories.txt", data)
         message = re.escape(f'{path}: invalid UTF-8 at byte {offset}; encoding_errors="replace" reads on')
         with pytest.raises(DataError, match=message):
             documents(path)
         expected = data.decode("utf-8", "replace").replace("\r\n", "\n")
         assert documents(path, encoding_errors="replace") == [expected]
 
-    def test_invalid_utf8_is_counted_in_the_unpacked_text(self, tmp_path):
-        path = tmp_path / "stories.txt.gz"
-        path.write_bytes(gzip.compress(b"one\n\n" * 9973 + b"\xff"))
+    def test_padding_after_the_end_of_gzip(self, write):
+        path = write("stories.txt.gz", "one")
+        path.write_bytes(path.read_bytes() + bytes(512))
+        assert documents(path) == ["one"]
+
+    def test_invalid_utf8_is_counted_in_the_unpacked_text(self, write):
         with pytest.raises(DataError, match="invalid UTF-8 at byte 49865"):
-            documents(path)
+            documents(write("stories.txt.gz", b"one\n\n" * 9973 + b"\xff"))
 
     @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-    def test_damaged_compression(self, tmp_path, suffix):
-        path = tmp_path / f"stories.txt{suffix}"
-        path.write_bytes(compress(MARKED.encode() * 99, suffix)[:-11])
+    def test_damaged_compression(self, write, suffix):
+        path = write(f"stories.txt{suffix}", MARKED * 99)
+        path.write_bytes(path.read_bytes()[:-11])
         with pytest.raises(DataError, match=rf"stories\.txt\{suffix}: cannot be read: "):
             documents(path)
 
 
 class TestJsonLines:
-    def write(self, folder: Path, data: bytes) -> Path:
-        path = folder / "stories.jsonl"
-        path.write_bytes(data)
-        return path
-
     @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-    def test_documents(self, tmp_path, suffix):
+    def test_documents(self, write, suffix):
         lines = b'\xef\xbb\xbf{"text": "one\\r\\n"}\r\n\n  \n{"id": 3, "text": "\\ud83d\\ude42"}\n{"text": ""}\n'
-        lines += b'{"text": "last"}'
-        path = tmp_path / f"stories.jsonl{suffix}"
-        path.write_bytes(compress(lines, suffix))
+        path = write(f"stories.jsonl{suffix}", lines + b'{"text": "last", "story": "yes"}')
         assert documents(path) == ["one\r\n", "🙂", "last"]
 
-    def test_other_field(self, tmp_path):
-        path = self.write(tmp_path, b'{"text": "no", "story": "yes"}')
-        assert documents(path, field="story") == ["yes"]
+    def test_other_field(self, write):
+        assert documents(write("stories.jsonl", b'{"text": "no", "story": "yes"}'), field="story") == ["yes"]
 
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -135,18 +123,18 @@ class TestJsonLines:
             (b'{"text": ' + b"1" * 5000 + b"}", "not JSON: "),
         ],
     )
-    def test_unusable_line(self, tmp_path, line, message):
-        path = self.write(tmp_path, b'{"text": "fine"}\n\n' + line)
+    def test_unusable_line(self, write, line, message):
+        path = write("stories.jsonl", b'{"text": "fine"}\n\n' + line)
         with pytest.raises(DataError, match=rf"stories\.jsonl, line 3: {re.escape(message)}"):
             documents(path)
 
-    def test_replacement(self, tmp_path):
-        path = self.write(tmp_path, b'{"text": "a\xff"}\n{"text": "b\\ud83d"}')
+    def test_replacement(self, write):
+        path = write("stories.jsonl", b'{"text": "a\xff"}\n{"text": "b\\ud83d"}')
         assert documents(path, encoding_errors="replace") == ["a\ufffd", "b\ufffd"]
 
 
 class TestParquet:
-    def write(self, folder: Path, column: pa.Array, name: str = "text") -> Path:
+    def write(self, folder, column, name="text"):
         path = folder / "stories.parquet"
         pq.write_table(pa.table({"id": pa.nulls(len(column), pa.int8()), name: column}), path)
         return path
@@ -160,17 +148,23 @@ class TestParquet:
         assert documents(self.write(tmp_path, column)) == texts
 
     @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-    def test_compressed_whole(self, tmp_path, suffix):
+    def test_compressed_whole(self, tmp_path, write, suffix):
         plain = self.write(tmp_path, pa.array(["one", "two"]))
-        path = tmp_path / f"again.parquet{suffix}"
-        path.write_bytes(compress(plain.read_bytes(), suffix))
-        assert documents(path) == ["one", "two"]
+        assert documents(write(f"again.parquet{suffix}", plain.read_bytes())) == ["one", "two"]
 
-    def test_missing_field(self, tmp_path):
-        path = self.write(tmp_path, pa.array(["one"]), "story")
-        with pytest.raises(DataError, match=r"stories\.parquet: there is no field 'text'; the fields are: id, story"):
+    @pytest.mark.parametrize(
+        ("values", "name", "message"),
+        [
+            (["one"], "story", r": there is no field 'text'; the fields are: id, story"),
+            ([1, 2], "text", r": the field 'text' holds int64, not strings"),
+            (["one", None], "text", r", row 1: null, not a string"),
+        ],
+    )
+    def test_other_columns(self, tmp_path, values, name, message):
+        path = self.write(tmp_path, pa.array(values), name)
+        with pytest.raises(DataError, match=rf"stories\.parquet{message}"):
             documents(path)
-        assert documents(path, field="story") == ["one"]
+        assert name == "text" or documents(path, field=name) == values
 
     def test_a_shard_without_rows(self, tmp_path):
         self.write(tmp_path, pa.array(["one"]))
@@ -184,14 +178,6 @@ class TestParquet:
         with pytest.raises(DataError, match=r"stories\.parquet: 2 fields are called 'text', but one must be"):
             documents(path)
 
-    def test_not_strings(self, tmp_path):
-        with pytest.raises(DataError, match=r"stories\.parquet: the field 'text' holds int64, not strings"):
-            documents(self.write(tmp_path, pa.array([1, 2])))
-
-    def test_null(self, tmp_path):
-        with pytest.raises(DataError, match=r"stories\.parquet, row 1: null, not a string"):
-            documents(self.write(tmp_path, pa.array(["one", None])))
-
     def test_invalid_utf8(self, tmp_path):
         column = pa.array([b"fine"] * 1031 + [b"ab\xff"], pa.binary()).view(pa.string())
         path = self.write(tmp_path, column)
@@ -199,22 +185,18 @@ class TestParquet:
             documents(path)
         assert documents(path, encoding_errors="replace")[-1] == "ab\ufffd"
 
-    def test_damaged_column_name(self, tmp_path):
+    def test_damaged(self, tmp_path, write):
         path = self.write(tmp_path, pa.array(["one"]), "n\u00e9")
         path.write_bytes(path.read_bytes().replace("n\u00e9".encode(), b"n\xff\xff"))
         with pytest.raises(DataError, match=r"stories\.parquet: cannot be read: 'utf-8' codec can't decode byte 0xff"):
             documents(path)
 
-    def test_damaged(self, tmp_path):
-        path = tmp_path / "stories.parquet"
-        path.write_bytes(b"PAR1 is not enough")
         with pytest.raises(DataError, match=r"stories\.parquet: cannot be read"):
-            documents(path)
+            documents(write("stories.parquet", b"PAR1 is not enough"))
 
 
-def test_file_that_disappears(tmp_path):
-    path = tmp_path / "stories.txt"
-    path.write_text("one")
+def test_file_that_disappears(write):
+    path = write("stories.txt", "one")
     source = open_source(str(path))
     path.unlink()
     with pytest.raises(DataError, match=r"stories\.txt: cannot be read"):
@@ -225,9 +207,7 @@ def test_file_that_disappears(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("name", ["long.jsonl", "long.txt"])
-def test_document_without_end_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch, name, suffix):
+def test_document_without_end_is_refused_before_it_fills_the_memory(write, monkeypatch, name, suffix):
     monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 1 << 20)
-    path = tmp_path / f"{name}{suffix}"
-    path.write_bytes(compress(b"a" * (5 << 20), suffix))
     with pytest.raises(DataError, match="1,048,576"):
-        documents(path)
+        documents(write(f"{name}{suffix}", b"a" * (5 << 20)))

@@ -28,13 +28,13 @@ NASTY = [
 ]
 
 
-def random_texts(count: int) -> list[str]:
+def random_texts(count):
     draw = random.Random(0)
     pools = ["abc \n", "\u00e9ß…", "😀🙂", "".join(map(chr, range(0x100))), " \t"]
     return ["".join(draw.choice(draw.choice(pools)) for _ in range(draw.randrange(23))) for _ in range(count)]
 
 
-def originals_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
+def originals_tokenizer(texts):
     """As the original system makes them: with prefix space and full alphabet, without decoder."""
     backend = tokenizers.Tokenizer(models.BPE(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -50,7 +50,7 @@ def originals_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
 
 
 @pytest.fixture
-def original(tmp_path) -> Tokenizer:
+def original(tmp_path):
     backend = originals_tokenizer([TEXT] * 3)
     backend.enable_padding(length=31)
     backend.enable_truncation(31)
@@ -80,11 +80,10 @@ class TestTraining:
         assert train_tokenizer(["ab ab"], 293).vocab_size == 258 + 4  # one merge: ab; another: space ab
         assert "a vocabulary of 262 entries, not 293" in caplog.text
 
-    def test_no_documents(self):
+    def test_no_documents_or_an_error_in_them(self):
         with pytest.raises(DataError, match="no documents to train"):
             train_tokenizer(iter(()))
 
-    def test_error_in_the_documents(self):
         def documents():
             yield TEXT
             raise DataError("line 7 is bad")
@@ -95,29 +94,20 @@ class TestTraining:
 
 class TestEncodeAndDecode:
     def test_round_trip(self, tokenizer):
-        for text in NASTY + random_texts(499):
-            assert tokenizer.decode(tokenizer.encode(text)) == text
-
-    def test_round_trip_of_documents(self, tokenizer):
-        documents = tokenizer.encode_documents(NASTY)
-        assert [tokenizer.decode(ids) for ids in documents] == NASTY
-        assert all(ids[0] == BOS and ids[-1] == EOS for ids in documents)
-        assert [ids[1:-1] for ids in documents] == [tokenizer.encode(text) for text in NASTY]
-
-    def test_special_tokens_in_text_are_ordinary_characters(self, tokenizer):
-        ids = tokenizer.encode("[PAD][UNK][BOS][EOS]")
-        assert min(ids) > EOS
+        texts = NASTY + random_texts(499)
+        ids, documents = [tokenizer.encode(text) for text in texts], tokenizer.encode_documents(texts)
+        assert documents == [[BOS, *each, EOS] for each in ids]
+        for kind in (ids, documents):
+            assert [tokenizer.decode(each) for each in kind] == texts
 
     def test_bytes(self, tokenizer):
+        assert min(tokenizer.encode("[PAD][UNK][BOS][EOS]")) > EOS  # in text they are ordinary characters
         assert [tokenizer.token_bytes(i) for i in range(4)] == [b""] * 4
         assert sorted(tokenizer.token_bytes(i) for i in range(4, 260)) == [bytes([byte]) for byte in range(256)]
         assert b"".join(map(tokenizer.token_bytes, tokenizer.encode("The é"))) == "The é".encode()
 
-    def test_incomplete_character(self, tokenizer):
-        ids = tokenizer.encode("a🙂")
-        assert tokenizer.decode(ids[:-1]) == "a\ufffd"
-
-    def test_ids_outside_the_vocabulary(self, tokenizer):
+    def test_incomplete_characters_and_ids_outside_the_vocabulary(self, tokenizer):
+        assert tokenizer.decode(tokenizer.encode("a🙂")[:-1]) == "a\ufffd"
         assert tokenizer.decode([271]) == "\ufffd"
         with pytest.raises(DataError, match="token id -100 is negative"):
             tokenizer.decode([4, -100])
@@ -136,11 +126,9 @@ class TestOriginal:
         for text in NASTY + random_texts(499):
             assert original.decode(original.encode(text)) == text.removeprefix(" ")
 
-    def test_continuation_keeps_the_space(self, original):
+    def test_continuation_keeps_the_space_and_documents_are_neither_padded_nor_truncated(self, original):
         ids = original.encode("The cat sat")
         assert original.decode(ids[:2]) + original.decode(ids[2:], continuation=True) == "The cat sat"
-
-    def test_documents_are_neither_padded_nor_truncated(self, original):
         assert [len(ids) for ids in original.encode_documents(["", "cat", "x" * 97])] == [2, 3, 100]
 
     def test_saved_again(self, original, tmp_path):
@@ -198,31 +186,25 @@ class TestFiles:
         assert theirs(TEXT)["input_ids"] == ids
         assert theirs.decode(ids, skip_special_tokens=True) == TEXT
 
-    def test_missing(self, tmp_path):
+    def test_missing_or_damaged(self, tmp_path):
         with pytest.raises(DataError, match=r"tokenizer\.json: no readable tokenizer"):
             Tokenizer.load(tmp_path)
+        for content in (b"", b"{", b"[]", b"{}", b"\xff"):
+            (tmp_path / "mine.json").write_bytes(content)
+            with pytest.raises(DataError, match=r"mine\.json: (damaged|no readable)"):
+                Tokenizer.load(tmp_path / "mine.json")
 
-    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff"])
-    def test_damaged(self, tmp_path, content):
-        path = tmp_path / "mine.json"
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=r"mine\.json: (damaged|no readable)"):
-            Tokenizer.load(path)
-
-    def test_other_special_tokens(self, tokenizer, tmp_path):
+    def test_other_special_tokens_or_not_byte_level(self, tokenizer, tmp_path):
         path = tokenizer.save(tmp_path)
         path.write_text(path.read_text(encoding="utf-8").replace("[EOS]", "[END]"), encoding="utf-8")
         with pytest.raises(DataError, match=r"tokenizer\.json: the ids 0 to 3 are .*'\[END\]'.* must be .*'\[EOS\]'"):
             Tokenizer.load(path)
-
-    def test_not_byte_level(self, tmp_path):
         vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, "cat"])}
         backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
         backend.save(str(tmp_path / "words.json"))
-        with pytest.raises(
-            DataError, match=r"words\.json: a byte-level BPE is needed; this is WordLevel over Whitespace"
-        ):
+        message = r"words\.json: a byte-level BPE is needed; this is WordLevel over Whitespace"
+        with pytest.raises(DataError, match=message):
             Tokenizer.load(tmp_path / "words.json")
 
     def test_added_tokens_and_gaps(self, tokenizer, tmp_path):

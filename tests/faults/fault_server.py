@@ -66,13 +66,9 @@ def become(request):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["sqat", *request["command"]]
     prepare(request)
-    end_as(run_command)
-
-
-def run_command():
     from sqat.cli import main as command
 
-    command()
+    end_as(command)
 
 
 def prepare(request):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -52,49 +51,35 @@ class Commands:
         log, trace = (self.folder.with_name(f"{self.folder.name}.{name}") for name in ("log", "trace"))
         request = {
             "command": command,
+            "seconds": seconds,
+            "before": before,
+            "modules": modules,
             "folder": str(self.folder),
             "root": os.path.realpath(self.folder),
             "log": str(log),
             "trace": str(trace),
             "fault": {"action": action, "at": at, "value": value, "again": again},
-            "seconds": seconds,
-            "before": before,
-            "modules": modules,
             "environment": {"SQAT_CACHE": str(self.folder / "cache")},
         }
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.server.stdout.readline())
+        answer = json.loads(self.server.stdout.readline())
         return Ended(answer["code"], log.read_text(errors="replace"), trace.read_text().splitlines())
 
 
 def start_server(folder, shim):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(SOURCE),
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
-        "MPLBACKEND": "agg",
-        "COLUMNS": "200",
-    }
+    environment = {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg", "COLUMNS": "200"}
     environment |= {} if shim is None else {"LD_PRELOAD": str(shim)}
-    return subprocess.Popen(
-        [sys.executable, str(HERE / "fault_server.py")],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    program = [sys.executable, str(HERE / "fault_server.py")]
+    return subprocess.Popen(program, cwd=folder, env={**os.environ, **environment}, **pipes)
 
 
-def log_of(run):
-    """metrics.jsonl, but for wall-clock figures."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+def log_of(run, name="metrics.jsonl", without=TIMES):
+    """Its lines, but for wall-clock figures."""
+    records = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in without} for record in records]
 
 
 def newest_is_whole(run, load=load_model):
@@ -112,8 +97,6 @@ def newest_is_whole(run, load=load_model):
 def assert_same_run(run, other):
     """Weights, optimiser, random generators, progress and log are equal to the bit."""
     ours, theirs = latest_checkpoint(run), latest_checkpoint(other)
-    assert ours is not None
-    assert theirs is not None
     assert ours.name == theirs.name
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
     for path in ours.iterdir():

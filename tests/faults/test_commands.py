@@ -1,13 +1,12 @@
 """Killed at any change to the disk, or a disk that is full: `sqat tokenizer train`, `convert`, `uptrain`, `compare`."""
 
 import errno
-import json
 import random
 import re
 import shutil
 
 import pytest
-from harness import EVERY, FREEING, FULL, KILLED, assert_refused, assert_same_run, litter, newest_is_whole
+from harness import EVERY, FREEING, FULL, KILLED, assert_refused, assert_same_run, litter, log_of, newest_is_whole
 
 pytestmark = pytest.mark.usefixtures("needs_shim")
 
@@ -64,15 +63,15 @@ def test_tokenizer(commands):
         assert content(sqat.folder / "out") == expected
         assert litter(sqat.folder) == []
 
+    kill_and_fill(commands, command, changes, "tokenizer.json", goes_on)
+
+
+def kill_and_fill(commands, command, changes, name, goes_on):
+    """Killed; and with a disk that is full from the first write of a file on, in the full form from any change on."""
     for n in numbers(changes, 99, 1):
         sqat = commands(f"at-{n}")
         assert sqat(*command, action="kill", at=n).code == KILLED
         goes_on(sqat)
-    full_disk(commands, command, changes, "tokenizer.json", goes_on)
-
-
-def full_disk(commands, command, changes, name, goes_on):
-    """It is full from the first write of a file on; in the full form, from any change on."""
     wanting = [i + 1 for i, change in enumerate(changes) if not change.startswith(FREEING)]
     first = next(n for n in wanting if changes[n - 1].startswith("write") and name in changes[n - 1])
     for n in wanting[::EVERY] if FULL else [first]:
@@ -101,17 +100,12 @@ def kill_conversion(commands, command, modules):
         assert content(sqat.folder / "out") == expected
         assert litter(sqat.folder) == []
 
-    for n in numbers(changes, 99, 1):
-        sqat = commands(f"at-{n}")
-        assert sqat(*command, action="kill", at=n).code == KILLED
-        goes_on(sqat)
-    full_disk(commands, command, changes, "config.json", goes_on)
+    kill_and_fill(commands, command, changes, "config.json", goes_on)
 
 
 def test_export(commands, whole):
-    kill_conversion(
-        commands, ("export", str(whole.folder / "run"), "--out", "out", "--to", "sqat"), ("sqat.model_card",)
-    )
+    command = ("export", str(whole.folder / "run"), "--out", "out", "--to", "sqat")
+    kill_conversion(commands, command, ("sqat.model_card",))
 
 
 @pytest.fixture
@@ -173,9 +167,8 @@ def start(commands):
 
 def results(out):
     """Without what depends on the machine."""
-    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     of_the_machine = ("seconds", "tokens_per_second", "peak_bytes", "environment")
-    return [{name: value for name, value in line.items() if name not in of_the_machine} for line in lines]
+    return log_of(out, "results.jsonl", of_the_machine)
 
 
 @pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py kills a comparison, too")

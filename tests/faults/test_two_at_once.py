@@ -33,18 +33,15 @@ def test_train(whole, commands):
     assert_whole_and_goes_on(sqat, whole)
 
 
-def test_uptrain(commands):
-    sqat = commands("run")
-    with held(sqat.folder / "run"):
-        command = ("uptrain", "anything", "--tokens", "500", "--out", "run")
-        assert_refused(sqat(*command, modules=("sqat.convert.uptrain",)), "a run is going on in run")
-
-
-def test_compare(commands):
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [("uptrain anything --tokens 500", "a run is going on"), ("compare plan.yaml", "a comparison is running")],
+)
+def test_uptrain_and_compare(commands, command, what):
     sqat = commands("run")
     (sqat.folder / "plan.yaml").write_text("{name: x, family: micro, variants: [sqa], reference: sqa}")
     with held(sqat.folder / "out"):
-        assert_refused(sqat("compare", "plan.yaml", "--out", "out"), "a comparison is running in out")
+        assert_refused(sqat(*command.split(), "--out", "out", modules=("sqat.convert.uptrain",)), f"{what} in out")
 
 
 def test_only_the_first_rank_takes_the_lock(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def model(request, tiny_model):
     return tiny_model(**MODELS[request.param])
 
 
-def decode(model, prompts, config, **options) -> list[list[int]]:
+def decode(model, prompts, config, **options):
     return torch.stack(list(decode_tokens(model, prompts, config, **options)), dim=1).tolist()
 
 
@@ -64,8 +64,9 @@ def test_the_padding_token_does_not_matter(model):
 
 
 @pytest.mark.parametrize("max_tokens", [1, 7])
-def test_max_tokens(model, max_tokens):
-    tokens = decode(model, PROMPTS, SamplingConfig(max_tokens=max_tokens))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_max_tokens(model, max_tokens, dtype):
+    tokens = decode(model.to(dtype), PROMPTS, SamplingConfig(max_tokens=max_tokens))
     assert [len(row) for row in tokens] == [max_tokens] * len(PROMPTS)
     assert all(0 <= token < V for row in tokens for token in row)
 
@@ -106,11 +107,6 @@ def test_no_gradients_are_kept(model):
     assert not torch.is_inference_mode_enabled()
 
 
-def test_bfloat16(model):
-    tokens = decode(model.to(torch.bfloat16), PROMPTS, SamplingConfig(temperature=0, max_tokens=5))
-    assert len(tokens) == len(PROMPTS)
-
-
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
@@ -148,32 +144,32 @@ class TestMakeStep:
     """Each device's fast step is looked for in one place, and may be missing."""
 
     @staticmethod
-    def made(model) -> object:
+    def made(model):
         return make_step(model, KVCache(model.config, 2, 5))
 
-    def test_a_model_as_it_is_built_has_a_fast_step(self, tiny_model):
+    def test_a_model_as_it_is_built_has_a_fast_step_and_without_its_package_the_model_itself_runs(
+        self, tiny_model, monkeypatch
+    ):
         pytest.importorskip("numba")
         assert not isinstance(self.made(tiny_model()), PlainStep)
-
-    def test_without_the_package_of_the_device_the_model_itself_runs(self, tiny_model, monkeypatch):
+        assert isinstance(self.made(tiny_model().to(torch.bfloat16)), PlainStep)  # which the fast step cannot do
         monkeypatch.setitem(FAST_STEPS, "cpu", "sqat.cpu.missing")
         assert isinstance(self.made(tiny_model()), PlainStep)
         monkeypatch.delitem(FAST_STEPS, "cpu")
         assert isinstance(self.made(tiny_model()), PlainStep)
 
-    def test_what_the_fast_step_cannot_do_the_model_itself_does(self, tiny_model):
-        assert isinstance(self.made(tiny_model().to(torch.bfloat16)), PlainStep)
-
-    @pytest.mark.parametrize("change", ["hook", "hook before", "forward"])
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda module: module.register_forward_hook(lambda module, inputs, output: 2 * output),
+            lambda module: module.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],)),
+            lambda module: setattr(module, "forward", lambda x: 2 * x),
+        ],
+        ids=["hook", "hook before", "forward"],
+    )
     def test_the_model_itself_runs_hooks(self, tiny_model, change):
         model = tiny_model()
-        module = model.layers[1].norm2
         assert not is_hooked(model)
-        if change == "hook":
-            module.register_forward_hook(lambda module, inputs, output: 2 * output)
-        elif change == "hook before":
-            module.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
-        else:
-            module.forward = lambda x: 2 * x
+        change(model.layers[1].norm2)
         assert is_hooked(model)
         assert isinstance(self.made(model), PlainStep)

@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
 
 from sqat.errors import ConfigError
 from sqat.generate.sampling import RowSampler, SamplingConfig, draw, draw_naive, keep_likeliest, penalise
@@ -12,28 +11,22 @@ from sqat.generate.sampling import RowSampler, SamplingConfig, draw, draw_naive,
 B, V = 5, 41
 
 INVALID = [
-    ("temperature", -1.0, "0 (greedy) or above"),
-    ("temperature", float("nan"), "0 (greedy) or above"),
+    *(("temperature", value, "0 (greedy) or above") for value in (-1.0, float("nan"))),
     ("top_k", 0, "at least 1, or null"),
-    ("top_p", 0.0, "above 0 and at most 1"),
-    ("top_p", 1.5, "above 0 and at most 1"),
-    ("min_p", -0.1, "between 0 (no limit) and 1"),
-    ("min_p", 1.1, "between 0 (no limit) and 1"),
+    *(("top_p", value, "above 0 and at most 1") for value in (0.0, 1.5)),
+    *(("min_p", value, "between 0 (no limit) and 1") for value in (-0.1, 1.1)),
     ("repetition_penalty", 0.0, "positive"),
     ("max_tokens", 0, "at least 1"),
-    ("seed", -1, "between 0 and 2^63 - 1, or null"),
-    ("seed", 2**63, "between 0 and 2^63 - 1, or null"),
-    ("stop", ("",), "a tuple of non-empty strings"),
-    ("stop", "end", "a tuple of non-empty strings"),
-    ("stop", (3,), "a tuple of non-empty strings"),
+    *(("seed", value, "between 0 and 2^63 - 1, or null") for value in (-1, 2**63)),
+    *(("stop", value, "a tuple of non-empty strings") for value in (("",), "end", (3,))),
 ]
 
 
-def draw_probs() -> Tensor:
+def draw_probs():
     return (3 * torch.randn(B, V)).softmax(dim=-1)
 
 
-def choose(logits_BV: Tensor, **options) -> list[int]:
+def choose(logits_BV, **options):
     """One choice for every row."""
     return RowSampler(SamplingConfig(**options), [[0]] * len(logits_BV), logits_BV.shape[1])(logits_BV).tolist()
 
@@ -44,21 +37,19 @@ class TestConfig:
         with pytest.raises(ConfigError, match=re.escape(f"SamplingConfig.{field} is {value!r}, but must be {right}")):
             SamplingConfig(**{field: value})
 
-    @pytest.mark.parametrize("stop", [(), ("one",), ("one", "two")])
-    def test_dictionaries_hold_everything(self, stop):
-        config = SamplingConfig(temperature=0.5, top_k=3, seed=7, stop=stop)
-        assert SamplingConfig.from_dict(config.to_dict()) == config
-        assert SamplingConfig.from_dict({"stop": list(stop)}).stop == stop
-
-    @pytest.mark.parametrize("stop", ["one", [1], 3])
-    def test_stop_is_a_list_of_texts(self, stop):
-        with pytest.raises(ConfigError, match=r"SamplingConfig\.stop is .*, but must be "):
-            SamplingConfig.from_dict({"stop": stop})
+    def test_dictionaries_hold_everything_and_stop_is_a_list_of_texts(self):
+        for stop in ((), ("one",), ("one", "two")):
+            config = SamplingConfig(temperature=0.5, top_k=3, seed=7, stop=stop)
+            assert SamplingConfig.from_dict(config.to_dict()) == config
+            assert SamplingConfig.from_dict({"stop": list(stop)}).stop == stop
+        for stop in ("one", [1], 3):
+            with pytest.raises(ConfigError, match=r"SamplingConfig\.stop is .*, but must be "):
+                SamplingConfig.from_dict({"stop": stop})
 
 
 class TestKeepLikeliest:
     @staticmethod
-    def by_definition(probs: list[float], top_k: int | None, top_p: float, min_p: float) -> list[float]:
+    def by_definition(probs, top_k, top_p, min_p):
         ranked = sorted(range(len(probs)), key=lambda token: -probs[token])[:top_k]
         reached, kept = 0.0, set()
         for token in ranked:
@@ -68,34 +59,12 @@ class TestKeepLikeliest:
         return [p if token in kept else 0.0 for token, p in enumerate(probs)]
 
     @pytest.mark.parametrize("top_k", [None, 1, 7, V, 100])
-    @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+    @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3, 1e-9])
     @pytest.mark.parametrize("min_p", [0.0, 0.05, 1.0])
     def test_equals_the_definition(self, top_k, top_p, min_p):
         probs_BV = draw_probs()
         found = keep_likeliest(probs_BV, SamplingConfig(top_k=top_k, top_p=top_p, min_p=min_p))
         assert found.tolist() == [self.by_definition(row, top_k, top_p, min_p) for row in probs_BV.tolist()]
-
-    @pytest.mark.parametrize("limits", [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}])
-    def test_the_tightest_limits_leave_the_likeliest(self, limits):
-        probs_BV = draw_probs()
-        kept_BV = keep_likeliest(probs_BV, SamplingConfig(**{"top_p": 1.0, **limits})) > 0
-        assert kept_BV.equal(probs_BV == probs_BV.amax(dim=-1, keepdim=True))
-
-    def test_no_limits_keep_all(self):
-        probs_BV = draw_probs()
-        assert keep_likeliest(probs_BV, SamplingConfig(top_p=1.0)).equal(probs_BV)
-
-    @pytest.mark.parametrize("top_k", range(1, V))
-    def test_top_k_leaves_k(self, top_k):
-        kept_BV = keep_likeliest(draw_probs(), SamplingConfig(top_k=top_k, top_p=1.0)) > 0
-        assert kept_BV.sum(dim=-1).tolist() == [top_k] * B
-
-    def test_top_p_is_the_smallest_set_that_reaches_it(self):
-        probs_BV = draw_probs()
-        kept_BV = keep_likeliest(probs_BV, SamplingConfig(top_p=0.7))
-        least_B = kept_BV.masked_fill(kept_BV == 0, torch.inf).amin(dim=-1)
-        assert (kept_BV.sum(dim=-1) >= 0.7).all()
-        assert (kept_BV.sum(dim=-1) - least_B < 0.7).all()
 
 
 class TestDraw:
@@ -152,27 +121,20 @@ class TestPenalty:
         logits = torch.arange(V, 0, -1.0).expand(2, V)  # token 0 is the likeliest, then 1, …
         sampler = RowSampler(SamplingConfig(temperature=0, repetition_penalty=1e6), [[0, 2], [1, 1]], V)
         assert [sampler(logits).tolist() for _ in range(4)] == [[1, 0], [3, 2], [4, 3], [5, 4]]
-
-    def test_none_by_default(self):
-        logits = torch.arange(V, 0, -1.0).expand(2, V)
-        sampler = RowSampler(SamplingConfig(temperature=0), [[0], [0]], V)
+        sampler = RowSampler(SamplingConfig(temperature=0), [[0], [0]], V)  # no penalty by default
         assert [sampler(logits).tolist() for _ in range(2)] == [[0, 0], [0, 0]]
 
 
 class TestChoice:
-    def test_temperature_zero_takes_the_likeliest(self):
-        logits = torch.randn(B, V)
-        assert choose(logits, temperature=0) == logits.argmax(dim=-1).tolist()
+    @pytest.mark.parametrize("temperature", [0, 1e-3, 1e-9, 1e-38])
+    def test_temperatures_of_zero_or_little_more_take_the_likeliest(self, temperature):
+        logits = 10 * torch.randn(B, V)
+        assert choose(logits, temperature=temperature, seed=1) == logits.argmax(dim=-1).tolist()
 
     def test_of_equally_likely_the_first(self):
         logits = torch.zeros(2, V)
         logits[1, [3, 17]] = 1.0
         assert choose(logits, temperature=0) == [0, 3]
-
-    @pytest.mark.parametrize("temperature", [1e-3, 1e-9, 1e-38])
-    def test_a_low_temperature_comes_to_the_same(self, temperature):
-        logits = 10 * torch.randn(B, V)
-        assert choose(logits, temperature=temperature, seed=1) == logits.argmax(dim=-1).tolist()
 
     @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
     @pytest.mark.parametrize("limits", [{"top_p": 1.0}, {"top_p": 0.8, "top_k": 6}], ids=str)
@@ -194,13 +156,6 @@ class TestChoice:
         pairs = (2 * draws[:-1] + draws[1:]).bincount(minlength=4)
         assert (pairs - 1000).abs().max() < 150
 
-    @pytest.mark.parametrize(("uniform", "token"), [(0.0, 3), (1 - 2**-53, 17)])
-    def test_the_extreme_draws_choose_possible_tokens(self, monkeypatch, uniform, token):
-        logits = torch.full((1, V), -torch.inf)
-        logits[:, [3, 11, 17]] = 0.0
-        monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(uniform, dtype=torch.float64))
-        assert choose(logits, temperature=1.0, top_p=1.0) == [token]
-
     def test_impossible_tokens_are_never_chosen(self):
         logits = torch.full((2000, V), -torch.inf)
         logits[:, [3, 17]] = 0.0
@@ -208,7 +163,7 @@ class TestChoice:
 
 
 class TestSeeds:
-    def sequence(self, rows: int, row: int, **options) -> list[int]:
+    def sequence(self, rows, row, **options):
         """Ten choices of one row among several."""
         logits = torch.zeros(rows, V)
         sampler = RowSampler(SamplingConfig(temperature=1.0, **options), [[0]] * rows, V)
@@ -220,15 +175,13 @@ class TestSeeds:
 
     def test_row_i_draws_from_seed_plus_i(self):
         assert [self.sequence(5, i, seed=7) for i in range(5)] == [self.sequence(1, 0, seed=7 + i) for i in range(5)]
-
-    def test_the_last_seed_has_rows_after_it(self):
-        assert self.sequence(2, 1, seed=2**63 - 1) == self.sequence(1, 0, seed=0)
+        assert self.sequence(2, 1, seed=2**63 - 1) == self.sequence(1, 0, seed=0)  # the last seed has rows after it
 
     def test_without_a_seed_every_time_is_different(self):
         assert self.sequence(1, 0) != self.sequence(1, 0)
 
-    @pytest.mark.parametrize("seed", [None, 7])
-    def test_torch_s_own_generator_is_left_alone(self, seed):
+    def test_torch_s_own_generator_is_left_alone(self):
         before = torch.get_rng_state()
-        self.sequence(3, 0, seed=seed)
+        for seed in (None, 7):
+            self.sequence(3, 0, seed=seed)
         assert torch.get_rng_state().equal(before)

@@ -18,15 +18,9 @@ STORIES = [story(i, seed=0, split="train") for i in range(20)]
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def _no_checksums(monkeypatch):
+def _readers_alone(sqat, monkeypatch):
     """Checksums would find all damage; without them, the readers themselves must."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("sqat.checkpoint.store.write_checksums", lambda *arguments: None)
 
 

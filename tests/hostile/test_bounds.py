@@ -36,40 +36,25 @@ def test_no_field_is_larger_than_in_any_model(checkpoint, field):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"vocab_size": 1 << 24, "hidden_size": 1 << 20, "tie_embeddings": False},
-            r"weights, most of it by vocab_size 16,777,216",
-        ),
-        (
-            {"num_layers": 4096, "num_experts": 1 << 14, "intermediate_size": 1 << 22},
-            r"435 PB of weights, most of it by .*num_experts 16,384",
-        ),
+        ({"vocab_size": 1 << 24, "hidden_size": 1 << 20, "tie_embeddings": False}, ".*vocab_size 16,777,216"),
+        ({"num_layers": 4096, "num_experts": 1 << 14, "intermediate_size": 1 << 22}, ".*num_experts 16,384"),
     ],
     ids=["vocabulary", "experts"],
 )
 def test_a_model_larger_than_the_memory_is_refused_by_name(changes, message):
-    with little_memory(), pytest.raises(ConfigError, match=message):
+    with little_memory(), pytest.raises(ConfigError, match=rf"[0-9] [TPE]B of weights, most of it by {message}"):
         Decoder(preset("sqat-mm").replace(**changes))
 
 
-@pytest.mark.parametrize(
-    ("layout", "field", "value"),
-    [
-        ("sqat", "vocab_size", 1 << 24),
-        ("sqat", "num_layers", 4096),
-        ("sqat", "num_experts", 1 << 14),
-        ("rxnn", "vocab_size", 1 << 24),
-        ("rxnn", "num_layers", 4096),
-        ("rxnn", "ff_num_experts", 1 << 14),
-    ],
-)
-def test_a_config_is_compared_with_the_weights_before_a_model_is_built(tmp_path, layout, field, value):
+@pytest.mark.parametrize(("layout", "experts"), [("sqat", "num_experts"), ("rxnn", "ff_num_experts")])
+def test_a_config_is_compared_with_the_weights_before_a_model_is_built(tmp_path, layout, experts):
     model = Decoder(preset("sqat-mm").replace(vocab_size=41, num_layers=1, num_experts=2))
-    folder = save_model(model, tmp_path / "model", layout=layout)
-    load_model(folder)
-    change(folder, **{field: value})
-    with little_memory(), pytest.raises(CheckpointError, match=r"does not fit its config|but the weights beside it"):
+    for field, value in {"vocab_size": 1 << 24, "num_layers": 4096, experts: 1 << 14}.items():
+        folder = save_model(model, tmp_path / "model", layout=layout)
         load_model(folder)
+        change(folder, **{field: value})
+        with little_memory(), pytest.raises(CheckpointError, match=r"not fit its config|but the weights beside it"):
+            load_model(folder)
 
 
 def test_messages_stay_short(checkpoint):
@@ -96,28 +81,14 @@ class TestPaths:
     def index(self, folder, name):
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
 
-    def test_a_shard_of_the_folder(self, sharded):
+    def test_an_index_leads_nowhere_else(self, sharded):
         self.index(sharded, "model-1.safetensors")
         load_model(sharded)
-
-    @pytest.mark.parametrize(
-        "name",
-        [
-            "../x.safetensors",
-            "/etc/x.safetensors",
-            "a/../b.safetensors",
-            "..",
-            "",
-            "model.bin",
-            "a\\b.safetensors",
-            "a\0.safetensors",
-            "é" * 125 + ".safetensors",
-        ],
-    )
-    def test_an_index_leads_nowhere_else(self, sharded, name):
-        self.index(sharded, name)
-        with pytest.raises(CheckpointError, match=r"but must name .safetensors files of its own folder"):
-            load_model(sharded)
+        elsewhere = [f"{name}.safetensors" for name in ("../x", "/etc/x", "a/../b", "a\\b", "a\0", "é" * 125)]
+        for name in [*elsewhere, "..", "", "model.bin"]:
+            self.index(sharded, name)
+            with pytest.raises(CheckpointError, match=r"but must name .safetensors files of its own folder"):
+                load_model(sharded)
 
     def test_a_linked_shard(self, sharded, tmp_path):
         (sharded / "model-1.safetensors").rename(tmp_path / "elsewhere.safetensors")
@@ -127,8 +98,7 @@ class TestPaths:
             load_model(sharded)
 
     def test_links_of_the_hub_s_cache_work(self, sharded, tmp_path):
-        snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
-        blobs = tmp_path / "models--a--b" / "blobs"
+        snapshot, blobs = (tmp_path / "models--a--b" / part for part in ("snapshots/abc", "blobs"))
         blobs.mkdir(parents=True)
         snapshot.mkdir(parents=True)
         self.index(sharded, "model-1.safetensors")

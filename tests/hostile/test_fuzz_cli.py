@@ -76,16 +76,15 @@ def folder(checkpoint, tmp_path, monkeypatch):
 def run(line):
     """Exit code and standard error of a command in this process."""
     out, errors = io.StringIO(), io.StringIO()
-    before = sys.argv, sys.stdin
-    sys.argv, sys.stdin = ["sqat", *line], io.StringIO("")
-    try:
-        with redirect_stdout(out), redirect_stderr(errors):
+    code = 0
+    with redirect_stdout(out), redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sqat", *line])
+        patch.setattr(sys, "stdin", io.StringIO(""))
+        try:
             main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0), errors.getvalue()
-    finally:
-        sys.argv, sys.stdin = before
-    return 0, errors.getvalue()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+    return code, errors.getvalue()
 
 
 def test_command_lines(folder, monkeypatch):

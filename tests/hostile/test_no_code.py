@@ -8,17 +8,8 @@ import pytest
 SOURCES = Path(__file__).resolve().parents[2] / "src"
 
 MODULES = {
-    "pickle",
-    "cPickle",
-    "dill",
-    "cloudpickle",
-    "joblib",
-    "marshal",
-    "shelve",
-    "tarfile",
-    "zipfile",
-    "imp",
-    "runpy",
+    *("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal"),
+    *("shelve", "tarfile", "zipfile", "imp", "runpy"),
 }
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 FUNCTIONS = {
@@ -54,11 +45,7 @@ def findings(tree):
 def test_no_source_file_runs_what_it_reads():
     paths = sorted(SOURCES.rglob("*.py"))
     assert len(paths) > 100
-    found = [
-        f"{path.relative_to(SOURCES)}:{line}: {what}"
-        for path in paths
-        for line, what in findings(ast.parse(path.read_text(encoding="utf-8")))
-    ]
+    found = [(path, *what) for path in paths for what in findings(ast.parse(path.read_text(encoding="utf-8")))]
     assert found == []
 
 

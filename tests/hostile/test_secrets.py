@@ -1,6 +1,5 @@
 """An access token never shows: not in what is printed, logged or written, nor in a traceback."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "hub"))
 from server import Hub
 
-from sqat.cli import main
 from sqat.errors import ConfigError
 from sqat.hub import HIDDEN, cause, usable_token, without_tokens
 
@@ -19,44 +17,6 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 SECRET = "hf_ThisIsNobodysTokenButAPrettyLongOne"
 # The HTTP library shows a header that it cannot send, and with it what the header holds, in its error and in its log.
 UNSENDABLE = f"{SECRET}\x0bend"
-
-
-@pytest.fixture
-def hub():
-    with Hub() as server:
-        server.add("owner/private", {"README.md": b""}, private=True)
-        yield server
-
-
-class Home:
-    """A user's home with a token, against a Hub of the test's own; everything printed and written is kept."""
-
-    def __init__(self, folder, hub, token):
-        self.folder = folder
-        self.printed = ""
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
-            "HF_TOKEN": token,
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(folder / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "SQAT_CACHE": str(folder / "cache"),
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": str(SOURCE),
-        }
-
-    def python(self, *arguments):
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        self.printed += done.stdout + done.stderr
-        return done.returncode
 
 
 def places(folder, printed):
@@ -97,32 +57,30 @@ for value, token in ((secret, None), (secret + "\\x0bend", None), ("", secret), 
 """
 
 
-def test_a_run(tmp_path, monkeypatch, capsys):
+def test_a_run(tmp_path, monkeypatch, sqat):
     """Training with TensorBoard, and text from its checkpoint."""
     monkeypatch.setenv("HF_TOKEN", SECRET)
     (tmp_path / "run.yaml").write_text(SMALL)
-    for line in (
-        ["train", "run.yaml", "--out", "run"],
-        ["generate", "run", "Once", "--max-tokens", "3"],
-        ["convert", "owner/missing", "--query-heads", "2", "--out", "out"],
-    ):
-        monkeypatch.setattr(sys, "argv", ["sqat", *line])
-        with contextlib.suppress(SystemExit):
-            main()
+    lines = ("train run.yaml --out run", "generate run Once --max-tokens 3", "convert owner/no --query-heads 2 --out x")
+    printed = [sqat(*line.split()) for line in lines]
     assert list((tmp_path / "run" / "tensorboard").iterdir())
-    printed = capsys.readouterr()
-    assert "error: 'owner/missing' is no local folder" in printed.err
-    assert places(tmp_path, printed.out + printed.err) == []
+    assert "error: 'owner/no' is no local folder" in printed[-1][2]
+    assert places(tmp_path, "".join(out + err for _, out, err in printed)) == []
 
 
-def test_tracebacks_of_the_hub_s_failures(tmp_path, hub):
+def test_tracebacks_of_the_hub_s_failures(tmp_path):
     """The Hub refuses, or the HTTP library cannot send the token; it is the user's own, or an argument."""
-    home = Home(tmp_path, hub, SECRET)
-    (tmp_path / "script.py").write_text(FAILING)
-    assert home.python("script.py") == 0, home.printed
-    assert home.printed.count("Traceback (most recent call last)") >= 10
-    assert "no failure" not in home.printed
-    assert places(tmp_path, home.printed) == []
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_TOKEN": SECRET, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(SOURCE)}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with Hub() as hub:
+        command, environment["HF_ENDPOINT"] = [sys.executable, "-c", FAILING], hub.url
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    assert printed.count("Traceback (most recent call last)") >= 10
+    assert "no failure" not in printed
+    assert places(tmp_path, printed) == []
     assert any(token == SECRET for _, _, token in hub.requests)  # it was sent to the Hub
 
 

@@ -4,11 +4,9 @@ import json
 import re
 
 import pytest
-import torch
 from fuzzing import little_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sqat.cli import main
 from sqat.convert.files import locate, read_config, read_model
 from sqat.convert.tokenizer import StockTokenizer
 from sqat.errors import CheckpointError, ConfigError
@@ -16,16 +14,9 @@ from sqat.errors import CheckpointError, ConfigError
 
 @pytest.fixture
 def folder(tmp_path, tokenizer):
-    config = LlamaConfig(
-        vocab_size=307,
-        hidden_size=24,
-        intermediate_size=13,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=61,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "stock")
+    sizes = {"vocab_size": 307, "hidden_size": 24, "intermediate_size": 13, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 61}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(tmp_path / "stock")
     tokenizer.save(tmp_path / "stock")
     return tmp_path / "stock"
 
@@ -59,15 +50,12 @@ def test_a_tokenizer_s_code_is_refused(folder):
         StockTokenizer(folder)
 
 
-def test_an_adapter_is_refused(folder):
+def test_adapters_and_pickled_weights_are_not_read(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/else"}))
     with pytest.raises(CheckpointError, match=r"holds adapter_config\.json, but must not"):
         read_model(folder)
-
-
-def test_pickled_weights_are_not_read(folder):
-    torch.save({}, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+    (folder / "adapter_config.json").unlink()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
         read_model(folder)
 
@@ -91,16 +79,14 @@ def test_sizes_are_held_to_the_weights(folder, field, value, message):
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "tokenizer.json", "tokenizer_config.json"])
-def test_a_conversion_copies_no_file_of_the_user_s(folder, tmp_path, name, capsys, monkeypatch):
+def test_a_conversion_copies_no_file_of_the_user_s(folder, tmp_path, name, sqat):
     """By the command, which leaves nothing behind."""
     (tmp_path / "key").write_text("private")
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(tmp_path / "key")
-    monkeypatch.setattr("sys.argv", ["sqat", "convert", "stock", "--out", "out", "--query-heads", "2"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1
-    assert re.search(rf"{re.escape(name)} is a link to .*key", " ".join(capsys.readouterr().err.split()))
+    code, _, err = sqat("convert", "stock", "--out", "out", "--query-heads", "2")
+    assert code == 1
+    assert re.search(rf"{re.escape(name)} is a link to .*key", " ".join(err.split()))
     assert {path.name for path in tmp_path.iterdir()} <= {"key", "stock", "cache"}
 
 

@@ -50,7 +50,7 @@ WINDOWS = ((None, 0), (1, 0), (5, 0), (5, 3), (11, 1), (29, 0), (31, 3))  # (win
 
 
 @functools.cache
-def visible(name: str, window: int | None = None, global_tokens: int = 0) -> torch.Tensor:
+def visible(name, window=None, global_tokens=0):
     """(B, 1, T, S), by definition."""
     case = CASES[name]
     seen = torch.zeros(B, 1, case.queries, case.keys, dtype=torch.bool)
@@ -71,7 +71,7 @@ def visible(name: str, window: int | None = None, global_tokens: int = 0) -> tor
     return seen
 
 
-def make_mask(name: str, window: int | None = None, global_tokens: int = 0) -> AttentionMask | None:
+def make_mask(name, window=None, global_tokens=0):
     case = CASES[name]
     if case[3:] == (None, None, None) and window is None:
         return None
@@ -80,7 +80,7 @@ def make_mask(name: str, window: int | None = None, global_tokens: int = 0) -> A
     return AttentionMask(*case[:2], torch.device("cpu"), case.causal, documents, padding, **limits)
 
 
-def draw(name: str, query_heads: int, kv_heads: int, dtype=torch.float64) -> list[torch.Tensor]:
+def draw(name, query_heads, kv_heads, dtype=torch.float64):
     case = CASES[name]
     shapes = (query_heads, case.queries), (kv_heads, case.keys), (kv_heads, case.keys)
     return [torch.randn(B, *shape, C, dtype=dtype, requires_grad=True) for shape in shapes]
@@ -144,9 +144,8 @@ def test_backward_on_a_cpu_has_a_head_for_each_thread(monkeypatch, threads, rows
     q, k, v = (torch.randn(rows, n, T, C, dtype=torch.float64, requires_grad=True) for n in (6, 1, 1))
     found = with_gradients(attend, q, k, v)
     seen = torch.ones(T, T, dtype=torch.bool).tril()
-    torch.testing.assert_close(
-        found, with_gradients(lambda *qkv: attend_naive(*qkv, seen), q, k, v), rtol=1e-9, atol=1e-9
-    )
+    definition = with_gradients(lambda *qkv: attend_naive(*qkv, seen), q, k, v)
+    torch.testing.assert_close(found, definition, rtol=1e-9, atol=1e-9)
     assert given == [expected]
 
 

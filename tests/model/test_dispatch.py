@@ -56,12 +56,6 @@ def test_the_model_trains_and_generates_without_numba_and_a_plugin():
     assert not any(name.startswith(blocked) for name in ast.literal_eval(done.stdout))
 
 
-@pytest.mark.slow
-def test_importing_the_model_compiles_nothing():
-    program = "import sys, sqat.model; from sqat import Attention; Attention(8, 2, 1, 4); print('numba' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
-
-
 @pytest.fixture
 def double(monkeypatch):
     """An operation that a plug-in would get wrong, to see which of the two ran."""

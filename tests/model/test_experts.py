@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
 
 from sqat import cpu as kernels
 from sqat.config import ACTIVATIONS
@@ -48,7 +47,7 @@ WAYS = {
 
 
 @pytest.fixture(params=WAYS)
-def way(request, monkeypatch) -> Way:
+def way(request, monkeypatch):
     if "loops" in request.param and not kernels.available():
         pytest.skip("numba or GNU OpenMP is missing")
     if "filled" in request.param:
@@ -57,7 +56,7 @@ def way(request, monkeypatch) -> Way:
     return WAYS[request.param]
 
 
-def draw(experts_Nk: Tensor, num_experts: int, dtype=torch.float64, gated=True, biased=True, sizes=(D, F)):
+def draw(experts_Nk, num_experts, dtype=torch.float64, gated=True, biased=True, sizes=(D, F)):
     """(x, weights of the choices, expert weights), all wanting gradients."""
     width, hidden = sizes
     inner = hidden * (2 if gated else 1)
@@ -83,19 +82,20 @@ def assert_close(found, expected, tolerance):
         assert a.numel() == 0 or (a - b).abs().max() <= tolerance * b.abs().max()
 
 
+def assert_equals_naive(way, x, share, weights, experts_Nk, activation="silu", gated=True):
+    arguments = (x, experts_Nk, share, weights, activation, gated)
+    found, expected = (with_gradients(run, *arguments) for run in (way.run, run_experts_naive))
+    assert_close(found, expected, way.tolerance)
+
+
 @pytest.mark.parametrize("biased", [True, False], ids=["biases", "no biases"])
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "not gated"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_equals_the_naive_loop(way, activation, gated, biased):
-    num_experts, make = ROUTINGS["two of seven"]
-    experts_Nk = make()
     if way.run is on_cpus.run_experts and not (gated and activation in ("silu", "swish")):
         return
-    x, share, weights = draw(experts_Nk, num_experts, way.dtype, gated, biased)
-    found, expected = (
-        with_gradients(run, x, experts_Nk, share, weights, activation, gated) for run in (way.run, run_experts_naive)
-    )
-    assert_close(found, expected, way.tolerance)
+    experts_Nk = ROUTINGS["two of seven"][1]()
+    assert_equals_naive(way, *draw(experts_Nk, E, way.dtype, gated, biased), experts_Nk, activation, gated)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
@@ -104,11 +104,7 @@ def test_every_routing(way, routing):
     experts_Nk = make()
     if len(experts_Nk) == 0 and way.run is not run_experts.plain:
         return  # nobody asks them
-    x, share, weights = draw(experts_Nk, num_experts, way.dtype)
-    found, expected = (
-        with_gradients(run, x, experts_Nk, share, weights, "silu", True) for run in (way.run, run_experts_naive)
-    )
-    assert_close(found, expected, way.tolerance)
+    assert_equals_naive(way, *draw(experts_Nk, num_experts, way.dtype), experts_Nk)
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -130,9 +126,8 @@ def test_backward_of_loops_uses_the_dropout_of_its_forward(way):
     """Along a random direction, the slope is the gradient's: the layer is linear in its second matrix."""
     if way.run is not on_cpus.run_experts:
         return
-    num_experts, make = ROUTINGS["two of seven"]
-    experts_Nk = make()
-    x, share, weights = draw(experts_Nk, num_experts, way.dtype)
+    experts_Nk = ROUTINGS["two of seven"][1]()
+    x, share, weights = draw(experts_Nk, E, way.dtype)
     step, results = torch.randn_like(weights.fc2_EDF), []
     for move in (0.0, 1.0):
         torch.manual_seed(3)

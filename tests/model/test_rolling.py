@@ -59,12 +59,15 @@ def test_left_padding(tiny_model, window, feed, padding):
 def test_memory_does_not_grow(tiny_model):
     model = tiny_model(window=5, global_tokens=3)
     cache = KVCache(model.config, 2, 1_000_000)
-    shapes = [(2, 3, 8, 10)] * 4
-    before = [memory.data_ptr() for layer in cache.layers for memory in (layer.keys, layer.values)]
+
+    def memory():
+        return [(each.shape, each.data_ptr()) for layer in cache.layers for each in (layer.keys, layer.values)]
+
+    before = memory()
+    assert {tuple(shape) for shape, _ in before} == {(2, 3, 8, 10)}
     for _ in range(20):
         model(torch.randint(V, (2, 3)), cache=cache)
-    assert [tuple(memory.shape) for layer in cache.layers for memory in (layer.keys, layer.values)] == shapes
-    assert [memory.data_ptr() for layer in cache.layers for memory in (layer.keys, layer.values)] == before
+    assert memory() == before
 
 
 @torch.no_grad()

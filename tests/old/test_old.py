@@ -50,23 +50,16 @@ def assert_same_log(name):
             np.testing.assert_allclose(*values, rtol=rtol, atol=1e-7, err_msg=f"{key}, step {old['step']}")
 
 
-@pytest.mark.parametrize("name", START)
-def test_an_old_run_resumes_to_the_same_losses(name):
+@pytest.mark.parametrize(("name", "killed"), [*((name, False) for name in START), ("moe", True)])
+def test_an_old_run_resumes_to_the_same_losses(name, killed):
+    """Even if it was killed while it replaced a checkpoint."""
+    if killed:
+        latest_checkpoint(Path(name)).rename(Path(name, "checkpoints/.step-00000005.previous"))
     trainer = resume(name)
     assert trainer.state.step == 5
     trainer.train()
     assert_same_log(name)
-
-
-def test_an_old_run_killed_while_it_replaced_a_checkpoint_resumes():
-    checkpoint = latest_checkpoint(Path("moe"))
-    assert checkpoint is not None
-    checkpoint.rename(checkpoint.with_name(".step-00000005.previous"))
-    trainer = resume("moe")
-    assert trainer.state.step == 5
-    trainer.train()
-    assert_same_log("moe")
-    assert not list(Path("moe").rglob("*.previous"))
+    assert not list(Path(name).rglob("*.previous"))
 
 
 def test_the_best_checkpoint_of_an_old_run():

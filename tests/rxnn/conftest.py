@@ -20,12 +20,12 @@ ARGUMENTS = {
     "vocab_size": 307,
     "embed_dim": 24,
     "ff_dim": 13,
-    "att_heads": 4,
     "seq_len": 19,
     "ff_activation": "silu",
-    "att_groups": 1,
     "att_type": "sqa",
+    "att_heads": 4,
     "att_num_query_groups": 2,
+    "att_groups": 1,
 }
 MOE = {"use_moe_ff": True, "ff_num_experts": 5, "ff_moe_top_k": 2}
 

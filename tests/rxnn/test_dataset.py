@@ -44,13 +44,11 @@ class TestRows:
         with pytest.raises(IndexError):
             dataset[len(stories)]
 
-    def test_works_with_torchs_loader(self, tokenizer, stories):
-        loader = torch.utils.data.DataLoader(AutoregressiveLMDataset(stories, tokenizer, 17), batch_size=5)
-        assert next(iter(loader))["input_ids"].shape == (5, 17)
-
-    def test_pre_tokenize(self, tokenizer, stories, capsys):
-        AutoregressiveLMDataset(stories, tokenizer, 17).pre_tokenize(verbose=True)
+    def test_works_with_torchs_loader_and_is_tokenised_before(self, tokenizer, stories, capsys):
+        dataset = AutoregressiveLMDataset(stories, tokenizer, 17)
+        dataset.pre_tokenize(verbose=True)
         assert "27 documents" in capsys.readouterr().out
+        assert next(iter(torch.utils.data.DataLoader(dataset, batch_size=5)))["input_ids"].shape == (5, 17)
 
 
 class TestSources:
@@ -72,11 +70,10 @@ class TestSources:
             AutoregressiveLMDataset(source, tokenizer)
 
     def test_local_folder_as_the_card_calls_it(self, folder, tokenizer, stories, caplog):
-        train = AutoregressiveLMDataset.from_hf_hub(str(folder), "subset", tokenizer=tokenizer, max_seq_len=64)
+        options = {"tokenizer": tokenizer, "max_seq_len": 64}
+        train = AutoregressiveLMDataset.from_hf_hub(str(folder), "subset", **options)
         assert "has no folder 'subset': the whole of it is read" in caplog.text
-        valid = AutoregressiveLMDataset.from_hf_hub(
-            str(folder), split="validation", tokenizer=tokenizer, max_seq_len=64
-        )
+        valid = AutoregressiveLMDataset.from_hf_hub(str(folder), split="validation", **options)
         assert (len(train), len(valid)) == (len(stories), 3)
         assert tokenizer.decode(valid[1]["input_ids"], skip_special_tokens=True) == stories[1]
 
@@ -92,10 +89,7 @@ class TestSources:
     def test_tokenised_once(self, folder, tokenizer, monkeypatch):
         first = AutoregressiveLMDataset.from_hf_hub(str(folder), tokenizer=tokenizer)
 
-        def fail(*_: object) -> None:
-            raise AssertionError("tokenised again")
-
-        monkeypatch.setattr("sqat.data.tokenizer.Tokenizer.encode_documents", fail)
+        monkeypatch.setattr("sqat.data.tokenizer.Tokenizer.encode_documents", lambda *_: pytest.fail("tokenised again"))
         again = AutoregressiveLMDataset.from_hf_hub(str(folder), tokenizer=tokenizer)
         assert again.tokens.folder == first.tokens.folder
 
@@ -105,19 +99,17 @@ class TestSources:
         assert dataset[0]["input_ids"][0] == 2
 
 
-class TestErrors:
-    def test_arguments(self, tokenizer, stories):
-        with pytest.raises(ConfigError, match="max_seq_len is 1, but must be at least 2"):
-            AutoregressiveLMDataset(stories, tokenizer, max_seq_len=1)
-        with pytest.raises(ConfigError, match="tokenizer is None"):
-            AutoregressiveLMDataset(stories)
-        with pytest.raises(ConfigError, match="tokenizer is None"):
-            AutoregressiveLMDataset.from_hf_hub("stories")
-
-    def test_texts(self, tokenizer):
-        with pytest.raises(DataError, match="there are no texts"):
-            AutoregressiveLMDataset([], tokenizer)
-        with pytest.raises(DataError, match="text 1 is 7, but must be a string"):
-            AutoregressiveLMDataset(["Tom", 7], tokenizer)
-        with pytest.raises(ConfigError, match="texts is one string, but must be a list"):
-            AutoregressiveLMDataset("Tom", tokenizer)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: AutoregressiveLMDataset(["Tom"], t, max_seq_len=1), "max_seq_len is 1, but must be at least 2"),
+        (lambda t: AutoregressiveLMDataset(["Tom"]), "tokenizer is None"),
+        (lambda t: AutoregressiveLMDataset.from_hf_hub("stories"), "tokenizer is None"),
+        (lambda t: AutoregressiveLMDataset([], t), "there are no texts"),
+        (lambda t: AutoregressiveLMDataset(["Tom", 7], t), "text 1 is 7, but must be a string"),
+        (lambda t: AutoregressiveLMDataset("Tom", t), "texts is one string, but must be a list"),
+    ],
+)
+def test_unusable_arguments(tokenizer, make, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        make(tokenizer)

@@ -24,14 +24,10 @@ STEPS = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "sqa-mo
 class Recorder(TrainerCallback):
     """Everything that a trainer tells; `stop` names the hook that asks it to stop."""
 
-    def __init__(self, stop: str = "") -> None:
-        self.stop = stop
-        self.hooks: list[str] = []
-        self.losses: list[float] = []
-        self.batches: list[dict[str, torch.Tensor]] = []
-        self.validation: list[tuple[float, dict]] = []
+    def __init__(self, stop=""):
+        self.stop, self.hooks, self.losses, self.batches, self.validation = stop, [], [], [], []
 
-    def told(self, hook: str) -> bool:
+    def told(self, hook):
         self.hooks.append(hook)
         return hook == self.stop
 
@@ -97,12 +93,9 @@ class TestLosses:
     @pytest.mark.parametrize("as_card", [False, True], ids=["real targets by default", "padding counted as the card"])
     def test_shown_losses_are_what_their_label_says(self, small_model, stories, tokenizer, as_card):
         data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
-        model, recorder = small_model(moe=True), Recorder()
-        options = {"padding_as_target": True, "router_loss": "rxnn"} if as_card else {}
-        trainer = AutoregressiveTrainer(
-            model, "cpu", dataset=data, validation_dataset=data, callbacks=[recorder], use_moe_aux_loss=True, **options
-        )
-        trainer(epochs=1, batch_size=len(data), optimizer=adamw(model, lr=0.0))  # the model stays as it is
+        model, options = small_model(moe=True), {"padding_as_target": True, "router_loss": "rxnn"} if as_card else {}
+        options |= {"batch_size": len(data), "validation": data, "use_moe_aux_loss": True}
+        recorder = run(model, data, lr=0.0, **options)  # the model stays as it is
         ids = torch.stack([row["input_ids"] for row in data])
         with torch.no_grad():
             logits, targets = model.train()(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
@@ -132,28 +125,31 @@ class TestLosses:
         assert (trainer.task.router_loss, trainer.task.router_loss_weight) == (kind, 0.03)
 
 
+def run(model, data, *callbacks, epochs=1, batch_size=10, lr=2e-3, validation=None, **options):
+    """Train a model; returns what the first callback, or else a recorder, has seen."""
+    callbacks = callbacks or (Recorder(),)
+    trainer = AutoregressiveTrainer(model, "cpu", callbacks=list(callbacks), **options)
+    trainer(epochs, batch_size, dataset=data, validation_dataset=validation, optimizer=adamw(model, lr))
+    return callbacks[0]
+
+
 class TestLoop:
     def test_hooks_in_order(self, small_model, data):
-        model, recorder = small_model(), Recorder()
-        trainer = AutoregressiveTrainer(model, "cpu", dataset=data, validation_dataset=data, callbacks=[recorder])
-        trainer(epochs=2, batch_size=10, optimizer=adamw(model))
-        epochs = [
-            [f"epoch {i}", "batch 0", "batch 1", "batch 2", f"validation {i}", f"end of epoch {i}"] for i in range(2)
-        ]
+        recorder = run(small_model(), data, epochs=2, validation=data)
+        batches = ["batch 0", "batch 1", "batch 2"]
+        epochs = [[f"epoch {i}", *batches, f"validation {i}", f"end of epoch {i}"] for i in range(2)]
         assert recorder.hooks == ["start", *epochs[0], *epochs[1], "end"]
 
     @pytest.mark.parametrize("hook", ["batch 1", "validation 0", "end of epoch 0"])
     def test_stops_when_asked(self, small_model, data, hook):
-        model, asking, other = small_model(), Recorder(stop=hook), Recorder()
-        trainer = AutoregressiveTrainer(model, "cpu", dataset=data, validation_dataset=data, callbacks=[asking, other])
-        trainer(epochs=2, batch_size=10, optimizer=adamw(model))
+        asking, other = Recorder(stop=hook), Recorder()
+        run(small_model(), data, asking, other, epochs=2, validation=data)
         assert asking.hooks == other.hooks
         assert asking.hooks[-4:] == [asking.hooks[-4], "validation 0", "end of epoch 0", "end"]
         assert ("batch 2" in asking.hooks) == (hook != "batch 1")
 
     def test_all_rows_count_in_an_order_of_their_own(self, small_model, data):
-        model, recorder = small_model(), Recorder()
-        AutoregressiveTrainer(model, "cpu", callbacks=[recorder])(2, 10, dataset=data, optimizer=adamw(model))
+        recorder = run(small_model(), data, epochs=2)
         assert [len(batch["input_ids"]) for batch in recorder.batches] == [10, 10, 7] * 2
         rows = torch.cat([batch["input_ids"] for batch in recorder.batches]).tolist()
         first, second = rows[: len(data)], rows[len(data) :]
@@ -162,8 +158,7 @@ class TestLoop:
 
     def test_batches_are_the_data_sets_rows(self, small_model, stories, tokenizer):
         data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
-        model, recorder = small_model(), Recorder()
-        AutoregressiveTrainer(model, "cpu", callbacks=[recorder])(1, 10, dataset=data, optimizer=adamw(model))
+        recorder = run(small_model(), data)
         expected = {tuple(row["input_ids"].tolist()): row for row in data}
         for batch in recorder.batches:
             for i, ids in enumerate(batch["input_ids"].tolist()):
@@ -189,11 +184,8 @@ class TestLoop:
 
     def test_learns(self, small_model, stories, tokenizer):
         data = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=40)
-        model, recorder = small_model(moe=True, ff_dropout=0.1), Recorder()
-        trainer = AutoregressiveTrainer(
-            model, "cpu", use_amp=True, dtype=torch.bfloat16, use_moe_aux_loss=True, callbacks=[recorder]
-        )
-        trainer(epochs=5, batch_size=9, dataset=data, validation_dataset=data, optimizer=adamw(model, lr=2e-2))
+        model, options = small_model(moe=True, ff_dropout=0.1), {"use_amp": True, "dtype": torch.bfloat16}
+        recorder = run(model, data, epochs=5, lr=2e-2, validation=data, use_moe_aux_loss=True, **options)
         assert recorder.validation[-1][0] < 0.5 * recorder.validation[0][0]
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
@@ -201,9 +193,7 @@ class TestLoop:
         runs = []
         for _ in range(2):
             torch.manual_seed(11)
-            model, recorder = small_model(ff_dropout=0.1), Recorder()
-            AutoregressiveTrainer(model, "cpu", callbacks=[recorder])(1, 4, dataset=data, optimizer=adamw(model))
-            runs.append(recorder.losses)
+            runs.append(run(small_model(ff_dropout=0.1), data).losses)
         assert runs[0] == runs[1]
 
     def test_nan_loss_is_an_error(self, small_model, data):
@@ -211,17 +201,14 @@ class TestLoop:
         with torch.no_grad():
             model.model.head.bias[7] = math.nan
         with pytest.raises(TrainingError, match=r"the loss is nan at batch .*; a lower learning rate"):
-            AutoregressiveTrainer(model, "cpu")(1, 9, dataset=data, optimizer=adamw(model))
+            run(model, data)
 
 
 class TestTensorBoard:
     def test_scalars(self, small_model, data, tmp_path):
         accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-        model, recorder = small_model(), Recorder()
-        trainer = AutoregressiveTrainer(
-            model, "cpu", callbacks=[recorder], log_dir=str(tmp_path / "logs"), tensorboard_interval=2
-        )
-        trainer(2, 7, dataset=data, validation_dataset=data, optimizer=adamw(model))
+        options = {"log_dir": str(tmp_path / "logs"), "tensorboard_interval": 2}
+        recorder = run(small_model(), data, epochs=2, batch_size=7, validation=data, **options)
         events = accumulator.EventAccumulator(str(tmp_path / "logs"))
         events.Reload()
         scalars = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
@@ -239,10 +226,8 @@ class TestTensorBoard:
 
     def test_without_tensorboard_log_dir_is_refused(self, small_model, data, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        model = small_model()
-        trainer = AutoregressiveTrainer(model, "cpu", log_dir=str(tmp_path / "logs"))
         with pytest.raises(ConfigError, match=r"log_dir is .*, but must be left out while tensorboard is missing"):
-            trainer(1, 9, dataset=data, optimizer=adamw(model))
+            run(small_model(), data, log_dir=str(tmp_path / "logs"))
 
 
 class TestUnusable:
@@ -264,10 +249,6 @@ class TestUnusable:
         with pytest.raises(ConfigError, match=message):
             AutoregressiveTrainer(small_model(), "cpu", **options)
 
-    def test_model_of_another_class(self):
-        with pytest.raises(ConfigError, match="model is a Linear, but must be an ExperimentalAttentionTransformer"):
-            AutoregressiveTrainer(torch.nn.Linear(1, 1), "cpu")
-
     def test_arguments_of_a_call(self, small_model, data):
         model = small_model()
         trainer = AutoregressiveTrainer(model, "cpu")
@@ -283,9 +264,9 @@ class TestUnusable:
             with pytest.raises(ConfigError, match=message):
                 trainer(**{**arguments, **options})
 
-    def test_data_of_a_larger_vocabulary(self, small_model, data):
-        model = small_model(vocab_size=41)
-        with pytest.raises(
-            ConfigError, match=r"dataset has a vocabulary of 307, but must .* tokenizer, which has at most 41"
-        ):
-            AutoregressiveTrainer(model, "cpu")(1, 3, dataset=data, optimizer=adamw(model))
+    def test_models(self, small_model, data):
+        with pytest.raises(ConfigError, match="model is a Linear, but must be an ExperimentalAttentionTransformer"):
+            AutoregressiveTrainer(torch.nn.Linear(1, 1), "cpu")
+        message = r"dataset has a vocabulary of 307, but must .* tokenizer, which has at most 41"
+        with pytest.raises(ConfigError, match=message):
+            run(small_model(vocab_size=41), data)

@@ -12,11 +12,11 @@ TINY = {
     "vocab_size": 307,
     "hidden_size": 20,
     "num_layers": 2,
+    "intermediate_size": 11,
+    "context_length": 29,
     "num_query_heads": 2,
     "num_kv_heads": 1,
     "head_dim": 10,
-    "intermediate_size": 11,
-    "context_length": 29,
     "num_experts": 3,
     "feedforward_dropout": 0.1,
 }
@@ -56,6 +56,18 @@ def start(run_config, tmp_path):
 
 
 @pytest.fixture
+def trained(start):
+    """As `start`, and the run is trained to its end."""
+
+    def train(*arguments, **settings):
+        trainer = start(*arguments, **settings)
+        trainer.train()
+        return trainer
+
+    return train
+
+
+@pytest.fixture
 def log(tmp_path):
     """`log("run")`: the lines of a run's metrics.jsonl without wall-clock times, "train" or "validation" ones or all;
     NaN must not be in them.
@@ -83,3 +95,9 @@ def at():
                 self.action(trainer)
 
     return At
+
+
+@pytest.fixture
+def interrupt(at):
+    """`interrupt(3)`: a callback that interrupts the run after step 3."""
+    return lambda step: at(step, lambda trainer: trainer.interrupt("a test"))

@@ -1,11 +1,11 @@
 """The progress bar, metrics.jsonl and TensorBoard."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 
 from sqat.errors import ConfigError
-from sqat.train import Callback
 from sqat.train.callbacks import ProgressBar, TensorBoard
 
 
@@ -32,17 +32,11 @@ def test_tensorboard_has_the_metrics_of_the_log(start, log, events):
 
 
 @pytest.mark.parametrize("checkpoint_every", [2, None])
-def test_tensorboard_has_every_step_of_a_resumed_run_once(start, events, checkpoint_every):
+def test_tensorboard_has_every_step_of_a_resumed_run_once(start, at, events, checkpoint_every):
     """From the checkpoint's step on, or from the beginning."""
-
-    class Failing(Callback):
-        def on_log(self, trainer, metrics):
-            if trainer.state.step == 4:
-                raise RuntimeError("fails")
-
     settings = {"max_steps": 5, "tensorboard": True, "evaluate_first": True, "checkpoint_every": checkpoint_every}
     with pytest.raises(RuntimeError, match="fails"):
-        start(callbacks=[Failing()], **settings).train()
+        start(callbacks=[at(4, Mock(side_effect=RuntimeError("fails")))], **settings).train()
     start(resume=True, **settings).train()
     assert [event.step for event in events().Scalars("train/loss")] == [1, 2, 3, 4, 5]
     assert [event.step for event in events().Scalars("validation/loss")] == [0, 5]

@@ -12,13 +12,8 @@ from sqat.checkpoint import load_model
 from sqat.checksums import MANIFEST
 from sqat.data.tokenizer import Tokenizer
 from sqat.errors import CheckpointError, ConfigError, DataError
-from sqat.train.checkpoints import (
-    best_checkpoint,
-    find_model,
-    latest_checkpoint,
-    list_checkpoints,
-    newest_whole_checkpoint,
-)
+from sqat.train.checkpoints import best_checkpoint, find_model, latest_checkpoint, list_checkpoints
+from sqat.train.checkpoints import newest_whole_checkpoint as newest_whole
 from sqat.train.state import read_state, restore, write_evaluation
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -68,8 +63,8 @@ class TestDetection:
             shutil.rmtree(other)
         for _ in flip_bytes(newest / name):
             with pytest.raises(CheckpointError, match=re.escape(f"{newest / name} is damaged")):
-                newest_whole_checkpoint(run)
-        assert newest_whole_checkpoint(run) == newest
+                newest_whole(run)
+        assert newest_whole(run) == newest
 
     @pytest.mark.parametrize("name", FILES[:3] + FILES[4:])
     def test_reading_one_file_alone_finds_it_too(self, run, flip_bytes, name):
@@ -166,37 +161,32 @@ class TestBest:
         assert [path.name for path in list_checkpoints(tmp_path / "rotated")] == ["step-00000002", "step-00000005"]
         load_model(folder)
 
-    def test_damaged_weights_are_an_error_and_not_a_worse_model(self, run):
+    def test_damaged_weights_are_an_error_and_a_nan_loss_is_never_the_best(self, run):
         best = best_checkpoint(run)
         flip(best / "model.safetensors")
         with pytest.raises(CheckpointError, match=re.escape(f"{best / 'model.safetensors'} is damaged")):
-            load_model(find_model(run))
-
-    def test_a_nan_loss_is_never_the_best(self, run):
-        best = best_checkpoint(run)
+            load_model(find_model(run))  # and not a worse model
         state = read_state(best)
         state.evaluation["loss"] = float("nan")
         write_evaluation(best, state)
         assert best_checkpoint(run) not in (best, None)
 
 
-class TestTheRunsOwnFiles:
-    @pytest.mark.parametrize(
-        ("old", "new", "message"),
-        [
-            ("batch_size: 5", "batch_size: 4", "train.batch_size is 5, but the run in .* has 4"),
-            ("batch_size: 5", "catch_size: 5", r"config\.yaml is damaged, or of another version: .*catch_size"),
-            ("batch_size: 5", "batch_size: x", r"config\.yaml is damaged, or of another version: .*batch_size is 'x'"),
-            ("train:", "tra\x00n:", r"config\.yaml is not valid YAML"),
-        ],
-    )
-    def test_a_changed_configuration_is_refused(self, resume, run, old, new, message):
-        path = run / "config.yaml"
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new))
-        with pytest.raises(ConfigError, match=message):
-            resume()
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch_size: 5", "batch_size: 4", "train.batch_size is 5, but the run in .* has 4"),
+        ("batch_size: 5", "catch_size: 5", r"config\.yaml is damaged, or of another version: .*catch_size"),
+        ("batch_size: 5", "batch_size: x", r"config\.yaml is damaged, or of another version: .*batch_size is 'x'"),
+        ("train:", "tra\x00n:", r"config\.yaml is not valid YAML"),
+    ],
+)
+def test_a_changed_configuration_is_refused(resume, run, old, new, message):
+    path = run / "config.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        resume()
 
 
 def test_a_damaged_tokenizer_in_the_cache_is_trained_again(start, tmp_path, caplog):

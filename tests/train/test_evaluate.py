@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sqat.data.text import open_source
 from sqat.data.tokenizer import train_tokenizer
 from sqat.data.tokens import build_tokens
 from sqat.train.evaluate import evaluate
@@ -11,25 +12,13 @@ from sqat.train.evaluate import evaluate
 CONTEXT = 13
 
 
-class Texts:
-    name = "texts"
-
-    def __init__(self, *texts):
-        self.texts = texts
-
-    def documents(self):
-        return list(self.texts)
-
-    def fingerprint(self):
-        return repr(self.texts)
-
-
 TEXTS = ["short one", "a document that is longer than the context of thirteen tokens", "ünïcode", "x" * 40]
 
 
 @pytest.fixture
 def tokens(tmp_path):
-    return build_tokens(Texts(*TEXTS), train_tokenizer(TEXTS, 263), tmp_path / "tokens")
+    (tmp_path / "texts.txt").write_text("\n\n".join(TEXTS))
+    return build_tokens(open_source(str(tmp_path / "texts.txt")), train_tokenizer(TEXTS, 263), tmp_path / "tokens")
 
 
 @pytest.fixture
@@ -76,7 +65,9 @@ def test_padded_metrics_count_padding(model, tokens):
 
 
 def test_batch_size_changes_nothing(model, tokens):
+    model.train()
     one, many = (evaluate(model, tokens, context_length=CONTEXT, batch_size=n) for n in (1, 7))
+    assert model.training  # as before
     assert one.loss == pytest.approx(many.loss, rel=1e-6)
     assert one.router_entropy == pytest.approx(many.router_entropy, rel=1e-5)
     for a, b in zip(one.router_load, many.router_load, strict=True):
@@ -87,9 +78,3 @@ def test_batch_size_changes_nothing(model, tokens):
 def test_summary_labels_padded_metrics(model, tokens):
     assert "counting padding: loss" in evaluate(model, tokens).summary()
     assert "padding" not in evaluate(model, tokens, padded_metrics=False).summary()
-
-
-def test_training_mode_is_restored(model, tokens):
-    model.train()
-    evaluate(model, tokens, padded_metrics=False)
-    assert model.training

@@ -9,13 +9,10 @@ from sqat.train.step import named_router_stats
 
 def step(n):
     load = torch.tensor([1.0, 2.0, 3.0 * n])
-    router = (
-        RouterStats(**{name: load if name.endswith("_E") else torch.tensor(7.0) for name in RouterStats._fields}),
-    )
-    sums = torch.tensor([0.1 * n, 5.0 + n, 11.0 + n, 0.3 / n, 1.7 * n])
-    names = ("loss", "correct", "targets", "router_loss", "grad_norm")
-    skipped = {"skipped": torch.tensor(float(n == 2))}
-    return {**dict(zip(names, sums, strict=True)), **skipped, **named_router_stats(router)}
+    router = RouterStats(*(load if name.endswith("_E") else torch.tensor(7.0) for name in RouterStats._fields))
+    sums = torch.tensor([0.1 * n, 5.0 + n, 11.0 + n, 0.3 / n, 1.7 * n, float(n == 2)])
+    names = ("loss", "correct", "targets", "router_loss", "grad_norm", "skipped")
+    return {**dict(zip(names, sums, strict=True)), **named_router_stats((router,))}
 
 
 def read(window):

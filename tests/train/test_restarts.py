@@ -12,18 +12,17 @@ REFUSED = r"holds a run already: resume it \(--resume\)"
 
 
 @pytest.fixture
-def begin(start, at, monkeypatch):
+def begin(start, interrupt, monkeypatch):
     """`begin("mine", 1)`: as torchrun's job of that name does at its first restart; `None`: without torchrun. The run
     is interrupted after step 2.
     """
 
     def begin(job, restarts=0, *, resume=False):
-        for name, value in (("TORCHELASTIC_RUN_ID", job), ("TORCHELASTIC_RESTART_COUNT", job and str(restarts))):
-            if value is None:
-                monkeypatch.delenv(name, raising=False)
-            else:
+        for name, value in (("TORCHELASTIC_RUN_ID", job), ("TORCHELASTIC_RESTART_COUNT", str(restarts))):
+            monkeypatch.delenv(name, raising=False)
+            if job is not None:
                 monkeypatch.setenv(name, value)
-        return start(max_steps=3, resume=resume, callbacks=[at(2, lambda trainer: trainer.interrupt("a test"))])
+        return start(max_steps=3, resume=resume, callbacks=[interrupt(2)])
 
     return begin
 
@@ -63,13 +62,10 @@ def test_a_restart_of_a_refused_job_is_refused_when_the_other_run_has_ended(begi
         begin(name, 1)
 
 
-def test_a_damaged_job_file_belongs_to_no_job(begin, tmp_path):
-    begin("mine").train()
-    (tmp_path / "run" / JOB_FILE).write_bytes(b"\xff" * 31)
+def test_a_damaged_job_file_or_none_belongs_to_no_job(begin, tmp_path):
+    begin(None).train()
+    job = tmp_path / "run" / JOB_FILE
+    assert not job.exists()
+    job.write_bytes(b"\xff" * 31)
     with pytest.raises(ConfigError, match=REFUSED):
         begin("mine", 1)
-
-
-def test_without_torchrun_there_is_no_job_file(begin, tmp_path):
-    begin(None).train()
-    assert not (tmp_path / "run" / JOB_FILE).exists()

@@ -21,12 +21,11 @@ def text(tmp_path):
 
 
 @pytest.fixture
-def resumed(start, at, text):
+def resumed(start, interrupt, text):
     """`resumed(change, …)` stops a run at step 2, calls `change`, and resumes it."""
 
     def resume(change=lambda: None, accept_new_data=False, **data):
-        stop = at(2, lambda trainer: trainer.interrupt("a test"))
-        start(data={"source": str(text)}, max_steps=4, callbacks=[stop]).train()
+        start(data={"source": str(text)}, max_steps=4, callbacks=[interrupt(2)]).train()
         change()
         return start(data={"source": str(text), **data}, max_steps=4, resume=True, accept_new_data=accept_new_data)
 
@@ -48,13 +47,12 @@ def test_changed_text_is_refused(resumed, text):
 
 
 def test_changed_text_is_accepted_with_the_runs_own_tokenizer(resumed, text, tmp_path, caplog):
-    before = tmp_path / "run" / DATA_FILE
     trainer = resumed(lambda: append(text), accept_new_data=True)
     assert "began with other training data and other validation data" in caplog.text
     assert f"going on with the new data at epoch 0, row {trainer.state.data.row}" in caplog.text
     first, *_ = (tmp_path / "run" / "checkpoints").iterdir()
     assert trainer.tokenizer.fingerprint() == Tokenizer.load(first).fingerprint()
-    assert json.loads(before.read_text())["train"] == trainer.batches.tokens.digest()
+    assert json.loads((tmp_path / "run" / DATA_FILE).read_text())["train"] == trainer.batches.tokens.digest()
     trainer.train()
     assert trainer.state.step == 4
 
@@ -64,30 +62,25 @@ def test_less_text_than_was_read_goes_on_with_the_next_epoch(resumed, text):
     assert trainer.state.data == (1, 0)
 
 
-@pytest.mark.parametrize("accepted", [False, True])
-def test_another_source_is_refused_unless_accepted(resumed, tmp_path, accepted):
-    other = tmp_path / "other.txt"
-    other.write_text("\n\n".join(story(i) for i in range(7, 113)))
-    if accepted:
-        assert resumed(source=str(other), accept_new_data=True).state.step == 2
-        return
+def test_another_source_is_refused_unless_accepted(resumed, start, tmp_path):
+    data = {"source": str(tmp_path / "other.txt")}
+    (tmp_path / "other.txt").write_text("\n\n".join(story(i) for i in range(7, 113)))
     with pytest.raises(ConfigError, match=r"data\.source is .*other\.txt', but the run"):
-        resumed(source=str(other))
+        resumed(**data)
+    assert start(data=data, max_steps=4, resume=True, accept_new_data=True).state.step == 2
 
 
-def test_another_tokenizer_is_refused_or_ignored(start, at, tmp_path):
+def test_another_tokenizer_is_refused_or_ignored(start, trained, interrupt, tmp_path):
     folder = tmp_path / "tokenizer"
     stories = [story(i) for i in range(101)]
     train_tokenizer(stories, 307).save(folder)
-    data = {"source": "stories:61", "tokenizer": str(folder)}
-    first = start(data=data, max_steps=4, callbacks=[at(2, lambda trainer: trainer.interrupt("a test"))])
-    first.train()
+    settings = {"data": {"source": "stories:61", "tokenizer": str(folder)}, "max_steps": 4}
+    first = trained(**settings, callbacks=[interrupt(2)])
     train_tokenizer(stories[:50], 300).save(folder)
-    with pytest.raises(
-        ConfigError, match=rf"data\.tokenizer is '{folder}', but the run .* began with another tokenizer"
-    ):
-        start(data=data, max_steps=4, resume=True)
-    resumed = start(data=data, max_steps=4, resume=True, accept_new_data=True)
+    message = rf"data\.tokenizer is '{folder}', but the run .* began with another tokenizer"
+    with pytest.raises(ConfigError, match=message):
+        start(**settings, resume=True)
+    resumed = start(**settings, resume=True, accept_new_data=True)
     assert resumed.tokenizer.fingerprint() == first.tokenizer.fingerprint()
 
 

@@ -24,9 +24,12 @@ def draw(rows):
 
 
 def split(batch, sizes):
-    return [
-        Batch(*parts, None, None) for parts in zip(batch.inputs.split(sizes), batch.targets.split(sizes), strict=True)
-    ]
+    parts = zip(batch.inputs.split(sizes), batch.targets.split(sizes), strict=True)
+    return [Batch(*part, None, None) for part in parts]
+
+
+def summed(logits, targets):
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 class Engine:
@@ -77,25 +80,14 @@ def test_a_batch_given_twice_is_the_batch(tiny_config, kind):
     torch.testing.assert_close(twice.gradients, once.gradients, rtol=1e-5, atol=1e-6)
 
 
-def test_sums_count_targets(tiny_config):
-    batch = draw(7)
-    sums = Engine(Decoder(tiny_config())).run(batch)
+def test_sums_of_a_dense_model_and_no_gradients_after_the_step(tiny_config):
+    batch, engine = draw(7), Engine(Decoder(tiny_config()))
+    sums = engine.run(batch)
     assert sums["targets"] == batch.num_targets == (batch.targets != IGNORE).sum()
     assert 0 <= sums["correct"] <= sums["targets"]
-    assert router_stats(sums) == []
-    assert sums["router_loss"] == 0
-    assert not sums["loss"].requires_grad
-
-
-def test_gradient_norm_is_that_before_clipping(tiny_config):
-    engine = Engine(Decoder(tiny_config()))
-    sums = engine.run(draw(7))
-    torch.testing.assert_close(sums["grad_norm"], torch.cat([g.flatten() for g in engine.gradients]).norm())
-
-
-def test_gradients_are_gone_after_the_step(tiny_config):
-    engine = Engine(Decoder(tiny_config()))
-    engine.run(draw(7))
+    assert (router_stats(sums), sums["router_loss"], sums["loss"].requires_grad) == ([], 0, False)
+    norm = torch.cat([gradient.flatten() for gradient in engine.gradients]).norm()
+    torch.testing.assert_close(sums["grad_norm"], norm)  # that before clipping
     assert all(parameter.grad is None for parameter in engine.task.parameters())
 
 
@@ -112,10 +104,7 @@ def test_padding_counts_for_the_card_router_loss_only(tiny_config, kind, counts_
 def test_the_loss_is_cross_entropy_and_weighted_router_loss(tiny_config, kind):
     batch, model = draw(7), Decoder(tiny_config(moe=True)).train()
     loss, sums = TrainingLoss(model, kind, router_loss_weight=0.3)(batch, 13, 0.5)
-    logits = model(batch.inputs).logits
-    cross_entropy = nn.functional.cross_entropy(
-        logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
+    cross_entropy = summed(model(batch.inputs).logits, batch.targets)
     torch.testing.assert_close(sums["loss"], cross_entropy)
     expected = 0.0 if kind == "none" else router_loss(router_stats(sums), kind)
     torch.testing.assert_close(sums["router_loss"], 0.5 * torch.as_tensor(expected))
@@ -130,20 +119,14 @@ def test_packed_batches_keep_documents_apart(tiny_config):
     targets = [torch.cat((document[1:], torch.tensor([IGNORE]))) for document in documents]
     numbers = [torch.full((len(document),), i) for i, document in enumerate(documents)]
     packed = Batch(*(torch.cat(parts).unsqueeze(0) for parts in (documents, targets, positions, numbers)))
-    alone = [
-        nn.functional.cross_entropy(
-            model(d.unsqueeze(0), positions=p).logits[0], t, ignore_index=IGNORE, reduction="sum"
-        )
-        for d, p, t in zip(documents, positions, targets, strict=True)
-    ]
+    together = zip(documents, positions, targets, strict=True)
+    alone = [summed(model(d.unsqueeze(0), positions=p).logits, t) for d, p, t in together]
     torch.testing.assert_close(TrainingLoss(model)(packed, 1, 1.0)[0], alone[0] + alone[1])
 
 
 def test_twenty_steps_are_those_of_the_naive_model(tiny_config, monkeypatch):
     batches = [draw(5) for _ in range(20)]
-    config = tiny_config(
-        moe=True, feedforward_bias=True, init="torch"
-    )  # no tiny gradients, whose rounding Adam magnifies
+    config = tiny_config(moe=True, feedforward_bias=True, init="torch")  # Adam magnifies the rounding of tiny gradients
 
     def losses():
         torch.manual_seed(5)
@@ -151,9 +134,8 @@ def test_twenty_steps_are_those_of_the_naive_model(tiny_config, monkeypatch):
         return torch.stack([engine.run(batch)["loss"] / batch.num_targets for batch in batches])
 
     found = losses()
-    monkeypatch.setattr(
-        "sqat.model.moe.run_experts", lambda *arguments: run_experts_naive(*arguments[:-1])
-    )  # no dropout
+    without_dropout = lambda *arguments: run_experts_naive(*arguments[:-1])  # noqa: E731
+    monkeypatch.setattr("sqat.model.moe.run_experts", without_dropout)
     monkeypatch.setattr("sqat.train.step.linear_cross_entropy", cross_entropy_naive)
     torch.testing.assert_close(found, losses(), rtol=0, atol=1e-5)
     assert found[-1] < found[0]

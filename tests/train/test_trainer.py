@@ -2,6 +2,7 @@
 
 import os
 import signal
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,28 +20,19 @@ def checkpoints(run):
     return [int(path.name.removeprefix("step-")) for path in list_checkpoints(run)]
 
 
-@pytest.fixture
-def interrupt(at):
-    """`interrupt(3)`: a callback that interrupts the run after step 3."""
-    return lambda step: at(step, lambda trainer: trainer.interrupt("a test"))
-
-
 @pytest.mark.parametrize(
     ("mode", "precision", "shards"),
     [("packed", "float32", 1), ("rows", "bf16", 1), ("packed", "bf16", 2), ("rows", "float32", 2)],
 )
-def test_resumed_run_is_uninterrupted_run_to_the_bit(start, log, interrupt, monkeypatch, mode, precision, shards):
+def test_resumed_run_is_uninterrupted_run_to_the_bit(trained, log, interrupt, monkeypatch, mode, precision, shards):
     monkeypatch.setattr("sqat.train.trainer.suitable_shards", lambda model: shards)
     monkeypatch.setattr("sqat.cpu.shards.SHARD_TOKENS", 1)
     settings = {"evaluate_every": 3, "precision": precision, "gradient_accumulation": 2, "data": {"mode": mode}}
-    whole = start("whole", **settings)
-    whole.train()
-    interrupted = start("parts", callbacks=[interrupt(4)], **settings)
-    interrupted.train()
+    whole = trained("whole", **settings)
+    interrupted = trained("parts", callbacks=[interrupt(4)], **settings)
     assert interrupted.state.step == 4
     torch.rand(13)  # whatever else uses the generator in between
-    resumed = start("parts", resume=True, **settings)
-    resumed.train()
+    resumed = trained("parts", resume=True, **settings)
     torch.testing.assert_close(weights(resumed), weights(whole), rtol=0, atol=0)
     assert whole.state == resumed.state
     assert log("whole") == log("parts")
@@ -63,19 +55,17 @@ def test_training_lowers_the_loss(start, log):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_and_leave(start, at, tmp_path, number):
+def test_signals_save_and_leave(trained, at, tmp_path, number):
     before = signal.getsignal(number)
-    trainer = start(callbacks=[at(2, lambda trainer: os.kill(os.getpid(), number))])
-    trainer.train()
+    trainer = trained(callbacks=[at(2, lambda trainer: os.kill(os.getpid(), number))])
     assert trainer.interrupted
     assert trainer.stop_reason == f"{number.name} received"
     assert checkpoints(tmp_path / "run") == [2]
     assert signal.getsignal(number) == before
 
 
-def test_training_goes_on_after_an_interrupt(start, at, log):
-    trainer = start(max_steps=5, callbacks=[at(3, lambda trainer: trainer.interrupt("a test"))])
-    trainer.train()
+def test_training_goes_on_after_an_interrupt(start, trained, interrupt, log):
+    trainer = trained(max_steps=5, callbacks=[interrupt(3)])
     assert trainer.state.step == 3
     trainer.train()
     assert trainer.state.finished
@@ -83,23 +73,21 @@ def test_training_goes_on_after_an_interrupt(start, at, log):
     assert log() == log("whole")
 
 
-def test_epochs_cover_every_target_once(start):
-    trainer = start(max_steps=None, epochs=2, gradient_accumulation=3, data={"limit": 7})
-    trainer.train()
+def test_epochs_cover_every_target_once(trained):
+    trainer = trained(max_steps=None, epochs=2, gradient_accumulation=3, data={"limit": 7})
     tokens = trainer.batches.tokens
     assert trainer.state.data == (2, 0)
     # Every token but the last of a document has a next one, wherever rows are cut.
     assert trainer.state.tokens == 2 * (tokens.num_tokens - len(tokens))
 
 
-def test_a_token_limit_stops_the_run_for_good(start, log):
+def test_a_token_limit_stops_the_run_for_good(start, trained, log):
     first = start(max_tokens=200)
     assert first.train() is not None
     assert (first.state.step, first.state.finished) == (2, False)
     assert first.stop_reason == "token limit 200 reached"
     written = log()
-    again = start(max_tokens=200, resume=True)
-    again.train()
+    again = trained(max_tokens=200, resume=True)
     assert (again.state.step, again.state.tokens) == (2, first.state.tokens)
     assert log() == written
 
@@ -114,16 +102,12 @@ def test_rotation_keeps_newest_and_best(start, at, tmp_path):
     assert best_checkpoint(tmp_path / "run").name == "step-00000002"
 
 
-def test_a_new_best_is_saved_between_checkpoints(start, tmp_path):
-    start(max_steps=5, evaluate_every=3, checkpoint_every=None).train()
+def test_a_new_best_is_saved_between_checkpoints_and_a_finished_run_stays_as_it_is(start, trained, log, tmp_path):
+    settings = {"max_steps": 5, "evaluate_every": 3, "checkpoint_every": None}
+    first = trained(**settings)
     assert checkpoints(tmp_path / "run") == [3, 5]
-
-
-def test_a_finished_run_stays_as_it_is(start, log):
-    first = start(max_steps=3)
-    first.train()
     written = log()
-    again = start(max_steps=3, resume=True)
+    again = start(resume=True, **settings)
     assert again.train() is None
     assert log() == written
     torch.testing.assert_close(weights(again), weights(first), rtol=0, atol=0)
@@ -151,7 +135,7 @@ def test_inf_and_nan_weights_end_the_run_and_are_not_saved(start, at, tmp_path, 
 def test_an_evaluation_that_fails_loses_no_steps(start, log, tmp_path, every):
     settings = {"max_steps": 3, "evaluate_every": every, "checkpoint_every": every}
     trainer = start(**settings)
-    trainer.measure = lambda validation: (_ for _ in ()).throw(MemoryError())
+    trainer.measure = Mock(side_effect=MemoryError)
     with pytest.raises(MemoryError):
         trainer.train()
     assert checkpoints(tmp_path / "run") == [every or 3]
@@ -160,16 +144,12 @@ def test_an_evaluation_that_fails_loses_no_steps(start, log, tmp_path, every):
     assert log("run") == log("whole")
 
 
-def test_gradient_checkpointing_changes_nothing(start):
-    found = []
-    for recompute in (False, True):
-        trainer = start(str(recompute), gradient_checkpointing=recompute)
-        trainer.train()
-        found.append(weights(trainer))
+def test_gradient_checkpointing_changes_nothing(trained):
+    found = [weights(trained(str(again), gradient_checkpointing=again)) for again in (False, True)]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
-def test_the_folder_of_another_run_is_refused(start, tmp_path):
+def test_the_folder_of_another_run_or_a_damaged_one_is_refused(start, tmp_path):
     start(max_steps=1).train()
     with pytest.raises(ConfigError, match=r"holds a run already: resume it \(--resume\)"):
         start(max_steps=1)
@@ -179,10 +159,6 @@ def test_the_folder_of_another_run_is_refused(start, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="must be a folder"):
         start("file")
-
-
-def test_a_damaged_state_names_the_file(start, tmp_path):
-    start(max_steps=1).train()
     tensors = latest_checkpoint(tmp_path / "run") / "training.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-7])
     (tensors.parent / "checksums.sha256").unlink()
@@ -198,16 +174,9 @@ def test_a_missing_gpu_is_named(start):
 
 
 def test_every_callback_ends_and_the_folder_is_free_although_one_fails(start, tmp_path):
-    ended = []
-
-    class Ends(Callback):
-        def on_end(self, trainer):
-            ended.append(self)
-            raise OSError("no end")
-
-    callbacks = [Ends(), Ends()]
+    callbacks = [Mock(Callback, on_end=Mock(side_effect=OSError("no end"))) for _ in range(2)]
     with pytest.raises(OSError, match="no end"):
         start(max_steps=1, callbacks=callbacks).train()
-    assert {*ended} == {*callbacks}
+    assert [callback.on_end.called for callback in callbacks] == [True, True]
     start(max_steps=1, resume=True)
     assert checkpoints(tmp_path / "run") == [1]

@@ -74,9 +74,10 @@ def convert_heads(
     name: str, out: Path, changes: dict[str, Any], *, calibrate: str | None, verify_on: str | None, context: int
 ) -> None:
     """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read."""
+    from sqat.checkpoint import write_folder
     from sqat.compare.report import require_packages
     from sqat.convert import choose_heads, convert, plan_conversion, verify
-    from sqat.convert.files import locate, new_folder, quiet, read_config, read_model, require_weights, write_conversion
+    from sqat.convert.files import locate, quiet, read_config, read_model, require_weights, write_conversion
     from sqat.convert.tokenizer import StockTokenizer, token_rows
     from sqat.convert.verify import write_report
     from sqat.errors import ConfigError
@@ -110,7 +111,7 @@ def convert_heads(
     with quiet():
         result = convert(model, plan, groups=groups)
     verification = None if texts is None else verify(model, result, texts)
-    with new_folder(out) as temporary:
+    with write_folder(out) as temporary:
         write_conversion(result, plan, groups, folder, name, temporary, verification=verification, text=verify_on)
         if verification is not None:
             title = f"{name} with {plan.after.query_heads} of {plan.before.query_heads} query heads{where}"

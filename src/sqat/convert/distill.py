@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from sqat.data.batches import IGNORE, Batch
-from sqat.model.moe import RouterStats
+from sqat.model.moe import RouterStats, router_stats
 from sqat.train.loss import linear_cross_entropy
 from sqat.train.step import Sums, TrainingLoss, named_router_stats
 
@@ -77,13 +77,8 @@ class StockDecoder(nn.Module):
         documents: Tensor | None = None,
         real: Tensor | None = None,
     ) -> tuple[Tensor, tuple[RouterStats, ...]]:
-        """What the head reads, (B, T, D), and the routers' statistics, one for each layer (none in a dense model).
-
-        Args:
-            inputs_BT: token ids.
-            positions: (B, T), in the document, restarting at each.
-            documents: not used: transformers tells documents apart by their positions.
-            real: (B, T) bool; tokens that count in the statistics, by default all.
+        """As :meth:`sqat.model.Decoder.hidden_states`, which has statistics for no layer of a dense model. `documents`
+        are not used: transformers tells them apart by their positions.
         """
         experts = getattr(self.model.config, "num_experts_per_tok", None)
         wanted = {"output_router_logits": True} if experts else {}
@@ -91,35 +86,18 @@ class StockDecoder(nn.Module):
         output = self.model.get_decoder()(input_ids=inputs_BT, position_ids=positions, use_cache=False, **wanted)
         if not experts:
             return output.last_hidden_state, ()
-        real = torch.ones_like(inputs_BT, dtype=torch.bool) if real is None else real
-        routers = tuple(_router_stats(logits, experts, real.flatten()) for logits in output.router_logits)
-        return output.last_hidden_state, routers
-
-
-def _router_stats(logits_NE: Tensor, experts_per_token: int, real_N: Tensor) -> RouterStats:
-    """As this package's own routers count; both take the softmax over all experts."""
-    probs_NE = logits_NE.float().softmax(dim=-1)
-    chosen_NE = torch.zeros_like(probs_NE).scatter(1, probs_NE.topk(experts_per_token, dim=-1).indices, 1.0)
-    weight_N1 = real_N.to(probs_NE.dtype).unsqueeze(1)
-    entropy_N = -(probs_NE * probs_NE.clamp(min=1e-30).log()).sum(dim=-1)
-    return RouterStats(
-        load_E=(chosen_NE * weight_N1).sum(dim=0).detach(),
-        probability_E=(probs_NE * weight_N1).sum(dim=0),
-        selected_E=(probs_NE * chosen_NE * weight_N1).sum(dim=0),
-        entropy=(entropy_N * weight_N1.squeeze(1)).sum().detach(),
-        tokens=weight_N1.sum().detach(),
-    )
+        real_N = None if real is None else real.flatten()
+        routers = []
+        for logits_NE in output.router_logits:
+            probs_NE = logits_NE.float().softmax(dim=-1)
+            selected_Nk, experts_Nk = probs_NE.topk(experts, dim=-1)
+            routers.append(router_stats(probs_NE, selected_Nk, experts_Nk, real_N))
+        return output.last_hidden_state, tuple(routers)
 
 
 class DistillationLoss(TrainingLoss):
-    """As :class:`TrainingLoss`, plus `kl_weight` times KL(teacher ‖ student) in nats, mean over the same targets.
-
-    Args:
-        student: the model that is trained.
-        teacher: a model of the same vocabulary on the student's device; it is not trained, and not part of this module.
-            `None` leaves cross-entropy alone.
-        kl_weight: weight of the KL beside the cross-entropy.
-        router_loss, router_loss_weight, compiled: as :class:`TrainingLoss` takes them.
+    """As :class:`TrainingLoss`, plus `kl_weight` times KL(teacher ‖ student) in nats, mean over the same targets; the
+    teacher, on the student's device, is not trained, and not part of this module. `None` leaves cross-entropy alone.
     """
 
     def __init__(
@@ -127,18 +105,15 @@ class DistillationLoss(TrainingLoss):
         student: StockDecoder,
         teacher: StockDecoder | None,
         kl_weight: float,
-        router_loss: str = "balanced",
-        router_loss_weight: float = 0.01,
-        *,
-        compiled: bool = False,
+        *args: Any,
+        **options: Any,
     ) -> None:
         as_decoder: Any = student  # it has what the loss asks of one
-        super().__init__(as_decoder, router_loss, router_loss_weight, compiled=compiled)
+        super().__init__(as_decoder, *args, **options)
         self.kl_weight = kl_weight
         self._teacher = (teacher,)  # in a tuple, so that its parameters are not this module's
 
     def sums(self, batch: Batch) -> Sums:
-        """As :meth:`TrainingLoss.sums`, and `kl` in nats if there is a teacher."""
         targets_N = batch.targets.flatten()
         # Padding is told by its missing target, not by its token: in other tokenizers that may be a word.
         hidden_BTD, router = self.decoder.hidden_states(
@@ -153,15 +128,12 @@ class DistillationLoss(TrainingLoss):
         return {**sums, **named_router_stats(router)}
 
     def objective(self, sums: Sums) -> Tensor:
-        """Cross-entropy, and the weighted KL if there is a teacher."""
         return sums["loss"] + self.kl_weight * sums["kl"] if "kl" in sums else sums["loss"]
 
 
 def linear_kl(hidden_ND: Tensor, head: Any, theirs_ND: Tensor, their_head: Any, wanted_N: Tensor) -> Tensor:
     """KL(teacher ‖ student) in nats, summed over the wanted tokens; differentiable by the student's hidden states and
-    head.
-
-    Logits exist for some tokens at a time, and are computed again in the backward pass.
+    head. Logits exist for some tokens at a time, and are computed again in the backward pass.
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     for rows in wanted_N.nonzero().squeeze(1).split(CHUNK_ROWS):

@@ -22,18 +22,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils import logging
 
 from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, read_headers, require_inside, weight_files
-from sqat.checkpoint.store import write_folder
 from sqat.checksums import check_files
 from sqat.convert.architectures import heads_of, require_known
 from sqat.convert.heads import Groups
 from sqat.convert.modeling_mixed_heads import PREFIX
-from sqat.convert.plan import ConversionPlan
+from sqat.convert.plan import ConversionPlan, described
 from sqat.convert.verify import Verification
 from sqat.data.tokenizer import TOKENIZER_FILE, read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
-from sqat.folders import require_free
 from sqat.hub import FAILURES, cause, usable_token, without_tokens
-from sqat.model_card import CARD_FILE, RECORD_FILE, public_name, read_origin, stock_card
+from sqat.model_card import CARD_FILE, RECORD_FILE, model_card, public_name, read_origin
 from sqat.untrusted import MAX_JSON_BYTES, read_json, shown
 
 # The tokenizer's files under all their names, and what belongs to them.
@@ -96,7 +94,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     except CheckpointError:
         raise
     except Exception as error:  # its classes raise whatever a value of the wrong type leads to
-        raise CheckpointError(f"{path} cannot be read: {_shorten(error)}") from error
+        raise CheckpointError(f"{path} cannot be read: {str(error)[:500]}") from error
 
 
 def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
@@ -125,7 +123,7 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
                 local_files_only=True,
             )
         except Exception as error:
-            raise CheckpointError(f"{folder} cannot be read: {_shorten(error)}") from error
+            raise CheckpointError(f"{folder} cannot be read: {str(error)[:500]}") from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{folder} lacks {len(missing)} tensors, such as {missing[0]}")
     return model.eval()
@@ -142,16 +140,9 @@ def write_conversion(
     verification: Verification | None = None,
     text: str | None = None,
 ) -> None:
-    """Write a converted model into an existing folder, with the source's tokenizer, a record of what was done
-    (conversion.json) and a model card.
-
-    Args:
-        model: from :func:`sqat.convert.convert`.
-        plan, groups: what it was converted by.
-        source: the folder of the model it was made of.
-        name: what the user called that model.
-        out: the folder to write to.
-        verification, text: how close the result is, and on what text, if that was measured.
+    """Write a model, converted by `plan` and `groups`, into an existing folder, with the tokenizer of the folder
+    `source` that it was made of (`name`: as the user called it), a record of what was done (conversion.json) and a
+    model card. `verification` and `text`: how close the result is, on what text, if that was measured.
     """
     with quiet():
         model.save_pretrained(out)  # with its modelling code, where that is ours
@@ -172,29 +163,10 @@ def write_conversion(
         "merged_heads": groups,  # per layer, for each query head
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
-    form, costs = "stock" if plan.to == "stock" else "mixed", asdict(plan.after)
-    card = stock_card(
-        plan.new_config,
-        form,
-        plan.heads,
-        costs,
-        plan.context_length,
-        origin=read_origin(out),
-        tokenizer=bool(tokenizer),
-    )
+    form = "stock" if plan.to == "stock" else "mixed"
+    facts = described(plan.new_config, plan.context_length)
+    card = model_card(facts, form, origin=read_origin(out), tokenizer=bool(tokenizer))
     (out / CARD_FILE).write_text(card, encoding="utf-8")
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """An empty folder that becomes `out` at the end of the block.
-
-    Raises:
-        ConfigError: `out` exists and is not an empty folder.
-    """
-    require_free(out, "--out")
-    with write_folder(out) as temporary:
-        yield temporary
 
 
 @contextmanager
@@ -300,8 +272,3 @@ def _least_elements(config: PreTrainedConfig) -> int:
     inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
     dense = min(inner, config.intermediate_size)  # layers without experts may be among the others
     return config.vocab_size * width + config.num_hidden_layers * (attention + 3 * width * min(experts * inner, dense))
-
-
-def _shorten(error: BaseException) -> str:
-    text = str(error)
-    return text if len(text) <= 500 else f"{text[:500]} …"

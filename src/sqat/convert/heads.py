@@ -5,7 +5,6 @@ Shape letters: H query heads, C head_dim, D hidden size, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,46 +158,22 @@ def require_planned_for(model: PreTrainedModel, plan: ConversionPlan) -> None:
         )
 
 
-def require_groups(groups: Sequence[Groups], old: Heads, by_layer: Sequence[Heads]) -> None:
-    """Raise a ConfigError unless `groups` has, for each layer that changes, as many groups as the plan has query heads,
-    each of old heads that share what becomes one key/value head.
-    """
-    if len(groups) != len(by_layer):
-        raise ConfigError(f"groups is of {len(groups)} layers, but must be of the model's {len(by_layer)}")
-    for layer, (merged, new) in enumerate(zip(groups, by_layer, strict=True)):
-        if new == old:
-            continue
-        if len(merged) != new.query:
-            raise ConfigError(
-                f"groups[{layer}] holds {len(merged)} groups, but must hold {new.query}, the plan's query heads"
-            )
-        pool, each = old.query // new.kv, new.query // new.kv
-        for head, group in enumerate(merged):
-            first = head // each * pool
-            if not group or not set(group) <= set(range(first, first + pool)):
-                raise ConfigError(
-                    f"groups[{layer}][{head}] is {tuple(group)}, but must be one or more of the heads {first} to "
-                    f"{first + pool - 1}, which share its key/value head"
-                )
-
-
 def require_token_ids(rows: Tensor, name: str, vocab_size: int, *, least: int) -> None:
     """Raise a ConfigError unless `rows` is (rows, tokens) of token ids below `vocab_size`, with at least one row of
     `least` tokens.
     """
-    if not isinstance(rows, Tensor):
-        raise ConfigError(f"{name} is of type {type(rows).__name__}, but must be a tensor of token ids (rows, tokens)")
+    if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.int32):
+        kind = getattr(rows, "dtype", type(rows).__name__)
+        raise ConfigError(f"{name} holds {kind}, but must be a tensor of token ids, int64 (rows, tokens)")
     if rows.dim() != 2 or not len(rows) or rows.shape[1] < least:
         raise ConfigError(
-            f"{name} has the shape {tuple(rows.shape)}, but must be (rows, tokens) with at least one row of {least} "
-            f"token{'s' if least > 1 else ''}"
+            f"{name} has the shape {tuple(rows.shape)}, but must be (rows, tokens) with at least one row of {least}"
         )
-    if rows.dtype not in (torch.int64, torch.int32):
-        raise ConfigError(f"{name} holds {rows.dtype}, but must hold token ids as int64")
     low, high = int(rows.min()), int(rows.max())
     if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
         raise ConfigError(
-            f"{name} holds token {low if low < 0 else high}, but must hold ids from 0 to {vocab_size - 1}: the model's "
+            f"{name} holds token {wrong}, but must hold ids from 0 to {vocab_size - 1}: the model's "
             f"vocab_size is {vocab_size}"
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sqat.convert.architectures import Heads, heads_of
-from sqat.convert.heads import Groups, choose_heads, require_groups, require_planned_for
+from sqat.convert.heads import Groups, choose_heads, require_planned_for
 from sqat.convert.modeling_mixed_heads import CLASSES
 from sqat.convert.plan import ConversionPlan
 
@@ -34,22 +34,18 @@ def convert(
         model: a causal language model of the plan's configuration.
         plan: from :func:`sqat.convert.plan_conversion`.
         calibration: (rows, tokens) int64 token ids; only needed if `plan.needs_calibration`.
-        groups: from :func:`sqat.convert.choose_heads`, if already known.
+        groups: from :func:`sqat.convert.choose_heads` for this plan, if already known.
 
     Returns:
         A model of the same class or, with a plan to "transformers", of its twin with heads for each layer
         (:mod:`sqat.convert.modeling_mixed_heads`).
 
     Raises:
-        ConfigError: the plan is for another model; calibration text is missing, or not made of the model's token ids;
-            groups that are not the plan's.
+        ConfigError: the plan is for another model; calibration text is missing, or not made of the model's token ids.
     """
     old = heads_of(plan.config)
-    if groups is None:
-        groups = choose_heads(model, plan, calibration)
-    else:
-        require_planned_for(model, plan)
-        require_groups(groups, old, plan.heads)
+    require_planned_for(model, plan)
+    groups = choose_heads(model, plan, calibration) if groups is None else groups
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for layer, (merged, new) in enumerate(zip(groups, plan.heads, strict=True)):
         if new == old:
@@ -95,16 +91,15 @@ def _averaged(tensors: Mapping[str, Tensor], name: str, groups: Groups, head_dim
     rows_XD = weight_XD.float()
     if bias_X is not None:  # one more column, which the input multiplies by one
         rows_XD = torch.cat((rows_XD, bias_X.float().unsqueeze(1)), dim=1)
-    rows_HCD = rows_XD.unflatten(0, (-1, head_dim))
-    merged_XD = torch.stack([_mean(rows_HCD[list(group)], equalise) for group in groups]).flatten(0, 1)
+    rows_HCD, means = rows_XD.unflatten(0, (-1, head_dim)), []
+    for group in groups:
+        own_HCD = rows_HCD[list(group)]
+        if equalise:
+            size_H = own_HCD.flatten(1).norm(dim=1).clamp(min=1e-30)
+            own_HCD = own_HCD * (size_H.mean() / size_H)[:, None, None]
+        means.append(own_HCD.mean(dim=0))
+    merged_XD = torch.stack(means).flatten(0, 1)
     result = {f"{name}.weight": merged_XD[:, : weight_XD.shape[1]].to(weight_XD.dtype).contiguous()}
     if bias_X is not None:
         result[f"{name}.bias"] = merged_XD[:, -1].to(bias_X.dtype).contiguous()
     return result
-
-
-def _mean(rows_HCD: Tensor, equalise: bool) -> Tensor:
-    if equalise:
-        size_H = rows_HCD.flatten(1).norm(dim=1).clamp(min=1e-30)
-        rows_HCD = rows_HCD * (size_H.mean() / size_H)[:, None, None]
-    return rows_HCD.mean(dim=0)

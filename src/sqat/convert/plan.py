@@ -7,7 +7,7 @@ import operator
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from sqat.convert.architectures import (
 )
 from sqat.cost import visible_keys
 from sqat.errors import ConfigError
+from sqat.model_card import StockModel
 
 CHOICES = {"method": ("mean", "select", "cluster"), "score": ("activation", "norm"), "to": ("stock", "transformers")}
 DEFAULT_CONTEXT = 1024  # tokens, where costs depend on the length; at most the model's own
@@ -154,19 +155,19 @@ def plan_conversion(
 
 
 def costs_of(config: PreTrainedConfig, context_length: int | None = None) -> Costs:
-    """What a model costs as it is, without loading weights. Where layers differ in their heads, the head counts are
-    those of the layers with the fewest.
-
-    Args:
-        config: of an architecture that can be converted, or has been.
-        context_length: tokens of a sequence, for the operations; default: the model's own, at most 1,024.
-
-    Raises:
-        ConfigError: an unknown architecture.
+    """What a model of an architecture that can be converted, or has been, costs as it is, without loading weights;
+    arguments and errors as :func:`plan_conversion`. Where layers differ, the head counts are those of the layers with
+    the fewest.
     """
     require_known(config.model_type, mixed=True)
     by_layer = heads_by_layer(config)
     return _costs(config, _shapes(config), by_layer, min(by_layer), context_length or context_of(config))
+
+
+def described(config: PreTrainedConfig, context_length: int | None = None) -> StockModel:
+    """What a model card tells of a model; arguments and errors as :func:`costs_of`."""
+    length = context_length or context_of(config)
+    return StockModel(config, heads_by_layer(config), asdict(costs_of(config, length)), length)
 
 
 def context_of(config: PreTrainedConfig) -> int:
@@ -215,7 +216,10 @@ def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: Sequence[Heads], heads: Heads, length: int) -> Costs:
-    active = {name: _active(name, shape, config) for name, shape in shapes.items()}
+    active = {name: math.prod(shape) for name, shape in shapes.items()}  # weights that one token meets
+    for name, shape in shapes.items():
+        if ".experts." in name:  # stacked
+            active[name] = math.prod(shape[1:]) * config.num_experts_per_tok
     # Matrices of layers, each used once a token. The head, tied or not, is counted apart.
     products = sum(active[name] for name, shape in shapes.items() if ".layers." in name and len(shape) > 1)
     keys = [visible_keys(length, window_of(config, layer)) / length for layer in range(len(by_layer))]
@@ -230,10 +234,3 @@ def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: Sequence[Heads], 
         attention_flops_per_token=scores,
         kv_bytes_per_token=sum(2 * 2 * h.kv * h.head_dim for h in by_layer),
     )
-
-
-def _active(name: str, shape: tuple[int, ...], config: PreTrainedConfig) -> int:
-    """Weights of a parameter that one token meets."""
-    if ".experts." in name:  # stacked
-        return math.prod(shape[1:]) * config.num_experts_per_tok
-    return math.prod(shape)

@@ -31,17 +31,9 @@ from sqat.uptrain_config import UptrainConfig
 
 
 class Uptraining(Trainer):
-    """Trains a stock model; its checkpoints are stock checkpoints beside the run's state.
-
-    Args:
-        model: the student; trained in place.
-        batches, config, others: as :class:`Trainer` takes them.
-        teacher: the model it shall be like; `None` for cross-entropy alone.
-        kl_weight: weight of KL(teacher ‖ student) beside the cross-entropy.
-        record: the file that says how the student was converted, copied into every checkpoint.
-
-    Raises:
-        ConfigError: as :class:`Trainer`.
+    """Trains a stock model, `model`, in place; its checkpoints are stock checkpoints beside the run's state. Arguments
+    as :class:`Trainer` and :class:`DistillationLoss`; `record`, a file that says how the student was converted, is
+    copied into every checkpoint.
     """
 
     def __init__(
@@ -55,10 +47,7 @@ class Uptraining(Trainer):
         record: Path | None = None,
         **others: Any,
     ) -> None:
-        self.teacher = teacher
-        self.kl_weight = kl_weight
-        self.record = record
-        self.student = model
+        self.student, self.teacher, self.kl_weight, self.record = model, teacher, kl_weight, record
         as_decoder: Any = model  # it has what the loop asks of one
         super().__init__(as_decoder, batches, config, **others)
 
@@ -66,14 +55,8 @@ class Uptraining(Trainer):
         if self.teacher is not None:
             self.teacher.to(self.device).eval().requires_grad_(False)
         config = self.config
-        return DistillationLoss(
-            self.student,
-            self.teacher,
-            self.kl_weight,
-            config.router_loss,
-            config.router_loss_weight,
-            compiled=config.compile,
-        )
+        routers = config.router_loss, config.router_loss_weight
+        return DistillationLoss(self.student, self.teacher, self.kl_weight, *routers, compiled=config.compile)
 
     def measure(self, validation: TokenFile) -> Evaluation:
         return evaluate(

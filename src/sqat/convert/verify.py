@@ -78,14 +78,19 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> Ver
     with evaluating(before), evaluating(after):
         for rows in data.split(max(1, BATCH_TOKENS // data.shape[1])):
             (old_BTV, old_states), (new_BTV, new_states) = (_run(model, rows) for model in (before, after))
-            sums += _sums(old_BTV, new_BTV, rows.cpu())
+            old_BTV, new_BTV = old_BTV.log_softmax(-1), new_BTV.log_softmax(-1)
+            targets_N, logs = rows[:, 1:].flatten().cpu(), (old_BTV, new_BTV)
+            kl = F.kl_div(new_BTV, old_BTV, reduction="sum", log_target=True)
+            same = (old_BTV.argmax(-1) == new_BTV.argmax(-1)).sum()
+            losses = [F.nll_loss(log[:, :-1].flatten(0, 1), targets_N, reduction="sum") for log in logs]
+            sums += torch.stack((kl, same, *losses)).double()
             for layer, pair in enumerate(zip(old_states, new_states, strict=True)):
                 cosine_BT = F.cosine_similarity(pair[0].float().cpu(), pair[1].float().cpu(), dim=-1)
                 cosine_LT[layer] += cosine_BT.double().sum(dim=0) / len(data)
-    kl, agreement, loss_before, loss_after = (sums / data.numel()).tolist()
+    mean_kl, agreement, loss_before, loss_after = (sums / data.numel()).tolist()
     targets = (data.shape[1] - 1) / data.shape[1]  # the last token of a row has none
     return Verification(
-        kl=max(kl, 0.0),
+        kl=max(mean_kl, 0.0),
         perplexity_before=math.exp(min(loss_before / targets, 700.0)),
         perplexity_after=math.exp(min(loss_after / targets, 700.0)),
         agreement=agreement,
@@ -114,29 +119,14 @@ def _run(model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
     return logits.float().cpu(), states
 
 
-def _sums(before_BTV: Tensor, after_BTV: Tensor, rows_BT: Tensor) -> Tensor:
-    """KL, agreements, and both losses, summed over positions."""
-    old, new = before_BTV.log_softmax(-1), after_BTV.log_softmax(-1)
-    kl = F.kl_div(new, old, reduction="sum", log_target=True)
-    same = (old.argmax(-1) == new.argmax(-1)).sum()
-    losses = [F.nll_loss(logs[:, :-1].flatten(0, 1), rows_BT[:, 1:].flatten(), reduction="sum") for logs in (old, new)]
-    return torch.stack((kl, same, *losses)).double()
-
-
 def write_report(
     verification: Verification, path: str | Path, *, title: str, plan: ConversionPlan | None = None
 ) -> Path:
     """Write an HTML page (one file, readable offline) that says how close a conversion is, what it costs, and where in
     the model it differs; returns its path.
 
-    Args:
-        verification: from :func:`verify`.
-        path: the page's file.
-        title: what was converted.
-        plan: adds the table of costs.
-
-    Raises:
-        ConfigError: a package of the extra `report` is not installed.
+    `title` says what was converted; `plan` adds the table of costs. Raises a ConfigError if a package of the extra
+    `report` is not installed.
     """
     from sqat.compare.report import inline, render_page, require_packages
 

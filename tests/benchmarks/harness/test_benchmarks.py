@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,8 +17,6 @@ from benchmarks.harness import generation, peers, tasks, training
 from sqat.data.batches import Batch
 from sqat.errors import ConfigError
 from sqat.variants import VARIANTS
-
-Make = Callable[..., Context]
 
 
 def check(result, rounds=2):
@@ -43,16 +40,11 @@ def test_attention_counts_operations_by_query_heads(context):
 
 
 def test_long_at_the_lengths_asked_for(context):
+    """And the paper's text has SQA over MHA at 200,000 tokens at about 2."""
     result = measure_long(context(rounds=1, lengths=(19,)))
     check(result)
-    assert [table.title for table in result.tables] == [
-        "whole model, forward, 19 × 3",
-        "whole model, forward+backward, 19 × 3",
-    ]
-
-
-def test_the_papers_speedups():
-    """SQA over MHA at 200,000 tokens, as the paper's text has it: about 2."""
+    titles = {table.title for table in result.tables}
+    assert titles == {f"whole model, {what}, 19 × 3" for what in ("forward", "forward+backward")}
     xsqa, sqa, *_, mha = PAPER[200_000, 1]
     assert mha / sqa == pytest.approx(2.04, abs=0.01)
     assert mha / xsqa == pytest.approx(3.51, abs=0.01)
@@ -79,9 +71,8 @@ def test_training_steps(context, monkeypatch):
 
 def test_training_end_to_end(context, monkeypatch):
     """In this process, too."""
-    monkeypatch.setattr(
-        training, "run_child", lambda task, settings, **_: getattr(tasks, task.removeprefix("tasks:"))(settings)
-    )
+    run = lambda task, settings, **_: getattr(tasks, task.removeprefix("tasks:"))(settings)  # noqa: E731
+    monkeypatch.setattr(training, "run_child", run)
     table = training.end_to_end_table(context(rounds=1))
     check(Result("training", [table]))
     assert [series.name for series in table.series] == [training.SQAT, training.OUR_SNIPPET]
@@ -109,12 +100,9 @@ def test_models_that_the_cards_framework_cannot_hold(context, monkeypatch):
     assert table.series[0].values == [7]
 
 
-def test_a_failing_child_says_why():
+def test_a_failing_child_or_too_little_data_is_an_error(context):
     with pytest.raises(BenchError, match="tasks:timed_steps ended with code 1: KeyError: 'device'"):
         run_child("tasks:timed_steps", {})
-
-
-def test_too_little_data_is_an_error(context):
     with pytest.raises(BenchError, match="stories:2 is too small: it does not fill 3 rows of 32 tokens"):
         context(data="stories:2").workload.batch("rows")
 
@@ -150,9 +138,7 @@ def test_a_part_of_the_time_leaves_the_rest_for_later(context):
     made = context()
     made.deadline = whole = time.monotonic() + 1000
     with made.part(0.25):
-        left = made.seconds_left()
-        assert left is not None
-        assert 200 < left <= 250
+        assert 200 < made.seconds_left() <= 250
     assert made.deadline == whole
     made.deadline = time.monotonic() - 1
     with pytest.raises(NotMeasured, match="time budget"):

@@ -7,7 +7,7 @@ from benchmarks.harness.naive import loss_naive
 from sqat.data.batches import IGNORE, Batch
 from sqat.train.step import TrainingLoss
 
-ATTENTION: dict[str, dict[str, int]] = {
+ATTENTION = {
     "grouped": {},
     "reverse": {"num_query_heads": 2, "num_kv_heads": 6},
     "window": {"window": 5},

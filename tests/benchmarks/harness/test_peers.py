@@ -9,8 +9,6 @@ from benchmarks.harness import peers
 from sqat.cost import parameters
 from sqat.variants import preset
 
-needs_rxlm = pytest.mark.skipif(peers.missing("rxlm") is not None, reason=str(peers.missing("rxlm")))
-
 
 def test_missing_peers_are_named(monkeypatch, context):
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name in peers.REQUIRED["rxlm"] else "found")
@@ -29,7 +27,7 @@ def test_transformers_model_has_our_sizes(tiny_config, moe):
     assert model(torch.randint(4, 41, (2, 7))).logits.shape == (2, 7, 41)
 
 
-@needs_rxlm
+@pytest.mark.skipif(peers.missing("rxlm") is not None, reason=str(peers.missing("rxlm")))
 def test_rxlm_model_has_our_sizes(capsys):
     config = preset("sqat-mm")
     model = peers.rxlm_model(config)

@@ -6,28 +6,15 @@ from benchmarks.harness.targets import outcomes
 
 from benchmarks.harness import attention, training
 
-END_TO_END = Table(
-    training.END_TO_END, "", [Series(training.SQAT, [8.0, 9.0, 30.0]), Series(training.RXLM, [2.0, 2.0, 3.0])]
-)
-STEP = Table(
-    training.STEP,
-    "",
-    [
-        Series(training.OURS, [10.0]),
-        Series("transformers eager", [2.0]),
-        Series("transformers grouped_mm", [5.0]),
-        Series(f"transformers eager, {training.TUNED}", [9.0]),  # does not count
-    ],
-)
-PEAK = Table(
-    training.PEAK, "MB", [Series(training.SQAT, [600.0]), Series(training.RXLM, [1000.0])], higher_is_better=False
-)
-ATTENTION = Table(
-    attention.title(attention.BOTH, 4096),
-    "ms",
-    [Series("mha", [8.0]), Series("xsqa", [2.5], {"ideal": 4.0})],
-    higher_is_better=False,
-)
+RUNS = [Series(training.SQAT, [8.0, 9.0, 30.0]), Series(training.RXLM, [2.0, 2.0, 3.0])]
+END_TO_END = Table(training.END_TO_END, "", RUNS)
+TUNED = f"transformers eager, {training.TUNED}"  # does not count
+STEPS = {training.OURS: 10.0, "transformers eager": 2.0, "transformers grouped_mm": 5.0, TUNED: 9.0}
+STEP = Table(training.STEP, "", [Series(name, [value]) for name, value in STEPS.items()])
+PEAKS = [Series(training.SQAT, [600.0]), Series(training.RXLM, [1000.0])]
+PEAK = Table(training.PEAK, "MB", PEAKS, higher_is_better=False)
+VARIANTS = [Series("mha", [8.0]), Series("xsqa", [2.5], {"ideal": 4.0})]
+ATTENTION = Table(attention.title(attention.BOTH, 4096), "ms", VARIANTS, higher_is_better=False)
 
 
 @pytest.mark.parametrize(
