@@ -19,10 +19,11 @@ _HOMES = {
     "Decoder": "sqat.model",
     "DecoderOutput": "sqat.model",
     "KVCache": "sqat.model",
-    "load_model": "sqat.checkpoint",
+    "load_model": "sqat.load",
     "save_model": "sqat.checkpoint",
     "Tokenizer": "sqat.data.tokenizer",
     "SamplingConfig": "sqat.generate",
+    "generate": "sqat",
     "RunConfig": "sqat.run_config",
     "DataConfig": "sqat.run_config",
     "TrainConfig": "sqat.run_config",
@@ -38,12 +39,13 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from sqat.checkpoint import load_model as load_model
     from sqat.checkpoint import save_model as save_model
     from sqat.config import ModelConfig as ModelConfig
     from sqat.data.tokenizer import Tokenizer as Tokenizer
     from sqat.errors import SqatError as SqatError
     from sqat.generate import SamplingConfig as SamplingConfig
+    from sqat.generate import answer as generate  # noqa: F401
+    from sqat.load import load_model as load_model
     from sqat.model import Attention as Attention
     from sqat.model import AttentionMask as AttentionMask
     from sqat.model import Decoder as Decoder
@@ -63,6 +65,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
 
 
 def __getattr__(name: str) -> Any:
+    if name == "generate":  # a package that can be called: see its `__init__`
+        return importlib.import_module("sqat.generate")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'sqat' has no attribute {name!r}")

@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import sqat as sqat_package
 from sqat.cli.demo import DEMO
+from sqat.variants import PRESETS
 
 TINY = [
     *("--data", "stories:61", "--batch-size", "5", "--steps", "3"),
@@ -31,7 +35,7 @@ def run_folder(sqat):
 
 
 def test_train_evaluate_generate_info_convert(sqat, run_folder):
-    figures = json.loads(sqat("evaluate", run_folder, "--data", "stories:7", "--json")[1])
+    figures = json.loads(sqat("evaluate", run_folder, "--data", "stories:7", "--padded", "--json")[1])
     assert min(figures["loss"], figures["padded_loss"]) > 0
     assert "2 query, 1 key/value heads of 10" in sqat("info", run_folder)[1]
     assert sqat("export", run_folder, "--out", "own", "--to", "sqat")[0] == 0
@@ -49,6 +53,69 @@ def test_streamed_and_json_answers_agree(sqat, run_folder):
     answer = json.loads(out)
     assert streamed == f"One day{answer['text']}\n"
     assert set(answer) == {"prompt", "text", "tokens", "finish_reason"}
+
+
+def test_evaluate_takes_the_runs_own_validation_data_and_names_what_it_scored(sqat, run_folder):
+    own = json.loads(sqat("evaluate", run_folder, "--json")[1])
+    (logged,) = [line for line in Path(run_folder, "metrics.jsonl").read_text().splitlines() if '"validation"' in line]
+    assert own["data"] == "stories:61 (validation)"
+    assert own["loss"] == pytest.approx(json.loads(logged)["loss"], rel=1e-4)
+    assert own["padded_loss"] is None
+    Path("text.txt").write_text("Once upon a time.")
+    assert sqat("evaluate", run_folder, "--data", "text.txt")[1].startswith("text.txt: loss ")
+    code, _, error = sqat("evaluate", run_folder, "--data", "text.txt", "--split", "nosuch")
+    assert code == 1
+    assert "a single file is the split 'train' and has no split 'nosuch'" in error
+
+
+def test_a_runs_folder_stands_for_its_model_and_tokenizer(sqat, run_folder):
+    model, tokenizer = sqat_package.load_model(run_folder), sqat_package.Tokenizer.load(run_folder)
+    assert model.config == sqat_package.load_model(Path(run_folder, "checkpoints")).config
+    answer = sqat_package.generate(model, tokenizer, "Once", temperature=0.0, max_tokens=3)
+    assert str(answer) == "Once" + answer.text
+    assert sqat_package.generate(model, tokenizer, ["Once"], temperature=0.0, max_tokens=3) == [answer]
+    assert "Once" in sqat("tokenizer", "encode", run_folder, "Once")[1].replace(" ", "") or tokenizer.encode("Once")
+
+
+def test_a_comparison_does_not_begin_in_a_training_runs_folder(sqat, run_folder):
+    before = sorted(Path(run_folder).iterdir())
+    code, _, error = sqat("compare", "configs/compare/quick.yaml", "--out", run_folder)
+    assert code == 1
+    assert "run holds a training run: choose another folder" in error
+    assert sorted(Path(run_folder).iterdir()) == before
+
+
+def test_a_command_that_fails_leaves_no_folder(sqat):
+    assert sqat("train", "small.yaml", "--data", "nothing.txt", "--out", "a/b")[0] == 1
+    assert sqat("demo", "--out", "demo", "--stories", "0")[0] == 1
+    assert not Path("a").exists()
+    assert not Path("demo").exists()
+
+
+def test_version_and_info_for_scripts(sqat, monkeypatch):
+    assert sqat("--version")[:2] == (0, f"sqat {sqat_package.__version__}\n")
+    record = json.loads(sqat("info", "sqat-mm", "--json")[1])["sqat-mm"]
+    assert record["config"]["num_query_heads"] == 4
+    assert record["flops_per_token"]["total"] == sum(v for k, v in record["flops_per_token"].items() if k != "total")
+    assert len(json.loads(sqat("info", "--json")[1])) == len(PRESETS)
+
+
+def test_info_fits_80_columns(sqat):
+    done = subprocess.run(
+        [sys.executable, "-m", "sqat", "info"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[1:]] == list(PRESETS)
+
+
+def test_training_says_on_what(sqat):
+    out = sqat("train", "small.yaml", *TINY, "--out", "run")[1]
+    assert "on cpu · float32 · own kernels" in out or "on cpu · float32 · plain torch" in out
 
 
 def test_many_prompts_and_answers(sqat, run_folder, monkeypatch):

@@ -27,8 +27,8 @@ def test_tensorboard_has_the_metrics_of_the_log(start, log, events):
     losses = events().Scalars("train/loss")
     assert [event.step for event in losses] == [1, 2, 3]
     assert [event.value for event in losses] == pytest.approx([line["loss"] for line in log(kind="train")])
-    (padded_loss,) = events().Scalars("validation/padded_loss")
-    assert padded_loss.value == pytest.approx(log(kind="validation")[-1]["padded_loss"])
+    (*_, entropy) = events().Scalars("validation/router_entropy")
+    assert entropy.value == pytest.approx(log(kind="validation")[-1]["router_entropy"])
 
 
 @pytest.mark.parametrize("checkpoint_every", [2, None])
@@ -58,7 +58,16 @@ def test_a_resumed_run_drops_damaged_and_later_log_lines(start, tmp_path):
     assert metrics.read_bytes() == b"".join(others)
 
 
-def test_progress_bar_shows_step_loss_and_rate(start, capsys):
+def test_without_a_terminal_every_log_line_is_a_line(start, capsys):
+    start(max_steps=5, log_every=2, callbacks=[ProgressBar()]).train()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" · ")[0] for line in lines[:3]] == ["step 2 of 5", "step 4 of 5", "step 5 of 5"]
+    assert all("tokens/s" in line for line in lines[:3])
+    assert lines[3].startswith("step 5: validation loss")
+
+
+def test_progress_bar_shows_step_loss_and_rate(start, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal does
     start(max_steps=3, callbacks=[ProgressBar()]).train()
     shown = capsys.readouterr().out
     for text in ("3/3", "loss", "tokens/s", "step 3: validation loss"):

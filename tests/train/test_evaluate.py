@@ -58,7 +58,7 @@ def test_padded_metrics_count_padding(model, tokens):
     rows = [tokens.document(i).tolist() for i in range(len(tokens))]
     rows = [[*row[: CONTEXT - 1], eos] if len(row) > CONTEXT else row + [pad] * (CONTEXT - len(row)) for row in rows]
     loss, correct, count = naive(model, rows)
-    result = evaluate(model, tokens, context_length=CONTEXT)
+    result = evaluate(model, tokens, context_length=CONTEXT, padded_metrics=True)
     assert count == len(TEXTS) * (CONTEXT - 1)
     assert result.padded_loss == pytest.approx(loss / count, rel=1e-5)
     assert result.padded_accuracy == pytest.approx(correct / count)
@@ -76,5 +76,5 @@ def test_batch_size_changes_nothing(model, tokens):
 
 
 def test_summary_labels_padded_metrics(model, tokens):
-    assert "counting padding: loss" in evaluate(model, tokens).summary()
+    assert "counting padding: loss" in evaluate(model, tokens, padded_metrics=True).summary()
     assert "padding" not in evaluate(model, tokens, padded_metrics=False).summary()

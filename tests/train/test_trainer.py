@@ -1,14 +1,16 @@
 """Runs: resumed to the bit, stopped, evaluated, and refused by name."""
 
 import os
+import re
 import signal
 from unittest.mock import Mock
 
 import pytest
 import torch
 
+from sqat.checkpoint import load_model, save_model
 from sqat.errors import CheckpointError, ConfigError, TrainingError
-from sqat.train import Callback
+from sqat.train import Callback, Trainer
 from sqat.train.checkpoints import best_checkpoint, latest_checkpoint, list_checkpoints
 
 
@@ -71,6 +73,31 @@ def test_training_goes_on_after_an_interrupt(start, trained, interrupt, log):
     assert trainer.state.finished
     start("whole", max_steps=5).train()
     assert log() == log("whole")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup_steps": 7}, "warmup_steps is 7, but the run has 7 steps: the learning rate never reaches its peak"),
+        ({"max_tokens": 150}, r"max_tokens 150 ends the run at about step 2 of a schedule of 7, .* set max_steps to 2"),
+        ({"warmup_steps": 6, "max_tokens": 100_000}, None),
+    ],
+)
+def test_schedules_that_miss_their_point_are_warned_of(start, caplog, settings, message):
+    start(**settings)
+    found = [text for text in caplog.messages if "warmup_steps" in text or "max_tokens" in text]
+    assert len(found) == (message is not None)
+    assert message is None or re.search(message, found[0])
+
+
+def test_a_compiled_model_is_trained_saved_and_loaded(start, tmp_path, tiny_model):
+    model = tiny_model()
+    save_model(torch.compile(model), tmp_path / "compiled")
+    assert load_model(tmp_path / "compiled").state_dict().keys() == model.state_dict().keys()
+    first = start(max_steps=2)
+    trainer = Trainer(torch.compile(first.model), first.batches, first.config, out=tmp_path / "again")
+    trainer.train()
+    assert load_model(tmp_path / "again" / "checkpoints" / "step-00000002").config == first.model.config
 
 
 def test_epochs_cover_every_target_once(trained):

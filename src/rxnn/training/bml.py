@@ -209,6 +209,7 @@ class AutoregressiveTrainer:
             validation.tokens,
             batch_size=batch_size,
             context_length=validation.max_seq_len,
+            padded_metrics=True,
             autocast=self._autocast(),
         )
         metrics = self._metrics(result)

@@ -91,6 +91,7 @@ def save_model(model: Decoder, folder: str | Path, *, layout: str = "sqat") -> P
 
 def write_model(model: Decoder, folder: Path, *, layout: str = "sqat") -> None:
     """Write the two files into an existing folder, without :func:`save_model`'s guarantee of all or nothing."""
+    model = unwrapped(model)
     if layout not in LAYOUTS:
         raise ConfigError(f"layout is {layout!r}, but must be one of {', '.join(LAYOUTS)}")
     tensors = native_tensors(model)
@@ -162,6 +163,13 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
         return ModelConfig.from_dict({k: v for k, v in values.items() if k not in _NOT_OF_THE_MODEL}), False
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def unwrapped(model: Any) -> Any:
+    """The model within what `torch.compile` and the data-parallel wrappers make of it."""
+    for name in ("_orig_mod", "module"):
+        model = getattr(model, name, model)
+    return model
 
 
 def native_tensors(model: Decoder) -> dict[str, Tensor]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import re
 import sys
+from typing import Annotated
 
 import typer
 
 from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, hub, info, launched, train, uptrain
 from sqat.errors import SqatError
+from sqat.version import __version__
 
 app = typer.Typer(
     name="sqat",
@@ -34,6 +38,20 @@ app.add_typer(data_commands.tokenizer, name="tokenizer")
 app.command("bench", context_settings={"ignore_unknown_options": True})(bench.bench)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sqat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True, callback=_version)
+    ] = False,
+) -> None: ...
+
+
 def main() -> None:
     """Run the command line. Errors that a user can fix are printed as one line, without a traceback."""
     level = logging.WARNING if launched.FIRST else logging.ERROR
@@ -43,6 +61,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may contain characters that the terminal cannot show
     try:
+        # `--out=~/run` reaches us as it is: shells expand `~` only at the beginning of a word.
+        home = re.compile(r"^(--[\w-]+=)(~/.*)")
+        sys.argv[1:] = [home.sub(lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in sys.argv[1:]]
         launched.check_command(sys.argv[1:])
         app()
     except SqatError as error:

@@ -10,6 +10,7 @@ import typer
 
 # What `sqat bench` measured beside other libraries, before that moved to benchmarks/harness.
 MOVED = {"attention", "long", "training", "generation", "memory", "startup", "peers", "all"}
+NOISY = 1.5  # the largest ratio of a round over the smallest, from which their median says little
 COLUMNS = ("training", "evaluation", "prompt", "decoding")
 
 
@@ -62,5 +63,7 @@ def _table(models: dict[str, dict[str, Any]]) -> Any:
 def _cell(rates: list[float], first: list[float], *, compare: bool) -> str:
     text = f"{statistics.median(rates):,.0f}"
     if compare:
-        text += f" ({statistics.median(rate / base for rate, base in zip(rates, first, strict=True)):.2f}×)"
+        ratios = [rate / base for rate, base in zip(rates, first, strict=True)]
+        noisy = ", noisy" if max(ratios) > NOISY * min(ratios) else ""
+        text += f" ({statistics.median(ratios):.2f}×{noisy})"
     return text

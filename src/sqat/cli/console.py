@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,9 +22,22 @@ errors = Console(stderr=True)
 
 @contextmanager
 def tokenising() -> Iterator[Callable[[int, int], None]]:
-    """Show a status line while token files are built; yields the callback that updates it."""
+    """Show a status line while token files are built, or without a terminal a line every ten seconds; yields the
+    callback that updates it.
+    """
+    started = shown = time.monotonic()
+
+    def update(documents: int, tokens: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        text = f"tokenising: {documents:,} documents, {tokens:,} tokens, {now - started:.0f} s"
+        status.update(text)
+        if not console.is_terminal and now - shown > 10:
+            console.print(text, highlight=False)
+            shown = now
+
     with console.status("reading data …") as status:
-        yield lambda documents, tokens: status.update(f"tokenising: {documents:,} documents, {tokens:,} tokens")
+        yield update
 
 
 def leave_if_interrupted(trainer: Trainer) -> None:

@@ -31,9 +31,9 @@ def demo(
     """Train a small SQA model on the built-in stories, then let it write one. Needs no network."""
     from sqat.cli.console import console
     from sqat.cli.generate import print_stream
-    from sqat.cli.model import load_with_tokenizer
     from sqat.cli.train import run_training
     from sqat.generate import SamplingConfig
+    from sqat.load import load_with_tokenizer
     from sqat.run_config import RunConfig, with_overrides
     from sqat.train.checkpoints import list_checkpoints
 

@@ -37,9 +37,9 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
 ) -> None:
     """Write text. One answer streams as it is made; several, and --json, come when they are done."""
-    from sqat.cli.model import load_with_tokenizer
     from sqat.errors import ConfigError
     from sqat.generate import SamplingConfig
+    from sqat.load import load_with_tokenizer
 
     if number < 1:
         raise ConfigError(f"-n is {number}, but must be at least 1")
@@ -100,7 +100,7 @@ def _read_prompts(prompt: str | None, file: Path | None) -> list[str]:
     from sqat.errors import ConfigError
 
     if file is None:
-        return [sys.stdin.read().rstrip("\n") if prompt == "-" else prompt or ""]
+        return [sys.stdin.read().removeprefix("\ufeff").rstrip("\n") if prompt == "-" else prompt or ""]
     if prompt is not None:
         raise ConfigError(f"both a prompt ({prompt!r}) and --prompts ({file}) are given: use one of them")
     if str(file) != "-" and not file.is_file():

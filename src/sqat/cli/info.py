@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,13 +19,19 @@ def info(
     context: Annotated[
         int | None, typer.Option(help="Tokens at which operations are counted; default: the model's context.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, by name.")] = False,
 ) -> None:
     """Show shapes, parameters, operations per token, cache size, and how much cheaper attention is."""
     from sqat.errors import ConfigError
 
     if context is not None and context < 1:
         raise ConfigError(f"--context is {context}, but must be at least 1")
-    if model is None:
+    if as_json:
+        from sqat.variants import PRESETS
+
+        names = PRESETS if model is None else [model]
+        typer.echo(json.dumps({name: as_record(_config(name), context) for name in names}))
+    elif model is None:
         _print_presets(context)
     else:
         _print_model(model, context)
@@ -35,20 +42,21 @@ def _print_presets(context: int | None) -> None:
 
     from sqat.cli.console import console
     from sqat.cost import attention_speedup, flops_per_token, kv_bytes_per_token, parameters
-    from sqat.variants import PRESETS, attention_name, preset
+    from sqat.variants import PRESETS, preset, variant_name
 
-    table = Table("preset", "variant", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in ("Hq/Hkv/H", "params", "active", "context", "MFLOP/tok", "KV B/tok", "H/Hq"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = Table("preset", "variant", box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in ("Hq/Hkv/H", "params", "context", "MFLOP/tok", "KV B/tok", "H/Hq"):
+        table.add_column(heading, justify="right")
+    for column in table.columns:
+        column.no_wrap = True
     for name in PRESETS:
         config = preset(name)
-        count = parameters(config)
         table.add_row(
             name,
-            attention_name(config),
+            f"{variant_name(config)}{'' if config.window is None else f' w{config.window}'}"
+            f"{f' g{config.global_tokens}' if config.global_tokens else ''}",
             f"{config.num_query_heads}/{config.num_kv_heads}/{config.num_heads}",
-            f"{count.total / 1e6:.2f} M",
-            f"{count.active / 1e6:.2f} M",
+            f"{parameters(config).total / 1e6:.2f} M",
             f"{context or config.context_length:,}",
             f"{flops_per_token(config, context).total / 1e6:.2f}",
             f"{kv_bytes_per_token(config):,}",
@@ -67,6 +75,24 @@ def _print_model(model: str, context: int | None) -> None:
         table.add_row(name, value)
     console.print(f"[bold]{model}[/bold]", highlight=False)
     console.print(table)
+
+
+def as_record(config: ModelConfig, context: int | None = None) -> dict[str, Any]:
+    """What :func:`describe` says, as numbers: the configuration, and its cost."""
+    from sqat.cost import attention_speedup, flops_per_token, kv_bytes_per_token, parameters
+    from sqat.variants import attention_name
+
+    flops = flops_per_token(config, context)
+    return {
+        "attention": attention_name(config),
+        "num_heads": config.num_heads,
+        "attention_speedup": attention_speedup(config),
+        "parameters": parameters(config)._asdict(),
+        "context": context or config.context_length,
+        "flops_per_token": {**flops._asdict(), "total": flops.total},
+        "kv_bytes_per_token": kv_bytes_per_token(config),
+        "config": config.to_dict(),
+    }
 
 
 def describe(config: ModelConfig, context: int | None = None) -> list[tuple[str, str]]:

@@ -88,37 +88,58 @@ def run_training(config: RunConfig, out: Path, **resuming: bool) -> None:
         f"{model.num_kv_heads} key/value · {len(tokens):,} documents, {tokens.num_tokens:,} tokens · "
         f"{trainer.total_steps:,} steps",
         highlight=False,
+        soft_wrap=True,
     )
     run_to_end(trainer, out)
 
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder (its best checkpoint).")],
-    data: Annotated[str, typer.Option(help="Hub data set, folder, file, or `stories[:N]`.")] = "stories",
-    split: Annotated[str, typer.Option(help="Split of a data set or folder.")] = "validation",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Hub data set, folder, file, or `stories[:N]`; default: the run's own validation data."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of the data; default: validation, or the whole of a single file.")
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Where the checkpoint has none.")] = None,
     field: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
     limit: Annotated[int | None, typer.Option(help="At most this many documents.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows at a time.")] = 64,
     context: Annotated[int | None, typer.Option(help="Tokens per window; default: the model's.")] = None,
+    padded: Annotated[bool, typer.Option("--padded", help="Also loss and accuracy counting padding.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print loss, perplexity, accuracy and bits per byte over real tokens, and loss and accuracy with padding."""
+    """Print loss, perplexity, accuracy and bits per byte over real tokens, and what was scored."""
     from sqat.cli.console import tokenising
-    from sqat.cli.model import load_with_tokenizer
     from sqat.data.text import open_source, split_within
     from sqat.data.tokens import cached_tokens
     from sqat.errors import ConfigError
+    from sqat.load import load_with_tokenizer
     from sqat.train.evaluate import evaluate as evaluate_model
+    from sqat.train.prepare import open_sources
     from sqat.train.step import explain_out_of_memory
 
     for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2)):
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}, but must be at least {least}")
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
-    source = open_source(data, split_within(data, split), field=field, limit=limit)
+    if data is None and split is None and (run := _run_of(checkpoint)) is not None:
+        own = read_run(str(run / "config.yaml"), [])
+        source = open_sources(own.data)[1]
+    else:
+        spec = data or "stories"
+        source = open_source(spec, split or split_within(spec, "validation"), field=field, limit=limit)
+    typer.echo(f"scoring {source.name}", err=True)
     with tokenising() as progress:
         tokens = cached_tokens(source, text_tokenizer, progress=progress)
     with explain_out_of_memory("evaluation", batch_size):
-        result = evaluate_model(model, tokens, batch_size=batch_size, context_length=context)
-    typer.echo(json.dumps(result.to_dict()) if as_json else result.summary())
+        result = evaluate_model(model, tokens, batch_size=batch_size, context_length=context, padded_metrics=padded)
+    record = {"data": source.name, **result.to_dict()}
+    typer.echo(json.dumps(record) if as_json else f"{source.name}: {result.summary()}")
+
+
+def _run_of(checkpoint: Path) -> Path | None:
+    """The run's folder of a model that has one: the folder itself, or that of a checkpoint within it."""
+    places = (checkpoint, *checkpoint.absolute().parents[:2])
+    return next((place for place in places if (place / "config.yaml").is_file()), None)

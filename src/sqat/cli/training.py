@@ -31,13 +31,23 @@ def overrides(options: dict[str, Any], others: list[str] | None) -> list[str]:
 
 
 def run_to_end(trainer: Trainer, out: Path) -> None:
-    """Train, and say where the result is."""
+    """Train; say on what, and where the result is."""
+    import torch
+
     from sqat.cli.console import console, leave_if_interrupted
+    from sqat.model.dispatch import has_implementations
     from sqat.train.checkpoints import best_checkpoint
     from sqat.train.distributed import is_first, leave
+    from sqat.train.step import use_bf16
 
+    config, device = trainer.config, trainer.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    precision = "bfloat16 autocast" if use_bf16(config.precision, device.type) else "float32"
+    kernels = "own kernels" if has_implementations(device.type) else "plain torch"
+    kernels = "torch.compile" if config.compile else kernels
+    console.print(f"on {name} · {precision} · {kernels}", highlight=False, soft_wrap=True)
     trainer.train()
     if is_first():
-        console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False)
+        console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False, soft_wrap=True)
     leave()
     leave_if_interrupted(trainer)

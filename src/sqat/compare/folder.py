@@ -26,6 +26,7 @@ from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.lock import locked, take
 from sqat.run_config import read_yaml
+from sqat.train.checkpoints import list_checkpoints
 from sqat.train.state import current_names
 from sqat.untrusted import read_json
 
@@ -61,6 +62,8 @@ class Folder:
         as any of them lives, so that a new start waits for the runs of a killed one and never trains a run twice at
         once. Raises a ConfigError if a comparison is running there, and a StorageError if the lock cannot be made.
         """
+        if (self.out / "config.yaml").is_file() or list_checkpoints(self.out):
+            raise ConfigError(f"{self.out} holds a training run: choose another folder for the comparison (--out)")
         with ExitStack() as held:
             with writing(self.out):
                 make_folder(self.out)

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -316,12 +317,21 @@ def find_shards(place: Path, split: str) -> tuple[Path, ...]:
 def _files_at(place: Path) -> tuple[Path, list[Path]]:
     """A folder and all files in and below it; or the deepest folder that a pattern names, and the files it matches."""
     if place.is_dir():
-        root, paths = place, place.rglob("*")
+        root, paths = place, (Path(folder, name) for folder, _, names in _walk(place) for name in names)
     else:
         root = next(folder for folder in place.parents if not WILDCARDS.search(str(folder)))
         paths = (Path(path) for path in glob.glob(str(place), recursive=True))
     visible = (path for path in paths if not any(part[:1] == "." for part in path.relative_to(root).parts))
     return root, sorted(path for path in visible if path.is_file())
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` through linked folders, too, each real folder once."""
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if os.path.realpath(Path(folder, name)) not in seen]
+        seen.update(os.path.realpath(Path(folder, name)) for name in folders)
+        yield folder, folders, names
 
 
 def _sort_into_splits(root: Path, files: Sequence[Path]) -> dict[Path, set[str]]:

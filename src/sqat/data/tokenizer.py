@@ -127,14 +127,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a tokenizer.json, or the one in a folder.
+        """Read a tokenizer.json, or the one in a folder, or in the newest checkpoint of a run's folder.
 
         Raises:
             DataError: it is missing, damaged, or not a byte-level BPE with these special tokens.
         """
         path = Path(path).expanduser()
         if path.is_dir():
-            path = path / TOKENIZER_FILE
+            of_run = sorted(path.glob(f"checkpoints/step-*/{TOKENIZER_FILE}"))
+            path = of_run[-1] if of_run and not (path / TOKENIZER_FILE).is_file() else path / TOKENIZER_FILE
         check_files(path.parent, [path.name], error=DataError)
         try:
             return cls(_build_backend(read_tokenizer_file(path)))

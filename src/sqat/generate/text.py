@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,6 +28,9 @@ class Generation(NamedTuple):
     text: str
     tokens: tuple[int, ...]  # new tokens, without [EOS]
     finish_reason: str  # "eos", "stop" or "length"
+
+    def __str__(self) -> str:
+        return self.prompt + self.text
 
 
 class _Row:
@@ -101,6 +104,36 @@ def generate(
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     return list(generate_each(model, tokenizer, prompts, config, batch_size=batch_size))
+
+
+def answer(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence[str],
+    config: SamplingConfig | None = None,
+    *,
+    batch_size: int | None = None,
+    **settings: Any,
+) -> Generation | list[Generation]:
+    """Continue one text, or several; this is what `sqat.generate(…)` calls.
+
+    Args:
+        model: see :func:`sqat.load_model`.
+        tokenizer: the model's, see :class:`sqat.Tokenizer`.
+        prompts: a text, or a list of them.
+        config: how to choose tokens, and when to stop.
+        batch_size: prompts at a time, at most; by default as many as fit into half a gigabyte.
+        settings: fields of :class:`sqat.SamplingConfig`, such as `temperature=0.7`, instead of `config`.
+
+    Returns:
+        a :class:`Generation` for a text, a list for a list. `print` shows prompt and answer.
+
+    Raises:
+        ConfigError: an unusable setting, or prompts that the model cannot read.
+    """
+    config = SamplingConfig.from_dict({**(config.to_dict() if config else {}), **settings})
+    answers = generate(model, tokenizer, prompts, config, batch_size=batch_size)
+    return answers[0] if isinstance(prompts, str) else answers
 
 
 def generate_each(

@@ -24,11 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 class ProgressBar(Callback):
-    """Shows step, loss, tokens per second and remaining time in the terminal."""
+    """Shows step, loss, tokens per second and remaining time in the terminal; elsewhere a line per log line."""
 
     progress: Progress | None = None
 
     def on_start(self, trainer: Trainer) -> None:
+        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -38,28 +39,35 @@ class ProgressBar(Callback):
             TimeRemainingColumn,
         )
 
+        self.console = Console(soft_wrap=True)
+        if not self.console.is_terminal:
+            return
         self.progress = Progress(
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             TextColumn("· left"),
             TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
         )
-        self.task = self.progress.add_task("train", total=trainer.total_steps, completed=trainer.state.step, status="")
+        self.task = self.progress.add_task(
+            "training", total=trainer.total_steps, completed=trainer.state.step, status=""
+        )
         self.progress.start()
 
     def on_step(self, trainer: Trainer) -> None:
         self._update(completed=trainer.state.step)
 
     def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        self._update(status=f"loss {metrics['loss']:.3f} · {metrics['tokens_per_second']:,.0f} tokens/s")
+        status = f"loss {metrics['loss']:.3f} · {metrics['tokens_per_second']:,.0f} tokens/s"
+        self._update(status=status)
+        if self.progress is None:
+            self.console.print(f"step {trainer.state.step} of {trainer.total_steps} · {status}", highlight=False)
 
     def on_evaluate(self, trainer: Trainer, evaluation: Evaluation) -> None:
-        if self.progress is not None:
-            line = f"step {trainer.state.step}: validation {evaluation.summary()}"
-            self.progress.console.print(line, highlight=False)
+        self.console.print(f"step {trainer.state.step}: validation {evaluation.summary()}", highlight=False)
 
     def on_end(self, trainer: Trainer) -> None:
         if self.progress is not None:

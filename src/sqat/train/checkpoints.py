@@ -154,11 +154,11 @@ def find_model(path: str | Path) -> Path:
     Raises:
         CheckpointError: neither.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     recover(path)
     if (path / "config.json").is_file():
         return path
-    if (best := best_checkpoint(path)) is not None:
+    if (best := best_checkpoint(path.parent if path.name == FOLDER else path)) is not None:
         return best
     raise CheckpointError(
         f"{path} is neither a checkpoint (a folder with config.json) nor a run (a folder with {FOLDER}/step-…)"

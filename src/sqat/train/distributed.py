@@ -9,6 +9,7 @@ rank computes is a sum over its rows, so the sums over all ranks are those of th
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import warnings
@@ -29,6 +30,8 @@ from sqat.model.dispatch import once_differentiable
 from sqat.seeds import draw_seeds
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT = timedelta(minutes=10)  # for a collective within a step, an evaluation or a checkpoint
 PATIENCE = timedelta(days=7)  # while one rank prepares what all need, such as a tokenizer
@@ -139,6 +142,9 @@ def choose_device(device: str) -> torch.device:
         raise ConfigError(f"device is {device!r}, but no GPU is available: use auto or cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"device is {device!r}, but this is not available here: use auto or cpu")
+    if kind == "auto" and torch.version.cuda and not torch.cuda.is_available():
+        text = "this torch is built for CUDA %s, but finds no usable GPU: a driver may be missing or too old"
+        logger.warning(text, torch.version.cuda)
     if kind in ("auto", "cuda") and torch.cuda.is_available():
         if device.startswith("cuda:"):
             torch.cuda.set_device(device)

@@ -66,7 +66,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     context_length: int | None = None,
-    padded_metrics: bool = True,
+    padded_metrics: bool = False,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Evaluation:
     """Evaluate a model on all documents of a validation set. Documents longer than the context are read in consecutive,
@@ -109,9 +109,11 @@ def _score(decoder: Decoder, rows: Iterable[tuple[Tensor, Tensor]]) -> dict[str,
         found = named_router_stats(router)
         wanted = targets != IGNORE
         losses, hits = token_losses(hidden_BTD[wanted], head.weight, head.bias, targets[wanted])
-        found |= {"loss": losses.double().sum(), "correct": hits.double().sum(), "targets": wanted.sum().double()}
+        found |= {"loss": losses, "correct": hits, "targets": wanted}
         for name, part in found.items():
-            sums[name] = sums.get(name, 0) + part.cpu() * counts
+            on_host = part.cpu()  # some devices have no float64
+            exact = on_host.double().sum() if name in ("loss", "correct", "targets") else on_host
+            sums[name] = sums.get(name, 0) + exact * counts
     return sum_over_ranks(sums)
 
 
@@ -137,7 +139,7 @@ def _windows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterato
     for begin in range(0, len(pieces), batch_size):
         batch = pieces[begin : begin + batch_size]
         rows = [tokens.document(i)[start : start + context_length + 1] for i, start in batch]
-        width = -(-(len(rows[-1]) - 1) // WIDTH_STEP) * WIDTH_STEP
+        width = min(-(-(len(rows[-1]) - 1) // WIDTH_STEP) * WIDTH_STEP, context_length)
         inputs = np.full((len(rows), width), PAD, dtype=np.int64)
         targets = np.full_like(inputs, IGNORE)
         for i, row in enumerate(rows):

@@ -139,7 +139,9 @@ def open_run(
         out.mkdir(parents=True, exist_ok=True)
         begun = read_json(out / DATA_FILE) if resume and (out / DATA_FILE).is_file() else found
         if changed := [name for name, digits in found.items() if begun.get(name) != digits]:
-            _refuse_or_warn(out, changed, accept_new_data, f"data.source is {config.to_dict()['data']['source']!r}")
+            own = config.to_dict()["data"]
+            field = "source" if changed != ["validation"] or own["validation"] is None else "validation"
+            _refuse_or_warn(out, changed, accept_new_data, f"data.{field} is {own[field]!r}")
         replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
         replace_file(out / DATA_FILE, json.dumps(found, indent=2))
         return changed
@@ -147,12 +149,11 @@ def open_run(
     changed = distributed.first_does(write)
     if resume and not trainer.resume() and distributed.is_first():
         logger.warning("%s has no checkpoint yet: starting at the beginning", out)
-    if changed:
-        place = trainer.state.data
-        if place.row >= trainer.batches.rows_per_epoch:
-            place = trainer.state.data = BatchState(place.epoch + 1, 0)
-        if distributed.is_first():
-            logger.warning("going on with the new data at epoch %d, row %d", *place)
+    place = trainer.state.data
+    if place.row >= trainer.batches.rows_per_epoch:  # of fewer data than the checkpoint's
+        place = trainer.state.data = BatchState(place.epoch + 1, 0)
+    if changed and distributed.is_first():
+        logger.warning("going on with the new data at epoch %d, row %d", *place)
 
 
 def _refuse_or_warn(out: Path, changed: list[str], accept_new_data: bool, where: str) -> None:

@@ -200,7 +200,7 @@ def use_bf16(precision: str, device: str) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

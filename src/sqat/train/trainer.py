@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, write_model
+from sqat.checkpoint.model_files import WEIGHTS_FILE, load_model, unwrapped, write_model
 from sqat.config import MAX_INTEGER
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import Tokenizer
@@ -107,7 +107,8 @@ class Trainer:
     A subclass that trains another kind of model overrides `make_task`, `measure`, `write_model` and `load_weights`.
 
     Args:
-        model: the decoder; it is moved to the device and trained in place. All ranks must have the same weights, and
+        model: the decoder; it is moved to the device and trained in place. Of one from `torch.compile` the model within
+            is trained; set `TrainConfig.compile` to compile the step. All ranks must have the same weights, and
             torch's random generator in the same state.
         batches: training rows; their position is part of the run's state.
         config: see :class:`sqat.TrainConfig`.
@@ -132,11 +133,11 @@ class Trainer:
         tokenizer: Tokenizer | None = None,
         callbacks: Iterable[Callback] = (),
     ) -> None:
-        self.model = model
+        self.model = model = unwrapped(model)
         self.batches = batches
         self.config = config
         self.validation = validation
-        self.out = None if out is None else Path(out)
+        self.out = None if out is None else Path(out).expanduser()
         self.tokenizer = tokenizer
         self.state = TrainState()
         self.window = MetricsWindow()
@@ -169,6 +170,8 @@ class Trainer:
         self.callbacks = [callback for callback in callbacks if is_first() or callback.everywhere]
         per_epoch = math.ceil(len(batches) / config.gradient_accumulation)
         self.total_steps = min(config.max_steps or per_epoch * (config.epochs or 1), MAX_INTEGER)
+        if is_first():
+            warn_of_schedule(config, self.total_steps, batches.targets_per_epoch / per_epoch)
 
     # What a subclass may override
 
@@ -182,8 +185,13 @@ class Trainer:
 
     def measure(self, validation: TokenFile) -> Evaluation:
         """The metrics of the current model on the validation set."""
-        context = autocast(self.config.precision, self.device.type)
-        return evaluate(self.model, validation, batch_size=self.config.batch_size, autocast=context)
+        return evaluate(
+            self.model,
+            validation,
+            batch_size=self.config.batch_size,
+            padded_metrics=self.batches.padding_as_target,
+            autocast=autocast(self.config.precision, self.device.type),
+        )
 
     def write_model(self, model: Any, folder: Path) -> None:
         """Write the files of the whole model into an existing folder; called on the first rank."""
@@ -490,6 +498,22 @@ class Trainer:
         yield
         if self.sharded:
             model.set_requires_gradient_sync(True)
+
+
+def warn_of_schedule(config: TrainConfig, total_steps: int, tokens_per_step: float) -> None:
+    """Warn of a learning rate that never reaches its peak, or never falls from it."""
+    if 0 < total_steps <= config.warmup_steps:
+        text = "warmup_steps is %d, but the run has %d steps: the learning rate never reaches its peak"
+        logger.warning(text, config.warmup_steps, total_steps)
+    if config.max_tokens is None:
+        return
+    last = min(total_steps, math.ceil(config.max_tokens / tokens_per_step))
+    if learning_rate(config, last, total_steps) > 0.5 * config.learning_rate:
+        logger.warning(
+            "max_tokens %d ends the run at about step %d of a schedule of %d, where the learning rate is still high: "
+            "set max_steps to %d instead",
+            *(config.max_tokens, last, total_steps, last),
+        )
 
 
 def check_settings(model: nn.Module, config: TrainConfig) -> None:
