@@ -106,9 +106,6 @@ class TestJsonLines:
         path = write(f"stories.jsonl{suffix}", lines + b'{"text": "last", "story": "yes"}')
         assert documents(path) == ["one\r\n", "🙂", "last"]
 
-    def test_other_field(self, write):
-        assert documents(write("stories.jsonl", b'{"text": "no", "story": "yes"}'), field="story") == ["yes"]
-
     @pytest.mark.parametrize(
         ("line", "message"),
         [
@@ -128,7 +125,8 @@ class TestJsonLines:
         with pytest.raises(DataError, match=rf"stories\.jsonl, line 3: {re.escape(message)}"):
             documents(path)
 
-    def test_replacement(self, write):
+    def test_replacement_and_another_field(self, write):
+        assert documents(write("stories.jsonl", b'{"text": "no", "story": "yes"}'), field="story") == ["yes"]
         path = write("stories.jsonl", b'{"text": "a\xff"}\n{"text": "b\\ud83d"}')
         assert documents(path, encoding_errors="replace") == ["a\ufffd", "b\ufffd"]
 

@@ -57,15 +57,12 @@ def test_a_config_is_compared_with_the_weights_before_a_model_is_built(tmp_path,
             load_model(folder)
 
 
-def test_messages_stay_short(checkpoint):
+def test_messages_stay_short_and_a_large_or_deep_config_is_refused(checkpoint):
     change(checkpoint, vocab_size="9" * 100_000, **{"x" * 100_000: 1})
     with pytest.raises(CheckpointError) as caught:
         read_config(checkpoint)
     assert len(str(caught.value)) < 2000
     assert len(shown(["a" * 10_000] * 100)) < 700
-
-
-def test_a_large_or_deep_config_is_refused(checkpoint):
     for text, message in ((" " * ((1 << 20) + 1), "larger than 1,048,576 bytes"), ("[" * 100_000, "nested too deep")):
         (checkpoint / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
