@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -20,7 +21,6 @@ from huggingface_hub import (
     constants,
     get_token,
     hf_hub_download,
-    snapshot_download,
 )
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
@@ -64,18 +64,11 @@ def download(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
+    **options: Any,
 ) -> Path:
-    """Fetch files of a model repository into the client's cache, all of one commit; returns the folder they are in.
-
-    Args:
-        repo_id: "owner/name".
-        names: files at the top of the repository, at least one.
-        revision: branch, tag or commit; the main branch by default.
-        token: for private repositories; by default the one that `hf auth login` stored.
-        cache_dir, force_download, local_files_only: as `huggingface_hub.hf_hub_download` takes them.
+    """Fetch files at the top of a model repository into the client's cache, all of one commit; returns the folder they
+    are in. `options` (`cache_dir`, `force_download`, `local_files_only`) as `huggingface_hub.hf_hub_download` takes
+    them.
 
     Raises:
         CheckpointError: no such repository, revision or file, no access, or no connection.
@@ -83,45 +76,10 @@ def download(
     for name in names:
         problem = f"{repo_id!r} is no local folder, and its {name} cannot be had from the Hub"
         with hub_errors(problem, repo_id, token):
-            path = hf_hub_download(
-                repo_id,
-                name,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-            )
+            path = hf_hub_download(repo_id, name, revision=revision, token=token, **options)
         folder = Path(path).parent
         revision = folder.name  # the commit, so that the next file is of the same one
     return folder
-
-
-def fetch(
-    repo_id: str,
-    folder: Path,
-    patterns: Sequence[str],
-    leave: Sequence[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-) -> None:
-    """Fetch the files of a model repository that match `patterns` and none of `leave` into an existing, empty folder,
-    all of one commit.
-
-    Raises:
-        CheckpointError: no such repository or revision, no access, or no connection.
-    """
-    at = "" if revision is None else f" at {revision!r}"
-    with hub_errors(f"{repo_id!r}{at} cannot be had from the Hub", repo_id, token):
-        snapshot_download(
-            repo_id,
-            revision=revision,
-            local_dir=folder,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(leave),
-            token=token,
-        )
 
 
 def read_text(repo_id: str, name: str, *, branch: str | None = None, token: str | bool | None = None) -> str | None:
@@ -145,16 +103,10 @@ def read_text(repo_id: str, name: str, *, branch: str | None = None, token: str 
 
 
 def upload(
-    folder: str | Path,
-    repo_id: str,
-    message: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
+    folder: str | Path, repo_id: str, message: str, *, private: bool | None = None, token: str | bool | None = None
 ) -> str:
-    """Put the files of a folder into a model repository in one commit; arguments and errors as :func:`commit`.
-
-    The list of checksums stays here: the Hub keeps its own, and files are edited there.
+    """Put the files of a folder into a model repository in one commit; arguments and errors as :func:`commit`. The list
+    of checksums stays here: the Hub keeps its own, and files are edited there.
     """
     folder = Path(folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
@@ -177,8 +129,7 @@ def commit(
 
     Args:
         files: path or content of each, by its name in the repository.
-        repo_id: "owner/name".
-        message: of the commit.
+        repo_id, message: "owner/name", and of the commit.
         what: what is uploaded, for error messages.
         branch: created from the main branch if need be; default: the main branch.
         private: of a new repository; `None`: as its owner's settings have it.

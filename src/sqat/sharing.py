@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub import snapshot_download
+
 from sqat.checkpoint import load_model, read_config, write_folder
 from sqat.checkpoint.model_files import CONFIG_FILE
 from sqat.convert.files import TOKENIZER_FILES, read_model
@@ -17,7 +19,7 @@ from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, require_room
 from sqat.errors import CheckpointError, ConfigError, SqatError
 from sqat.formats import FORMER_NAMES, detect, export
-from sqat.hub import commit, fetch, read_text, require_repo_id, require_token
+from sqat.hub import commit, hub_errors, read_text, require_repo_id, require_token
 from sqat.model_card import (
     CARD_FILE,
     RECORD_FILE,
@@ -106,22 +108,13 @@ def push(
         if to is not None:
             source = Path(temporary) / "model"
             export(found, source, to)
-        files: dict[str, Path | bytes] = {
-            path.name: path for path in sorted(source.iterdir()) if path.is_file() and belongs(path.name)
-        }
+        paths = sorted(path for path in source.iterdir() if path.is_file() and belongs(path.name))
+        files: dict[str, Path | bytes] = {path.name: path for path in paths}
         model = check_model(source)
         there = read_text(repo_id, CARD_FILE, branch=branch, token=token)
         files[CARD_FILE] = _card(model, found, known or Known(), repo_id, there).encode()
-        return commit(
-            files,
-            repo_id,
-            message or "Upload model",
-            what=str(found),
-            branch=branch,
-            private=private,
-            token=token,
-            replaces=belongs,
-        )
+        options: dict[str, Any] = {"branch": branch, "private": private, "token": token, "replaces": belongs}
+        return commit(files, repo_id, message or "Upload model", what=str(found), **options)
 
 
 def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
@@ -177,9 +170,30 @@ def pull(
     """
     require_repo_id(repo_id, "repository")
     folder = Path(repo_id.rpartition("/")[2] if out is None else out)
-    _require_room(folder, force)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"out is {folder}, a file, but must be a folder, or not exist yet")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not force:
+            raise ConfigError(
+                f"out is {folder}, which is not empty: choose a new or an empty folder, or --force to replace a model"
+            )
+        try:
+            detect(folder)
+        except CheckpointError as error:
+            raise ConfigError(
+                f"out is {folder}, which --force does not replace, since it holds no model: {error}"
+            ) from error
     with write_folder(folder) as temporary:
-        fetch(repo_id, temporary, PATTERNS, NOT_OF_IT, revision=revision, token=token)
+        at = "" if revision is None else f" at {revision!r}"
+        with hub_errors(f"{repo_id!r}{at} cannot be had from the Hub", repo_id, token):
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                local_dir=temporary,
+                allow_patterns=[*PATTERNS],
+                ignore_patterns=[*NOT_OF_IT],
+                token=token,
+            )
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the client's own
         try:
             check_model(temporary)
@@ -187,24 +201,6 @@ def pull(
             reason = str(error).replace(str(temporary), repo_id)
             raise CheckpointError(f"{repo_id!r} holds no model that can be used: {reason}") from error
     return folder
-
-
-def _require_room(folder: Path, force: bool) -> None:
-    """Raise a ConfigError unless `folder` is new, or empty, or a model that may be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out is {folder}, a file, but must be a folder, or not exist yet")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not force:
-        raise ConfigError(
-            f"out is {folder}, which is not empty: choose a new or an empty folder, or --force to replace a model"
-        )
-    try:
-        detect(folder)
-    except CheckpointError as error:
-        raise ConfigError(
-            f"out is {folder}, which --force does not replace, since it holds no model: {error}"
-        ) from error
 
 
 def belongs(name: str) -> bool:

@@ -2,14 +2,11 @@
 
 import json
 import random
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sqat.compare.folder import Folder
 from sqat.compare.plan import ComparePlan
-from sqat.config import ModelConfig
 from sqat.cost import kv_bytes_per_token, parameters
 
 TINY_MODEL = {
@@ -20,7 +17,7 @@ TINY_MODEL = {
     "intermediate_size": 13,
     "context_length": 31,
 }
-TINY_PLAN: dict[str, Any] = {
+TINY_PLAN = {
     "name": "tiny",
     "family": "extra_small",
     "model": TINY_MODEL,
@@ -38,12 +35,12 @@ TINY_PLAN: dict[str, Any] = {
 
 
 @pytest.fixture
-def tiny_plan() -> Any:
+def tiny_plan():
     """`tiny_plan(match="flops")` is a small plan with other fields."""
     return lambda **changes: ComparePlan.from_dict({**TINY_PLAN, **changes})
 
 
-def fabricated_run(name: str, seed: int, model: ModelConfig, loss: float) -> dict[str, Any]:
+def fabricated_run(name, seed, model, loss):
     counted, steps = parameters(model), 100
     curve = [
         {"step": s, "tokens": 100 * s, "flops": 1e6 * s, "loss": loss + 2 / s, "accuracy": 0.5}
@@ -83,12 +80,12 @@ def fabricated_run(name: str, seed: int, model: ModelConfig, loss: float) -> dic
 
 
 @pytest.fixture
-def fabricated(tmp_path: Path) -> Any:
+def fabricated(tmp_path):
     """`fabricated(variants, seeds)` writes a finished micro comparison and returns its folder; the losses differ by 0.1
     from one variant to the next, with noise that the seeds share.
     """
 
-    def write(variants: tuple[str, ...] = ("gqa", "sqa", "xsqa"), seeds: tuple[int, ...] = (0, 1, 2)) -> Path:
+    def write(variants=("gqa", "sqa", "xsqa"), seeds=(0, 1, 2)):
         draw = random.Random(7)
         values = {"name": "made up", "family": "micro", "variants": list(variants), "reference": variants[0]}
         plan = ComparePlan.from_dict({**values, "seeds": list(seeds)})

@@ -1,15 +1,9 @@
 """Tiny stock models of every architecture, random, of distinct sizes, and a checkpoint with a tokenizer."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from sqat.convert import choose_heads, convert, plan_conversion
 from sqat.convert.files import quiet, read_model, write_conversion
@@ -28,7 +22,7 @@ SIZES = {
     "bos_token_id": 2,
     "eos_token_id": 3,
 }
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+ARCHITECTURES = {
     "llama": ("LlamaConfig", {"attention_bias": True}),
     "mistral": ("MistralConfig", {"sliding_window": 7}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
@@ -40,21 +34,21 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny_stock_config(name: str, **changes: Any) -> PreTrainedConfig:
+def tiny_stock_config(name, **changes):
     kind, extra = ARCHITECTURES[name]
     return getattr(transformers, kind)(**{**SIZES, **extra, **changes})
 
 
 @pytest.fixture
-def stock_config() -> Callable[..., PreTrainedConfig]:
+def stock_config():
     return tiny_stock_config
 
 
 @pytest.fixture
-def stock_model() -> Callable[..., PreTrainedModel]:
+def stock_model():
     """Every parameter is off its default, so that no norm or bias can be skipped unseen."""
 
-    def build(name: str, **changes: Any) -> PreTrainedModel:
+    def build(name, **changes):
         model = AutoModelForCausalLM.from_config(tiny_stock_config(name, **changes))
         with torch.no_grad():
             for parameter in model.parameters():
@@ -65,10 +59,10 @@ def stock_model() -> Callable[..., PreTrainedModel]:
 
 
 @pytest.fixture
-def stock_folder(tmp_path: Path, stock_model: Callable[..., PreTrainedModel]) -> Callable[..., Path]:
+def stock_folder(tmp_path, stock_model):
     """A checkpoint with its tokenizer."""
 
-    def write(name: str = "qwen3", folder: str = "pretrained", **changes: Any) -> Path:
+    def write(name="qwen3", folder="pretrained", **changes):
         path = tmp_path / folder
         with quiet():
             stock_model(name, **changes).save_pretrained(path)
@@ -80,10 +74,10 @@ def stock_folder(tmp_path: Path, stock_model: Callable[..., PreTrainedModel]) ->
 
 
 @pytest.fixture
-def converted(stock_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[PreTrainedModel, Path]]:
+def converted(stock_folder, tmp_path):
     """`converted("qwen3", query_heads=4)`: a model with fewer heads, and the checkpoint it was written to."""
 
-    def write(name: str, **changes: Any) -> tuple[PreTrainedModel, Path]:
+    def write(name, **changes):
         folder, out = stock_folder(name), tmp_path / "out"
         model = read_model(folder)
         plan = plan_conversion(model.config, **changes)
@@ -97,5 +91,5 @@ def converted(stock_folder: Callable[..., Path], tmp_path: Path) -> Callable[...
 
 
 @pytest.fixture
-def rows() -> torch.Tensor:
+def rows():
     return torch.randint(4, SIZES["vocab_size"], (5, 17))

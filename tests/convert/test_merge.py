@@ -1,7 +1,5 @@
 """Where merged heads are alike, nothing may change; where they are not, the result is what the definition says."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

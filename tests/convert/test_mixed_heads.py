@@ -1,7 +1,5 @@
 """Checkpoints whose layers differ in their heads: what is converted alone changes, and any transformers runs them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

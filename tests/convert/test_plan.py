@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config

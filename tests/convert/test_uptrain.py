@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -59,7 +56,7 @@ def config(student, teacher, text, **changes):
     return UptrainConfig.from_dict(values)
 
 
-def log(run: Path, kind: str) -> list[dict]:
+def log(run, kind):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]
 

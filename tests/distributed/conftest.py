@@ -1,16 +1,12 @@
 """Groups of processes, forked from one that is ready to train (`warm.py`): each would need seconds for that."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
 import runpy
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,16 +25,16 @@ TINY = {
 
 
 @pytest.fixture(scope="session")
-def cache() -> Iterator[str]:
+def cache():
     with tempfile.TemporaryDirectory() as folder:
         yield folder
 
 
 @pytest.fixture
-def run_values(cache: str) -> Callable[..., dict[str, Any]]:
+def run_values(cache):
     """`run_values(max_steps=7, model={...}, data={...}, …)`: a run of a mixture-of-experts model on 61 stories."""
 
-    def build(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **train: Any) -> dict[str, Any]:
+    def build(model=None, data=None, **train):
         settings = {"batch_size": 7, "precision": "float32", "log_every": 1, "tensorboard": False, "max_steps": 5}
         return {
             "model": {**TINY, **(model or {})},
@@ -50,13 +46,13 @@ def run_values(cache: str) -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any] | None]]:
+def launch(monkeypatch):
     """`launch(2, {"config": …, "out": …})`: see :func:`run_group`."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")]))
     return run_group
 
 
-def run_group(processes: int, job: dict[str, Any], *, seconds: float = 300) -> list[dict[str, Any] | None]:
+def run_group(processes, job, *, seconds=300):
     """Run a job in a group of processes; what each leaves, `None` where one was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["warm"])

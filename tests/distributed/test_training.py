@@ -2,8 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +10,6 @@ from safetensors.torch import load_file
 from sqat.data.stories import story
 from sqat.data.tokenizer import train_tokenizer
 from sqat.train.checkpoints import latest_checkpoint, list_checkpoints
-
-Launch = Callable[..., list[dict[str, Any]]]
-Values = Callable[..., dict[str, Any]]
 
 in_full = pytest.mark.skipif(os.environ.get("SQAT_FAULTS") != "full", reason="takes long: SQAT_FAULTS=full")
 TIMES = ("tokens_per_second", "data_wait")

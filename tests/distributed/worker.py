@@ -2,20 +2,15 @@
 imported by.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sqat.cpu import shards
-from sqat.data.batches import Batch
 from sqat.errors import SqatError
 from sqat.run_config import RunConfig
 from sqat.train import Callback, Trainer, start_run
@@ -28,10 +23,10 @@ class At(Callback):
 
     everywhere = True
 
-    def __init__(self, process: int, step: int, deed: str) -> None:
+    def __init__(self, process, step, deed):
         self.place, self.deed = (process, step), deed
 
-    def on_step(self, trainer: Trainer) -> None:
+    def on_step(self, trainer):
         if (rank(), trainer.state.step) == self.place:
             if self.deed == "stop":
                 trainer.stop("asked to")
@@ -41,10 +36,10 @@ class At(Callback):
                 os.kill(os.getpid(), signal.Signals[self.deed])
 
 
-def told(feed: Callable[..., Iterator[loop.StepData]], steps: list[Any]) -> Callable[..., Any]:
+def told(feed, steps):
     """`feed`, that tells of each step where the next goes on, and a hash of all processes' rows in their order."""
 
-    def feeding(*arguments: Any) -> Iterator[loop.StepData]:
+    def feeding(*arguments):
         for data in feed(*arguments):
             own = [[] if batch.counted == 0 else _rows(batch) for batch in data.micro_batches]  # 0: it fills up
             whole = [[row for rows in parts for row in rows] for parts in zip(*gather(own), strict=True)]
@@ -54,21 +49,21 @@ def told(feed: Callable[..., Iterator[loop.StepData]], steps: list[Any]) -> Call
     return feeding
 
 
-def _rows(batch: Batch) -> list[Any]:
+def _rows(batch):
     columns = [batch.inputs, batch.targets, batch.positions, batch.documents]
     return list(zip(*(column.tolist() for column in columns if column is not None), strict=True))
 
 
-def part(parameter: Any) -> torch.Tensor:
+def part(parameter):
     """What this process has of it."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
+def run(job):
     """Train; what is left of it in this process."""
     deeds = [At(*deed) for deed in job.get("deeds", [])]
     shards.SHARD_TOKENS, loop.suitable_shards = 1, lambda _: job.get("shards", 1)
-    steps: list[Any] = []
+    steps = []
     if job.get("tell_steps"):
         loop.feed = told(loop.feed, steps)
     settings = {"resume": job.get("resume", False), "callbacks": deeds}
@@ -93,7 +88,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(job: dict[str, Any]) -> None:
+def main(job):
     torch.set_num_threads(1)
     os.environ.update(job["environment"])
     try:

@@ -1,17 +1,12 @@
 """The model's ways of computing that only GPUs take, against the definitions."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
 from sqat.cuda import flex
 from sqat.cuda.experts import grouped_mm, grouped_mm_naive, run_experts_few, supports_grouped
 from sqat.cuda.static import StaticStep
-from sqat.model import AttentionMask, Decoder, KVCache
+from sqat.model import AttentionMask, KVCache
 from sqat.model.attend import attend, attend_naive
 from sqat.model.moe import ExpertWeights, run_experts, run_experts_naive
 
@@ -21,7 +16,7 @@ if not torch.cuda.is_available():
 HAS_KERNEL = torch.cuda.get_device_capability()[0] in (9, 10)
 N, E, WIDTH, HIDDEN = 1031, 7, 64, 72
 
-ROUTINGS: dict[str, Callable[[], Tensor]] = {
+ROUTINGS = {
     "two of seven": lambda: torch.rand(N, E, device="cuda").topk(2).indices,
     "some never chosen": lambda: torch.tensor([[5, 1]], device="cuda").expand(N, 2),
     "last one never chosen": lambda: torch.zeros(N, 1, dtype=torch.long, device="cuda"),
@@ -29,7 +24,7 @@ ROUTINGS: dict[str, Callable[[], Tensor]] = {
 }
 
 
-def draw(experts_Nk: Tensor, gated: bool, biased: bool) -> tuple[Tensor, Tensor, ExpertWeights]:
+def draw(experts_Nk, gated, biased):
     inner = HIDDEN * (2 if gated else 1)
     shapes = ((E, inner, WIDTH), (E, inner), (E, WIDTH, HIDDEN), (E, WIDTH))
     weights = [(torch.randn(shape, device="cuda") * WIDTH**-0.5).requires_grad_() for shape in shapes]
@@ -39,14 +34,14 @@ def draw(experts_Nk: Tensor, gated: bool, biased: bool) -> tuple[Tensor, Tensor,
     return x, torch.rand(experts_Nk.shape, device="cuda", requires_grad=True), ExpertWeights(*weights)
 
 
-def with_gradients(run: Callable, x: Tensor, experts_Nk: Tensor, share: Tensor, weights, *options) -> list[Tensor]:
+def with_gradients(run, x, experts_Nk, share, weights, *options):
     out = run(x, experts_Nk, share, weights, *options)
     scale = torch.linspace(-0.5, 1.5, out.numel(), device="cuda").view(out.shape)
     leaves = [leaf for leaf in (x, share, *weights) if leaf is not None]
     return [out, *torch.autograd.grad((out * scale).sum(), leaves)]
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
+def assert_near(found, expected, tolerance):
     """By the norm of the difference, which is not a number where an entry is not."""
     assert (found.double() - expected.double()).norm() <= tolerance * expected.double().norm()
 
@@ -55,7 +50,7 @@ def assert_near(found: Tensor, expected: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "not gated"])
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize(("bf16", "tolerance"), [(True, 0.02), (False, 1e-5)], ids=["bfloat16", "float32"])
-def test_experts(routing: str, gated: bool, biased: bool, bf16: bool, tolerance: float) -> None:
+def test_experts(routing, gated, biased, bf16, tolerance):
     experts_Nk = ROUTINGS[routing]()
     x, share, weights = draw(experts_Nk, gated, biased)
     with torch.autocast("cuda", torch.bfloat16):
@@ -69,7 +64,7 @@ def test_experts(routing: str, gated: bool, biased: bool, bf16: bool, tolerance:
 
 
 @pytest.mark.skipif(not HAS_KERNEL, reason="no kernel for grouped products on this GPU")
-def test_grouped_products() -> None:
+def test_grouped_products():
     offs = torch.tensor([8, 16, 640], dtype=torch.int32, device="cuda")
     a, b = (torch.randn(640, width, device="cuda", dtype=torch.bfloat16) for width in (64, 72))
     weight = torch.randn(3, 72, 64, device="cuda", dtype=torch.bfloat16)
@@ -78,7 +73,7 @@ def test_grouped_products() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
-def test_few_tokens(rows: int) -> None:
+def test_few_tokens(rows):
     experts_Nk = torch.rand(rows, E, device="cuda").topk(2).indices
     x, share, weights = draw(experts_Nk, gated=True, biased=True)
     with torch.no_grad():
@@ -90,7 +85,7 @@ def test_few_tokens(rows: int) -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("queries", [1, 32])
-def test_attention(queries: int, padded: bool, kv_heads: int) -> None:
+def test_attention(queries, padded, kv_heads):
     q = torch.randn(3, 4, queries, 16, device="cuda")
     k, v = torch.randn(2, 3, kv_heads, 40, 16, device="cuda")
     first_key_B = torch.tensor([0, 3, 7], device="cuda") if padded else None
@@ -104,7 +99,7 @@ def test_attention(queries: int, padded: bool, kv_heads: int) -> None:
 @pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["no padding", "left padding"])
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
 @torch.no_grad()
-def test_decoding_by_a_graph(tiny_model: Callable[..., Decoder], moe: bool, padding: list[int] | None) -> None:
+def test_decoding_by_a_graph(tiny_model, moe, padding):
     model = tiny_model(moe, feedforward_bias=True).cuda()
     padding_B = None if padding is None else torch.tensor(padding, device="cuda")
     prompt = torch.randint(41, (3, 11), device="cuda")
@@ -126,7 +121,7 @@ WINDOWS = {  # name: (window, global tokens)
     "short, and the first": (37, 3),
     "over blocks": (200, 5),
 }
-ROWS: dict[str, Callable[[], dict[str, Tensor]]] = {
+ROWS = {
     "alike": dict,
     "documents": lambda: {"documents_BS": torch.randint(0, 2, (3, 421), device="cuda").cumsum(dim=1) // 40},
     "padding": lambda: {"first_key_B": torch.tensor([0, 5, 203], device="cuda")},
@@ -137,7 +132,7 @@ ROWS: dict[str, Callable[[], dict[str, Tensor]]] = {
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (2, 4)], ids=["full", "grouped", "reverse"])
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("window", WINDOWS)
-def test_windowed_attention(window: str, rows: str, heads: tuple[int, int]) -> None:
+def test_windowed_attention(window, rows, heads):
     """By FlexAttention, forward and backward; and by masked kernels, as where there is no compiler."""
     width, global_tokens = WINDOWS[window]
     q, k, v = (
@@ -149,7 +144,7 @@ def test_windowed_attention(window: str, rows: str, heads: tuple[int, int]) -> N
     )
     scale = torch.linspace(-0.5, 1.5, 421, device="cuda").unsqueeze(1)
 
-    def with_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    def with_gradients(function, *inputs):
         out = function(*inputs)
         return [out, *torch.autograd.grad((out * scale).sum(), inputs)]
 
@@ -175,9 +170,7 @@ def test_windowed_attention(window: str, rows: str, heads: tuple[int, int]) -> N
 @pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["no padding", "left padding"])
 @pytest.mark.parametrize(("window", "global_tokens"), [(5, 0), (5, 2), (23, 0)])
 @torch.no_grad()
-def test_decoding_in_a_window_by_a_graph(
-    tiny_model: Callable[..., Decoder], window: int, global_tokens: int, padding: list[int] | None
-) -> None:
+def test_decoding_in_a_window_by_a_graph(tiny_model, window, global_tokens, padding):
     model = tiny_model(window=window, global_tokens=global_tokens).cuda()
     padding_B = None if padding is None else torch.tensor(padding, device="cuda")
     prompt = torch.randint(41, (3, 11), device="cuda")

@@ -1,8 +1,5 @@
 """A training step on a GPU: as on a CPU, and never waited for."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,10 @@ import torch
 
 from sqat.config import ModelConfig
 from sqat.data import batches as batches_module
-from sqat.data.batches import Batch, Batches
+from sqat.data.batches import Batches
 from sqat.data.tokens import TokenFile
 from sqat.model import Decoder
-from sqat.train.step import Sums, TrainingLoss, train_step
+from sqat.train.step import TrainingLoss, train_step
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU here", allow_module_level=True)
@@ -35,7 +32,7 @@ MODEL = {
     "head_bias": True,
 }
 EXPERTS = {"num_experts": 12, "experts_per_token": 2}
-MODES: list[dict[str, Any]] = [
+MODES = [
     {"mode": "packed"},
     {"mode": "rows"},
     {"mode": "rows", "padding_as_target": True},
@@ -43,7 +40,7 @@ MODES: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def tokens() -> TokenFile:
+def tokens():
     """Documents of 2 to 150 tokens, [BOS] … [EOS]."""
     draw = np.random.default_rng(0)
     lengths = draw.integers(2, 150, size=211)
@@ -53,7 +50,7 @@ def tokens() -> TokenFile:
     return TokenFile(Path("in memory"), ids, offsets, lengths, V, int(lengths.sum()))
 
 
-def experts_or_skip(moe: bool) -> dict[str, int]:
+def experts_or_skip(moe):
     if moe and torch.cuda.get_device_capability()[0] not in (9, 10):
         pytest.skip("experts without waiting need a GPU of compute capability 9 or 10")
     return EXPERTS if moe else {}
@@ -62,7 +59,7 @@ def experts_or_skip(moe: bool) -> dict[str, int]:
 class Engine:
     """A model and its optimizer on a device, in bfloat16 autocast or not."""
 
-    def __init__(self, config: dict[str, Any], device: str, bf16: bool, compiled: bool = False) -> None:
+    def __init__(self, config, device, bf16, compiled=False):
         torch.manual_seed(0)
         self.model = Decoder(ModelConfig.from_dict(config)).to(device).train()
         self.task: Any = TrainingLoss(self.model)
@@ -71,18 +68,18 @@ class Engine:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, fused=True)
         self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=bf16)
 
-    def step(self, batch: Batch) -> Sums:
+    def step(self, batch):
         total = torch.full((), batch.num_targets, device=batch.inputs.device)
         with self.autocast:
             return train_step(self.task, [batch], self.optimizer, total_targets=total, clip_norm=1.0)
 
-    def losses(self, batches: Batches, steps: int) -> list[float]:
+    def losses(self, batches, steps):
         sums = [self.step(batch) for batch, _ in islice(batches.forever(), steps)]
         return [float(s["loss"] / s["targets"]) for s in sums]
 
 
 @pytest.fixture
-def _no_waiting() -> Iterator[None]:
+def _no_waiting():
     yield
     torch.cuda.set_sync_debug_mode("default")
 
@@ -91,7 +88,7 @@ def _no_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
-def test_a_step_waits_for_nothing(tokens: TokenFile, moe: bool, dropout: float, mode: dict[str, Any]) -> None:
+def test_a_step_waits_for_nothing(tokens, moe, dropout, mode):
     """From making a batch to the update of the weights, once libraries are loaded and memory is taken."""
     engine = Engine({**MODEL, **experts_or_skip(moe), "feedforward_dropout": dropout}, "cuda", bf16=True)
     batches = Batches(tokens, batch_size=ROWS, context_length=T, device="cuda", **mode).forever()
@@ -105,7 +102,7 @@ def test_a_step_waits_for_nothing(tokens: TokenFile, moe: bool, dropout: float, 
 
 
 @pytest.mark.usefixtures("_no_waiting")
-def test_a_step_without_numbers_changes_nothing_and_is_not_waited_for(tokens: TokenFile) -> None:
+def test_a_step_without_numbers_changes_nothing_and_is_not_waited_for(tokens):
     engine = Engine(MODEL, "cuda", bf16=True)
     batches = Batches(tokens, batch_size=ROWS, context_length=T, device="cuda").forever()
     for batch, _ in islice(batches, 3):
@@ -128,9 +125,7 @@ def test_a_step_without_numbers_changes_nothing_and_is_not_waited_for(tokens: To
 
 @pytest.mark.parametrize("room", [True, False], ids=["tokens on the GPU", "tokens on the host"])
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_batches_are_those_of_the_cpu(
-    tokens: TokenFile, mode: dict[str, Any], room: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_are_those_of_the_cpu(tokens, mode, room, monkeypatch):
     if not room:
         monkeypatch.setattr(batches_module, "MEMORY_SHARE", 0.0)
     made, expected = (
@@ -145,7 +140,7 @@ def test_batches_are_those_of_the_cpu(
 
 
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
-def test_float32_trains_as_on_a_cpu(tokens: TokenFile, moe: bool) -> None:
+def test_float32_trains_as_on_a_cpu(tokens, moe):
     config = {**MODEL, **(EXPERTS if moe else {})}
     losses = [
         Engine(config, device, bf16=False).losses(
@@ -157,7 +152,7 @@ def test_float32_trains_as_on_a_cpu(tokens: TokenFile, moe: bool) -> None:
 
 
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
-def test_bfloat16_stays_near_float32(tokens: TokenFile, moe: bool) -> None:
+def test_bfloat16_stays_near_float32(tokens, moe):
     config = {**MODEL, **experts_or_skip(moe)}
     losses = [
         Engine(config, "cuda", bf16).losses(Batches(tokens, batch_size=ROWS, context_length=T, device="cuda"), 50)
@@ -168,7 +163,7 @@ def test_bfloat16_stays_near_float32(tokens: TokenFile, moe: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
-def test_compiled_as_a_whole(tokens: TokenFile, moe: bool) -> None:
+def test_compiled_as_a_whole(tokens, moe):
     """One graph without a break, however many targets a batch has, and losses of the step that is not compiled."""
     config = {**MODEL, **experts_or_skip(moe)}
     torch._dynamo.utils.counters.clear()

@@ -1,16 +1,8 @@
 """What the tests of `sqat.hf` share."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from transformers.utils import logging
-
-from sqat.model import Decoder
 
 logging.disable_progress_bar()
 
@@ -24,7 +16,7 @@ QUIRKS = {  # of RxNN's models
     "init": "torch",
     "feedforward_dropout": 0.1,
 }
-KINDS: list[dict[str, Any]] = [
+KINDS = [
     {},
     {"moe": True, **QUIRKS},
     {"window": 5},
@@ -34,7 +26,7 @@ KINDS: list[dict[str, Any]] = [
 PROMPTS = [[7, 11, 13], [5, 17, 29, 31, 37, 8, 9, 10, 12], [23]]
 
 
-def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+def padded(prompts):
     longest = max(map(len, prompts))
     return {
         "input_ids": torch.tensor([[0] * (longest - len(p)) + p for p in prompts]),
@@ -43,7 +35,7 @@ def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def saved(tiny_model: Callable[..., Decoder], tmp_path: Path) -> Callable[..., Path]:
+def saved(tiny_model, tmp_path):
     """`saved(moe=True, …)`: a small model as a checkpoint of this package."""
     from sqat.checkpoint import save_model
 
@@ -51,6 +43,6 @@ def saved(tiny_model: Callable[..., Decoder], tmp_path: Path) -> Callable[..., P
 
 
 @pytest.fixture
-def tokens() -> torch.Tensor:
+def tokens():
     """(3, 17) token ids, none of them special."""
     return torch.randint(4, 41, (3, 17))

@@ -1,23 +1,15 @@
 """The card that `save_pretrained` writes."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 from huggingface_hub import ModelCard
 
 from sqat.errors import ConfigError
 from sqat.hf import SQATForCausalLM, SQATModel, from_decoder
 from sqat.hf.core import to_transformers_config
-from sqat.model import Decoder
 from sqat.model_card import Known, Metric
 
-Model = Callable[..., Decoder]
 
-
-def test_save_pretrained_writes_a_card(tiny_model: Model, tmp_path: Path) -> None:
+def test_save_pretrained_writes_a_card(tiny_model, tmp_path):
     model = from_decoder(tiny_model())
     model.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
@@ -27,7 +19,7 @@ def test_save_pretrained_writes_a_card(tiny_model: Model, tmp_path: Path) -> Non
     SQATForCausalLM.from_pretrained(tmp_path)
 
 
-def test_a_users_own_card_stays_and_a_blank_one_is_replaced(tiny_model: Model, tmp_path: Path) -> None:
+def test_a_users_own_card_stays_and_a_blank_one_is_replaced(tiny_model, tmp_path):
     model, path = from_decoder(tiny_model()), tmp_path / "README.md"
     for text, stays in (("mine", True), ("# Model\n\n[More Information Needed]\n", False)):
         path.write_text(text)
@@ -44,7 +36,7 @@ KNOWN = Known(
 )
 
 
-def test_what_the_user_knows_is_in_the_card(tiny_model: Model, tmp_path: Path) -> None:
+def test_what_the_user_knows_is_in_the_card(tiny_model, tmp_path):
     model = from_decoder(tiny_model())
     model.save_pretrained(tmp_path, known=KNOWN)
     card = ModelCard.load(tmp_path / "README.md")
@@ -66,20 +58,18 @@ def test_what_the_user_knows_is_in_the_card(tiny_model: Model, tmp_path: Path) -
         model.save_pretrained(tmp_path, known={"license": "mit"})
 
 
-def test_a_model_without_its_head_gets_no_card(tiny_config: Callable[..., object], tmp_path: Path) -> None:
+def test_a_model_without_its_head_gets_no_card(tiny_config, tmp_path):
     SQATModel(to_transformers_config(tiny_config())).save_pretrained(tmp_path)
     assert not (tmp_path / "README.md").exists()
 
 
-def test_other_ranks_write_no_card(tiny_model: Model, tmp_path: Path) -> None:
+def test_other_ranks_write_no_card(tiny_model, tmp_path):
     from_decoder(tiny_model()).save_pretrained(tmp_path, is_main_process=False)
     assert not (tmp_path / "README.md").exists()
 
 
-def test_a_model_that_the_core_refuses_is_saved_without_a_card(
-    tiny_model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(config: object) -> None:
+def test_a_model_that_the_core_refuses_is_saved_without_a_card(tiny_model, tmp_path, caplog, monkeypatch):
+    def refuse(config):
         raise ConfigError("a field of another version")
 
     model = from_decoder(tiny_model())

@@ -5,15 +5,12 @@ is in that folder is run: a source distribution lacks the mixin for generation, 
 (`TRANSFORMERS_TESTS=transformers/tests`; test_generation.py has its behaviours in our words).
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys
 import types
 import unittest
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -31,13 +28,13 @@ ABSENT = {  # what their modules import, and a source distribution has not
 }
 
 
-def find_folder() -> Path | None:
+def find_folder():
     named = os.environ.get("TRANSFORMERS_TESTS")
     found = [Path(named)] if named else sorted((ROOT / ".venv" / "transformers").glob("transformers-*/tests"))
     return found[-1] if found else None
 
 
-def load(folder: Path) -> types.ModuleType:
+def load(folder):
     """Their module of common tests, with empty mixins for those that are not there."""
     package = types.ModuleType(PACKAGE)
     package.__path__ = [str(folder)]
@@ -76,7 +73,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-KINDS: dict[str, dict[str, Any]] = {
+KINDS = {
     "Dense": {},
     "Experts": {"num_experts": 8, "window": 61},
     "Card": {"num_experts": 8, **QUIRKS, "init": "normal"},
@@ -103,22 +100,22 @@ class Tester:
     batch_size, seq_length, is_training = 3, 7, True
     hidden_size, num_hidden_layers, num_attention_heads, vocab_size = 32, 2, 4, 99
 
-    def __init__(self, changes: dict[str, Any]) -> None:
+    def __init__(self, changes):
         self.changes = changes
 
-    def get_config(self) -> SQATConfig:
+    def get_config(self):
         return SQATConfig(**{**SIZES, **self.changes})
 
-    def prepare_config_and_inputs_for_common(self) -> tuple[SQATConfig, dict[str, torch.Tensor]]:
+    def prepare_config_and_inputs_for_common(self):
         ids = common.ids_tensor([self.batch_size, self.seq_length], self.vocab_size)
         return self.get_config(), {"input_ids": ids, "attention_mask": torch.tril(torch.ones_like(ids))}
 
 
-def make_tests(name: str, changes: dict[str, Any]) -> type:
-    def set_up(self: Any) -> None:
+def make_tests(name, changes):
+    def set_up(self):
         self.model_tester = Tester(changes)
 
-    contents: dict[str, Any] = {
+    contents = {
         "all_model_classes": (SQATModel, SQATForCausalLM),
         "all_generative_model_classes": (SQATForCausalLM,),
         "pipeline_model_mapping": None,

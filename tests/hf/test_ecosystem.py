@@ -1,30 +1,22 @@
 """What people use transformers' models through: pipelines, its trainer, adapters."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments, pipeline
 
 from sqat.data.stories import story
-from sqat.data.tokenizer import Tokenizer, train_tokenizer
+from sqat.data.tokenizer import train_tokenizer
 from sqat.generate import SamplingConfig, generate
 from sqat.hf import from_decoder
 from sqat.hf.tokenizer import to_transformers
-from sqat.model import Decoder
-
-Model = Callable[..., Decoder]
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 307)
 
 
-def test_pipeline_writes_what_we_write(tiny_model: Model, tokenizer: Tokenizer) -> None:
+def test_pipeline_writes_what_we_write(tiny_model, tokenizer):
     core = tiny_model(vocab_size=307)
     write = pipeline("text-generation", model=from_decoder(core), tokenizer=to_transformers(tokenizer, with_end=False))
     write.tokenizer.padding_side = "left"
@@ -34,7 +26,7 @@ def test_pipeline_writes_what_we_write(tiny_model: Model, tokenizer: Tokenizer) 
     assert [answer[0]["generated_text"] for answer in answers] == [answer.text for answer in expected]
 
 
-def test_tokenizer_with_and_without_end(tokenizer: Tokenizer) -> None:
+def test_tokenizer_with_and_without_end(tokenizer):
     plain = tokenizer.encode("a cat")
     assert to_transformers(tokenizer)("a cat").input_ids == [2, *plain, 3]
     without = to_transformers(tokenizer, with_end=False)
@@ -43,9 +35,7 @@ def test_tokenizer_with_and_without_end(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_trainer_lowers_the_loss_and_goes_on(
-    checkpointing: bool, tiny_model: Model, tokens: torch.Tensor, tmp_path: Path
-) -> None:
+def test_trainer_lowers_the_loss_and_goes_on(checkpointing, tiny_model, tokens, tmp_path):
     model = from_decoder(tiny_model(moe=True)).train()
     model.config.output_router_logits = True
     rows = [{"input_ids": row, "labels": row} for row in tokens]
@@ -74,9 +64,7 @@ def test_trainer_lowers_the_loss_and_goes_on(
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "experts"])
-def test_lora_trains_adapters_alone_and_merges(
-    targets: list[str] | str, tiny_model: Model, tokens: torch.Tensor, tmp_path: Path
-) -> None:
+def test_lora_trains_adapters_alone_and_merges(targets, tiny_model, tokens, tmp_path):
     peft = pytest.importorskip("peft", reason="peft is an optional extra: pip install peft")
     core = tiny_model(moe=True)
     names = {"target_parameters": ["feedforward.fc1_weight"]} if targets == "experts" else {"target_modules": targets}
@@ -101,7 +89,7 @@ def test_lora_trains_adapters_alone_and_merges(
     torch.testing.assert_close(model.merge_and_unload()(tokens).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_lm_eval_scores_as_we_do(tiny_model: Model, tokenizer: Tokenizer) -> None:
+def test_lm_eval_scores_as_we_do(tiny_model, tokenizer):
     pytest.importorskip("lm_eval", reason="lm_eval is in the extra 'interop'")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM

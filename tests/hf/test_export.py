@@ -1,11 +1,6 @@
 """`sqat export`: what is written loads where sqat is not, and is the same model."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,20 +18,19 @@ from sqat.variants import PRESETS, preset, small
 
 from .conftest import QUIRKS
 
-Model = Callable[..., Decoder]
 VOCABULARY = 307
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), VOCABULARY - 4)
+def tokenizer():
+    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), VOCABULARY)
 
 
 @pytest.fixture
-def checkpoint(tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., tuple[Decoder, Path]]:
+def checkpoint(tiny_model, tokenizer, tmp_path):
     """`checkpoint(moe=True, …)`: a small model, and the folder that it is saved in with a tokenizer."""
 
-    def build(moe: bool = False, **changes: object) -> tuple[Decoder, Path]:
+    def build(moe=False, **changes):
         core = tiny_model(moe, vocab_size=VOCABULARY, **changes)
         folder = save_model(core, tmp_path / "checkpoint")
         tokenizer.save(folder)
@@ -65,7 +59,7 @@ def load(folder, **trust):
 found = {name: load(name, trust_remote_code=True) for name in ("plain", "quirks", "window", "reverse")}
 print(json.dumps({**found, "stock": load("stock")}))
 """
-EXPORTED: dict[str, dict[str, object]] = {
+EXPORTED = {
     "plain": {},
     "quirks": {"moe": True, **QUIRKS},
     "window": {"window": 5, "global_tokens": 2},
@@ -75,12 +69,7 @@ EXPORTED: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.slow
-def test_exports_run_without_sqat(
-    checkpoint: Callable[..., tuple[Decoder, Path]],
-    tokenizer: Tokenizer,
-    without_sqat: Callable[[str, Path], dict[str, Any]],
-    tmp_path: Path,
-) -> None:
+def test_exports_run_without_sqat(checkpoint, tokenizer, without_sqat, tmp_path):
     cores = {}
     for name, changes in EXPORTED.items():
         cores[name], folder = checkpoint(**changes)
@@ -100,9 +89,7 @@ def test_exports_run_without_sqat(
     assert not cores
 
 
-def test_a_transformers_export_is_read_by_sqat_and_its_card_is_true(
-    checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_transformers_export_is_read_by_sqat_and_its_card_is_true(checkpoint, tmp_path, monkeypatch):
     from sqat.checkpoint import load_model
 
     core, folder = checkpoint()
@@ -134,13 +121,7 @@ STOCK = [
 
 
 @pytest.mark.parametrize(("changes", "name"), STOCK, ids=str)
-def test_stock_is_the_same_model(
-    changes: dict[str, object],
-    name: str,
-    checkpoint: Callable[..., tuple[Decoder, Path]],
-    tokenizer: Tokenizer,
-    tmp_path: Path,
-) -> None:
+def test_stock_is_the_same_model(changes, name, checkpoint, tokenizer, tmp_path):
     core, folder = checkpoint(**changes)
     out = tmp_path / "out"
     assert export(folder, out, "stock") == name
@@ -155,7 +136,7 @@ def test_stock_is_the_same_model(
     assert tuple(token for token in written.tolist() if token != 3) == answer.tokens
 
 
-def test_mixtral_of_odd_sizes_in_a_loop(checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path) -> None:
+def test_mixtral_of_odd_sizes_in_a_loop(checkpoint, tmp_path):
     core, folder = checkpoint(moe=True)
     export(folder, tmp_path / "out", "stock")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", experts_implementation="eager")
@@ -164,9 +145,7 @@ def test_mixtral_of_odd_sizes_in_a_loop(checkpoint: Callable[..., tuple[Decoder,
         torch.testing.assert_close(model(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_mixtral_files_have_the_names_that_other_engines_know(
-    checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path
-) -> None:
+def test_mixtral_files_have_the_names_that_other_engines_know(checkpoint, tmp_path):
     from safetensors.torch import load_file
 
     core, folder = checkpoint(moe=True)
@@ -179,7 +158,7 @@ def test_mixtral_files_have_the_names_that_other_engines_know(
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith(("-s", "-xs"))])
-def test_modern_presets_are_stock(name: str) -> None:
+def test_modern_presets_are_stock(name):
     core = Decoder(preset(name).replace(num_layers=2, vocab_size=67, intermediate_size=31)).eval()
     tokens = torch.randint(67, (2, 13))
     with torch.no_grad():
@@ -187,7 +166,7 @@ def test_modern_presets_are_stock(name: str) -> None:
     assert choose(preset(name)).name == "Llama"
 
 
-def test_light_sqa_is_a_mistral() -> None:
+def test_light_sqa_is_a_mistral():
     assert choose(small("lsqa")).name == "Mistral"  # 6 heads do not divide 512
 
 
@@ -208,9 +187,7 @@ def test_light_sqa_is_a_mistral() -> None:
         ({"attention_out_bias": True}, "attention_out_bias is True, but must be False: Mistral"),  # of width 23
     ],
 )
-def test_stock_names_what_is_not_exact(
-    changes: dict[str, object], message: str, checkpoint: Callable[..., tuple[Decoder, Path]], tmp_path: Path
-) -> None:
+def test_stock_names_what_is_not_exact(changes, message, checkpoint, tmp_path):
     _, folder = checkpoint(**changes)
     with pytest.raises(ConfigError, match=f"no stock architecture is exact: {message}"):
         export(folder, tmp_path / "out", "stock")
@@ -219,6 +196,6 @@ def test_stock_names_what_is_not_exact(
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if not name.endswith(("-s", "-xs"))])
-def test_rxnns_models_are_not_stock(name: str) -> None:
+def test_rxnns_models_are_not_stock(name):
     with pytest.raises(ConfigError, match="head_bias is True"):
         choose(preset(name))

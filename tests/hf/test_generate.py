@@ -1,28 +1,20 @@
 """`generate` gives what this package's own generation gives, with every cache, and batched."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
 from sqat.generate import SamplingConfig, decode_tokens
-from sqat.hf import SQATForCausalLM, from_decoder
-from sqat.model import Decoder
+from sqat.hf import from_decoder
 
 from .conftest import KINDS, PROMPTS, padded
 
-Model = Callable[..., Decoder]
 
-
-def ours(core: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:
+def ours(core, prompts, count):
     config = SamplingConfig(temperature=0, max_tokens=count)
     return torch.stack(list(decode_tokens(core, prompts, config)), dim=1).tolist()
 
 
-def theirs(model: SQATForCausalLM, prompts: list[list[int]], count: int, **options: Any) -> list[list[int]]:
+def theirs(model, prompts, count, **options):
     inputs = padded(prompts)
     output = model.generate(**inputs, max_new_tokens=count, eos_token_id=None, **{"do_sample": False, **options})
     return output[:, inputs["input_ids"].shape[1] :].tolist()
@@ -30,9 +22,7 @@ def theirs(model: SQATForCausalLM, prompts: list[list[int]], count: int, **optio
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_greedy_batches_with_left_padding_write_what_we_write(
-    kind: dict[str, Any], implementation: str, tiny_model: Model
-) -> None:
+def test_greedy_batches_with_left_padding_write_what_we_write(kind, implementation, tiny_model):
     core = tiny_model(**kind)
     model = from_decoder(core)
     model.set_attn_implementation(implementation)
@@ -41,12 +31,12 @@ def test_greedy_batches_with_left_padding_write_what_we_write(
 
 @pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_other_caches_change_nothing(kind: dict[str, Any], options: dict[str, Any], tiny_model: Model) -> None:
+def test_other_caches_change_nothing(kind, options, tiny_model):
     core = tiny_model(**kind)
     assert theirs(from_decoder(core), PROMPTS, 11, disable_compile=True, **options) == ours(core, PROMPTS, 11)
 
 
-def test_sampling_follows_its_seed_and_the_distribution(tiny_model: Model) -> None:
+def test_sampling_follows_its_seed_and_the_distribution(tiny_model):
     core = tiny_model()
     model = from_decoder(core)
     draws = []
@@ -61,7 +51,7 @@ def test_sampling_follows_its_seed_and_the_distribution(tiny_model: Model) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_beams_of_a_batch_are_those_of_each_row(kind: dict[str, Any], tiny_model: Model) -> None:
+def test_beams_of_a_batch_are_those_of_each_row(kind, tiny_model):
     model = from_decoder(tiny_model(**kind))
     batched = theirs(model, PROMPTS, 5, num_beams=4)
     assert batched == [theirs(model, [prompt], 5, num_beams=4)[0] for prompt in PROMPTS]
@@ -69,7 +59,7 @@ def test_beams_of_a_batch_are_those_of_each_row(kind: dict[str, Any], tiny_model
     assert batched == uncached
 
 
-def test_beam_search_finds_the_likeliest(tiny_model: Model) -> None:
+def test_beam_search_finds_the_likeliest(tiny_model):
     """As many beams as there are tokens find, over two steps, what trying all of them finds."""
     core = tiny_model()
     prompt = torch.tensor([PROMPTS[0]])
@@ -81,9 +71,7 @@ def test_beam_search_finds_the_likeliest(tiny_model: Model) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_chunks_through_a_cache_give_the_same_logits(
-    kind: dict[str, Any], tiny_model: Model, tokens: torch.Tensor
-) -> None:
+def test_chunks_through_a_cache_give_the_same_logits(kind, tiny_model, tokens):
     model = from_decoder(tiny_model(**kind))
     whole = model(tokens).logits
     output = model(tokens[:, :6], use_cache=True)
@@ -94,12 +82,12 @@ def test_chunks_through_a_cache_give_the_same_logits(
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_a_windows_cache_stays_small(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_a_windows_cache_stays_small(tiny_model, tokens):
     cache = from_decoder(tiny_model(window=5))(tokens, use_cache=True).past_key_values
     assert cache.layers[0].keys.shape == (3, 3, 4, 10)  # the window less the token to come
 
 
-def test_ends_at_the_end_token(tiny_model: Model) -> None:
+def test_ends_at_the_end_token(tiny_model):
     core = tiny_model()
     expected = ours(core, PROMPTS[:1], 9)[0]
     end = expected[4]
@@ -110,7 +98,7 @@ def test_ends_at_the_end_token(tiny_model: Model) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_own_masks_are_taken_as_they_are(implementation: str, tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_own_masks_are_taken_as_they_are(implementation, tiny_model, tokens):
     """A mask (B, 1, T, S) is taken as it is: here two documents in a row, as packing tells them apart."""
     core = tiny_model()
     model = from_decoder(core)
@@ -126,7 +114,7 @@ def test_own_masks_are_taken_as_they_are(implementation: str, tiny_model: Model,
 
 
 @pytest.mark.parametrize("windowed", [False, True])
-def test_a_decoding_step_is_one_graph(windowed: bool, tiny_model: Model) -> None:
+def test_a_decoding_step_is_one_graph(windowed, tiny_model):
     from transformers import StaticCache
 
     kind = {"window": 5, "global_tokens": 2} if windowed else {"moe": True}

@@ -2,12 +2,7 @@
 for generation ask for (no package has their module: see test_common.py), and what `generate` may start from.
 """
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,20 +12,18 @@ from transformers import CompileConfig, DynamicCache, QuantizedCache, StaticCach
 from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 from sqat.hf import SQATForCausalLM, from_decoder
-from sqat.model import Decoder
 
 from .conftest import KINDS, PROMPTS, padded
 
-Model = Callable[..., Decoder]
 NEW = 3  # tokens, where their number does not matter
 LENGTH = max(map(len, PROMPTS))
-CONTROLS: dict[str, Any] = {
+CONTROLS = {
     "bad_words_ids": [[1, 0]],
     "repetition_penalty": 1.2,
     "remove_invalid_values": True,
     "eos_token_id": -1,  # never: lengths are as asked for
 }
-EVERYTHING: dict[str, Any] = {
+EVERYTHING = {
     "return_dict_in_generate": True,
     **{f"output_{name}": True for name in ("scores", "logits", "hidden_states", "attentions")},
 }
@@ -46,14 +39,14 @@ EMBEDDINGS = {
 kinds = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
-def eager(core: Decoder) -> SQATForCausalLM:
+def eager(core):
     """With attention weights to be had."""
     model = from_decoder(core)
     model.set_attn_implementation("eager")
     return model
 
 
-def check_everything(output: Any, model: SQATForCausalLM, *, prompt: int, rows: int, cached: bool) -> None:
+def check_everything(output, model, *, prompt, rows, cached):
     """Every output, a step each, has the shape that its documentation gives."""
     config = model.config
     steps = output.sequences.shape[1] - prompt
@@ -73,7 +66,7 @@ def check_everything(output: Any, model: SQATForCausalLM, *, prompt: int, rows: 
         check_cache(output.past_key_values, config, rows, output.sequences.shape[1] - 1)
 
 
-def check_cache(cache: Any, config: Any, rows: int, length: int) -> None:
+def check_cache(cache, config, rows, length):
     """A layer each, (B, K, S, C); a window's keep one position less than it sees, for the token to come."""
     assert len(cache) == config.num_layers
     if config.layer_types[0] == "sliding_attention":
@@ -83,7 +76,7 @@ def check_cache(cache: Any, config: Any, rows: int, length: int) -> None:
         assert layer.values.shape == layer.keys.shape
 
 
-def check_alike(one: Any, other: Any) -> None:
+def check_alike(one, other):
     """The same tokens from the same logits; or others, where the logits before them are so close that they tie."""
     steps = len(one.logits)
     for row, (first, second) in enumerate(zip(one.sequences, other.sequences, strict=True)):
@@ -97,9 +90,7 @@ def check_alike(one: Any, other: Any) -> None:
 @pytest.mark.parametrize("sampled", [True, False])
 @pytest.mark.parametrize("beams", [1, 2])
 @kinds
-def test_all_methods_return_all_outputs(
-    kind: dict[str, Any], beams: int, sampled: bool, cached: bool, tiny_model: Model
-) -> None:
+def test_all_methods_return_all_outputs(kind, beams, sampled, cached, tiny_model):
     model = eager(tiny_model(**kind))
     answers = 2 if sampled or beams > 1 else 1
     options = (
@@ -122,7 +113,7 @@ def test_all_methods_return_all_outputs(
 
 
 @kinds
-def test_generating_from_nothing_begins_with_bos(kind: dict[str, Any], tiny_model: Model) -> None:
+def test_generating_from_nothing_begins_with_bos(kind, tiny_model):
     model = from_decoder(tiny_model(**kind))
     written = model.generate(max_new_tokens=NEW, eos_token_id=None, **GREEDY)
     assert written[0, 0] == model.config.bos_token_id == 2
@@ -131,7 +122,7 @@ def test_generating_from_nothing_begins_with_bos(kind: dict[str, Any], tiny_mode
 
 @pytest.mark.parametrize("way", ["another draft", "itself as the draft", "prompt lookup"])
 @kinds
-def test_speculation_is_greedy_and_returns_all_outputs(kind: dict[str, Any], way: str, tiny_model: Model) -> None:
+def test_speculation_is_greedy_and_returns_all_outputs(kind, way, tiny_model):
     core = tiny_model(**kind)
     model = eager(core)
     prompt = torch.tensor([PROMPTS[1] + PROMPTS[1][:4]])  # repeats itself, for the lookup
@@ -150,7 +141,7 @@ def test_speculation_is_greedy_and_returns_all_outputs(kind: dict[str, Any], way
 
 
 @kinds
-def test_speculation_samples(kind: dict[str, Any], tiny_model: Model) -> None:
+def test_speculation_samples(kind, tiny_model):
     if "window" in kind and "global_tokens" not in kind and Version(transformers.__version__) < Version("5.23"):
         pytest.skip("older caches of windows do not go back far enough: transformers 5.17's own Mistral fails alike")
     model = from_decoder(tiny_model(**kind))
@@ -158,7 +149,7 @@ def test_speculation_samples(kind: dict[str, Any], tiny_model: Model) -> None:
     assert written.shape == (1, 9)
 
 
-def test_kept_logits_do_not_change_what_is_written(tiny_model: Model) -> None:
+def test_kept_logits_do_not_change_what_is_written(tiny_model):
     model = from_decoder(tiny_model())
     options = {"max_new_tokens": 5, **GREEDY}
     assert torch.equal(
@@ -172,20 +163,20 @@ def test_kept_logits_do_not_change_what_is_written(tiny_model: Model) -> None:
     [GREEDY, SAMPLING, {"num_beams": 3}, {"cache_implementation": "static", "disable_compile": True}],
     ids=str,
 )
-def test_generating_leaves_configurations_alone(options: dict[str, Any], tiny_model: Model) -> None:
+def test_generating_leaves_configurations_alone(options, tiny_model):
     model = from_decoder(tiny_model())
     before = model.config.to_dict(), model.generation_config.to_dict()
     model.generate(**padded(PROMPTS), max_new_tokens=NEW, **options)
     assert (model.config.to_dict(), model.generation_config.to_dict()) == before
 
 
-def test_unknown_arguments_are_refused(tiny_model: Model) -> None:
+def test_unknown_arguments_are_refused(tiny_model):
     model = from_decoder(tiny_model())
     with pytest.raises(ValueError, match=r"not used by the model: \['temprature'\]"):
         model.generate(torch.tensor(PROMPTS[:1]), temprature=0.5)
 
 
-def test_generating_compiled_is_one_graph_made_once(tiny_model: Model) -> None:
+def test_generating_compiled_is_one_graph_made_once(tiny_model):
     """Of the backend only the tracing: what it would then compile is torch's own affair."""
     model = from_decoder(tiny_model(moe=True, hidden_size=24, intermediate_size=16))
     batches = [padded(PROMPTS), padded([prompt[::-1] for prompt in PROMPTS])]
@@ -193,9 +184,9 @@ def test_generating_compiled_is_one_graph_made_once(tiny_model: Model) -> None:
     expected = [model.generate(**batch, **options) for batch in batches]
     assert all(isinstance(output.past_key_values, DynamicCache) for output in expected)
     torch.compiler.reset()
-    graphs: list[int] = []
+    graphs = []
 
-    def count(graph: Any, _: Any) -> Callable[..., Any]:
+    def count(graph, _):
         graphs.append(len(graph.graph.nodes))
         return graph.forward
 
@@ -212,7 +203,7 @@ def test_generating_compiled_is_one_graph_made_once(tiny_model: Model) -> None:
 
 @pytest.mark.parametrize("beams", [1, 2])
 @kinds
-def test_embeddings_stand_for_their_tokens(kind: dict[str, Any], beams: int, tiny_model: Model) -> None:
+def test_embeddings_stand_for_their_tokens(kind, beams, tiny_model):
     model = from_decoder(tiny_model(**kind))
     inputs = padded(PROMPTS)
     tokens, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -228,7 +219,7 @@ def test_embeddings_stand_for_their_tokens(kind: dict[str, Any], beams: int, tin
 
 
 @kinds
-def test_a_static_cache_is_as_long_as_the_text(kind: dict[str, Any], tiny_model: Model) -> None:
+def test_a_static_cache_is_as_long_as_the_text(kind, tiny_model):
     model = from_decoder(tiny_model(**kind))
     inputs = padded(PROMPTS)
     embeds = model.get_input_embeddings()(inputs["input_ids"])
@@ -246,9 +237,7 @@ def test_a_static_cache_is_as_long_as_the_text(kind: dict[str, Any], tiny_model:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @kinds
-def test_low_precision_with_both_back_ends(
-    kind: dict[str, Any], dtype: torch.dtype, tiny_model: Model, tmp_path: Path
-) -> None:
+def test_low_precision_with_both_back_ends(kind, dtype, tiny_model, tmp_path):
     from_decoder(tiny_model(**kind)).save_pretrained(tmp_path)
     inputs = padded(PROMPTS)
     found = []
@@ -267,7 +256,7 @@ def test_low_precision_with_both_back_ends(
 
 @pytest.mark.parametrize("embedded", [False, True])
 @kinds
-def test_going_on_from_a_cache_with_padding(kind: dict[str, Any], embedded: bool, tiny_model: Model) -> None:
+def test_going_on_from_a_cache_with_padding(kind, embedded, tiny_model):
     model = from_decoder(tiny_model(**kind))
     inputs = padded(PROMPTS)
     mask, look_up = inputs["attention_mask"], model.get_input_embeddings()
@@ -292,7 +281,7 @@ def test_going_on_from_a_cache_with_padding(kind: dict[str, Any], embedded: bool
 
 
 @kinds
-def test_positions_are_those_that_the_mask_tells(kind: dict[str, Any], tiny_model: Model) -> None:
+def test_positions_are_those_that_the_mask_tells(kind, tiny_model):
     model = from_decoder(tiny_model(**kind))
     inputs = padded(PROMPTS)
     positions = (inputs["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
@@ -302,7 +291,7 @@ def test_positions_are_those_that_the_mask_tells(kind: dict[str, Any], tiny_mode
 
 
 @kinds
-def test_much_left_padding_changes_nothing(kind: dict[str, Any], tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_much_left_padding_changes_nothing(kind, tiny_model, tokens):
     model = from_decoder(tiny_model(**kind))
     mask = torch.cat((torch.zeros(3, 32), torch.ones(3, 17)), dim=1).long()
     wide = torch.nn.functional.pad(tokens, (32, 0))
@@ -313,7 +302,7 @@ def test_much_left_padding_changes_nothing(kind: dict[str, Any], tiny_model: Mod
 
 
 @kinds
-def test_one_prefix_for_several_last_tokens(kind: dict[str, Any], tiny_model: Model) -> None:
+def test_one_prefix_for_several_last_tokens(kind, tiny_model):
     """A mask of one's own, in which the last three tokens do not see each other, is three rows in one."""
     if "window" in kind:
         pytest.skip("a mask of one's own replaces the window's, whose distances it cannot tell")
@@ -330,7 +319,7 @@ def test_one_prefix_for_several_last_tokens(kind: dict[str, Any], tiny_model: Mo
 
 
 @pytest.mark.parametrize("backend", ["quanto", "hqq"])
-def test_a_quantised_cache(backend: str, tiny_model: Model) -> None:
+def test_a_quantised_cache(backend, tiny_model):
     pytest.importorskip("optimum.quanto" if backend == "quanto" else "hqq", reason=f"{backend} is not installed")
     model = from_decoder(tiny_model(head_dim=16))
     settings = {"backend": backend, "nbits": 8 if backend == "hqq" else 4, "q_group_size": 8, "residual_length": 128}

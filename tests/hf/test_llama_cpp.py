@@ -1,11 +1,5 @@
 """GGUF files: llama.cpp reads them, and writes what we write."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import tokenizers
 import torch
@@ -17,22 +11,20 @@ from sqat.data.tokenizer import Tokenizer, train_tokenizer
 from sqat.errors import CheckpointError, ConfigError
 from sqat.formats import export
 from sqat.generate import SamplingConfig, decode_tokens
-from sqat.model import Decoder
 
 gguf = pytest.importorskip("gguf", reason="gguf is an optional extra: pip install gguf")
 
-Model = Callable[..., Decoder]
 PROMPTS = ["Once upon a time", "The cat's 12 red balls,\n\n  and naïve 🙂 dogs"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_tokenizer((story(i, seed=0, split="train") for i in range(30)), 400)
 
 
 @pytest.fixture
-def exported(tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path) -> Callable[..., tuple[Decoder, Path]]:
-    def build(moe: bool = False, **changes: Any) -> tuple[Decoder, Path]:
+def exported(tiny_model, tokenizer, tmp_path):
+    def build(moe=False, **changes):
         core = tiny_model(moe, vocab_size=409, context_length=67, **changes)
         folder = save_model(core, tmp_path / "checkpoint")
         tokenizer.save(folder)
@@ -42,7 +34,7 @@ def exported(tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path) -> Callabl
     return build
 
 
-def llama_cpp(path: Path, prompt: str, count: int) -> tuple[int, bytes]:
+def llama_cpp(path, prompt, count):
     """How many tokens llama.cpp reads in a prompt, and the bytes of those that it writes after it, greedily. (It gives
     numbers of tokens only where they are whole characters.)
     """
@@ -59,7 +51,7 @@ def llama_cpp(path: Path, prompt: str, count: int) -> tuple[int, bytes]:
     return answer["usage"]["prompt_tokens"], b"".join(bytes(entry["bytes"]) for entry in content)
 
 
-KINDS: list[dict[str, Any]] = [
+KINDS = [
     {},
     {"hidden_size": 24, "tie_embeddings": False, "qkv_bias": True, "feedforward_bias": True, "rope_theta": 500.0},
     {"moe": True, "norm_eps": 0.01},
@@ -68,9 +60,7 @@ KINDS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_llama_cpp_writes_what_we_write(
-    kind: dict[str, Any], exported: Callable[..., tuple[Decoder, Path]], tokenizer: Tokenizer
-) -> None:
+def test_llama_cpp_writes_what_we_write(kind, exported, tokenizer):
     core, path = exported(**kind)
     for prompt in PROMPTS:
         ids = [2, *tokenizer.encode(prompt)]
@@ -79,7 +69,7 @@ def test_llama_cpp_writes_what_we_write(
         assert llama_cpp(path, prompt, 12) == (len(ids), expected)
 
 
-def test_what_the_file_says(exported: Callable[..., tuple[Decoder, Path]], tokenizer: Tokenizer) -> None:
+def test_what_the_file_says(exported, tokenizer):
     core, path = exported(moe=True)
     assert "llama-cli -m model.gguf" in path.with_name("README.md").read_text()
     reader = gguf.GGUFReader(path)
@@ -105,21 +95,19 @@ def test_what_the_file_says(exported: Callable[..., tuple[Decoder, Path]], token
         ({"head_bias": True}, "head_bias is True"),
     ],
 )
-def test_what_llama_cpp_does_not_compute(
-    changes: dict[str, Any], message: str, exported: Callable[..., tuple[Decoder, Path]], tmp_path: Path
-) -> None:
+def test_what_llama_cpp_does_not_compute(changes, message, exported, tmp_path):
     with pytest.raises(ConfigError, match=message):
         exported(**changes)
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_tokenizer(tiny_model: Model, tmp_path: Path) -> None:
+def test_without_a_tokenizer(tiny_model, tmp_path):
     folder = save_model(tiny_model(vocab_size=409), tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         export(folder, tmp_path / "out", "gguf")
 
 
-def _set(backend: Any, name: str, value: Any) -> None:
+def _set(backend, name, value):
     setattr(backend, name, value)
 
 
@@ -154,9 +142,7 @@ PLAIN = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         (lambda backend: backend.add_tokens(["cat"]), r"added_tokens is \['cat'\], but must be \[\]"),
     ],
 )
-def test_tokenizers_that_a_file_cannot_hold(
-    change: Callable[[Any], object], message: str, tiny_model: Model, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_tokenizers_that_a_file_cannot_hold(change, message, tiny_model, tokenizer, tmp_path):
     folder = save_model(tiny_model(vocab_size=409, hidden_size=24), tmp_path / "checkpoint")
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     change(backend)

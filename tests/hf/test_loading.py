@@ -1,13 +1,9 @@
 """What `from_pretrained` reads, and what is written."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,18 +16,13 @@ from sqat.formats import export
 from sqat.hf import SQATForCausalLM, SQATModel, from_decoder
 from sqat.hf.core import to_transformers_config
 from sqat.hf.pretrained import AUTO_MAP
-from sqat.model import Decoder
 from sqat.sharing import check_model
 
 from .conftest import QUIRKS
 
-Model = Callable[..., Decoder]
-
 
 @pytest.mark.parametrize("changes", [{}, {"moe": True, **QUIRKS}, {"window": 5, "global_tokens": 2}])
-def test_folders_of_this_package(
-    changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor, tmp_path: Path
-) -> None:
+def test_folders_of_this_package(changes, tiny_model, tokens, tmp_path):
     core = tiny_model(**changes)
     folder = save_model(core, tmp_path / "transformers")
     auto = AutoModelForCausalLM.from_pretrained(folder)
@@ -47,9 +38,7 @@ def test_folders_of_this_package(
 
 @pytest.mark.parametrize("changes", [{}, QUIRKS])
 @pytest.mark.parametrize("shard", ["1GB", "5KB"])
-def test_saved_folders_are_read_by_both(
-    shard: str, changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor, tmp_path: Path
-) -> None:
+def test_saved_folders_are_read_by_both(shard, changes, tiny_model, tokens, tmp_path):
     model = from_decoder(tiny_model(moe=True, **changes))
     model.save_pretrained(tmp_path, max_shard_size=shard)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard == "5KB")
@@ -58,7 +47,7 @@ def test_saved_folders_are_read_by_both(
     torch.testing.assert_close(sqat.load_model(tmp_path)(tokens).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_rxnns_layout_is_read(tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_rxnns_layout_is_read(tiny_model, tokens, tmp_path):
     core = tiny_model(moe=True, hidden_size=60, **QUIRKS)  # RxNN: head_dim divides the width
     folder = save_model(core, tmp_path / "original", layout="rxnn")
     model = SQATForCausalLM.from_pretrained(folder)
@@ -67,7 +56,7 @@ def test_rxnns_layout_is_read(tiny_model: Model, tokens: torch.Tensor, tmp_path:
     assert isinstance(SQATModel.from_pretrained(folder), SQATModel)
 
 
-def test_rxnns_layout_with_a_config_of_ones_own(tiny_model: Model, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_rxnns_layout_with_a_config_of_ones_own(tiny_model, tokens, tmp_path):
     core = tiny_model(hidden_size=60, **QUIRKS)
     folder = save_model(core, tmp_path / "original", layout="rxnn")
     config = to_transformers_config(core.config.replace(feedforward_dropout=0.0))
@@ -87,19 +76,19 @@ def test_rxnns_layout_with_a_config_of_ones_own(tiny_model: Model, tokens: torch
         SQATForCausalLM.from_pretrained(folder, config=GPT2Config())
 
 
-def test_damage_in_rxnns_layout_is_named(tiny_model: Model, tmp_path: Path) -> None:
+def test_damage_in_rxnns_layout_is_named(tiny_model, tmp_path):
     folder = save_model(tiny_model(hidden_size=60, **QUIRKS), tmp_path / "original", layout="rxnn")
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
         SQATForCausalLM.from_pretrained(folder)
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         SQATForCausalLM.from_pretrained(tmp_path / "nowhere")
 
 
-def test_damaged_indices_are_refused(tiny_model: Model, tmp_path: Path) -> None:
+def test_damaged_indices_are_refused(tiny_model, tmp_path):
     from_decoder(tiny_model()).save_pretrained(tmp_path, max_shard_size="5KB")
     first = next(tmp_path.glob("*.safetensors"))
     shutil.move(first, tmp_path / "away")
@@ -110,7 +99,7 @@ def test_damaged_indices_are_refused(tiny_model: Model, tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_dtype_and_device_map_are_followed(saved: Callable[..., Path], tokens: torch.Tensor) -> None:
+def test_dtype_and_device_map_are_followed(saved, tokens):
     folder = saved(moe=True)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     placed = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "cpu"})
@@ -121,7 +110,7 @@ def test_dtype_and_device_map_are_followed(saved: Callable[..., Path], tokens: t
     assert (low(tokens).logits.float() - plain(tokens).logits).abs().mean() < 0.05 * plain(tokens).logits.abs().mean()
 
 
-def test_a_missing_tensor_is_told_and_drawn(saved: Callable[..., Path]) -> None:
+def test_a_missing_tensor_is_told_and_drawn(saved):
     from safetensors.torch import load_file, save_file
 
     folder = saved()
@@ -133,12 +122,12 @@ def test_a_missing_tensor_is_told_and_drawn(saved: Callable[..., Path]) -> None:
     assert 0.005 < model.model.layers[1].attention.out_proj.weight.std() < 0.02  # 0.02 / sqrt(2 · 2 layers)
 
 
-def test_auto_classes_know_sqat_after_one_import(saved: Callable[..., Path]) -> None:
+def test_auto_classes_know_sqat_after_one_import(saved):
     code = f"import sqat.hf, transformers; transformers.AutoModelForCausalLM.from_pretrained({str(saved())!r})"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_written_configurations_have_one_name_for_one_thing(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_written_configurations_have_one_name_for_one_thing(saved, tmp_path):
     SQATForCausalLM.from_pretrained(saved()).save_pretrained(tmp_path / "again")
     values = json.loads((tmp_path / "again" / "config.json").read_text())
     assert values["num_query_heads"] == 6
@@ -147,9 +136,7 @@ def test_written_configurations_have_one_name_for_one_thing(saved: Callable[...,
 
 @pytest.mark.parametrize("on_the_hub", [False, True])
 @pytest.mark.parametrize("kind", [SQATForCausalLM, SQATModel])
-def test_what_carries_its_code_still_does_when_saved_again(
-    kind: type[SQATForCausalLM] | type[SQATModel], on_the_hub: bool, saved: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_what_carries_its_code_still_does_when_saved_again(kind, on_the_hub, saved, tmp_path):
     export(saved(), tmp_path / "exported", "transformers")
     model = kind.from_pretrained(tmp_path / "exported")
     if on_the_hub:  # as transformers has it of a model from there
@@ -163,7 +150,7 @@ def test_what_carries_its_code_still_does_when_saved_again(
         assert "trust_remote_code=True" in (tmp_path / "again" / "README.md").read_text()
 
 
-def test_somebody_elses_code_is_left_alone(saved: Callable[..., Path], tmp_path: Path) -> None:
+def test_somebody_elses_code_is_left_alone(saved, tmp_path):
     model = SQATForCausalLM.from_pretrained(saved())
     model.config.auto_map = {"AutoModelForCausalLM": "modeling_theirs.Theirs"}
     model.save_pretrained(tmp_path / "again")

@@ -1,12 +1,8 @@
 """The transformers classes hold the same model as the core's decoder."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +10,6 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 
 import sqat.config
-from sqat.config import ModelConfig
 from sqat.errors import ConfigError
 from sqat.hf import SQATConfig, SQATForCausalLM, from_decoder, modeling_sqat, to_decoder
 from sqat.hf.configuration_sqat import CHOICES
@@ -24,11 +19,10 @@ from sqat.model import Decoder
 from sqat.train.loss import router_loss
 from sqat.variants import PRESETS, preset
 
-Model = Callable[..., Decoder]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def shrunk(name: str) -> ModelConfig:
+def shrunk(name):
     """A preset with its head counts and quirks, and small, mostly prime sizes."""
     config = preset(name)
     sizes = {"vocab_size": 41, "hidden_size": 23, "head_dim": 6, "num_layers": 2, "intermediate_size": 13}
@@ -39,7 +33,7 @@ def shrunk(name: str) -> ModelConfig:
     return config.replace(**sizes, context_length=19)
 
 
-def shaken(config: ModelConfig) -> Decoder:
+def shaken(config):
     """A model whose every parameter is off its default."""
     model = Decoder(config)
     with torch.no_grad():
@@ -50,7 +44,7 @@ def shaken(config: ModelConfig) -> Decoder:
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", PRESETS)
-def test_logits_equal_the_cores(name: str, implementation: str, tokens: torch.Tensor) -> None:
+def test_logits_equal_the_cores(name, implementation, tokens):
     core = shaken(shrunk(name))
     model = from_decoder(core)
     model.set_attn_implementation(implementation)
@@ -69,9 +63,7 @@ def test_logits_equal_the_cores(name: str, implementation: str, tokens: torch.Te
         {"activation": "linear", "num_query_heads": 2, "num_kv_heads": 6},
     ],
 )
-def test_logits_equal_the_cores_for_unusual_architectures(
-    changes: dict[str, object], tiny_model: Model, tokens: torch.Tensor
-) -> None:
+def test_logits_equal_the_cores_for_unusual_architectures(changes, tiny_model, tokens):
     core = tiny_model(**changes)
     with torch.no_grad():
         torch.testing.assert_close(from_decoder(core)(tokens).logits, core(tokens).logits, **CLOSE)
@@ -79,7 +71,7 @@ def test_logits_equal_the_cores_for_unusual_architectures(
 
 @pytest.mark.parametrize("changes", [{}, {"gated": False}, {"feedforward_bias": True}])
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
-def test_expert_implementations_agree(implementation: str, changes: dict[str, object], tiny_model: Model) -> None:
+def test_expert_implementations_agree(implementation, changes, tiny_model):
     core = tiny_model(moe=True, hidden_size=24, intermediate_size=16, **changes)  # rows of whole 16-byte pieces
     model = from_decoder(core)
     assert model.config._experts_implementation == "grouped_mm"
@@ -89,9 +81,7 @@ def test_expert_implementations_agree(implementation: str, changes: dict[str, ob
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
-def test_autocast_changes_little_and_reaches_the_router(
-    implementation: str, tiny_model: Model, tokens: torch.Tensor
-) -> None:
+def test_autocast_changes_little_and_reaches_the_router(implementation, tiny_model, tokens):
     model = from_decoder(tiny_model(moe=True, hidden_size=24, intermediate_size=16))
     model.set_experts_implementation(implementation)
     plain = model(tokens, labels=tokens)
@@ -102,12 +92,12 @@ def test_autocast_changes_little_and_reaches_the_router(
     assert model.get_parameter("model.layers.0.feedforward.router.weight").grad.abs().sum() > 0
 
 
-def test_odd_sizes_take_the_loop(tiny_model: Model) -> None:
+def test_odd_sizes_take_the_loop(tiny_model):
     assert from_decoder(tiny_model(moe=True)).config._experts_implementation == "eager"
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
-def test_dropout_between_the_layers_in_training_only(implementation: str, tiny_model: Model) -> None:
+def test_dropout_between_the_layers_in_training_only(implementation, tiny_model):
     core = tiny_model(moe=True, hidden_size=24, intermediate_size=16, feedforward_dropout=0.4)
     model = from_decoder(core)
     model.set_experts_implementation(implementation)
@@ -120,7 +110,7 @@ def test_dropout_between_the_layers_in_training_only(implementation: str, tiny_m
     assert torch.equal(moe.eval()(x), plain)
 
 
-def test_padding_and_packed_documents_stay_unseen(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_padding_and_packed_documents_stay_unseen(tiny_model, tokens):
     for changes in ({}, {"window": 5}, {"window": 5, "global_tokens": 2}):
         core = tiny_model(**changes)
         model = from_decoder(core)
@@ -139,7 +129,7 @@ def test_padding_and_packed_documents_stay_unseen(tiny_model: Model, tokens: tor
             )
 
 
-def test_loss_ignores_minus_100_and_shifts(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_loss_ignores_minus_100_and_shifts(tiny_model, tokens):
     model = from_decoder(tiny_model())
     labels = tokens.clone()
     labels[0, :9] = labels[2, 5] = -100
@@ -148,21 +138,21 @@ def test_loss_ignores_minus_100_and_shifts(tiny_model: Model, tokens: torch.Tens
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_tokens_and_embeddings_together_are_refused(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_tokens_and_embeddings_together_are_refused(tiny_model, tokens):
     model = from_decoder(tiny_model())
     with pytest.raises(ValueError, match="give either input_ids or inputs_embeds"):
         model(tokens, inputs_embeds=model.get_input_embeddings()(tokens))
 
 
 @pytest.mark.parametrize("kept", [3, torch.tensor([2, 11])])
-def test_logits_to_keep_gives_only_those(kept: int | torch.Tensor, tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_logits_to_keep_gives_only_those(kept, tiny_model, tokens):
     model = from_decoder(tiny_model())
     every = model(tokens).logits
     expected = every[:, -kept:] if isinstance(kept, int) else every[:, kept]
     torch.testing.assert_close(model(tokens, logits_to_keep=kept).logits, expected)
 
 
-def test_hidden_states_and_attentions_have_their_shapes(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_hidden_states_and_attentions_have_their_shapes(tiny_model, tokens):
     model = from_decoder(tiny_model(num_query_heads=3, num_kv_heads=6))
     model.set_attn_implementation("eager")
     output = model(tokens, output_hidden_states=True, output_attentions=True)
@@ -171,7 +161,7 @@ def test_hidden_states_and_attentions_have_their_shapes(tiny_model: Model, token
     torch.testing.assert_close(output.attentions[1].sum(dim=-1), torch.ones(3, 6, 17))
 
 
-def test_router_loss_is_the_cores(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_router_loss_is_the_cores(tiny_model, tokens):
     core = tiny_model(moe=True)
     model = from_decoder(core)
     mask = torch.ones_like(tokens)
@@ -185,13 +175,13 @@ def test_router_loss_is_the_cores(tiny_model: Model, tokens: torch.Tensor) -> No
     torch.testing.assert_close(model(tokens, output_router_logits=True).aux_loss, expected)
 
 
-def test_router_loss_counts_real_tokens_only() -> None:
+def test_router_loss_counts_real_tokens_only():
     logits = torch.randn(13, 7)
     real = torch.arange(13) < 8
     torch.testing.assert_close(load_balancing_loss((logits,), 2, real), load_balancing_loss((logits[:8],), 2, None))
 
 
-def test_gradients_are_the_cores_with_and_without_checkpointing(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_gradients_are_the_cores_with_and_without_checkpointing(tiny_model, tokens):
     core = tiny_model(moe=True)
     F.cross_entropy(core(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
     for checkpointing in (False, True):
@@ -206,7 +196,7 @@ def test_gradients_are_the_cores_with_and_without_checkpointing(tiny_model: Mode
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_resized_vocabulary_keeps_its_logits(tied: bool, tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_a_resized_vocabulary_keeps_its_logits(tied, tiny_model, tokens):
     model = from_decoder(tiny_model(tie_embeddings=tied, head_bias=True))
     before = model(tokens).logits
     model.resize_token_embeddings(47)
@@ -217,7 +207,7 @@ def test_a_resized_vocabulary_keeps_its_logits(tied: bool, tiny_model: Model, to
     assert to_decoder(model).config.vocab_size == 47
 
 
-def test_initial_weights_follow_the_cores_schemes() -> None:
+def test_initial_weights_follow_the_cores_schemes():
     for init in ("normal", "torch"):
         config = preset("sqat-mm").replace(init=init, hidden_size=64, num_layers=2)
         core, model = Decoder(config), SQATForCausalLM(to_transformers_config(config))
@@ -226,14 +216,14 @@ def test_initial_weights_follow_the_cores_schemes() -> None:
             assert twin.std(correction=0).item() == pytest.approx(parameter.std(correction=0).item(), rel=0.2), name
 
 
-def test_flash_attention_is_refused_with_global_tokens(tiny_model: Model, tokens: torch.Tensor) -> None:
+def test_flash_attention_is_refused_with_global_tokens(tiny_model, tokens):
     model = from_decoder(tiny_model(window=5, global_tokens=2))
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="attn_implementation is 'flash_attention_2', but must be sdpa or eager"):
         model(tokens)
 
 
-def test_configuration_goes_there_and_back() -> None:
+def test_configuration_goes_there_and_back():
     for name in PRESETS:
         config = to_transformers_config(preset(name))
         assert to_model_config(config) == preset(name)
@@ -267,7 +257,7 @@ def test_configuration_goes_there_and_back() -> None:
         ({"global_tokens": 2}, "global_tokens is 2, but must be 0 where window is None"),
     ],
 )
-def test_unusable_configurations_are_named(changes: dict[str, Any], message: str) -> None:
+def test_unusable_configurations_are_named(changes, message):
     with pytest.raises(StrictDataclassError, match=message):
         SQATConfig(**changes)
     fields = {SQATConfig.attribute_map.get(name, name): value for name, value in changes.items()}
@@ -275,7 +265,7 @@ def test_unusable_configurations_are_named(changes: dict[str, Any], message: str
         preset("sqat-s").replace(**fields)
 
 
-def test_choices_are_the_cores() -> None:
+def test_choices_are_the_cores():
     assert {
         "activation": sqat.config.ACTIVATIONS,
         "norm": sqat.config.NORMS,
@@ -284,13 +274,13 @@ def test_choices_are_the_cores() -> None:
     } == CHOICES
 
 
-def test_the_model_is_one_file_that_imports_torch_and_transformers() -> None:
+def test_the_model_is_one_file_that_imports_torch_and_transformers():
     text = Path(modeling_sqat.__file__).read_text(encoding="utf-8")
     imports = [line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))]
     assert {name.split(".")[0] for name in imports} <= {"collections", "typing", "torch", "transformers", ""}
     assert [name for name in imports if name.startswith(".")] == [".configuration_sqat"]
 
 
-def test_sqat_alone_does_not_import_transformers() -> None:
+def test_sqat_alone_does_not_import_transformers():
     code = "import sys, sqat; sqat.preset('sqat-s'); assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,12 +1,7 @@
 """ONNX files: onnxruntime computes what we compute, for any batch, length and padding."""
 
-from __future__ import annotations
-
 import re
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,15 +10,12 @@ from sqat.checkpoint import save_model
 from sqat.errors import ConfigError
 from sqat.formats import export
 from sqat.hf import from_decoder
-from sqat.model import Decoder
 
 from .conftest import QUIRKS
 
-Model = Callable[..., Decoder]
-
 
 @pytest.mark.slow
-def test_logits_and_the_code_of_the_card(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_and_the_code_of_the_card(tiny_model, tmp_path, monkeypatch):
     """Of a model with everything that is rare; docs/ecosystem.md exports a plain one."""
     pytest.importorskip("onnxscript", reason="onnxscript is an optional extra: pip install onnx onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra 'interop'")
@@ -44,14 +36,14 @@ def test_logits_and_the_code_of_the_card(tiny_model: Model, tmp_path: Path, monk
             torch.testing.assert_close(torch.from_numpy(found)[1:], core(tokens[1:]).logits, rtol=1e-5, atol=1e-5)
     [code] = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path / "out")
-    names: dict[str, Any] = {}
+    names = {}
     exec(code, names)  # as its reader would
     with torch.no_grad():
         expected = core(torch.from_numpy(names["tokens"])).logits
     torch.testing.assert_close(torch.from_numpy(names["logits"]), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_missing_packages_are_named(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(tiny_model, tmp_path, monkeypatch):
     folder = save_model(tiny_model(), tmp_path / "checkpoint")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="ONNX files need the package onnx"):

@@ -1,7 +1,5 @@
 """`transformers serve` answers from a stock export, by the lines of docs/ecosystem.md, where nothing knows of sqat."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -11,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +18,6 @@ from sqat.data.stories import story
 from sqat.data.tokenizer import train_tokenizer
 from sqat.formats import export
 from sqat.generate import SamplingConfig, generate
-from sqat.model import Decoder
 
 for _name in ("fastapi", "uvicorn", "openai"):
     pytest.importorskip(_name, reason=f"{_name} is in the extra 'interop'")
@@ -31,13 +27,13 @@ if shutil.which("curl") is None:
 PAGE = Path(__file__).parents[2] / "docs" / "ecosystem.md"
 
 
-def free_port() -> int:
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
-def run_lines(lines: str, folder: Path) -> str:
+def run_lines(lines, folder):
     """The JSON that they print; the server among them, which has a log, is ended afterwards."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -56,7 +52,7 @@ def run_lines(lines: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_completions(tiny_model: Callable[..., Decoder], tmp_path: Path) -> None:
+def test_completions(tiny_model, tmp_path):
     [lines] = re.findall(r"```sh\n(transformers serve .*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     tokenizer = train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 307)
     core = tiny_model(vocab_size=307, context_length=67)

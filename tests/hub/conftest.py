@@ -1,11 +1,8 @@
 """A Hub of the tests' own, and Python that talks to it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,7 @@ STORIES = [story(i, seed=0, split="train") for i in range(30)]
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
+def hub(tmp_path):
     """Holds ReactiveAI/SQAT-mm: a small model of that kind, and its tokenizer."""
     folder = tmp_path / "served"
     to_transformers(train_tokenizer(STORIES, 300)).save_pretrained(folder)
@@ -50,7 +47,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def client(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def client(hub, tmp_path, monkeypatch):
     """The client of this process, pointed at the Hub, with folders of its own and nobody logged in."""
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
@@ -62,7 +59,7 @@ def client(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def stories_folder(tmp_path: Path) -> Path:
+def stories_folder(tmp_path):
     """A data set in the Hub's layout."""
     folder = tmp_path / "stories"
     folder.mkdir()
@@ -72,12 +69,12 @@ def stories_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(hub: Hub, tmp_path: Path) -> Callable[[str], str]:
+def run(hub, tmp_path):
     """`run(code)` in a Python and a working folder of its own, with this Hub from the start; returns its output."""
     working = tmp_path / "working"
     working.mkdir()
 
-    def execute(code: str) -> str:
+    def execute(code):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "home"),

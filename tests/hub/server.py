@@ -1,7 +1,5 @@
 """A small Hugging Face Hub: as much of its HTTP interface as `huggingface_hub` needs to fetch and push models."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -9,7 +7,6 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import unquote
 
 LARGE_FILES = (".safetensors",)  # what goes through LFS
@@ -25,7 +22,7 @@ class Commit:
     token: str | None
 
     @property
-    def oid(self) -> str:
+    def oid(self):
         contents = [f"{name}{hashlib.sha256(data).hexdigest()}" for name, data in sorted(self.files.items())]
         return hashlib.sha1("\n".join([self.message, *contents]).encode()).hexdigest()
 
@@ -36,10 +33,10 @@ class Repository:
     commits: list[Commit] = field(default_factory=list)  # of the main branch
     branches: dict[str, list[Commit]] = field(default_factory=dict)  # the others
 
-    def branch(self, name: str) -> list[Commit] | None:
+    def branch(self, name):
         return self.commits if name == "main" else self.branches.get(name)
 
-    def at(self, revision: str) -> Commit | None:
+    def at(self, revision):
         if (branch := self.branch(revision)) is not None:
             return branch[-1] if branch else Commit("", [], {}, None)  # a new one is empty
         every = [*self.commits, *(commit for branch in self.branches.values() for commit in branch)]
@@ -53,7 +50,7 @@ class Hub:
     commits to refuse with status 500; `read_only` and `unknown`, tokens that may not write, and that nobody has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS, by sha256
         self.requests: list[tuple[str, str, str | None]] = []
@@ -64,18 +61,18 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def add(self, repo_id: str, files: dict[str, bytes], *, private: bool = False) -> Commit:
+    def add(self, repo_id, files, *, private=False):
         """Make a repository with one commit."""
         commit = Commit("initial", sorted(files), files, None)
         self.repositories[repo_id] = Repository(private, [commit])
         return commit
 
-    def __enter__(self) -> Hub:
+    def __enter__(self):
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error):
         self.server.shutdown()
         self.thread.join()
         self.server.server_close()
@@ -85,10 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self):
         self.route("HEAD", {r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)": self.resolve})
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self.route(
             "GET",
             {
@@ -99,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             },
         )
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         self.route(
             "POST",
             {
@@ -112,10 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
             },
         )
 
-    def do_PUT(self) -> None:
+    def do_PUT(self):
         self.route("PUT", {r"/lfs/(?P<oid>[0-9a-f]{64})": self.lfs_put})
 
-    def route(self, method: str, routes: dict[str, Any]) -> None:
+    def route(self, method, routes):
         path = unquote(self.path.partition("?")[0])
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((method, path, self.token()))
@@ -129,10 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self.reply(404, {"error": f"no {method} {path}"})
 
-    def token(self) -> str | None:
+    def token(self):
         return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
 
-    def repository(self, repo: str) -> Repository | None:
+    def repository(self, repo):
         """The repository, unless it is not there or hidden from this request, which is then answered."""
         found = self.hub.repositories.get(repo)
         if found is None or (found.private and self.token() is None):
@@ -140,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return found
 
-    def may_write(self) -> bool:
+    def may_write(self):
         """Whether the request's token may; if not, it is answered."""
         if self.token() is None:
             self.reply(401, {"error": "a token is needed"})
@@ -150,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def resolve(self, repo: str, revision: str, name: str) -> None:
+    def resolve(self, repo, revision, name):
         if (commit := self.commit_at(repo, revision)) is None:
             return
         if name not in commit.files:
@@ -160,17 +157,17 @@ class _Handler(BaseHTTPRequestHandler):
             data = commit.files[name]
             self.reply(200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit.oid})
 
-    def info(self, repo: str, revision: str = "main") -> None:
+    def info(self, repo, revision="main"):
         if (commit := self.commit_at(repo, revision)) is not None:
             private = self.hub.repositories[repo].private
             self.reply(200, {"id": repo, "private": private, "siblings": [], "tags": [], "sha": commit.oid})
 
-    def tree(self, repo: str, revision: str) -> None:
+    def tree(self, repo, revision):
         if (commit := self.commit_at(repo, revision)) is not None:
             files = [{"type": "file", "path": name, "size": len(data)} for name, data in commit.files.items()]
             self.reply(200, [{**file, "oid": hashlib.sha1(str(file).encode()).hexdigest()} for file in files])
 
-    def commit_at(self, repo: str, revision: str) -> Commit | None:
+    def commit_at(self, repo, revision):
         """The commit, unless there is none to be seen, which is then answered."""
         if (repository := self.repository(repo)) is None:
             return None
@@ -178,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
         return commit
 
-    def create(self) -> None:
+    def create(self):
         wanted = json.loads(self.body)
         repo = f"{wanted['organization'] or 'somebody'}/{wanted['name']}"
         if not self.may_write():
@@ -190,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.repositories[repo] = Repository(private)
             self.reply(200, {"url": f"{self.hub.url}/{repo}", "id": repo})
 
-    def create_branch(self, repo: str, name: str) -> None:
+    def create_branch(self, repo, name):
         if (repository := self.repository(repo)) is None or not self.may_write():
             return
         if name in repository.branches:
@@ -199,31 +196,31 @@ class _Handler(BaseHTTPRequestHandler):
         repository.branches[name] = list(repository.commits)
         self.reply(201, {})
 
-    def validate_yaml(self) -> None:
+    def validate_yaml(self):
         self.reply(200, {"errors": [], "warnings": []})
 
-    def preupload(self, repo: str, revision: str) -> None:
+    def preupload(self, repo, revision):
         if self.repository(repo) is None or not self.may_write():
             return
         paths = [file["path"] for file in json.loads(self.body)["files"]]
         modes = {path: "lfs" if path.endswith(LARGE_FILES) else "regular" for path in paths}
         self.reply(200, {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]})
 
-    def lfs_batch(self, repo: str) -> None:
+    def lfs_batch(self, repo):
         objects = json.loads(self.body)["objects"]
         for item in objects:
             if item["oid"] not in self.hub.objects:
                 item["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{item['oid']}"}}
         self.reply(200, {"transfer": "basic", "objects": objects})
 
-    def lfs_put(self, oid: str) -> None:
+    def lfs_put(self, oid):
         if hashlib.sha256(self.body).hexdigest() != oid:
             self.reply(400, {"error": "damaged on the way"})
             return
         self.hub.objects[oid] = self.body
         self.reply(200, {})
 
-    def commit(self, repo: str, revision: str) -> None:
+    def commit(self, repo, revision):
         if (repository := self.repository(repo)) is None or not self.may_write():
             return
         if (branch := repository.branch(revision)) is None:
@@ -252,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
         oid = branch[-1].oid
         self.reply(200, {"commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "commitOid": oid})
 
-    def reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+    def reply(self, status, content, headers=None):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
@@ -261,5 +258,5 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, *args):
         """Quiet."""

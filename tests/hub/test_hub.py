@@ -1,10 +1,7 @@
 """Files from a Hub and folders to it, through the real client."""
 
-from collections.abc import Callable
-
 import pytest
 from huggingface_hub import constants
-from server import Hub
 
 import sqat.hub
 from rxnn.experimental.models import ExperimentalAttentionTransformer
@@ -141,7 +138,7 @@ class TestUpload:
         assert tokenizer.encode("Tom") == load_tokenizer_from_hf_hub(MODEL).encode("Tom")
 
 
-def test_transformers_classes(hub: Hub, run: Callable[[str], str]) -> None:
+def test_transformers_classes(hub, run):
     """They read Hub ids, and upload with a card, in place of the one full of blanks that transformers makes; one that
     somebody has filled in stays.
     """

@@ -37,6 +37,11 @@ PLOTS = {
     "legend.frameon": False,
 }
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}  # a legend that hides no line
+LABELS = {
+    "tokens": "training tokens",
+    "flops": "training operations (FLOP)",
+    "time": "training time, minutes (steps × measured time of a step)",
+}
 
 Run = dict[str, Any]
 Place = Callable[[Run, dict[str, Any]], float]  # where a point of a run's curve lies on the x axis
@@ -45,12 +50,9 @@ Place = Callable[[Run, dict[str, Any]], float]  # where a point of a run's curve
 def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
     """Draw every figure that has data: (title, SVG, PNG) by file name."""
     drawers: dict[str, tuple[str, Callable[..., bool]]] = {
-        "loss-tokens": ("Validation loss against training tokens", _loss_over("tokens", "training tokens")),
-        "loss-flops": (
-            "Validation loss against training operations",
-            _loss_over("flops", "training operations (FLOP)"),
-        ),
-        "loss-time": ("Validation loss against training time", _loss_over_time),
+        "loss-tokens": ("Validation loss against training tokens", partial(_loss_over, axis="tokens")),
+        "loss-flops": ("Validation loss against training operations", partial(_loss_over, axis="flops")),
+        "loss-time": ("Validation loss against training time", partial(_loss_over, axis="time")),
         "pareto": ("Loss and time of a training step", _pareto),
         "attention": ("Attention alone, forward and backward", _attention),
         "size": ("Parameters", _size),
@@ -67,13 +69,7 @@ def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
 def render(
     draw: Callable[[Any], bool], size: tuple[float, float], style: dict[str, Any] = STYLE
 ) -> tuple[bytes, bytes] | None:
-    """One figure as (SVG, PNG); `None` if `draw`, which gets matplotlib's axes, returns false.
-
-    Args:
-        draw: draws on the axes.
-        size: width and height in inches.
-        style: of matplotlib's settings, those that differ.
-    """
+    """One figure of so many inches as (SVG, PNG); `None` if `draw`, which gets matplotlib's axes, returns false."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -96,21 +92,17 @@ def look_of(comparison: Comparison, name: str) -> dict[str, Any]:
     return {**look, "linestyle": "--", "markerfacecolor": "none"} if turn else look
 
 
-def _loss_over(axis: str, label: str) -> Callable[[Any, Comparison], bool]:
-    return lambda axes, comparison: _loss_lines(axes, comparison, label, lambda run, point: point[axis])
-
-
-def _loss_over_time(axes: Any, comparison: Comparison) -> bool:
+def _loss_over(axes: Any, comparison: Comparison, axis: str) -> bool:
     """Time is steps times the timing pass's seconds of a step, not a wall clock."""
-    seconds = {name: comparison.time_median(name, "step_seconds") for name in comparison.variants}
-    if None in seconds.values():
-        return False
-    label = "training time, minutes (steps × measured time of a step)"
-    return _loss_lines(axes, comparison, label, lambda run, point: point["step"] * seconds[run["variant"]] / 60)
-
-
-def _loss_lines(axes: Any, comparison: Comparison, label: str, place: Place) -> bool:
     from matplotlib.ticker import EngFormatter
+
+    timed = comparison.timing["variants"] if comparison.timing else {}
+    seconds = {name: statistics.median(times["step_seconds"]) for name, times in timed.items()}
+    if axis == "time" and not seconds.keys() >= {*comparison.variants}:
+        return False
+
+    def place(run: Run, point: dict[str, Any]) -> float:
+        return point["step"] * seconds[run["variant"]] / 60 if axis == "time" else point[axis]
 
     low, high = math.inf, -math.inf  # of all losses but the first quarter's
     for name in comparison.variants:
@@ -131,7 +123,7 @@ def _loss_lines(axes: Any, comparison: Comparison, label: str, place: Place) -> 
     if axes.get_xlim()[1] >= 1000:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
-    axes.set(xlabel=label, ylabel="validation loss, nats per token")
+    axes.set(xlabel=LABELS[axis], ylabel="validation loss, nats per token")
     axes.plot([], [], color=GREY, linewidth=0.6, label="thin: training loss,\nrunning mean")
     axes.legend(title="variant (last)", fontsize=9, **BESIDE)
     return True
@@ -179,7 +171,7 @@ def _attention(axes: Any, comparison: Comparison) -> bool:
 
     if comparison.timing is None:
         return False
-    models = {variant.name: variant.model for variant in comparison.plan.models()}
+    work = {variant.name: partial(_operations, variant.model) for variant in comparison.plan.models()}
     timed, reference = comparison.timing["variants"], comparison.plan.reference
     for name, entry in timed.items():
         lengths = [int(length) for length in entry["attention"]]
@@ -188,7 +180,7 @@ def _attention(axes: Any, comparison: Comparison) -> bool:
         look = look_of(comparison, name)
         axes.plot(lengths, _milliseconds(entry), label=name, linewidth=1.4, **look)
         if reference in timed and name != reference:
-            shares = [_operations(models[name], length) / _operations(models[reference], length) for length in lengths]
+            shares = [work[name](length) / work[reference](length) for length in lengths]
             ideal = [share * time for share, time in zip(shares, _milliseconds(timed[reference]), strict=True)]
             axes.plot(lengths, ideal, color=look["color"], linestyle=":", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel="ms for the same number of tokens")

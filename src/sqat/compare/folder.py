@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -60,39 +59,26 @@ class Folder:
     def locked(self, say: Callable[[str], None] = logger.info) -> Iterator[int]:
         """Keep other processes out. Yields a file descriptor that runs must inherit: it holds a second lock for as long
         as any of them lives, so that a new start waits for the runs of a killed one and never trains a run twice at
-        once.
-
-        Raises:
-            ConfigError: a comparison is running there.
-            StorageError: the lock cannot be made.
+        once. Raises a ConfigError if a comparison is running there, and a StorageError if the lock cannot be made.
         """
         with ExitStack() as held:
             with writing(self.out):
                 make_folder(self.out)
                 held.enter_context(locked(self.out / ".lock", f"a comparison is running in {self.out}"))
-                runs = self._lock_runs(say)
-            try:
-                yield runs
-            finally:
-                os.close(runs)
-
-    def _lock_runs(self, say: Callable[[str], None]) -> int:
-        path = self.out / ".lock-runs"
-        path.touch()
-        try:
-            return take(path)
-        except BlockingIOError:
-            say("waiting for runs that an earlier start left behind; they save their checkpoints and end")
-            return take(path, wait=True)
-        except OSError:  # a file system without locks
-            return os.open(path, os.O_RDONLY)
+                path = self.out / ".lock-runs"
+                path.touch()
+                try:
+                    runs = take(path)
+                except BlockingIOError:
+                    say("waiting for runs that an earlier start left behind; they save their checkpoints and end")
+                    runs = take(path, wait=True)
+                except OSError:  # a file system without locks
+                    runs = os.open(path, os.O_RDONLY)
+            held.callback(os.close, runs)
+            yield runs
 
     def begin(self, plan: ComparePlan) -> None:
-        """Write the plan, or check that it is the one that is here already.
-
-        Raises:
-            ConfigError: another plan is here; the message names the first field that differs.
-        """
+        """Write the plan. Raises a ConfigError that names the first field that differs if another plan is here."""
         if (self.out / self.PLAN).is_file():
             before, now = self.read_plan().to_dict(), plan.to_dict()
             # The timing pass comes last: until it is done, its plan may change.
@@ -129,9 +115,7 @@ class Folder:
 
     def finished(self) -> dict[tuple[str, int], dict[str, Any]]:
         """The results of all finished runs by variant and seed, from results.jsonl and from the runs' own folders.
-
-        Raises:
-            DataError: a line is damaged.
+        Raises a DataError if a line is damaged.
         """
         paths = [self.out / self.RESULTS, *sorted((self.out / "runs").glob(f"*/{self.RESULT}"))]
         runs = [run for path in paths for run in read_results(path, ("variant", "seed"))]
@@ -237,12 +221,6 @@ class Comparison:
             name: {i: a / b for i, (a, b) in enumerate(zip(times[what], base, strict=False))}
             for name, times in self.timing["variants"].items()
         }
-
-    def time_median(self, variant: str, what: str) -> float | None:
-        """The median of a measured time; `None` if it was not measured."""
-        if self.timing is None or variant not in self.timing["variants"]:
-            return None
-        return statistics.median(self.timing["variants"][variant][what])
 
 
 def read_comparison(out: Path) -> Comparison:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -148,8 +149,8 @@ def share_budget(
     elif plan.match == "time":
         # Ratios are taken within rounds, so that whatever slows the machine for a while slows both.
         base = step_seconds[plan.reference]
-        ratio = {name: _median_ratio(seconds, base) for name, seconds in step_seconds.items()}
-        cost = {name: statistics.median(base) * ratio[name] for name in ratio}
+        ratios = {name: map(operator.truediv, seconds, base) for name, seconds in step_seconds.items()}
+        cost = {name: statistics.median(base) * statistics.median(ratio) for name, ratio in ratios.items()}
     else:
         cost = {name: tokens_per_step if plan.match == "tokens" else 1.0 for name, *_ in variants}
     budget = plan.budget
@@ -173,17 +174,13 @@ def matched_sizes(plan: ComparePlan) -> list[Variant]:
     if plan.match != "parameters":
         return variants
     wanted = next(parameters(variant.model).total for variant in variants if variant.name == plan.reference)
-    return [variant._replace(model=_with_parameters(variant.model, wanted)) for variant in variants]
-
-
-def _with_parameters(model: ModelConfig, wanted: int) -> ModelConfig:
-    width, total = model.intermediate_size, parameters(model).total
-    one_more = parameters(model.replace(intermediate_size=width + 1)).total - total
-    return model.replace(intermediate_size=max(1, width + round((wanted - total) / one_more)))
-
-
-def _median_ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
+    matched = []
+    for variant in variants:
+        width, total = variant.model.intermediate_size, parameters(variant.model).total
+        one_more = parameters(variant.model.replace(intermediate_size=width + 1)).total - total
+        width = max(1, width + round((wanted - total) / one_more))
+        matched.append(variant._replace(model=variant.model.replace(intermediate_size=width)))
+    return matched
 
 
 def _variant(entry: Any, family: str, changes: Mapping[str, Any]) -> Variant:

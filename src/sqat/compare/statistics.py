@@ -79,9 +79,8 @@ def differences(by_variant: Values, reference: str) -> dict[str, Difference]:
         shared = [seed for seed in values if seed in base]
         if name != reference and shared:
             found[name] = summarise([values[seed] - base[seed] for seed in shared])
-    p_values = [summary.p for summary in found.values()]
-    pairs = zip(found.items(), p_values, holm(p_values), strict=True)
-    return {name: Difference(summary, p, adjusted) for (name, summary), p, adjusted in pairs}
+    adjusted = holm([summary.p for summary in found.values()])
+    return {name: Difference(s, s.p, p) for (name, s), p in zip(found.items(), adjusted, strict=True)}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

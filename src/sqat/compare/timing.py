@@ -81,25 +81,16 @@ def _go_on(part: Path, asked: dict[str, Any], variants: dict[str, Any]) -> int:
 
 
 class _Timed:
-    """One variant, and the times measured of it so far."""
+    """One variant, and the times measured of it so far. Where `counts` is false, a time is not kept."""
 
     def __init__(self, plan: ComparePlan, variant: Variant, batch: Batch, device: str) -> None:
         self.plan, self.device = plan, device
-        self.timer = ModelTimer(
-            variant.model,
-            batch,
-            device,
-            precision=plan.train.precision,
-            prompt_tokens=plan.timing.prompt_tokens,
-            new_tokens=plan.timing.new_tokens,
-        )
+        lengths = {"prompt_tokens": plan.timing.prompt_tokens, "new_tokens": plan.timing.new_tokens}
+        self.timer = ModelTimer(variant.model, batch, device, precision=plan.train.precision, **lengths)
         self.calls = {length: _attention(variant, length, device) for length in plan.timing.lengths}
         self.times: dict[str, Any] = {
-            "step_seconds": [],
-            "evaluate_seconds": [],
-            "prompt_seconds": [],
+            **{name: [] for name in ("step_seconds", "evaluate_seconds", "prompt_seconds", "decode_seconds_per_token")},
             "prompt_tokens": plan.timing.prompt_tokens,
-            "decode_seconds_per_token": [],
             "attention": {str(length): [[], []] for length in plan.timing.lengths},
         }
 
@@ -112,11 +103,11 @@ class _Timed:
 
     def measure(self, *, counts: bool) -> None:
         """Time everything else."""
-        found: dict[str, float] = {"evaluate_seconds": self.timer.evaluate()}
-        found["prompt_seconds"], found["decode_seconds_per_token"] = self.timer.generate()
+        found = [("evaluate_seconds", self.timer.evaluate())]
+        found += zip(("prompt_seconds", "decode_seconds_per_token"), self.timer.generate(), strict=True)
         attention = {length: [seconds(call, self.device) for call in calls] for length, calls in self.calls.items()}
         if counts:
-            for name, value in found.items():
+            for name, value in found:
                 self.times[name].append(value)
             for length, values in attention.items():
                 for series, value in zip(self.times["attention"][str(length)], values, strict=True):

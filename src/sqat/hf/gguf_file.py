@@ -40,10 +40,18 @@ def write_gguf(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str
         raise ConfigError("GGUF files need the package gguf: pip install gguf") from error
     if tokenizer is None:
         raise CheckpointError("the checkpoint has no tokenizer.json, which a GGUF file has to contain")
-    _check(model.config, tokenizer)
+    config = model.config
+    choose(config)
+    if config.window is not None:
+        raise ConfigError(f"window is {config.window}, but must be None for GGUF: llama.cpp's llama has no windows")
+    if config.activation not in ("silu", "swish"):
+        raise ConfigError(
+            f"activation is {config.activation!r}, but must be 'silu' for GGUF: llama.cpp's llama has no other"
+        )
+    _check_tokenizer(json.loads(tokenizer.backend.to_str()))
     writer = GGUFWriter(folder / FILE, "llama")
-    _add_shape(writer, model.config)
-    _add_tokenizer(writer, tokenizer, model.config.vocab_size)
+    _add_shape(writer, config)
+    _add_tokenizer(writer, tokenizer, config.vocab_size)
     for name, tensor in _gguf_tensors(model).items():
         writer.add_tensor(name, tensor.float().contiguous().numpy())
     writer.write_header_to_file()
@@ -53,25 +61,14 @@ def write_gguf(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str
     return f"GGUF ({FILE})"
 
 
-def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
-    choose(config)
-    if config.window is not None:
-        raise ConfigError(f"window is {config.window}, but must be None for GGUF: llama.cpp's llama has no windows")
-    if config.activation not in ("silu", "swish"):
-        raise ConfigError(
-            f"activation is {config.activation!r}, but must be 'silu' for GGUF: llama.cpp's llama has no other"
-        )
-    _check_tokenizer(json.loads(tokenizer.backend.to_str()))
-
-
 def _check_tokenizer(parts: dict[str, Any]) -> None:
     """The file describes GPT-2's tokenizer: text as it is, cut by GPT-2's regular expression, merged by BPE."""
-    cut = parts["pre_tokenizer"]
+    cut = parts["pre_tokenizer"] or {}
     if cut.get("add_prefix_space"):
         raise ConfigError("the tokenizer puts a space before a text, which llama.cpp's byte-level BPE does not")
     found = {
-        "normalizer": _kind(parts["normalizer"]),
-        "pre_tokenizer": _kind(cut),
+        "normalizer": (parts["normalizer"] or {}).get("type"),
+        "pre_tokenizer": cut.get("type"),
         "pre_tokenizer.use_regex": cut.get("use_regex", True),
         "model.ignore_merges": parts["model"].get("ignore_merges", False),
         **{f"model.{name}": parts["model"].get(name) or None for name in _BPE_OPTIONS},
@@ -90,10 +87,6 @@ def _check_tokenizer(parts: dict[str, Any]) -> None:
                 f"the tokenizer's {name} is {shown(value)}, but must be {right[name]!r} for GGUF: of llama.cpp's "
                 "byte-level BPEs, only GPT-2's is written"
             )
-
-
-def _kind(part: dict[str, Any] | None) -> str | None:
-    return None if part is None else part["type"]
 
 
 def _add_shape(writer: GGUFWriter, config: ModelConfig) -> None:

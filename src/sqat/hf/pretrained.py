@@ -41,6 +41,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_sqat.SQATModel",
     "AutoModelForCausalLM": "modeling_sqat.SQATForCausalLM",
 }
+_PATHS = (str, os.PathLike)
 _FOR_THE_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _FOR_UPLOADS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
@@ -56,16 +57,9 @@ def resolve(name: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 def _read_rxnn(
     name: str | Path, *, config: object = None, **options: Any
 ) -> tuple[SQATConfig, dict[str, Tensor]] | None:
-    """Configuration and tensors of a checkpoint in RxNN's layout; `None` if it is in another one, or not there.
-
-    Args:
-        name: a folder, or a repository such as "ReactiveAI/SQAT-mm".
-        config: the caller's, or its location; it replaces the checkpoint's own if the tensors fit it.
-        options: those of `from_pretrained`.
-
-    Raises:
-        ConfigError: `config` is of another kind of model, or of other shapes.
-        CheckpointError: the layout is RxNN's, but files are missing or damaged.
+    """Configuration and tensors of a checkpoint in RxNN's layout, a folder or a repository such as
+    "ReactiveAI/SQAT-mm"; `None` if it is in another one, or not there. `config`, the caller's or its location, replaces
+    the checkpoint's own if the tensors fit it; `options` are those of `from_pretrained`.
     """
     options = {key: options[key] for key in _FOR_THE_HUB if options.get(key) is not None}
     folder = Path(name)
@@ -80,24 +74,19 @@ def _read_rxnn(
     if not folder.is_dir():
         folder = download(str(name), [CONFIG_FILE, WEIGHTS_FILE], **options)
     model = load_model(folder, dtype=None)
-    own = to_transformers_config(model.config)
+    own: Any = to_transformers_config(model.config)
     tensors = native_tensors(model)
     if config is not None:
-        own = _given(config)
+        own = AutoConfig.from_pretrained(config, trust_remote_code=False) if isinstance(config, _PATHS) else config
+        if not isinstance(own, SQATConfig):
+            kind = type(own).__name__
+            raise ConfigError(f"config is of type {kind}, but must be an SQATConfig for such a checkpoint")
         given = to_model_config(own)
         if expected_shapes(given) != {key: tensor.shape for key, tensor in tensors.items()}:
             ours, theirs = given.to_dict(), model.config.to_dict()
             differences = [f"{key} is {ours[key]!r}, there {theirs[key]!r}" for key in ours if ours[key] != theirs[key]]
             raise ConfigError(f"config does not fit the tensors of {name}: {', '.join(differences)}")
     return own, prefixed(tensors)
-
-
-def _given(config: object) -> SQATConfig:
-    if isinstance(config, str | os.PathLike):
-        config = AutoConfig.from_pretrained(config, trust_remote_code=False)
-    if not isinstance(config, SQATConfig):
-        raise ConfigError(f"config is of type {type(config).__name__}, but must be an SQATConfig for such a checkpoint")
-    return config
 
 
 def save(
@@ -110,11 +99,7 @@ def save(
     repo_id: str | None = None,
     **options: Any,
 ) -> Any:
-    """`save_pretrained`: `plain`, which is transformers' own, then the modelling code and the model card.
-
-    Raises:
-        ConfigError: `known` is something else than a `Known`, or cannot change the card that is there.
-    """
+    """`save_pretrained`: `plain`, which is transformers' own, then the modelling code and the model card."""
     if not isinstance(known, Known | None):
         raise ConfigError(f"known is of type {type(known).__name__}, but must be a sqat.model_card.Known")
     upload = {key: options.pop(key) for key in _FOR_UPLOADS if push_to_hub and key in options}
@@ -146,8 +131,8 @@ def push(
     A card on the Hub that somebody wrote or changed stays; `known` and `tags` change its metadata.
     """
     if not _has_card(model):
-        details = {"private": private, "token": token, "revision": revision, "max_shard_size": max_shard_size}
-        return plain(repo_id, tags=list(tags), **details, **options)
+        options |= {"private": private, "token": token, "revision": revision, "max_shard_size": max_shard_size}
+        return plain(repo_id, tags=list(tags), **options)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not revision.startswith("refs/pr"):

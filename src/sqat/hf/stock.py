@@ -15,16 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from sqat.checkpoint.model_files import native_tensors
 from sqat.config import ModelConfig
@@ -36,15 +29,8 @@ from sqat.model import Decoder
 
 class Architecture(NamedTuple):
     name: str
-    config_class: Any
-    model_class: Any
-    biases: bool  # whether attention and feed-forward may have them
-    window: bool
-
-
-LLAMA = Architecture("Llama", LlamaConfig, LlamaForCausalLM, biases=True, window=False)
-MISTRAL = Architecture("Mistral", MistralConfig, MistralForCausalLM, biases=False, window=True)
-MIXTRAL = Architecture("Mixtral", MixtralConfig, MixtralForCausalLM, biases=False, window=True)
+    biases: bool = False  # whether attention and feed-forward may have them
+    window: bool = True
 
 
 def choose(config: ModelConfig) -> Architecture:
@@ -65,16 +51,12 @@ def choose(config: ModelConfig) -> Architecture:
         f"a divisor of num_query_heads ({config.num_query_heads}): in stock architectures no query head serves several"
     )
     _require(config.num_query_heads % config.num_kv_heads == 0, config, "num_kv_heads", right)
-    if config.is_moe:
-        architecture = MIXTRAL
-    elif config.window is not None or config.hidden_size % config.num_query_heads:
-        architecture = MISTRAL
-    else:
-        architecture = LLAMA
-    if not architecture.biases:
+    if not config.is_moe and config.window is None and config.hidden_size % config.num_query_heads == 0:
+        return Architecture("Llama", biases=True, window=False)
+    architecture = Architecture("Mixtral" if config.is_moe else "Mistral")
+    for field in ("qkv_bias", "attention_out_bias", "feedforward_bias"):
         right = f"False: {architecture.name}, which it otherwise is, has none"
-        for field in ("qkv_bias", "attention_out_bias", "feedforward_bias"):
-            _require(not getattr(config, field), config, field, right)
+        _require(not getattr(config, field), config, field, right)
     return architecture
 
 
@@ -90,7 +72,8 @@ def to_stock(model: Decoder) -> PreTrainedModel:
         ConfigError: as :func:`choose`.
     """
     architecture = choose(model.config)
-    result = architecture.model_class(_config(model.config, architecture)).to(model.embedding.weight.dtype)
+    stock_class: Any = getattr(transformers, f"{architecture.name}ForCausalLM")
+    result: PreTrainedModel = stock_class(_config(model.config, architecture)).to(model.embedding.weight.dtype)
     result.load_state_dict(stock_tensors(model, architecture))
     return result.eval()
 
@@ -127,7 +110,7 @@ def _config(config: ModelConfig, architecture: Architecture) -> Any:
         values |= {"attention_bias": _attention_bias(config), "mlp_bias": config.feedforward_bias}
     if config.is_moe:
         values |= {"num_local_experts": config.num_experts, "num_experts_per_tok": config.experts_per_token}
-    return architecture.config_class(**values)
+    return getattr(transformers, f"{architecture.name}Config")(**values)
 
 
 def norm_eps(config: ModelConfig) -> float:
@@ -158,8 +141,11 @@ def stock_tensors(model: Decoder, architecture: Architecture) -> dict[str, Tenso
     """The stock model's state dict; a bias that only the stock model has is zero."""
     result: dict[str, Tensor] = {}
     for name, tensor in native_tensors(model).items():
-        if ".feedforward.fc1" in name:
-            result |= _first_layer(name, tensor)
+        layer, _, last = name.partition(".feedforward.fc1")  # which here gives (linear, gate) in one
+        if last == "_weight":  # of all experts, (E, 2F, D)
+            result[f"model.{layer}.mlp.experts.gate_up_proj"] = torch.cat(tensor.chunk(2, dim=1)[::-1], dim=1)
+        elif last:
+            result[f"model.{layer}.mlp.up_proj{last}"], result[f"model.{layer}.mlp.gate_proj{last}"] = tensor.chunk(2)
         else:
             result[_stock_name(name)] = tensor
     config = model.config
@@ -172,16 +158,6 @@ def stock_tensors(model: Decoder, architecture: Architecture) -> dict[str, Tenso
                 weight = result[f"{name}.weight"]
                 result.setdefault(f"{name}.bias", weight.new_zeros(len(weight)))
     return result
-
-
-def _first_layer(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A feed-forward's first layer, which here gives (linear, gate) in one; for one expert or all, stacked."""
-    before, _, last = name.partition(".feedforward.fc1")
-    if last == "_weight":  # (E, 2F, D)
-        linear, gate = tensor.chunk(2, dim=1)
-        return {f"model.{before}.mlp.experts.gate_up_proj": torch.cat((gate, linear), dim=1)}
-    linear, gate = tensor.chunk(2)
-    return {f"model.{before}.mlp.up_proj{last}": linear, f"model.{before}.mlp.gate_proj{last}": gate}
 
 
 def _stock_name(name: str) -> str:
