@@ -29,12 +29,19 @@ def rewrite(folder, lines):
     (folder / MANIFEST).write_text(head + lines)
 
 
-def test_an_untouched_folder(folder):
+def test_an_untouched_folder_and_one_without_a_list(folder, tmp_path):
     check_files(folder)
     check_files(folder, ["a.json", "not listed"])
     write_checksums(folder)  # does not list itself
     assert MANIFEST not in (folder / MANIFEST).read_text()
     check_files(folder)
+    (folder / MANIFEST).unlink()
+    (folder / "a.json").unlink()
+    check_files(folder)
+    check_files(folder, ["a.json"])
+    (tmp_path / "empty folder").mkdir()
+    write_checksums(tmp_path / "empty folder")
+    check_files(tmp_path / "empty folder")
 
 
 @pytest.mark.parametrize("name", [name for name, content in CONTENT.items() if content])
@@ -66,16 +73,6 @@ def test_a_truncated_list_or_a_missing_file(folder):
         path.write_bytes(whole[:kept])
         with pytest.raises(CheckpointError, match=re.escape(f"{path} is damaged: its first line is not the checksum")):
             check_files(folder)
-
-
-def test_a_folder_without_a_list_is_not_checked(folder, tmp_path):
-    (folder / MANIFEST).unlink()
-    (folder / "a.json").unlink()
-    check_files(folder)
-    check_files(folder, ["a.json"])
-    (tmp_path / "empty folder").mkdir()
-    write_checksums(tmp_path / "empty folder")
-    check_files(tmp_path / "empty folder")
 
 
 def test_files_elsewhere_are_not_touched_and_malformed_lines_quoted(folder):
