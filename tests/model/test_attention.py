@@ -4,12 +4,13 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from sqat import Attention
 from sqat.errors import ConfigError
 from sqat.model.attend import attend_naive
 from sqat.model.cache import LayerCache
-from sqat.model.mask import window_naive
+from sqat.model.mask import AttentionMask, window_naive
 from sqat.model.rope import rotary_tables, rotate
 from sqat.variants import VARIANTS, head_counts
 
@@ -122,3 +123,91 @@ def test_reverse_heads_serve_neighbouring_key_heads():
         assert layer(x).equal(before)
         layer.q_proj.weight[:C] += 1
         assert not layer(x).allclose(before)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("shape", [(T, T), (B, T, T), (B, 1, T, T), (B, 6, T, T)], ids=str)
+@pytest.mark.parametrize("additive", [True, False])
+def test_mask_tensors(shape, additive, causal):
+    """Together with the module's own causality; a query that sees nothing gets zeros."""
+    layer, x = Attention(D, 6, 3, C, causal=causal), torch.randn(B, T, D)
+    seen = torch.rand(shape) < 0.6
+    seen[..., 3, :] = False
+    mask = torch.zeros(shape).masked_fill(~seen, -torch.inf) if additive else seen
+    found, weights = layer(x, mask=mask, need_weights=True)
+    whole = seen.unsqueeze(1) if seen.dim() == 3 else seen
+    whole = (whole & torch.ones(T, T).tril().bool() if causal else whole).expand(B, 6, T, T)
+    assert (weights[~whole] == 0).all()
+    sums = weights.sum(dim=-1)
+    torch.testing.assert_close(sums, whole.any(dim=-1).float())
+    torch.testing.assert_close(layer(x, mask=mask), found)
+    assert (found[:, 3] == 0).all()
+
+
+def test_an_additive_mask_is_added():
+    layer, x = Attention(D, 6, 3, C), torch.randn(B, T, D)
+    weights = layer(x, need_weights=True)[1]
+    bias = torch.randn(T, T)
+    expected = (weights.log() + bias).softmax(dim=-1)
+    torch.testing.assert_close(layer(x, mask=bias, need_weights=True)[1], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": False}, {"window": 4, "global_tokens": 1}], ids=str)
+def test_weights_on_request(options):
+    layer, x = Attention(D, 6, 3, C, **options), torch.randn(B, T, D)
+    found, weights = layer(x, need_weights=True)
+    torch.testing.assert_close(found, layer(x))
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(B, 6, T))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(T, T + 1, dtype=torch.bool), r"mask has the shape \(11, 12\), but must have \(11, 11\) or \(5, "),
+        (torch.ones(T, dtype=torch.bool), r"mask has the shape \(11,\)"),
+        (torch.ones(T, T, dtype=torch.long), r"mask is torch\.int64, but must be an AttentionMask, or a tensor of boo"),
+        ("causal", r"mask is str, but must be"),
+        (AttentionMask(3, 3, torch.device("cpu")), r"mask is for 3 queries and 3 keys, but must be for 11 and 11"),
+    ],
+)
+def test_unusable_masks(mask, message):
+    with pytest.raises(ConfigError, match=message):
+        Attention(D, 6, 3, C)(torch.randn(B, T, D), mask=mask)
+
+
+def test_one_sequence_without_a_batch():
+    layer, x = Attention(D, 6, 3, C), torch.randn(T, D)
+    torch.testing.assert_close(layer(x), layer(x.unsqueeze(0))[0])
+    assert [part.shape for part in layer(x, need_weights=True)] == [(T, D), (6, T, T)]
+
+
+@pytest.mark.parametrize("shape", [(D,), (B, T, D + 1), (2, B, T, D)], ids=str)
+def test_inputs_of_another_shape(shape):
+    with pytest.raises(ConfigError, match=r"x has the shape \(.*, but must have \(B, T, 23\) or \(T, 23\)"):
+        Attention(D, 6, 3, C)(torch.randn(shape))
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 4, "global_tokens": 1}], ids=str)
+def test_a_new_cache(options):
+    layer, x = Attention(D, 6, 3, C, **options).double(), torch.randn(B, T, D, dtype=torch.float64)
+    cache = layer.new_cache(B, T)
+    parts = [layer(part, cache=cache) for part in x.split([7, 1, 3], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), layer(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_from_multihead_attention(bias, causal):
+    other = nn.MultiheadAttention(24, 4, bias=bias, batch_first=True)
+    for parameter in other.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(B, T, 24)
+    hidden = torch.ones(T, T).triu(1).bool() if causal else None
+    expected, weights = other(x, x, x, attn_mask=hidden, average_attn_weights=False)
+    layer = Attention.from_multihead_attention(other, causal=causal)
+    found, own_weights = layer(x, need_weights=True)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own_weights, weights)
+    with pytest.raises(ConfigError, match="kdim or vdim"):
+        Attention.from_multihead_attention(nn.MultiheadAttention(24, 4, kdim=7))

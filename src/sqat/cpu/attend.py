@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sqat.cpu.threads import available
 from sqat.model.attend import attend, repeat_queries, take
-from sqat.model.dispatch import implements
+from sqat.model.dispatch import implements, once_differentiable
 from sqat.model.mask import AttentionMask
 
 MOST_TOKENS = 1024  # longer sequences do not fit the caches, and torch's kernel catches up

@@ -13,12 +13,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sqat.cpu.dropout import keep_scale
 from sqat.cpu.threads import available
-from sqat.model.dispatch import implements
-from sqat.model.moe import by_expert, compute_dtype, sort_by_expert
+from sqat.model.dispatch import autocast_dtype, implements, once_differentiable
+from sqat.model.moe import by_expert, sort_by_expert
 from sqat.seeds import draw_seeds
 
 LEAST_TOKENS = 512  # fewer, mostly a prompt, are not worth a second of compiling
@@ -29,13 +28,13 @@ UNIT_ROWS = 2048  # at most this many rows of an expert in one product
 def fits(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p=0.0):
     """Whether the loops support these experts: gated SiLU in float32 or bfloat16."""
     swiglu = gated and activation in ("silu", "swish")
-    types = compute_dtype(x_ND) in (torch.float32, torch.bfloat16) and weights_Nk.dtype == torch.float32
+    types = autocast_dtype(x_ND) in (torch.float32, torch.bfloat16) and weights_Nk.dtype == torch.float32
     return swiglu and types and len(x_ND) >= LEAST_TOKENS and available()
 
 
 @implements("run_experts", "cpu", fits=fits)
 def run_experts(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p=0.0):
-    compute = compute_dtype(x_ND)
+    compute = autocast_dtype(x_ND)
     with torch.autocast("cpu", enabled=False):
         return SortedExperts.apply(x_ND, experts_Nk, weights_Nk, *weights, p, compute)
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sqat.cpu import attend, dropout, experts
 from sqat.cpu.threads import available
-from sqat.model.dispatch import implements
+from sqat.model.dispatch import implements, once_differentiable
 
 __all__ = ["attend", "dropout", "experts"]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sqat.data.batches import Batch
 from sqat.model import Decoder
+from sqat.model.dispatch import once_differentiable
 from sqat.seeds import draw_seeds, drawing_from
 
 Compute = Callable[[Batch], dict[str, Tensor]]
@@ -116,7 +117,7 @@ class _Sharded(torch.autograd.Function):
         return tuple(sums)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         parts, ctx.parts = ctx.parts, None  # the graphs go with them
         return None, None, *ctx.shards.backward(parts, grads)

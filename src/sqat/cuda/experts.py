@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sqat.model.dispatch import implements
+from sqat.model.dispatch import autocast_dtype, implements, once_differentiable
 from sqat.model.feedforward import ACTIVATIONS, activate, dropout
-from sqat.model.moe import ExpertWeights, SortedRows, by_expert, compute_dtype, sort_by_expert
+from sqat.model.moe import ExpertWeights, SortedRows, by_expert, sort_by_expert
 
 ROWS = 8  # an expert's rows are padded to a multiple: 16 bytes of bfloat16, which the kernels require of every stride
 MAX_EXPERTS = 1023  # of torch's kernel
@@ -54,7 +54,7 @@ def run_experts_few(
     p: float = 0.0,
 ) -> Tensor:
     """As :func:`sqat.model.moe.run_experts`, for few tokens: one product for all experts' rows."""
-    compute, fc1_bias, fc2_bias = compute_dtype(x_ND), weights.fc1_bias_EI, weights.fc2_bias_ED
+    compute, fc1_bias, fc2_bias = autocast_dtype(x_ND), weights.fc1_bias_EI, weights.fc2_bias_ED
     (num_tokens, per_token), num_experts = experts_Nk.shape, len(weights.fc1_EID)
     gathered = num_tokens * per_token <= num_experts
     with torch.autocast(x_ND.device.type, enabled=False):
@@ -86,7 +86,7 @@ def supports_grouped(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, weigh
     """
     widths = (*weights.fc1_EID.shape[1:], weights.fc2_EDF.shape[2])
     sizes = len(x_ND) > 0 and len(weights.fc1_EID) <= MAX_EXPERTS and not any(width % ROWS for width in widths)
-    return sizes and compute_dtype(x_ND) == torch.bfloat16 and _has_kernel(x_ND.device.index or 0)
+    return sizes and autocast_dtype(x_ND) == torch.bfloat16 and _has_kernel(x_ND.device.index or 0)
 
 
 def _has_kernel(device: int) -> bool:
@@ -105,7 +105,7 @@ def run_experts_grouped(
     p: float = 0.0,
 ) -> Tensor:
     """As :func:`sqat.model.moe.run_experts`, by grouped products; see :func:`supports_grouped`."""
-    compute = compute_dtype(x_ND)
+    compute = autocast_dtype(x_ND)
     with torch.autocast(x_ND.device.type, enabled=False):
         return GroupedExperts.apply(x_ND, experts_Nk, weights_Nk, *weights, activation, gated, p, compute)
 
@@ -156,6 +156,7 @@ class GroupedExperts(torch.autograd.Function):
         return out_ND
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
         activation, gated, scale, x_dtype, weight_dtype, has_bias = ctx.settings
         x, experts_Nk, weights_Nk, fc1, fc2, fc2_bias_ED, hidden_RI, kept_RF, token_R, place_Nk, ends_E = (

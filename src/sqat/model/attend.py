@@ -7,12 +7,15 @@ K heads of results.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import flop_counter
 
 from sqat.model import mask as masks
-from sqat.model.dispatch import operation
+from sqat.model.dispatch import like, operation, without_autocast
 from sqat.model.mask import AttentionMask
 
 
@@ -35,21 +38,27 @@ def attend(
         dropout: share of attention weights set to zero (0 in evaluation).
     """
     q_BHTC, num_queries, num_keys = repeat_queries(q_BHTC, k_BKSC), q_BHTC.shape[2], k_BKSC.shape[2]
-    grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
-    if mask is None and causal and 1 < num_queries < num_keys:
+    # Sizes may be tensors (in torch.jit.trace) or symbols (in torch.export), which are no flags.
+    grouped = True if q_BHTC.shape[1] != k_BKSC.shape[1] else False  # noqa: SIM210
+    square = True if num_queries == num_keys else False  # noqa: SIM210
+    if mask is None and causal and not square and num_queries > 1:
         mask = AttentionMask(num_queries, num_keys, q_BHTC.device)
-    with torch.autocast(q_BHTC.device.type, enabled=False):  # the caller chose the type, see `kernel_dtype`
+    if hasattr(q_BHTC, "device_mesh") and q_BHTC.device.type == "cpu" and not dropout:  # no kernel takes DTensors there
+        mask = mask or AttentionMask(num_queries, num_keys, q_BHTC.device, causal)
+        return attend_naive(q_BHTC, k_BKSC, v_BKSC, like(mask.rows(), q_BHTC))
+    with without_autocast(q_BHTC):  # the caller chose the type, see `kernel_dtype`
         if mask is None:
-            is_causal = causal and num_queries > 1
             return F.scaled_dot_product_attention(
-                q_BHTC, k_BKSC, v_BKSC, dropout_p=dropout, is_causal=is_causal, enable_gqa=grouped
+                q_BHTC, k_BKSC, v_BKSC, dropout_p=dropout, is_causal=causal and square, enable_gqa=grouped
             )
+        step = masks.QUERY_BLOCK
+        starts = range(0, num_queries, step) if type(num_queries) is int else (0,)
         blocks = []
-        for start in range(0, num_queries, masks.QUERY_BLOCK):
-            stop = min(start + masks.QUERY_BLOCK, num_queries)
+        for start in starts:
+            stop = min(start + step, num_queries) if type(num_queries) is int else num_queries
             keys, seen = mask.block(start, stop)
             q, k, v = q_BHTC[:, :, start:stop], take(k_BKSC, keys), take(v_BKSC, keys)
-            blocks.append(F.scaled_dot_product_attention(q, k, v, seen, dropout, enable_gqa=grouped))
+            blocks.append(F.scaled_dot_product_attention(q, k, v, like(seen, q), dropout, enable_gqa=grouped))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
 
@@ -72,8 +81,41 @@ def kernel_dtype(x: Tensor) -> torch.dtype:
 
 
 def attend_naive(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, seen_BHTS: Tensor) -> Tensor:
-    """The definition, for tests: every score written out, `seen_BHTS` says which count."""
+    """The definition: every score written out, `seen_BHTS` says which count."""
+    bias = torch.zeros_like(seen_BHTS, dtype=q_BHTC.dtype).masked_fill(~seen_BHTS, -torch.inf)
+    return weigh(attention_weights(q_BHTC, k_BKSC, bias), v_BKSC)
+
+
+def attention_weights(q_BHTC: Tensor, k_BKSC: Tensor, bias_BHTS: Tensor) -> Tensor:
+    """softmax(q·kᵀ / sqrt(C) + bias), (B, H or K, T, S); zeros where the bias hides every key."""
     heads = max(q_BHTC.shape[1], k_BKSC.shape[1])
-    q_BHTC, k_BHSC, v_BHSC = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (q_BHTC, k_BKSC, v_BKSC))
-    scores_BHTS = q_BHTC @ k_BHSC.transpose(-1, -2) / q_BHTC.shape[-1] ** 0.5
-    return scores_BHTS.masked_fill(~seen_BHTS, -torch.inf).softmax(dim=-1) @ v_BHSC
+    q_BHTC, k_BHSC = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (q_BHTC, k_BKSC))
+    scores_BHTS = q_BHTC @ k_BHSC.transpose(-1, -2) / q_BHTC.shape[-1] ** 0.5 + bias_BHTS
+    nothing = (bias_BHTS == -torch.inf).all(dim=-1, keepdim=True)
+    return scores_BHTS.masked_fill(nothing, 0.0).softmax(dim=-1).masked_fill(nothing, 0.0)
+
+
+def weigh(weights_BHTS: Tensor, v_BKSC: Tensor) -> Tensor:
+    """The weighted sums of values, (B, H, T, C)."""
+    return weights_BHTS @ v_BKSC.repeat_interleave(weights_BHTS.shape[1] // v_BKSC.shape[1], dim=1)
+
+
+def _count_flops() -> None:
+    """Let `torch.utils.flop_counter.FlopCounterMode` count attention on CPUs, for which torch has no formula."""
+    aten = torch.ops.aten
+    forward = aten._scaled_dot_product_flash_attention_for_cpu
+    backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
+    if forward not in flop_counter.flop_registry:
+
+        @flop_counter.register_flop_formula(forward)
+        def count(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+            return flop_counter.sdpa_flop_count(q, k, v)
+
+    if backward not in flop_counter.flop_registry:
+
+        @flop_counter.register_flop_formula(backward)
+        def count_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+            return flop_counter.sdpa_backward_flop_count(grad, q, k, v)
+
+
+_count_flops()

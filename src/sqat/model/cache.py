@@ -117,7 +117,7 @@ def window_mask(
     if isinstance(cache, RollingLayer):
         return cache.mask(num_new)
     num_keys = num_new + (0 if cache is None else cache.length)
-    if num_keys <= window:
+    if type(num_keys) is int and num_keys <= window:  # a symbol stands for any length
         return None
     return AttentionMask(num_new, num_keys, device, window=window, global_tokens=global_tokens)
 

@@ -179,7 +179,7 @@ class Decoder(nn.Module):
         if cache is not None:
             return cache.mask(num_tokens)
         mask = AttentionMask(num_tokens, num_tokens, tokens_BT.device, documents_BS=documents)
-        if self.config.window is not None and self.config.window < num_tokens:
+        if self.config.window is not None and (type(num_tokens) is not int or self.config.window < num_tokens):
             mask.window, mask.global_tokens = self.config.window, self.config.global_tokens
             return mask
         return None if documents is None else mask

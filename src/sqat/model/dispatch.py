@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import torch
@@ -100,22 +101,84 @@ def load_plugins() -> None:
             logger.debug("%s is left out, plain torch runs instead: %s", name, error)
 
 
+_plain = False
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Compute with torch's own operators alone: slower, but differentiable as often as you like.
+
+    Kernels of `cpu/` and `cuda/`, fused rotation and cross-entropy have first derivatives only, and say so where a
+    second one is asked for. Only the forward pass has to be within this context.
+    """
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def is_plain() -> bool:
+    """Whether this runs within :func:`plain_torch`."""
+    return _plain
+
+
+def once_differentiable(backward: Function) -> Function:
+    """Mark a backward pass that cannot itself be differentiated. torch's decorator of this name lets pass what is
+    differentiated by weights and inputs where the gradient that comes in needs none, and gives wrong results there.
+    """
+
+    @functools.wraps(backward)
+    def run(*args: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # as `create_graph=True` has it
+            raise RuntimeError(
+                "trying to differentiate twice a function that was marked with @once_differentiable: for second "
+                "derivatives run the forward pass within sqat.model.plain_torch()"
+            )
+        return backward(*args)
+
+    return cast("Function", run)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The type of matrix products with `x`: autocast's, if it is on, or that of `x`."""
+    device = x.device.type
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which autocast is off on the device of `x`; the device "meta" has none."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+
+
+def like(tensor: Tensor, other: Any) -> Tensor:
+    """`tensor`, replicated on the mesh of `other` if that is a DTensor, which mixes with no other class."""
+    if not hasattr(other, "device_mesh") or hasattr(tensor, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = other.device_mesh
+    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 def is_traced(*values: Any) -> bool:
     """Whether anything watches, transforms or stands in for these tensors, so that only torch's own operators will do.
 
-    That is whatever hides their values (see :func:`has_values`), and counters of operations such as `FlopCounterMode`.
-    Kernels that read memory by its address would miss all of these.
+    That is whatever hides their values (see :func:`has_values`), counters of operations such as `FlopCounterMode`, and
+    :func:`plain_torch`. Kernels that read memory by its address would miss all of these.
     """
-    return not has_values(*values) or torch._C._len_torch_dispatch_stack() > 0
+    return _plain or not has_values(*values) or torch._C._len_torch_dispatch_stack() > 0
 
 
 def has_values(*values: Any) -> bool:
     """Whether the values of these tensors can be read, so that shapes may depend on them.
 
     They cannot in a compiler or exporter, `torch.jit.trace`, a functorch transform (`vmap`, `grad`), forward-mode
-    differentiation, a dispatch mode (`make_fx`, `FakeTensorMode`) other than a counter of operations, or in a
-    tensor that is none of torch's two plain classes (`FakeTensor`, `DTensor`, quantised and other subclasses; also
-    inside of tuples).
+    differentiation, a dispatch mode (`make_fx`, `FakeTensorMode`) other than a counter of operations, on the device
+    "meta", or in a tensor that is none of torch's two plain classes (`FakeTensor`, `DTensor`, quantised and other
+    subclasses; also inside of tuples).
     """
     if torch.compiler.is_compiling():
         return False
@@ -132,4 +195,4 @@ def has_values(*values: Any) -> bool:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_plain, value))
-    return not isinstance(value, Tensor) or type(value) in (Tensor, nn.Parameter)
+    return not isinstance(value, Tensor) or (type(value) in (Tensor, nn.Parameter) and not value.is_meta)

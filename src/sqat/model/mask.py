@@ -102,6 +102,8 @@ class AttentionMask:
 
     def reach(self, start: int, stop: int) -> list[slice]:
         """The keys that queries start … stop may see: one slice, or global tokens and those in the window's reach."""
+        if type(self.num_keys) is not int:  # a symbol, which stands for any length
+            return [slice(0, self.num_keys)]
         first_query = self.num_keys - self.num_queries + start
         last = first_query + stop - start if self.causal and self.positions_S is None else self.num_keys
         if self.window is None or self.positions_S is not None:
@@ -123,6 +125,8 @@ class AttentionMask:
         added to scores (zero or minus infinity).
         """
         keys = self.reach(start, stop)
+        if type(self.num_keys) is not int and dtype == torch.bool:
+            return keys, self.rows(start, stop, keys)
         key: tuple[Any, ...] = (start, stop, dtype)
         if self._uniform and self.window is not None:  # then blocks at the same distance from their keys are the same
             distance = self.num_keys - self.num_queries + start - keys[-1].start

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sqat.config import ModelConfig
-from sqat.model.dispatch import has_values, load_plugins, operation
+from sqat.model.dispatch import autocast_dtype, has_values, load_plugins, operation, without_autocast
 from sqat.model.feedforward import activate, dropout
 
 
@@ -68,7 +68,7 @@ class MoE(nn.Module):
         default).
         """
         x_ND = x_BTD.flatten(0, -2)
-        with torch.autocast(x_ND.device.type, enabled=False):  # routing is decided in full precision
+        with without_autocast(x_ND):  # routing is decided in full precision
             probs_NE = router_softmax(F.linear(x_ND.float(), self.router.weight.float()))
         selected_Nk, experts_Nk = probs_NE.topk(self.experts_per_token, dim=-1)
         weights_Nk = selected_Nk / (selected_Nk.sum(dim=-1, keepdim=True) + 1e-9)
@@ -112,7 +112,7 @@ def sum_by_expert(values_Nk: Tensor, experts_Nk: Tensor, num_experts: int) -> Te
 
 def by_expert(values_Nk: Tensor, experts_Nk: Tensor, num_experts: int) -> Tensor:
     """A token's values over all experts, zero at those it did not choose, (N, E)."""
-    return values_Nk.new_zeros(len(values_Nk), num_experts).scatter_add(1, experts_Nk, values_Nk)
+    return values_Nk.new_zeros(values_Nk.shape[0], num_experts).scatter_add(1, experts_Nk, values_Nk)
 
 
 @operation
@@ -136,8 +136,8 @@ def run_experts(
     """
     if not has_values(x_ND, *weights):  # an expert's number of rows is unknown
         return run_experts_naive(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p)
-    compute = compute_dtype(x_ND)
-    with torch.autocast(x_ND.device.type, enabled=False):
+    compute = autocast_dtype(x_ND)
+    with without_autocast(x_ND):
         rows = sort_by_expert(experts_Nk, len(weights.fc1_EID))
         x_RD = x_ND.to(compute).index_select(0, rows.token_R)
         parts = x_RD.split(rows.ends_E.diff(prepend=rows.ends_E.new_zeros(1)).tolist())
@@ -146,12 +146,6 @@ def run_experts(
         )
         y_NkD = y_RD[rows.place_Nk]
         return (y_NkD * weights_Nk.unsqueeze(-1)).sum(dim=1)
-
-
-def compute_dtype(x_ND: Tensor) -> torch.dtype:
-    """The type of matrix products: autocast's, if it is on, or that of `x_ND`."""
-    device = x_ND.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
 
 
 class SortedRows(NamedTuple):

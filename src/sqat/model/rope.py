@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from sqat.model.dispatch import is_traced, operation
+from sqat.model.dispatch import is_traced, like, once_differentiable, operation
 
 
 class RotaryTables(NamedTuple):
@@ -37,7 +36,9 @@ def rotate(x_BHTC: Tensor, tables: RotaryTables, dtype: torch.dtype | None = Non
     The result has the memory layout of the input and its type, or `dtype`.
     """
     if is_traced(x_BHTC, tables):
-        return rotate_naive(x_BHTC.float(), tables).to(dtype or x_BHTC.dtype)
+        tables = RotaryTables(*(like(table, x_BHTC) for table in tables))
+        exact = torch.promote_types(x_BHTC.dtype, torch.float32)
+        return rotate_naive(x_BHTC.to(exact), tables).to(dtype or x_BHTC.dtype)
     return _Rotate.apply(x_BHTC, *tables, dtype or x_BHTC.dtype)
 
 

@@ -25,6 +25,7 @@ from sqat.checkpoint.model_files import build
 from sqat.data.batches import IGNORE, Batch
 from sqat.errors import ConfigError, ProcessLostError, SqatError
 from sqat.model import Decoder
+from sqat.model.dispatch import once_differentiable
 from sqat.seeds import draw_seeds
 
 T = TypeVar("T")
@@ -290,7 +291,7 @@ class _SumOverRanks(torch.autograd.Function):
         return tuple(sums)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
         return None, *(grad * ctx.scale if need else None for need, grad in zip(needed, grads, strict=True))

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from sqat.data.batches import IGNORE
 from sqat.errors import ConfigError
-from sqat.model.dispatch import operation
+from sqat.model.dispatch import (
+    autocast_dtype,
+    has_values,
+    is_plain,
+    once_differentiable,
+    operation,
+    without_autocast,
+)
 from sqat.model.moe import RouterStats
 
 # Rows whose logits exist at once, and rows of these whose softmax does, by device; on a CPU they stay in its caches.
@@ -35,12 +42,13 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | 
     Logits exist for some rows at a time (`CHUNK_ROWS`), and the gradients are taken while they do (so the backward pass
     only scales them). The products run in the autocast type if one is set; softmax and sums are float32.
     """
-    device = hidden_ND.device.type
-    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
+    if is_plain() or not (torch.compiler.is_compiling() or has_values(hidden_ND, weight_VD)):
+        return cross_entropy_naive(hidden_ND, weight_VD, bias_V, targets_N)
+    device, compute = hidden_ND.device.type, autocast_dtype(hidden_ND)
     keep = torch.arange(len(targets_N), device=targets_N.device)
     if not _counting_waits(device):
         keep = (targets_N != IGNORE).nonzero().squeeze(1)
-    with torch.autocast(device, enabled=False):
+    with without_autocast(hidden_ND):
         loss, correct = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, keep, compute)
     return LossSums(loss, correct, (targets_N != IGNORE).sum())
 
@@ -51,7 +59,7 @@ def _counting_waits(device: str) -> bool:
 
 
 def cross_entropy_naive(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> LossSums:
-    """The definition of :func:`linear_cross_entropy`, with all logits at once; for tests."""
+    """The definition of :func:`linear_cross_entropy`, with all logits at once; for tests, and for tracing."""
     logits_NV = F.linear(hidden_ND, weight_VD, bias_V)
     loss = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORE, reduction="sum")
     return LossSums(loss, (logits_NV.argmax(dim=-1) == targets_N).sum(), (targets_N != IGNORE).sum())
@@ -91,6 +99,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if d is None else d * grad_loss for d in ctx.saved_tensors)
         return *scaled, None, None, None
@@ -148,9 +157,8 @@ def token_losses(
     """Each row's cross-entropy (nats, float32), and whether its likeliest token was right, without gradients. Every row
     must have a target.
     """
-    device = hidden_ND.device.type
-    compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
-    with torch.autocast(device, enabled=False):
+    compute = autocast_dtype(hidden_ND)
+    with without_autocast(hidden_ND):
         everything = torch.arange(len(targets_N), device=targets_N.device)
         parts = [
             cross_entropy(logits, bias_V, targets_N.index_select(0, rows), train=False)
