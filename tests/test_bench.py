@@ -23,12 +23,9 @@ def test_models_are_measured_in_processes_of_their_own(monkeypatch, tiny_config)
 @pytest.mark.parametrize("backward", [False, True])
 def test_attention_runs_for_every_kind_of_heads(tiny_config, changes, backward):
     bench.attention_call(tiny_config(**changes), 2, 11, "cpu", backward=backward)()
-
-
-def test_environment_describes_the_machine():
-    found = bench.environment()
-    assert found["threads"] == torch.get_num_threads()
-    assert {"cpu", "gpu", "memory_bytes", "revision", "date", "variables"} <= set(found)
+    machine = bench.environment()
+    assert machine["threads"] == torch.get_num_threads()
+    assert {"cpu", "gpu", "memory_bytes", "revision", "date", "variables"} <= set(machine)
 
 
 @pytest.mark.parametrize(

@@ -61,14 +61,6 @@ def test_without_locks_the_block_still_runs(tmp_path, monkeypatch):
         take(tmp_path)
 
 
-def test_take(tmp_path):
-    handle = take(tmp_path)
-    with pytest.raises(BlockingIOError):
-        take(tmp_path)
-    os.close(handle)
-    os.close(take(tmp_path))
-
-
 @pytest.mark.parametrize("then", ["replaced", "removed"])
 def test_a_folder_replaced_while_waiting_is_not_what_is_locked(tmp_path, monkeypatch, then):
     path = tmp_path / "folder"

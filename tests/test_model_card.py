@@ -128,8 +128,7 @@ class TestText:
 
         evaluation = {**EVALUATION, "padded_loss": None, "padded_accuracy": None}  # what does not exist is left out
         assert "counting padding" not in model_card(preset("sqat-mm"), "sqat", origin=origin(evaluation))
-
-    def test_results_of_an_earlier_step_are_not_this_checkpoints(self):
+        # Results of an earlier step are not this checkpoint's.
         text = model_card(preset("sqat-mm"), "sqat", origin=origin(step=37))
         assert "## Results" not in text
         assert "metrics" not in ModelCard(text).data.to_dict()

@@ -14,14 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    constants,
-    get_token,
-    hf_hub_download,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, hf_hub_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     GatedRepoError,
     HfHubHTTPError,
@@ -59,12 +52,7 @@ def require_repo_id(repo_id: str | None, field: str) -> str:
 
 
 def download(
-    repo_id: str,
-    names: Sequence[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    **options: Any,
+    repo_id: str, names: Sequence[str], *, revision: str | None = None, token: str | bool | None = None, **options: Any
 ) -> Path:
     """Fetch files at the top of a model repository into the client's cache, all of one commit; returns the folder they
     are in. `options` (`cache_dir`, `force_download`, `local_files_only`) as `huggingface_hub.hf_hub_download` takes

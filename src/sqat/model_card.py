@@ -96,22 +96,15 @@ class StockModel(NamedTuple):
 class Known:
     """What only the user can know of a model; what is not given is left out of its card.
 
-    Attributes:
-        license: the Hub's identifier, such as "apache-2.0".
-        datasets: Hub ids of the training data.
-        base_model: Hub id of the model that this one was made of.
-        metrics: results that are not on record here.
-        training: the command that trained it, if none is on record here.
-
     Raises:
         ConfigError: a name that the Hub would not take, or a metric without a definition.
     """
 
-    license: str | None = None
-    datasets: tuple[str, ...] = ()
-    base_model: str | None = None
-    metrics: tuple[Metric, ...] = ()
-    training: str | None = None
+    license: str | None = None  # the Hub's identifier, such as "apache-2.0"
+    datasets: tuple[str, ...] = ()  # Hub ids of the training data
+    base_model: str | None = None  # Hub id of the model that this one was made of
+    metrics: tuple[Metric, ...] = ()  # results that are not on record here
+    training: str | None = None  # the command that trained it, if none is on record here
 
     def __post_init__(self) -> None:
         if self.license is not None and not _LICENSE.fullmatch(self.license):

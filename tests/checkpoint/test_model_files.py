@@ -164,10 +164,8 @@ class TestChecksums:
 
 
 class TestConfigFile:
-    def test_read_config_gives_configuration_and_layout(self, folder, model):
-        assert read_config(folder) == (model.config, False)
-
     def test_a_folder_moved_aside_is_put_back(self, folder, model, caplog):
+        assert read_config(folder) == (model.config, False)  # and the layout: whether it is RxNN's
         folder.rename(folder.with_name(".model.previous"))
         with caplog.at_level(logging.WARNING):
             assert_same(load_model(folder), model)

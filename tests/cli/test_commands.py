@@ -194,9 +194,6 @@ def test_export(sqat, run_folder):
     assert (code, "out is stock, which exists and is not empty" in err) == (1, True)
     assert sqat("export", run_folder, "--out", "transformers")[0] == 0
     assert sqat("generate", "transformers", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
-
-
-def test_model_that_the_originals_layout_cannot_hold(sqat, run_folder):
     code, _, err = sqat("export", run_folder, "--out", "original", "--to", "rxnn")
     assert (code, Path("original").exists()) == (1, False)
     assert "tie_embeddings is True, but RxNN's layout holds models with tie_embeddings False only" in err

@@ -9,14 +9,8 @@ from sqat.compare.folder import Folder
 from sqat.compare.plan import ComparePlan
 from sqat.cost import kv_bytes_per_token, parameters
 
-TINY_MODEL = {
-    "vocab_size": 307,
-    "hidden_size": 32,
-    "head_dim": 4,
-    "num_layers": 1,
-    "intermediate_size": 13,
-    "context_length": 31,
-}
+TINY_MODEL = {"vocab_size": 307, "hidden_size": 32, "head_dim": 4, "num_layers": 1}
+TINY_MODEL |= {"intermediate_size": 13, "context_length": 31}
 TINY_PLAN = {
     "name": "tiny",
     "family": "extra_small",

@@ -59,24 +59,20 @@ def original(tmp_path):
 
 
 class TestTraining:
-    def test_ids(self, tokenizer):
-        assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id) == (PAD, UNK, BOS, EOS)
-        assert (PAD, UNK, BOS, EOS) == (0, 1, 2, 3)
+    def test_ids_and_the_same_tokenizer_from_the_same_documents(self, tokenizer):
+        ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id)
+        assert ids == (PAD, UNK, BOS, EOS) == (0, 1, 2, 3)
         assert tokenizer.vocab_size == 271
         assert len(tokenizer.encode(TEXT)) < len(TEXT)
-
-    def test_same_documents_give_the_same_tokenizer(self, tokenizer):
         assert train_tokenizer(iter([TEXT] * 3), 271).fingerprint() == tokenizer.fingerprint()
         assert train_tokenizer([TEXT] * 3, 269).fingerprint() != tokenizer.fingerprint()
 
-    def test_smallest_vocabulary(self):
+    def test_vocabularies_that_are_too_small_or_large_for_the_text(self, caplog):
         with pytest.raises(ConfigError, match="vocab_size is 259; it must be at least 260"):
             train_tokenizer([TEXT], 259)
         with pytest.raises(ConfigError, match=f"vocab_size is {10**40}; .* at most 4,194,304"):
             train_tokenizer([TEXT], 10**40)
         assert train_tokenizer([TEXT], 260).vocab_size == 260
-
-    def test_small_text(self, caplog):
         assert train_tokenizer(["ab ab"], 293).vocab_size == 258 + 4  # one merge: ab; another: space ab
         assert "a vocabulary of 262 entries, not 293" in caplog.text
 
@@ -122,11 +118,9 @@ class TestEncodeAndDecode:
 
 
 class TestOriginal:
-    def test_decodes_without_the_added_space(self, original):
+    def test_decodes_without_the_added_space_and_neither_pads_nor_truncates(self, original):
         for text in NASTY + random_texts(499):
             assert original.decode(original.encode(text)) == text.removeprefix(" ")
-
-    def test_continuation_keeps_the_space_and_documents_are_neither_padded_nor_truncated(self, original):
         ids = original.encode("The cat sat")
         assert original.decode(ids[:2]) + original.decode(ids[2:], continuation=True) == "The cat sat"
         assert [len(ids) for ids in original.encode_documents(["", "cat", "x" * 97])] == [2, 3, 100]

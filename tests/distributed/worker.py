@@ -75,16 +75,15 @@ def run(job):
     else:
         trainer = start_run(RunConfig.from_dict(job["config"]), job["out"], **settings)
     trainer.train()
+    state, groups = trainer.state, trainer.optimizer.param_groups
     return {
-        "step": trainer.state.step,
-        "tokens": trainer.state.tokens,
-        "data": list(trainer.state.data),
+        "step": state.step,
+        "tokens": state.tokens,
+        "data": list(state.data),
         "steps": steps,
         "interrupted": trainer.interrupted,
         "stop_reason": trainer.stop_reason,
-        "own": sum(
-            part(parameter).numel() for group in trainer.optimizer.param_groups for parameter in group["params"]
-        ),
+        "own": sum(part(parameter).numel() for group in groups for parameter in group["params"]),
     }
 
 

@@ -103,15 +103,12 @@ def test_read_only_from_some_change_on(whole, commands):
         assert_whole_and_goes_on(sqat, whole)
 
 
-def test_a_folder_without_write_permission(commands):
+def test_a_folder_without_write_permission_or_below_a_file(commands):
     sqat = commands("run")
     sqat.folder.chmod(0o555)
     ended = sqat(*TRAIN, before=WITHOUT_CAPABILITIES if os.geteuid() == 0 else "")
     sqat.folder.chmod(0o755)
     assert_refused(ended, "Permission denied; choose a folder that you may write to", "run cannot")
     assert [path.name for path in sqat.folder.iterdir()] == ["config.yaml"]
-
-
-def test_a_folder_below_a_file(commands):
-    ended = commands("run")("train", "config.yaml", "--out", "config.yaml/run")
+    ended = sqat("train", "config.yaml", "--out", "config.yaml/run")
     assert_refused(ended, "Not a directory; choose another name", "config.yaml/run")

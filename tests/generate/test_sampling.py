@@ -131,10 +131,13 @@ class TestChoice:
         logits = 10 * torch.randn(B, V)
         assert choose(logits, temperature=temperature, seed=1) == logits.argmax(dim=-1).tolist()
 
-    def test_of_equally_likely_the_first(self):
+    def test_of_equally_likely_the_first_and_impossible_ones_never(self):
         logits = torch.zeros(2, V)
         logits[1, [3, 17]] = 1.0
         assert choose(logits, temperature=0) == [0, 3]
+        logits = torch.full((2000, V), -torch.inf)
+        logits[:, [3, 17]] = 0.0
+        assert {*choose(logits, temperature=1.0, seed=5)} == {3, 17}
 
     @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
     @pytest.mark.parametrize("limits", [{"top_p": 1.0}, {"top_p": 0.8, "top_k": 6}], ids=str)
@@ -156,11 +159,6 @@ class TestChoice:
         pairs = (2 * draws[:-1] + draws[1:]).bincount(minlength=4)
         assert (pairs - 1000).abs().max() < 150
 
-    def test_impossible_tokens_are_never_chosen(self):
-        logits = torch.full((2000, V), -torch.inf)
-        logits[:, [3, 17]] = 0.0
-        assert {*choose(logits, temperature=1.0, seed=5)} == {3, 17}
-
 
 class TestSeeds:
     def sequence(self, rows, row, **options):
@@ -169,16 +167,12 @@ class TestSeeds:
         sampler = RowSampler(SamplingConfig(temperature=1.0, **options), [[0]] * rows, V)
         return [sampler(logits)[row].item() for _ in range(10)]
 
-    def test_a_seed_fixes_the_draws(self):
+    def test_a_seed_fixes_the_draws_and_row_i_draws_from_seed_plus_i(self):
         assert self.sequence(1, 0, seed=7) == self.sequence(1, 0, seed=7)
         assert self.sequence(1, 0, seed=7) != self.sequence(1, 0, seed=8)
-
-    def test_row_i_draws_from_seed_plus_i(self):
+        assert self.sequence(1, 0) != self.sequence(1, 0)  # every time another where there is none
         assert [self.sequence(5, i, seed=7) for i in range(5)] == [self.sequence(1, 0, seed=7 + i) for i in range(5)]
         assert self.sequence(2, 1, seed=2**63 - 1) == self.sequence(1, 0, seed=0)  # the last seed has rows after it
-
-    def test_without_a_seed_every_time_is_different(self):
-        assert self.sequence(1, 0) != self.sequence(1, 0)
 
     def test_torch_s_own_generator_is_left_alone(self):
         before = torch.get_rng_state()

@@ -32,11 +32,7 @@ MODEL = {
     "head_bias": True,
 }
 EXPERTS = {"num_experts": 12, "experts_per_token": 2}
-MODES = [
-    {"mode": "packed"},
-    {"mode": "rows"},
-    {"mode": "rows", "padding_as_target": True},
-]
+MODES = [{"mode": "packed"}, {"mode": "rows"}, {"mode": "rows", "padding_as_target": True}]
 
 
 @pytest.fixture

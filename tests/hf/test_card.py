@@ -9,18 +9,14 @@ from sqat.hf.core import to_transformers_config
 from sqat.model_card import Known, Metric
 
 
-def test_save_pretrained_writes_a_card(tiny_model, tmp_path):
-    model = from_decoder(tiny_model())
+def test_save_pretrained_writes_a_card_but_not_over_a_users_own(tiny_model, tmp_path):
+    model, path = from_decoder(tiny_model()), tmp_path / "README.md"
     model.save_pretrained(tmp_path)
-    card = (tmp_path / "README.md").read_text()
+    card = path.read_text()
     assert card.startswith("---\nlibrary_name: sqat\npipeline_tag: text-generation\n")
     assert "| this model | 6 | 3 |" in card
     assert "AutoTokenizer" not in card
     SQATForCausalLM.from_pretrained(tmp_path)
-
-
-def test_a_users_own_card_stays_and_a_blank_one_is_replaced(tiny_model, tmp_path):
-    model, path = from_decoder(tiny_model()), tmp_path / "README.md"
     for text, stays in (("mine", True), ("# Model\n\n[More Information Needed]\n", False)):
         path.write_text(text)
         model.save_pretrained(tmp_path)
@@ -58,12 +54,8 @@ def test_what_the_user_knows_is_in_the_card(tiny_model, tmp_path):
         model.save_pretrained(tmp_path, known={"license": "mit"})
 
 
-def test_a_model_without_its_head_gets_no_card(tiny_config, tmp_path):
+def test_a_model_without_its_head_and_other_ranks_write_no_card(tiny_model, tiny_config, tmp_path):
     SQATModel(to_transformers_config(tiny_config())).save_pretrained(tmp_path)
-    assert not (tmp_path / "README.md").exists()
-
-
-def test_other_ranks_write_no_card(tiny_model, tmp_path):
     from_decoder(tiny_model()).save_pretrained(tmp_path, is_main_process=False)
     assert not (tmp_path / "README.md").exists()
 

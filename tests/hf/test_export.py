@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sqat.checkpoint import save_model
@@ -136,20 +137,13 @@ def test_stock_is_the_same_model(changes, name, checkpoint, tokenizer, tmp_path)
     assert tuple(token for token in written.tolist() if token != 3) == answer.tokens
 
 
-def test_mixtral_of_odd_sizes_in_a_loop(checkpoint, tmp_path):
+def test_mixtral_of_odd_sizes_runs_in_a_loop_and_has_the_names_that_other_engines_know(checkpoint, tmp_path):
     core, folder = checkpoint(moe=True)
     export(folder, tmp_path / "out", "stock")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", experts_implementation="eager")
     tokens = torch.randint(4, VOCABULARY, (3, 17))
     with torch.no_grad():
         torch.testing.assert_close(model(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
-
-
-def test_mixtral_files_have_the_names_that_other_engines_know(checkpoint, tmp_path):
-    from safetensors.torch import load_file
-
-    core, folder = checkpoint(moe=True)
-    export(folder, tmp_path / "out", "stock")
     tensors = load_file(tmp_path / "out" / "model.safetensors")
     experts = "model.layers.1.block_sparse_moe.experts.6"
     linear, gate = core.layers[1].feedforward.fc1_weight[6].chunk(2)
@@ -164,9 +158,6 @@ def test_modern_presets_are_stock(name):
     with torch.no_grad():
         torch.testing.assert_close(to_stock(core)(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
     assert choose(preset(name)).name == "Llama"
-
-
-def test_light_sqa_is_a_mistral():
     assert choose(small("lsqa")).name == "Mistral"  # 6 heads do not divide 512
 
 

@@ -131,10 +131,7 @@ PLAIN = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
             lambda backend: _set(backend, "pre_tokenizer", pre_tokenizers.Sequence([pre_tokenizers.Digits(), BYTES])),
             "pre_tokenizer is 'Sequence', but must be 'ByteLevel'",
         ),
-        (
-            lambda backend: _set(backend, "pre_tokenizer", PLAIN),
-            r"pre_tokenizer\.use_regex is False, but must be True",
-        ),
+        (lambda backend: _set(backend, "pre_tokenizer", PLAIN), r"pre_tokenizer\.use_regex is False, but must be True"),
         (
             lambda backend: _set(backend.model, "ignore_merges", True),
             r"model\.ignore_merges is True, but must be False",

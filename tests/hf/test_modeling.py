@@ -250,10 +250,7 @@ def test_configuration_goes_there_and_back():
         ({"norm_eps": 0.0}, "norm_eps is 0.0, but must be positive"),
         ({"rope_theta": -1.0}, "rope_theta is -1.0, but must be positive"),
         ({"attention_dropout": 1.0}, "attention_dropout is 1.0, but must be at least 0 and below 1"),
-        (
-            {"num_experts": 3, "experts_per_token": 4},
-            r"experts_per_token is 4, but must be between 1 and num_experts \(3\)",
-        ),
+        ({"num_experts": 3, "experts_per_token": 4}, r"experts_per_token is 4, but must be between 1 and num_experts"),
         ({"global_tokens": 2}, "global_tokens is 2, but must be 0 where window is None"),
     ],
 )

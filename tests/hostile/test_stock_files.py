@@ -44,13 +44,10 @@ def test_what_may_bring_code_is_refused_by_name(folder, field, value):
         read_model(folder)
 
 
-def test_a_tokenizer_s_code_is_refused(folder):
+def test_a_tokenizer_s_code_adapters_and_pickled_weights_are_not_read(folder):
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: auto_map is there, but must not"):
         StockTokenizer(folder)
-
-
-def test_adapters_and_pickled_weights_are_not_read(folder):
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/else"}))
     with pytest.raises(CheckpointError, match=r"holds adapter_config\.json, but must not"):
         read_model(folder)

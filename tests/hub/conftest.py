@@ -25,22 +25,10 @@ def hub(tmp_path):
     """Holds ReactiveAI/SQAT-mm: a small model of that kind, and its tokenizer."""
     folder = tmp_path / "served"
     to_transformers(train_tokenizer(STORIES, 300)).save_pretrained(folder)
-    ExperimentalAttentionTransformer(
-        num_layers=2,
-        vocab_size=300,
-        embed_dim=32,
-        ff_dim=24,
-        att_heads=4,
-        seq_len=32,
-        ff_activation="silu",
-        ff_dropout=0.1,
-        att_groups=1,
-        att_type="sqa",
-        att_num_query_groups=2,
-        use_moe_ff=True,
-        ff_num_experts=4,
-        ff_moe_top_k=2,
-    ).save_pretrained(folder)
+    sizes = {"num_layers": 2, "vocab_size": 300, "embed_dim": 32, "ff_dim": 24, "seq_len": 32, "att_heads": 4}
+    kind = {"att_type": "sqa", "att_groups": 1, "att_num_query_groups": 2, "ff_activation": "silu", "ff_dropout": 0.1}
+    experts = {"use_moe_ff": True, "ff_num_experts": 4, "ff_moe_top_k": 2}
+    ExperimentalAttentionTransformer(**sizes, **kind, **experts).save_pretrained(folder)
     with Hub() as server:
         server.add("ReactiveAI/SQAT-mm", {path.name: path.read_bytes() for path in folder.iterdir()})
         yield server

@@ -78,41 +78,32 @@ class Hub:
         self.server.server_close()
 
 
+REPO, AT = r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
+ROUTES = [  # methods, path, which method of the handler answers
+    ("GET HEAD", rf"/{REPO}/resolve/{AT}/(?P<name>.+)", "resolve"),
+    ("GET", rf"/api/models/{REPO}(/revision/{AT})?", "info"),
+    ("GET", rf"/api/models/{REPO}/tree/{AT}", "tree"),
+    ("POST", "/api/repos/create", "create"),
+    ("POST", "/api/validate-yaml", "validate_yaml"),
+    ("POST", rf"/api/models/{REPO}/branch/(?P<name>[^/]+)", "create_branch"),
+    ("POST", rf"/api/models/{REPO}/preupload/{AT}", "preupload"),
+    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("POST", rf"/api/models/{REPO}/commit/{AT}", "commit"),
+    ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
+]
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def do_HEAD(self):
-        self.route("HEAD", {r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)": self.resolve})
+    def __getattr__(self, name):
+        """`do_GET` and the like, which the base class looks for."""
+        if not name.startswith("do_"):
+            raise AttributeError(name)
+        return lambda: self.route(name.removeprefix("do_"))
 
-    def do_GET(self):
-        self.route(
-            "GET",
-            {
-                r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)": self.resolve,
-                r"/api/models/(?P<repo>[^/]+/[^/]+)": self.info,
-                r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/]+)": self.info,
-                r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)": self.tree,
-            },
-        )
-
-    def do_POST(self):
-        self.route(
-            "POST",
-            {
-                r"/api/repos/create": self.create,
-                r"/api/validate-yaml": self.validate_yaml,
-                r"/api/models/(?P<repo>[^/]+/[^/]+)/branch/(?P<name>[^/]+)": self.create_branch,
-                r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)": self.preupload,
-                r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch": self.lfs_batch,
-                r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)": self.commit,
-            },
-        )
-
-    def do_PUT(self):
-        self.route("PUT", {r"/lfs/(?P<oid>[0-9a-f]{64})": self.lfs_put})
-
-    def route(self, method, routes):
+    def route(self, method):
         path = unquote(self.path.partition("?")[0])
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((method, path, self.token()))
@@ -120,9 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
             message = "Invalid credentials in Authorization header"
             self.reply(401, {"error": message}, {"X-Error-Message": message})
             return
-        for pattern, handle in routes.items():
-            if match := re.fullmatch(pattern, path):
-                handle(**match.groupdict())
+        for methods, pattern, handler in ROUTES:
+            if method in methods and (match := re.fullmatch(pattern, path)):
+                getattr(self, handler)(**match.groupdict())
                 return
         self.reply(404, {"error": f"no {method} {path}"})
 
@@ -157,8 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
             data = commit.files[name]
             self.reply(200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit.oid})
 
-    def info(self, repo, revision="main"):
-        if (commit := self.commit_at(repo, revision)) is not None:
+    def info(self, repo, revision):
+        if (commit := self.commit_at(repo, revision or "main")) is not None:
             private = self.hub.repositories[repo].private
             self.reply(200, {"id": repo, "private": private, "siblings": [], "tags": [], "sha": commit.oid})
 

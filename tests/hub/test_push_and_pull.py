@@ -24,16 +24,8 @@ from sqat.train.state import read_state, write_evaluation
 
 REPO = "somebody/mine"
 SECRET = "hf_averysecrettoken"
-SIZES = {
-    "vocab_size": 307,
-    "hidden_size": 20,
-    "head_dim": 10,
-    "num_query_heads": 2,
-    "num_kv_heads": 1,
-    "num_layers": 1,
-    "intermediate_size": 11,
-    "context_length": 31,
-}
+HEADS = {"num_query_heads": 2, "num_kv_heads": 1, "head_dim": 10}
+SIZES = {"vocab_size": 307, "hidden_size": 20, "num_layers": 1, "intermediate_size": 11, "context_length": 31, **HEADS}
 MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -242,10 +234,7 @@ class TestPush:
             card = last.files["README.md"].decode()
             assert "It likes cats." in card
             assert ("- a/b" in card) == (options != ())  # said once, it stays
-            assert ("With transformers alone" in card, "sqat pull" in card) == (
-                ("--to" in options),
-                "--to" not in options,
-            )
+            assert ("With transformers alone" in card) == ("sqat pull" not in card) == ("--to" in options)
         export(run_folder, "exported", "transformers")  # with a card that nobody has changed
         assert command("push", "exported", REPO)[0] == 0
         card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
@@ -300,18 +289,8 @@ class TestPush:
         [
             ("stock", "model.safetensors", "pytorch_model.bin", "exported has no safetensors"),
             ("transformers", "modeling_sqat.py", "a.py", "has an auto_map, but modeling_sqat.py is not there"),
-            (
-                "transformers",
-                "README.md",
-                "model.gguf",
-                "exported holds model.gguf, which can only be uploaded as it is",
-            ),
-            (
-                "transformers",
-                "README.md",
-                "model.onnx",
-                "exported holds model.onnx, which can only be uploaded as it is",
-            ),
+            ("transformers", "README.md", "model.gguf", "holds model.gguf, which can only be uploaded as it is"),
+            ("transformers", "README.md", "model.onnx", "holds model.onnx, which can only be uploaded as it is"),
         ],
     )
     def test_exports_that_are_not_whole_are_not_uploaded(self, to, removed, added, message, hub, command, run_folder):
@@ -396,13 +375,8 @@ def pushed(hub, run_folder):
     """A repository with a model, and with what is none of its own."""
     sqat.push(run_folder, REPO)
     files = hub.repositories[REPO].commits[0].files
-    others = {
-        "pytorch_model.bin": b"a pickle",
-        "training.safetensors": b"x",
-        "old/model.safetensors": b"y",
-        "a.py": b"z",
-    }
-    hub.add(REPO, {**files, **others})
+    others = ("pytorch_model.bin", "training.safetensors", "old/model.safetensors", "a.py")
+    hub.add(REPO, {**files, **dict.fromkeys(others, b"x")})
     hub.requests.clear()
     return files
 
@@ -439,9 +413,7 @@ class TestPull:
         files = {**files_of(Path("exported")), "modeling_sqat.py": code, "configuration_sqat.py": code}
         for name in ("config.json", "tokenizer_config.json"):
             classes = {"AutoConfig", "AutoModelForCausalLM"} if name == "config.json" else {"AutoTokenizer"}
-            own = {
-                one: ["modeling_sqat.Own", None] if one == "AutoTokenizer" else "modeling_sqat.Own" for one in classes
-            }
+            own = {n: ["modeling_sqat.Own", None] if n == "AutoTokenizer" else "modeling_sqat.Own" for n in classes}
             values = {**json.loads(files[name]), "auto_map": own, "tokenizer_class": "Own"}
             files[name] = json.dumps(values).encode()
         hub.add(REPO, files)
@@ -492,10 +464,8 @@ class TestPull:
             hub.repositories[REPO].private = True
             monkeypatch.delenv("HF_TOKEN")
         elif missing == "revision":
-            arguments, message = (
-                (*arguments, "--revision", "v9"),
-                f"'{REPO}' at 'v9' cannot be had from the Hub: it has no",
-            )
+            arguments = (*arguments, "--revision", "v9")
+            message = f"'{REPO}' at 'v9' cannot be had from the Hub: it has no"
         elif missing == "token":
             hub.unknown.add(SECRET)
             message = "the Hub does not accept the token (401)"

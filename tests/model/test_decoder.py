@@ -128,13 +128,10 @@ class TestPacked:
             alone = torch.cat([model(document.unsqueeze(0)).logits[0] for document in row])
             torch.testing.assert_close(found, alone, **TOLERANCE)
 
-    def test_documents_and_cache_exclude_each_other(self, build):
-        model, tokens = build(), draw(B, T)
+    def test_padding_does_not_count_and_documents_and_cache_exclude_each_other(self, tiny_model):
+        model, tokens, real = tiny_model(moe=True), draw(B, T), torch.rand(B, T) < 0.5
         with pytest.raises(ValueError, match="documents and cache exclude each other"):
             model(tokens, documents=torch.zeros_like(tokens), cache=KVCache(model.config, B, T))
-
-    def test_padding_does_not_count_in_statistics(self, tiny_model):
-        model, tokens, real = tiny_model(moe=True), draw(B, T), torch.rand(B, T) < 0.5
         output = model(tokens, real=real)
         assert output.logits.equal(model(tokens).logits)
         assert {int(layer.tokens) for layer in output.router} == {int(real.sum())}

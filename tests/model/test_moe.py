@@ -81,13 +81,10 @@ class TestStatistics:
         torch.testing.assert_close(stats.entropy, torch.distributions.Categorical(probs_NE).entropy().sum())
         assert stats.tokens == T
 
-    def test_batches_add_up(self, moe):
-        x = torch.randn(B, T, D)
+    def test_batches_add_up_and_padding_does_not_count(self, moe):
+        x, real = torch.randn(B, T, D), torch.rand(B, T) < 0.6
         whole, first, second = (moe(part)[1] for part in (x, x[:2], x[2:]))
         torch.testing.assert_close(RouterStats(*(a + b for a, b in zip(first, second, strict=True))), whole)
-
-    def test_padding_does_not_count(self, moe):
-        x, real = torch.randn(B, T, D), torch.rand(B, T) < 0.6
         torch.testing.assert_close(moe(x, real)[1], moe(x[real].unsqueeze(0))[1])
         assert moe(x, real)[0].equal(moe(x)[0])  # it is routed all the same
 

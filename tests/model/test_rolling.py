@@ -71,18 +71,13 @@ def test_memory_does_not_grow(tiny_model):
 
 
 @torch.no_grad()
-def test_a_window_is_never_full(tiny_model):
+def test_a_window_is_never_full_and_a_cache_within_it_does_not_roll(tiny_model):
     model = tiny_model(window=5)
+    assert [isinstance(KVCache(model.config, 1, n).layers[0], RollingLayer) for n in (5, 6)] == [False, True]
     cache = KVCache(model.config, 1, 7)
     tokens_BT = torch.randint(V, (1, T))
     found = [model(part, cache=cache).logits for part in tokens_BT.split(4, dim=1)]
     torch.testing.assert_close(torch.cat(found, dim=1), model(tokens_BT).logits, rtol=1e-5, atol=1e-5)
-
-
-def test_a_cache_within_the_window_does_not_roll(tiny_config):
-    config = tiny_config(window=11, global_tokens=2)
-    assert not isinstance(KVCache(config, 1, 11).layers[0], RollingLayer)
-    assert isinstance(KVCache(config, 1, 12).layers[0], RollingLayer)
 
 
 @pytest.mark.parametrize("length", range(13))

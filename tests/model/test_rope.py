@@ -22,12 +22,14 @@ def test_pairs_are_turned_as_complex_numbers():
     torch.testing.assert_close(found.double(), torch.cat((expected.real, expected.imag), dim=-1), atol=2e-4, rtol=0)
 
 
-def test_length_is_kept_and_position_zero_stays():
+def test_length_and_type_are_kept_and_position_zero_stays():
     x = draw(B, H, T)
     turned = rotate(x, rotary_tables(torch.arange(T), C, THETA))
     assert turned[:, :, :1].equal(x[:, :, :1])
     assert not turned[:, :, 1:].allclose(x[:, :, 1:])
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert rotate(x.to(dtype), rotary_tables(torch.arange(T), C, THETA)).dtype == dtype
 
 
 @pytest.mark.parametrize("shift", [1, 17, 1000])
@@ -43,8 +45,3 @@ def test_positions_of_each_row():
     together = rotate(x, rotary_tables(positions, C, THETA))
     for row in range(B):
         torch.testing.assert_close(together[row], rotate(x[row : row + 1], rotary_tables(positions[row], C, THETA))[0])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_type_is_kept(dtype):
-    assert rotate(draw(B, H, T, dtype=dtype), rotary_tables(torch.arange(T), C, THETA)).dtype == dtype

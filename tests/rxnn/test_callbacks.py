@@ -61,15 +61,12 @@ def test_accuracy_is_printed_with_and_without_padding(capsys):
     assert capsys.readouterr().out == expected
 
 
-def test_token_counter_counts_real_tokens(train, stories, tokenizer, capsys):
+def test_token_counter_counts_real_tokens_and_its_limit_stops_training(train, stories, tokenizer, capsys):
     counter = TokenCounterCallback()
     train(counter, epochs=2)
     expected = 2 * sum(min(len(tokenizer.encode(text)), 19) for text in stories)
     assert counter.get_total_tokens() == expected
     assert f"Total tokens: {expected:,}" in capsys.readouterr().out
-
-
-def test_token_limit_stops_training(train, capsys):
     counter = TokenCounterCallback(limit=200, batch_log_interval=1)
     train(counter, epochs=5)
     assert 200 <= counter.get_total_tokens() < 200 + 9 * 19
@@ -117,22 +114,20 @@ class TestSaving:
         loaded = ExperimentalAttentionTransformer.from_pretrained(tmp_path / "saved" / names[0])
         assert loaded.model.head.bias[0] == 2.0
 
-    def test_the_same_name_again_replaces_the_folder(self, small_model, tmp_path):
-        callback = ModelSaveCallback(tmp_path, save_checkpoint_after_n_batches=1, max_keep=1)
+    def test_within_an_epoch_the_same_name_again_replaces_the_folder(self, small_model, train, tmp_path):
+        callback = ModelSaveCallback(tmp_path / "one", save_checkpoint_after_n_batches=1, max_keep=1)
         for _ in range(2):
             callback.on_batch_end(small_model(), 0, None, {})
-        assert [path.name for path in tmp_path.iterdir()] == ["epoch_0_batch_1"]
-
-    def test_within_an_epoch(self, train, tmp_path):
+        assert [path.name for path in (tmp_path / "one").iterdir()] == ["epoch_0_batch_1"]
         train(ModelSaveCallback(tmp_path, save_checkpoint_after_n_batches=2, max_keep=1), epochs=2)
         assert [path.name for path in tmp_path.glob("*batch*")] == ["epoch_1_batch_2"]
 
-    def test_an_older_runs_card_does_not_stay(self, small_model, tmp_path):
+    def test_an_older_runs_card_does_not_stay_and_a_failed_save_is_an_error(
+        self, small_model, train, tmp_path, monkeypatch
+    ):
         for arguments, text in (({}, "2 query heads"), ({"att_num_query_groups": 1}, "1 query heads")):
             ModelSaveCallback(tmp_path).on_training_end(small_model(**arguments))
             assert text in (tmp_path / "final_model" / "README.md").read_text()
-
-    def test_a_failed_save_is_an_error(self, train, tmp_path, monkeypatch):
         monkeypatch.setattr("sqat.checkpoint.model_files.save_file", Mock(side_effect=OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             train(ModelSaveCallback(tmp_path))

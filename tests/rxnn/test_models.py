@@ -133,11 +133,9 @@ class TestFiles:
         assert card.startswith("---\nlibrary_name: sqat\npipeline_tag: text-generation\n")  # nobody named a license
         assert "sqa: 2 query heads, 1 key/value heads (full attention would have 4)" in card
         assert "5 experts, 2 per token" in card
-
-    def test_what_is_known_goes_into_the_card(self, small_model, tmp_path):
         kwargs = {"license": "mit", "datasets": "roneneldan/TinyStories"}
-        small_model().save_pretrained(tmp_path / "model", model_card_kwargs=kwargs)
-        card = (tmp_path / "model" / "README.md").read_text()
+        small_model().save_pretrained(tmp_path / "known", model_card_kwargs=kwargs)
+        card = (tmp_path / "known" / "README.md").read_text()
         assert card.startswith("---\ndatasets:\n- roneneldan/TinyStories\nlibrary_name: sqat\nlicense: mit\n")
         with pytest.raises(ConfigError, match=r"model_card_kwargs has results, but may only have license, datasets"):
             small_model().save_pretrained(tmp_path / "other", model_card_kwargs={"results": "good"})
@@ -147,6 +145,8 @@ class TestFiles:
         for name in ("README.md", "tokenizer.json", "model.safetensors"):
             (tmp_path / name).write_text("mine")
         (tmp_path / "folder").mkdir()
+        with pytest.raises(ConfigError, match=r"save_directory is .*README.md', a file"):
+            small_model().save_pretrained(tmp_path / "README.md")
         small_model().save_pretrained(tmp_path)
         assert (tmp_path / "README.md").read_text() == (tmp_path / "tokenizer.json").read_text() == "mine"
         names = {"README.md", "config.json", "folder", "model.safetensors", "tokenizer.json"}
@@ -164,12 +164,6 @@ class TestFiles:
             small_model().save_pretrained(folder)
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
         assert folder.exists() == already
-
-    def test_not_over_a_file(self, small_model, tmp_path):
-        (tmp_path / "notes").write_text("mine")
-        with pytest.raises(ConfigError, match=r"save_directory is .*notes', a file"):
-            small_model().save_pretrained(tmp_path / "notes")
-        assert (tmp_path / "notes").read_text() == "mine"
 
     def test_a_damaged_file_or_a_pickle_is_refused(self, small_model, tmp_path):
         small_model().save_pretrained(tmp_path)

@@ -37,18 +37,15 @@ class TestSampler:
         config = SamplingConfig(**options, max_tokens=11, seed=int(torch.randint(2**62, ())))
         assert tokens == decode_naive(model.model.eval(), [2, 5], config)
 
-    def test_ends_after_the_end_token(self, small_model):
-        model = small_model()
-        with torch.no_grad():
-            model.model.head.bias[3] = 100.0
-        assert list(Sampler(model, "cpu", 3)(torch.tensor([[2, 5]]), max_seq_len=11)) == [3]
-
-    def test_puts_training_mode_back(self, small_model):
+    def test_puts_training_mode_back_and_ends_after_the_end_token(self, small_model):
         model = small_model(ff_dropout=0.5).train()
         sampler = Sampler(model, "cpu", NO_END)
         first, again = (list(sampler(torch.tensor([[2, 5]]), temperature=0, max_seq_len=5)) for _ in range(2))
         assert first == again  # no dropout
         assert model.training
+        with torch.no_grad():
+            model.model.head.bias[3] = 100.0
+        assert list(Sampler(model, "cpu", 3)(torch.tensor([[2, 5]]), max_seq_len=11)) == [3]
 
     def test_unusable(self, small_model):
         sampler = Sampler(small_model(), "cpu", 3)

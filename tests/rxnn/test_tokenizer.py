@@ -36,7 +36,7 @@ class TestTransformersTokenizer:
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids, skip_special_tokens=True) == to_sqat(tokenizer).decode(ids) == text
 
-    def test_special_tokens(self, tokenizer):
+    def test_special_tokens_and_conversion_leaves_it_alone(self, tokenizer):
         ids = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
         assert ids == (0, 1, 2, 3)
         batch = tokenizer(["Tom", "Tom saw a cat."], padding=True, return_tensors="pt").input_ids
@@ -52,8 +52,6 @@ class TestTransformersTokenizer:
             AutoTokenizer.from_pretrained(tmp_path),
         ):
             assert loaded.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
-
-    def test_conversion_leaves_it_alone(self, tokenizer):
         before = tokenizer.backend_tokenizer.to_str()
         own = to_sqat(tokenizer)
         assert own.encode("Tom") == tokenizer.encode("Tom")[1:-1]

@@ -73,8 +73,6 @@ def test_batch_size_changes_nothing(model, tokens):
     for a, b in zip(one.router_load, many.router_load, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
         assert sum(a) == pytest.approx(1)
-
-
-def test_summary_labels_padded_metrics(model, tokens):
+    # The summary labels padded metrics.
     assert "counting padding: loss" in evaluate(model, tokens, padded_metrics=True).summary()
-    assert "padding" not in evaluate(model, tokens, padded_metrics=False).summary()
+    assert "padding" not in evaluate(model, tokens).summary()

@@ -126,7 +126,5 @@ class TestRouterLoss:
             optimizer.step()
         load_E = self.stats(logits_NE.softmax(dim=-1)).load_E
         assert load_E.max() < 0.5 * 200  # all 200 tokens chose expert 0 at first
-
-    def test_unknown_kind(self):
         with pytest.raises(ConfigError, match="router_loss is 'switch', but must be balanced or rxnn"):
             router_loss([self.stats(torch.full((N, E), 1 / E))], "switch")

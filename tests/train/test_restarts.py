@@ -37,7 +37,7 @@ def test_every_restart_of_a_job_resumes_its_run(begin, name):
 def test_a_job_killed_before_its_first_checkpoint_begins_again(begin, tmp_path):
     begin("mine")
     begin("mine", 1).train()
-    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
+    assert len(list_checkpoints(tmp_path / "run")) == 1
 
 
 def test_a_job_asked_to_resume_goes_on_at_every_restart(begin):

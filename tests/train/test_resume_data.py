@@ -32,22 +32,18 @@ def resumed(start, interrupt, text):
     return resume
 
 
-def test_unchanged_text_of_another_age_is_the_same(resumed, text):
-    assert resumed(text.touch).state.step == 2
-
-
 def append(text):
     with text.open("a") as file:
         file.write("\n\n" + "\n\n".join(story(i) for i in range(101, 403)))
 
 
-def test_changed_text_is_refused(resumed, text):
+def test_changed_text_is_refused_or_accepted_with_the_runs_own_tokenizer(resumed, start, text, tmp_path, caplog):
+    settings = {"data": {"source": str(text)}, "max_steps": 4, "resume": True}
+    assert resumed(text.touch).state.step == 2  # of another age, but the same
+    append(text)
     with pytest.raises(ConfigError, match=rf"data\.source is '{text}', but the run .* {OTHER}"):
-        resumed(lambda: append(text))
-
-
-def test_changed_text_is_accepted_with_the_runs_own_tokenizer(resumed, text, tmp_path, caplog):
-    trainer = resumed(lambda: append(text), accept_new_data=True)
+        start(**settings)
+    trainer = start(accept_new_data=True, **settings)
     assert "began with other training data and other validation data" in caplog.text
     assert f"going on with the new data at epoch 0, row {trainer.state.data.row}" in caplog.text
     first, *_ = (tmp_path / "run" / "checkpoints").iterdir()

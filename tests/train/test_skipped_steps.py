@@ -205,24 +205,20 @@ class TestTheBatch:
         bad = {"loss": "inf", "gradient_norm": "nan"}
         assert about == {"step": 18, "rank": 0, **before._asdict(), **bad, "text": text}
 
-    def test_the_newest_are_kept(self, spoiled, tmp_path, monkeypatch):
+    def test_the_newest_are_kept_and_a_full_disk_does_not_end_the_run(self, spoiled, tmp_path, monkeypatch, caplog):
         monkeypatch.setattr("sqat.train.checkpoints.SKIPPED_KEPT", 2)
         spoiled({1, 3, 4, 6}).train()
         kept = {path.name for path in (tmp_path / "run" / "skipped").iterdir()}
         assert kept == {"step-00000004-rank-0", "step-00000006-rank-0"}
-
-    def test_a_full_disk_does_not_end_the_run(self, spoiled, tmp_path, monkeypatch, caplog):
         full = Mock(side_effect=OSError("no space left on device"))
         monkeypatch.setattr("sqat.train.checkpoints.save_file", full)
-        spoiled({3}).train()
+        spoiled({3}, folder="full").train()
         assert re.search("the batch of step 3 cannot be saved: .*no space left on device", caplog.text)
-        assert list((tmp_path / "run" / "skipped").iterdir()) == []
-
-    def test_without_a_folder_nothing_is_written(self, spoiled, tmp_path):
-        trainer = spoiled({3})
+        assert list((tmp_path / "full" / "skipped").iterdir()) == []
+        trainer = spoiled({3}, folder="none")  # and without a folder nothing is written
         trainer.out = None
         trainer.train()
-        assert not (tmp_path / "run" / "skipped").exists()
+        assert not (tmp_path / "none" / "skipped").exists()
         assert trainer.state.skipped_steps == 1
 
 

@@ -44,7 +44,6 @@ LABELS = {
 }
 
 Run = dict[str, Any]
-Place = Callable[[Run, dict[str, Any]], float]  # where a point of a run's curve lies on the x axis
 
 
 def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
@@ -116,7 +115,13 @@ def _loss_over(axes: Any, comparison: Comparison, axis: str) -> bool:
         look = look_of(comparison, name)
         axes.plot(x, mean, label=f"{name} ({mean[-1]:.3f})", markevery=max(1, points // 8), linewidth=1.4, **look)
         axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=look["color"], alpha=0.1)
-        _training_line(axes, runs, place, look["color"])
+        curves = [run.get("train_curve", []) for run in runs]  # a thin line: mean over seeds and a twentieth of the run
+        count = min(map(len, curves))
+        width = max(1, count // 20)
+        means = [statistics.fmean(curve[i]["loss"] for curve in curves) for i in range(count)]
+        smooth = [statistics.fmean(means[i - width + 1 : i + 1]) for i in range(width - 1, count)]
+        x = [place(runs[0], point) for point in curves[0][width - 1 : count]]
+        axes.plot(x, smooth, color=look["color"], linewidth=0.6, alpha=0.7)
         low, high = min(low, *map(min, losses[points // 4 :])), max(high, *map(max, losses[points // 4 :]))
     if math.isinf(low):
         return False
@@ -127,17 +132,6 @@ def _loss_over(axes: Any, comparison: Comparison, axis: str) -> bool:
     axes.plot([], [], color=GREY, linewidth=0.6, label="thin: training loss,\nrunning mean")
     axes.legend(title="variant (last)", fontsize=9, **BESIDE)
     return True
-
-
-def _training_line(axes: Any, runs: list[Run], place: Place, colour: str) -> None:
-    """A thin line: the training loss, mean over seeds and over a twentieth of the run."""
-    curves = [run.get("train_curve", []) for run in runs]
-    points = min(len(curve) for curve in curves)
-    width = max(1, points // 20)
-    means = [statistics.fmean(curve[i]["loss"] for curve in curves) for i in range(points)]
-    smooth = [statistics.fmean(means[i - width + 1 : i + 1]) for i in range(width - 1, points)]
-    x = [place(runs[0], point) for point in curves[0][width - 1 : points]]
-    axes.plot(x, smooth, color=colour, linewidth=0.6, alpha=0.7)
 
 
 def _pareto(axes: Any, comparison: Comparison) -> bool:
@@ -172,16 +166,18 @@ def _attention(axes: Any, comparison: Comparison) -> bool:
     if comparison.timing is None:
         return False
     work = {variant.name: partial(_operations, variant.model) for variant in comparison.plan.models()}
-    timed, reference = comparison.timing["variants"], comparison.plan.reference
-    for name, entry in timed.items():
-        lengths = [int(length) for length in entry["attention"]]
+    timed, reference = {}, comparison.plan.reference
+    for name, entry in comparison.timing["variants"].items():
+        timed[name] = [1000 * statistics.median(both) for _, both in entry["attention"].values()]
+    for name, milliseconds in timed.items():
+        lengths = [int(length) for length in comparison.timing["variants"][name]["attention"]]
         if len(lengths) < 2:
             return False
         look = look_of(comparison, name)
-        axes.plot(lengths, _milliseconds(entry), label=name, linewidth=1.4, **look)
+        axes.plot(lengths, milliseconds, label=name, linewidth=1.4, **look)
         if reference in timed and name != reference:
             shares = [work[name](length) / work[reference](length) for length in lengths]
-            ideal = [share * time for share, time in zip(shares, _milliseconds(timed[reference]), strict=True)]
+            ideal = [share * time for share, time in zip(shares, timed[reference], strict=True)]
             axes.plot(lengths, ideal, color=look["color"], linestyle=":", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel="ms for the same number of tokens")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
@@ -191,10 +187,6 @@ def _attention(axes: Any, comparison: Comparison) -> bool:
     axes.plot([], [], color=GREY, linestyle=":", label=f"ideal: {reference} × share\nof its operations")
     axes.legend(fontsize=9, **BESIDE)
     return True
-
-
-def _milliseconds(entry: dict[str, Any]) -> list[float]:
-    return [1000 * statistics.median(both) for _, both in entry["attention"].values()]
 
 
 def _operations(model: ModelConfig, length: int) -> int:

@@ -54,7 +54,11 @@ def run_result(plan: ComparePlan, seed: int, trainer: Trainer) -> dict[str, Any]
     model, state = trainer.model.config, trainer.state
     cost, counted = training_flops_per_token(model), parameters(model)
     log = read_results(trainer.out / METRICS_FILE, ("kind",))
-    seconds = _training_seconds(log)
+    seconds, tokens = 0.0, 0  # of training steps alone, over all sittings of a run that was stopped in between
+    for line in log:
+        if line["kind"] == "train":
+            seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
+            tokens = line["tokens"]
     cuda = trainer.device.type == "cuda"
     return {
         "model": model.to_dict(),
@@ -82,16 +86,6 @@ def _point(line: dict[str, Any], cost: float, *more: str) -> dict[str, Any]:
     loss = math.nan if line["loss"] is None else line["loss"]  # the log writes null for NaN and Inf
     point = {"step": line["step"], "tokens": line["tokens"], "flops": cost * line["tokens"], "loss": loss}
     return {**point, **{name: line[name] for name in more if name in line}}
-
-
-def _training_seconds(log: list[dict[str, Any]]) -> float:
-    """Seconds of training steps alone, summed over all sittings of a run that was stopped in between."""
-    seconds, tokens = 0.0, 0
-    for line in log:
-        if line["kind"] == "train":
-            seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
-            tokens = line["tokens"]
-    return seconds
 
 
 def _probes(plan: ComparePlan, trainer: Trainer) -> dict[str, Any] | None:

@@ -38,10 +38,8 @@ class Interrupted(Exception):
 
 
 def run_comparison(plan: ComparePlan, out: Path, say: Say = logger.info) -> list[str]:
-    """Train and time what is not done yet in the folder `out`. A run that fails does not stop the others.
-
-    Returns:
-        A line for each run that failed.
+    """Train and time what is not done yet in the folder `out`. A run that fails does not stop the others; returns a
+    line for each that did.
 
     Raises:
         ConfigError: `out` holds another comparison, or one is running there.
@@ -101,7 +99,10 @@ class _Processes:
                     number = self.folder.write_results(self.plan)
                     self.say(f"{name}, seed {seed}: done ({number} of {len(runs)})")
                 elif code != INTERRUPTED and not self.stopping:
-                    failures.append(f"{name}, seed {seed}: {_last_error(self._log(name, seed))}")
+                    log = self._log(name, seed)
+                    lines = [*filter(None, map(str.strip, log.read_text("utf-8", "replace").splitlines()))]
+                    said = lines[-1] if lines else "it said nothing"
+                    failures.append(f"{name}, seed {seed}: {said} (all it said: {log})")
                     self.say(f"failed: {failures[-1]}")
         if self.stopping:
             message = f"{self.stopping}; the same command goes on from the runs' checkpoints"
@@ -166,8 +167,3 @@ def _environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
     }
-
-
-def _last_error(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1] if lines else 'it said nothing'} (all it said: {log})"

@@ -101,12 +101,7 @@ class DistillationLoss(TrainingLoss):
     """
 
     def __init__(
-        self,
-        student: StockDecoder,
-        teacher: StockDecoder | None,
-        kl_weight: float,
-        *args: Any,
-        **options: Any,
+        self, student: StockDecoder, teacher: StockDecoder | None, kl_weight: float, *args: Any, **options: Any
     ) -> None:
         as_decoder: Any = student  # it has what the loss asks of one
         super().__init__(as_decoder, *args, **options)

@@ -146,7 +146,6 @@ def steps_for(tokens: int, batches: Batches, config: TrainConfig) -> int:
 
 
 def _models(config: UptrainConfig) -> tuple[StockDecoder, StockDecoder | None, Any]:
-    """Student, teacher and tokenizer."""
     folder = locate(config.model.path)
     student = _decoder(folder, config)
     teacher = None if config.model.teacher is None else _decoder(locate(config.model.teacher), config)

@@ -99,9 +99,6 @@ class SQATConfig(PreTrainedConfig):
         for name in ("attention_dropout", "feedforward_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and below 1")
-        self._validate_together()
-
-    def _validate_together(self) -> None:
         query_heads, kv_heads = self.num_query_heads, self.num_kv_heads
         if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
             right = f"between 1 and num_experts ({self.num_experts})"

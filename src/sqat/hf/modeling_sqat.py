@@ -64,8 +64,7 @@ class SQATAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
-        query_heads, kv_heads = config.num_query_heads, config.num_kv_heads
+        query_heads, kv_heads, self.head_dim = config.num_query_heads, config.num_kv_heads, config.head_dim
         self.query_repeats = max(1, kv_heads // query_heads)
         self.num_key_value_groups = max(1, query_heads // kv_heads)
         self.scaling = config.head_dim**-0.5
@@ -279,9 +278,8 @@ class SQATPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """transformers calls this for each new module. The schemes are those of :mod:`sqat.model.decoder`: "normal" is
-        N(0, 0.02), scaled by 1/sqrt(2·layers) for what writes to the residual stream; "torch" is uniform within
-        ±1/sqrt(fan_in), with N(0, 1) for the embedding.
+        """The schemes of :mod:`sqat.model.decoder`: "normal" is N(0, 0.02), scaled by 1/sqrt(2·layers) for what writes
+        to the residual stream; "torch" is uniform within ±1/sqrt(fan_in), with N(0, 1) for the embedding.
         """
         std = self.config.initializer_range
         residual_std = std / (2 * self.config.num_layers) ** 0.5

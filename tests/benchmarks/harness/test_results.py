@@ -42,10 +42,6 @@ def test_results_survive_json_and_list_failures(result):
     assert Result("memory", error="OSError: full").failures == ["memory: OSError: full"]
 
 
-def test_numbers_have_three_digits():
-    assert [report.number(x) for x in (12345.6, 99.96, 0.012345, 0)] == ["12,346", "100", "0.0123", "0"]
-
-
 def test_reports_for_people(result, tmp_path, capsys):
     report.print_result(Console(width=120), result)
     report.print_targets(Console(width=120), outcomes([]))
@@ -55,6 +51,7 @@ def test_reports_for_people(result, tmp_path, capsys):
     report.write_result(tmp_path / "new", result)
     report.write_summary(tmp_path / "new", [result], outcomes([result]), "make bench")
     assert Result.from_dict(json.loads((tmp_path / "new" / "training.json").read_text())) == result
+    assert [report.number(x) for x in (12345.6, 99.96, 0.012345, 0)] == ["12,346", "100", "0.0123", "0"]
     page = (tmp_path / "new" / "summary.md").read_text()
     assert "`make bench`" in page
     assert "| ours | 20 [10 … 30] | 2× [2 … 10] | 7 |" in page
