@@ -41,7 +41,7 @@ def measure_attention(context: Context) -> Result:
     """Scores and weighted sum alone at every length; the whole module, projections included, at some."""
     settings = context.settings
     lengths = settings.lengths or (QUICK_LENGTHS if settings.quick else LENGTHS[settings.device])
-    modules = QUICK_LENGTHS[:1] if settings.quick else MODULE_LENGTHS[settings.device]
+    modules = settings.lengths or (QUICK_LENGTHS[:1] if settings.quick else MODULE_LENGTHS[settings.device])
     if settings.device == "cpu":
         keep_freed_memory()  # as training does
     tables = [_table(context, direction, length, module=False) for length in lengths for direction in OPERATIONS]

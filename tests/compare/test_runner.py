@@ -100,7 +100,7 @@ def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch, capfd):
     write_plan(plan)
     assert compare(monkeypatch, "plan.yaml", "--out", str(out)) == 0
     said = "".join(capfd.readouterr())
-    for line in ("gqa, seed 0: done (", "(4 of 4)", "timing all variants in turn"):
+    for line in ("gqa, seed 0: done (", "(4 of 4, about 0 min left)", "timing all variants in turn"):
         assert line in said
     whole = results(out)
     assert [(r["variant"], r["seed"]) for r in whole] == [("gqa", 0), ("gqa", 1), ("sqa", 0), ("sqa", 1)]
@@ -289,6 +289,13 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_plan, tmp_path):
     message = r"seeds is \[0, 7\], but the comparison in .* has \[0, 1\]: go on with its own"
     with pytest.raises(ConfigError, match=message):
         folder.begin(tiny_plan(seeds=[0, 7], timing=other))
+
+
+@pytest.mark.parametrize("changes", [{"data": {"source": "nothing.txt"}}, {"train": {"device": "cuda:7"}}], ids=str)
+def test_a_comparison_that_cannot_begin_leaves_no_folder(tiny_plan, tmp_path, changes):
+    with pytest.raises((ConfigError, DataError), match=r"nothing\.txt: no such file|no GPU is available"):
+        run_comparison(tiny_plan(**changes), tmp_path / "made" / "out")
+    assert not (tmp_path / "made").exists()
 
 
 def test_one_at_a_time(tiny_plan, tmp_path):

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sqat.convert import convert, plan_conversion, verify
+from sqat.convert.tokenizer import document_rows
 from sqat.convert.verify import write_report
 from sqat.errors import ConfigError
 
@@ -77,3 +78,32 @@ def test_what_cannot_be_compared_is_refused(stock_model, rows):
         verify(model, model, rows)
     with pytest.raises(ConfigError, match="num_hidden_layers is 2 after and 3 before, but must be the same"):
         verify(model, stock_model("llama", num_hidden_layers=2), rows)
+
+
+def test_what_fills_up_a_row_counts_for_nothing(stock_model):
+    """A row of 5 real tokens and 3 others scores as the 5 alone, beside a whole row."""
+    model, other = stock_model("llama"), stock_model("llama")
+    for parameter in other.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    data = torch.randint(0, model.config.vocab_size, (2, 8))
+    real = torch.arange(8) < torch.tensor([[5], [8]])
+    found = verify(model, other, data, real)
+    short, long = verify(model, other, data[:1, :5]), verify(model, other, data[1:])
+    assert found.tokens == 13
+    for name in ("kl", "agreement"):
+        expected = (5 * getattr(short, name) + 8 * getattr(long, name)) / 13
+        assert getattr(found, name) == pytest.approx(expected, rel=1e-4)
+    loss = (4 * math.log(short.perplexity_after) + 7 * math.log(long.perplexity_after)) / 11
+    assert found.perplexity_after == pytest.approx(math.exp(loss), rel=1e-4)
+    assert found.similarity[0] == pytest.approx((5 * short.similarity[0] + 8 * long.similarity[0]) / 13, rel=1e-4)
+
+
+def test_documents_are_scored_apart(tmp_path):
+    class Letters:
+        def encode_documents(self, texts):
+            return [[ord(letter) - 96 for letter in text] for text in texts]
+
+    (tmp_path / "text.txt").write_text("abcde\n\nab\n\nabcdefghi")
+    rows, real = document_rows(str(tmp_path / "text.txt"), Letters(), 4, 30)
+    found = [row[kept].tolist() for row, kept in zip(rows, real, strict=True)]
+    assert found == [[4, 5], [1, 2], [7, 8, 9], [1, 2, 3, 4], [1, 2, 3, 4], [4, 5, 6, 7]]

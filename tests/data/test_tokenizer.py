@@ -2,12 +2,16 @@
 
 import json
 import random
+import signal
+import time
 
 import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from sqat.checksums import check_files, write_checksums
+from sqat.data import tokenizer as tokenizer_module
+from sqat.data.stories import story
 from sqat.data.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, TextStream, Tokenizer, train_tokenizer
 from sqat.errors import CheckpointError, ConfigError, DataError
 
@@ -211,3 +215,49 @@ class TestFiles:
         assert loaded.vocab_size == 272
         assert loaded.encode("größer") == [271]
         assert loaded.decode([271]) == "größer"
+
+
+def test_long_texts_are_encoded_in_chunks_to_the_same_ids(monkeypatch):
+    stories = [story(i) for i in range(20)]
+    tokenizer = train_tokenizer(stories, 400)
+    text = "\n\n".join(stories) + "  two  spaces \t" + "x" * 40
+    whole = tokenizer.encode(text)
+    monkeypatch.setattr(tokenizer_module, "CHUNK", 53)
+    assert tokenizer.encode_documents([text, "short"]) == [[2, *whole, 3], [2, *tokenizer.encode("short"), 3]]
+    runs = "é" * 200  # no place to cut: still all of the text
+    assert tokenizer.decode(tokenizer.encode(runs)) == runs
+
+
+@pytest.mark.parametrize("run", ["ab" * 1500, " " * 3000, "\n" * 3000, "字" * 3000])
+def test_words_without_end_are_cut_to_learn_from(run, monkeypatch):
+    seen = []
+
+    def learn(call, pieces, trainer):
+        seen.extend(pieces)
+        call(seen, trainer)
+
+    monkeypatch.setattr(tokenizer_module, "_interruptible", learn)
+    train_tokenizer([f"before {run} after", "other"], 300)
+    assert "".join(seen) == f"before {run} afterother"
+    assert max(map(len, seen)) < 1010
+
+
+def test_learning_can_be_interrupted():
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tokenizer_module._interruptible(time.sleep, 30)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 10
+
+
+def test_learning_shows_progress(monkeypatch):
+    calls = []
+    train_tokenizer((f"document {i}" for i in range(2001)), 300, progress=lambda *counts: calls.append(counts))
+    assert calls == [(1000, 0), (2000, 0)]

@@ -1,5 +1,7 @@
 """What people use transformers' models through: pipelines, its trainer, adapters."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments, pipeline
@@ -61,6 +63,31 @@ def test_trainer_lowers_the_loss_and_goes_on(checkpointing, tiny_model, tokens, 
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(other.get_parameter(name), parameter)
+
+
+def test_accumulating_weighs_the_router_loss_by_each_micro_batchs_share(tiny_model, tokens, tmp_path):
+    """Four batches of one row are one batch of four; the rows are alike, since the router loss is not additive."""
+    core, weights = tiny_model(moe=True), []
+    row = {"input_ids": tokens[0], "labels": torch.where(torch.arange(len(tokens[0])) < 3, -100, tokens[0])}
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        model = from_decoder(deepcopy(core))
+        model.config.output_router_logits, model.config.router_aux_loss_coef = True, 1.0
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            learning_rate=0.1,
+            optim="sgd",
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        Trainer(model=model, args=arguments, train_dataset=[row] * 4).train()
+        weights.append(dict(model.named_parameters()))
+    for name, parameter in weights[0].items():
+        torch.testing.assert_close(weights[1][name], parameter)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "experts"])

@@ -30,7 +30,8 @@ def tokenising() -> Iterator[Callable[[int, int], None]]:
     def update(documents: int, tokens: int) -> None:
         nonlocal shown
         now = time.monotonic()
-        text = f"tokenising: {documents:,} documents, {tokens:,} tokens, {now - started:.0f} s"
+        doing = f"tokenising: {tokens:,} tokens of" if tokens else "training a tokenizer on"
+        text = f"{doing} {documents:,} documents, {now - started:.0f} s"
         status.update(text)
         if not console.is_terminal and now - shown > 10:
             console.print(text, highlight=False)

@@ -78,7 +78,7 @@ def convert_heads(
     from sqat.compare.report import require_packages
     from sqat.convert import choose_heads, convert, plan_conversion, verify
     from sqat.convert.files import locate, quiet, read_config, read_model, require_weights, write_conversion
-    from sqat.convert.tokenizer import StockTokenizer, token_rows
+    from sqat.convert.tokenizer import StockTokenizer, document_rows, token_rows
     from sqat.convert.verify import write_report
     from sqat.errors import ConfigError
     from sqat.folders import require_free
@@ -100,17 +100,16 @@ def convert_heads(
     if verify_on is not None:
         require_packages()
     context = min(context, getattr(config, "max_position_embeddings", context))
-    rows, texts = (
-        None if spec is None else token_rows(spec, StockTokenizer(folder), context, config.vocab_size, split=split)
-        for spec, split in ((calibrate, "train"), (verify_on, "validation"))
-    )
+    tokenizer, size = StockTokenizer(folder), config.vocab_size
+    rows = None if calibrate is None else token_rows(calibrate, tokenizer, context, size)
+    texts = None if verify_on is None else document_rows(verify_on, tokenizer, context, size)
     typer.echo(plan.summary())
     where = "" if plan.to == "stock" else f" in layers {plan.layers[0]}-{plan.layers[1]}"
     model = read_model(folder)
     groups = choose_heads(model, plan, rows)
     with quiet():
         result = convert(model, plan, groups=groups)
-    verification = None if texts is None else verify(model, result, texts)
+    verification = None if texts is None else verify(model, result, *texts)
     with write_folder(out) as temporary:
         write_conversion(result, plan, groups, folder, name, temporary, verification=verification, text=verify_on)
         if verification is not None:

@@ -20,12 +20,14 @@ def train_tokenizer(
 ) -> None:
     """Train a byte-level BPE tokenizer on any text source."""
     from sqat.checksums import add_checksums
+    from sqat.cli.console import tokenising
     from sqat.data.text import open_source
     from sqat.data.tokenizer import TOKENIZER_FILES
     from sqat.data.tokenizer import train_tokenizer as train_on
 
     source = open_source(data, "train", field=field, limit=limit)
-    result = train_on(source.documents(), vocab_size)
+    with tokenising() as progress:
+        result = train_on(source.documents(), vocab_size, progress=progress)
     path = result.save(out)
     add_checksums(out, TOKENIZER_FILES)
     typer.echo(f"{result.vocab_size:,} entries, written to {path}")

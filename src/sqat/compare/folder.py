@@ -26,7 +26,7 @@ from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.lock import locked, take
 from sqat.run_config import read_yaml
-from sqat.train.checkpoints import list_checkpoints
+from sqat.train.checkpoints import list_checkpoints, remove_unused
 from sqat.train.state import current_names
 from sqat.untrusted import read_json
 
@@ -64,6 +64,7 @@ class Folder:
         """
         if (self.out / "config.yaml").is_file() or list_checkpoints(self.out):
             raise ConfigError(f"{self.out} holds a training run: choose another folder for the comparison (--out)")
+        made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
         with ExitStack() as held:
             with writing(self.out):
                 make_folder(self.out)
@@ -78,7 +79,11 @@ class Folder:
                 except OSError:  # a file system without locks
                     runs = os.open(path, os.O_RDONLY)
             held.callback(os.close, runs)
-            yield runs
+            try:
+                yield runs
+            except BaseException:
+                remove_unused(made, {".lock", ".lock-runs", self.PLAN})
+                raise
 
     def begin(self, plan: ComparePlan) -> None:
         """Write the plan. Raises a ConfigError that names the first field that differs if another plan is here."""

@@ -19,6 +19,7 @@ from sqat.compare.plan import ComparePlan, share_budget
 from sqat.compare.run import INTERRUPTED
 from sqat.compare.timing import batches_of, time_variants
 from sqat.durable import make_folder, writing
+from sqat.train.distributed import choose_device
 from sqat.train.prepare import prepare_data
 from sqat.train.signals import StopOnSignals
 
@@ -47,6 +48,7 @@ def run_comparison(plan: ComparePlan, out: Path, say: Say = logger.info) -> list
         Interrupted: SIGINT or SIGTERM came; the runs have saved their checkpoints.
     """
     folder = Folder(out)
+    choose_device(plan.train.device)  # an error here, not in every run
     with folder.locked(say) as lock:
         folder.begin(plan)
         setup = settle(plan, folder, say)
@@ -93,11 +95,13 @@ class _Processes:
         done, names = self.folder.finished(), list(self.setup.variants)
         runs = [(name, seed) for seed in self.plan.seeds for name in names]  # seed by seed: pairs can be compared early
         failures: list[str] = []
+        started, already = time.monotonic(), len([run for run in runs if run in done])
         with StopOnSignals(self._stop) as signals:
             for (name, seed), code in self._ended([run for run in runs if run not in done]):
                 if code == 0:
                     number = self.folder.write_results(self.plan)
-                    self.say(f"{name}, seed {seed}: done ({number} of {len(runs)})")
+                    left = (time.monotonic() - started) / max(number - already, 1) * (len(runs) - number) / 60
+                    self.say(f"{name}, seed {seed}: done ({number} of {len(runs)}, about {left:.0f} min left)")
                 elif code != INTERRUPTED and not self.stopping:
                     log = self._log(name, seed)
                     lines = [*filter(None, map(str.strip, log.read_text("utf-8", "replace").splitlines()))]

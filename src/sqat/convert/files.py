@@ -32,6 +32,7 @@ from sqat.data.tokenizer import TOKENIZER_FILE, read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
 from sqat.hub import FAILURES, cause, usable_token, without_tokens
 from sqat.model_card import CARD_FILE, RECORD_FILE, model_card, public_name, read_origin
+from sqat.train.checkpoints import best_checkpoint
 from sqat.untrusted import MAX_JSON_BYTES, read_json, shown
 
 # The tokenizer's files under all their names, and what belongs to them.
@@ -53,7 +54,8 @@ _REFUSED = {
 
 
 def locate(model: str | Path) -> Path:
-    """The folder of a checkpoint: `model` itself, or what the Hub has under that id, fetched into the client's cache.
+    """The folder of a checkpoint: `model` itself, the best one of the run `model`, or what the Hub has under that id,
+    fetched into the client's cache.
 
     Raises:
         CheckpointError: neither is there.
@@ -65,6 +67,8 @@ def locate(model: str | Path) -> Path:
         raise CheckpointError(f"{shown(str(model))} names no folder: {error}") from error
     if (folder / CONFIG_FILE).is_file():
         return folder
+    if there and (best := best_checkpoint(folder)) is not None:  # an uptraining run's
+        return best
     if there:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}")
     usable_token()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,37 @@ def token_rows(spec: str, tokenizer: StockTokenizer, length: int, vocab_size: in
         DataError: the source cannot be read, or has no text.
         ConfigError: n is 0, or the tokenizer gives a token that the model does not have.
     """
+    ids = list(chain.from_iterable(_documents(spec, tokenizer, vocab_size, split)))
+    rows = max(1, len(ids) // length)
+    return torch.tensor(ids[: rows * length]).view(rows, -1)
+
+
+def document_rows(
+    spec: str, tokenizer: StockTokenizer, length: int, vocab_size: int, *, split: str = "validation"
+) -> tuple[Tensor, Tensor]:
+    """Rows of one document each, or of a part of one, as :func:`sqat.train.evaluate.evaluate` scores them: token ids,
+    (rows, length) int64, filled up at the end, and where they are real, boolean. Arguments and errors as
+    :func:`token_rows`.
+    """
+    documents = _documents(spec, tokenizer, vocab_size, split)
+    # A part begins with the last token of the one before, so that every next token is scored once.
+    parts = [ids[i : i + length] for ids in documents for i in range(0, max(len(ids) - 1, 1), length - 1)]
+    parts.sort(key=len)
+    width = len(parts[-1])
+    rows = torch.tensor([part + [0] * (width - len(part)) for part in parts])
+    return rows, torch.arange(width) < torch.tensor([len(part) for part in parts]).unsqueeze(1)
+
+
+def _documents(spec: str, tokenizer: StockTokenizer, vocab_size: int, split: str) -> list[list[int]]:
     name, _, count = spec.rpartition(":")
     limit = int(count) if name and count.isascii() and count.isdecimal() and len(count) < 19 else None
     if limit == 0:
         raise ConfigError(f"{spec!r} asks for 0 documents, but must ask for 1 or more")
     plain = spec if limit is None or name == "stories" else name
     source = open_source(plain, split_within(plain, split), limit=limit)
-    ids = [token for text in source.documents() for token in tokenizer.encode_documents([text])[0]]
-    if len(ids) < 2:
-        raise DataError(f"{source.name} has {len(ids)} tokens, but must have at least 2")
-    if max(ids) >= vocab_size:
-        raise ConfigError(f"the tokenizer gives token {max(ids)}, but the model's vocab_size is {vocab_size}")
-    rows = max(1, len(ids) // length)
-    return torch.tensor(ids[: rows * length]).view(rows, -1)
+    documents = [tokenizer.encode_documents([text])[0] for text in source.documents()]
+    if (found := sum(map(len, documents))) < 2:
+        raise DataError(f"{source.name} has {found} tokens, but must have at least 2")
+    if (largest := max(map(max, filter(None, documents)))) >= vocab_size:
+        raise ConfigError(f"the tokenizer gives token {largest}, but the model's vocab_size is {vocab_size}")
+    return documents

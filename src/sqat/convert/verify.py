@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from sqat.convert.heads import require_token_ids
 from sqat.convert.plan import ConversionPlan
+from sqat.data.batches import IGNORE
 from sqat.durable import replace_file
 from sqat.errors import ConfigError
 from sqat.model.decoder import evaluating
@@ -29,7 +30,7 @@ BATCH_TOKENS = 1024  # at a time: logits of two models exist for all of them
 class Verification:
     """How two models compare on the same text."""
 
-    kl: float  # KL(before ‖ after) of the next token's distribution, nats, mean over all positions
+    kl: float  # KL(before ‖ after) of the next token's distribution, nats, mean over real positions
     perplexity_before: float
     perplexity_after: float
     agreement: float  # share of positions where both find the same token likeliest
@@ -56,13 +57,14 @@ class Verification:
 
 
 @torch.no_grad()
-def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> Verification:
+def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor, real: Tensor | None = None) -> Verification:
     """Compare two models of one vocabulary and depth.
 
     Args:
         before: a causal language model.
         after: another, such as one converted from it.
-        data: (rows, tokens) int64 token ids, at least two tokens a row.
+        data: (rows, tokens) int64 token ids, at least two tokens a row, each row from one document.
+        real: (rows, tokens), false for what fills up the end of a row; by default all are real.
 
     Raises:
         ConfigError: `data` has another shape, or ids that the models do not have; the models differ in vocabulary or
@@ -73,32 +75,42 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor) -> Ver
         if old != new:
             raise ConfigError(f"{field} is {new} after and {old} before, but must be the same")
     require_token_ids(data, "data", before.config.vocab_size, least=2)
+    real = torch.ones_like(data, dtype=torch.bool) if real is None else real.cpu()
     sums = torch.zeros(4, dtype=torch.float64)
     cosine_LT = torch.zeros(before.config.num_hidden_layers, data.shape[1], dtype=torch.float64)
+    step = max(1, BATCH_TOKENS // data.shape[1])
     with evaluating(before), evaluating(after):
-        for rows in data.split(max(1, BATCH_TOKENS // data.shape[1])):
+        for rows, kept_BT in zip(data.split(step), real.split(step), strict=True):
             (old_BTV, old_states), (new_BTV, new_states) = (_run(model, rows) for model in (before, after))
             old_BTV, new_BTV = old_BTV.log_softmax(-1), new_BTV.log_softmax(-1)
-            targets_N, logs = rows[:, 1:].flatten().cpu(), (old_BTV, new_BTV)
-            kl = F.kl_div(new_BTV, old_BTV, reduction="sum", log_target=True)
-            same = (old_BTV.argmax(-1) == new_BTV.argmax(-1)).sum()
-            losses = [F.nll_loss(log[:, :-1].flatten(0, 1), targets_N, reduction="sum") for log in logs]
+            targets_N = rows[:, 1:].cpu().masked_fill(~kept_BT[:, 1:], IGNORE).flatten()
+            kl = F.kl_div(new_BTV, old_BTV, reduction="none", log_target=True).sum(dim=-1)[kept_BT].sum()
+            same = (old_BTV.argmax(-1) == new_BTV.argmax(-1))[kept_BT].sum()
+            losses = [
+                F.nll_loss(log[:, :-1].flatten(0, 1), targets_N, reduction="sum", ignore_index=IGNORE)
+                for log in (old_BTV, new_BTV)
+            ]
             sums += torch.stack((kl, same, *losses)).double()
             for layer, pair in enumerate(zip(old_states, new_states, strict=True)):
                 cosine_BT = F.cosine_similarity(pair[0].float().cpu(), pair[1].float().cpu(), dim=-1)
-                cosine_LT[layer] += cosine_BT.double().sum(dim=0) / len(data)
-    mean_kl, agreement, loss_before, loss_after = (sums / data.numel()).tolist()
-    targets = (data.shape[1] - 1) / data.shape[1]  # the last token of a row has none
+                cosine_LT[layer] += (cosine_BT.double() * kept_BT).sum(dim=0)
+    count, targets, count_T = int(real.sum()), max(int(real[:, 1:].sum()), 1), real.sum(dim=0)
+    kl_sum, same_sum, loss_before, loss_after = sums.tolist()
+    bins = min(BINS, data.shape[1])
     return Verification(
-        kl=max(mean_kl, 0.0),
+        kl=max(kl_sum / count, 0.0),
         perplexity_before=math.exp(min(loss_before / targets, 700.0)),
         perplexity_after=math.exp(min(loss_after / targets, 700.0)),
-        agreement=agreement,
-        similarity=tuple(cosine_LT.mean(dim=1).tolist()),
+        agreement=same_sum / count,
+        similarity=tuple((cosine_LT.sum(dim=1) / count).tolist()),
         heat_map=tuple(
-            tuple(part.mean().item() for part in row.tensor_split(min(BINS, len(row)))) for row in cosine_LT
+            tuple(
+                (part.sum() / number.sum()).item()
+                for part, number in zip(row_T.tensor_split(bins), count_T.tensor_split(bins), strict=True)
+            )
+            for row_T in cosine_LT
         ),
-        tokens=data.numel(),
+        tokens=count,
         row_length=data.shape[1],
     )
 

@@ -5,7 +5,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +30,10 @@ NO_TOKEN = "\ufffd".encode()
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 MAX_VOCABULARY = 1 << 22  # ids are below it: the library and this module make tables as long as the largest id
 MAX_TOKENIZER_BYTES = 1 << 26
+
+CHUNK = 1 << 18  # characters that are encoded at a time
+LONGEST_RUN = 1000
+_LONG_RUN = re.compile(rf"\S{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}}")
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +152,8 @@ class Tokenizer:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         try:
+            if any(len(text) > CHUNK for text in texts):  # the library takes over 100 bytes a character
+                return [self._encode_long(text) for text in texts]
             return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
         except TypeError:  # the library raises it for surrogates, too, without saying where
             for text in texts:
@@ -153,6 +161,19 @@ class Tokenizer:
                     place = f"at character {surrogate.start()}"
                     raise DataError(f"the text holds half a surrogate pair {place}, which UTF-8 cannot hold") from None
             raise
+
+    def _encode_long(self, text: str) -> list[int]:
+        """Encode in chunks that end before a single space, where no token crosses; only text without any for a whole
+        chunk may get other tokens at its end.
+        """
+        ids: list[int] = []
+        start = 0
+        while len(text) - start > CHUNK:
+            spaces = [match.end() for match in re.finditer(r"\S(?= \S)", text[start + CHUNK // 2 : start + CHUNK])]
+            end = start + CHUNK // 2 + spaces[-1] if spaces else start + CHUNK
+            ids += self._encode([text[start:end]])[0]
+            start = end
+        return ids + self._encode([text[start:]])[0]
 
 
 class TextStream:
@@ -192,7 +213,9 @@ def require_room(tokenizer: Any, vocab_size: int) -> None:
         )
 
 
-def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokenizer:
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int = 5000, *, progress: Callable[[int, int], None] | None = None
+) -> Tokenizer:
     """Learn a byte-level BPE from a stream of documents. The same documents give the same tokenizer.
 
     Every byte has a token, so any text can be encoded. Text that is too short or uniform for `vocab_size` entries gives
@@ -201,6 +224,7 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokeniz
     Args:
         documents: the text to learn from.
         vocab_size: entries, the 4 special tokens and 256 bytes included.
+        progress: called with (documents read, 0) now and then.
 
     Raises:
         ConfigError: `vocab_size` is less than 260 or more than `MAX_VOCABULARY`.
@@ -226,11 +250,42 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int = 5000) -> Tokeniz
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(chain([first], stream), trainer)
+    _interruptible(backend.train_from_iterator, _pieces(chain([first], stream), progress), trainer)
     tokenizer = Tokenizer(backend)
     if tokenizer.vocab_size < vocab_size:
         logger.warning("the text gave a vocabulary of %d entries, not %d", tokenizer.vocab_size, vocab_size)
     return tokenizer
+
+
+def _pieces(documents: Iterable[str], progress: Callable[[int, int], None] | None) -> Iterator[str]:
+    """The documents, runs of `LONGEST_RUN` characters without or of white space cut: learning from words without end
+    takes time that grows with the square of their length.
+    """
+    for number, text in enumerate(documents, 1):
+        start = 0
+        for match in _LONG_RUN.finditer(text):
+            yield text[start : match.end()]
+            start = match.end()
+        yield text[start:]
+        if progress is not None and number % 1000 == 0:
+            progress(number, 0)
+
+
+def _interruptible(call: Callable[..., object], *arguments: object) -> None:
+    """Call in a thread, so that Ctrl-C ends the wait: the library itself does not listen. The thread ends with the
+    process.
+    """
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call(*arguments)
+            outcome.set_result(None)
+        except BaseException as error:  # noqa: BLE001 (raised by `result`)
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    outcome.result()
 
 
 def read_tokenizer_file(path: Path) -> str:

@@ -490,7 +490,12 @@ class SQATForCausalLM(SQATPreTrainedModel, GenerationMixin):
                 real = attention_mask[:, -tokens:].flatten()
             aux_loss = load_balancing_loss(outputs.router_logits, self.config.experts_per_token, real)
             if loss is not None:
-                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
+                weight = self.config.router_aux_loss_coef
+                if (total := kwargs.get("num_items_in_batch")) is not None:
+                    # Trainer adds up the losses of a step's micro-batches, so each has the share of its own targets.
+                    targets: Any = kwargs["shift_labels"] if labels is None else labels[..., 1:]
+                    weight = weight * targets.ne(-100).sum() / total
+                loss = loss + weight * aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=aux_loss,

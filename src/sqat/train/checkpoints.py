@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -64,15 +64,16 @@ def run_folder(out: Path | None) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            remove_unused(made, LOCK_FILE)
+            remove_unused(made, {LOCK_FILE})
             raise
 
 
-def remove_unused(folders: Sequence[Path], lock_file: str) -> None:
-    """Remove folders that a command has made, the deepest first, where nothing but the first one's lock is in them."""
-    if folders and [path.name for path in folders[0].iterdir()] == [lock_file]:
+def remove_unused(folders: Sequence[Path], names: Set[str]) -> None:
+    """Remove folders that a command has made, the deepest first, where the first holds nothing but `names`."""
+    if folders and {path.name for path in folders[0].iterdir()} <= names:
         with suppress(OSError):
-            (folders[0] / lock_file).unlink()
+            for name in names:
+                (folders[0] / name).unlink(missing_ok=True)
             for folder in folders:
                 folder.rmdir()
 

@@ -74,7 +74,7 @@ def prepare_data(
     train, validation = open_sources(config)
     if tokenizer is None and config.tokenizer is not None:
         tokenizer = Tokenizer.load(config.tokenizer)
-    tokenizer = tokenizer or cached_tokenizer(train, vocab_size, config.cache_dir)
+    tokenizer = tokenizer or cached_tokenizer(train, vocab_size, config.cache_dir, progress=progress)
     return build_token_files(train, validation, tokenizer, config, vocab_size, progress=progress)
 
 
@@ -115,7 +115,9 @@ def open_sources(config: DataConfig) -> tuple[Source, Source]:
         return HeldOut(train, validation=False), HeldOut(train, validation=True)
 
 
-def cached_tokenizer(source: Source, vocab_size: int, cache_dir: str | Path | None = None) -> Tokenizer:
+def cached_tokenizer(
+    source: Source, vocab_size: int, cache_dir: str | Path | None = None, *, progress: Progress | None = None
+) -> Tokenizer:
     """A byte-level BPE tokenizer trained on the source, or the one trained on the same earlier."""
     key = hashlib.sha256(f"bpe/{vocab_size}/{TOKENIZER_DOCUMENTS}/{source.fingerprint()}".encode()).hexdigest()[:24]
     folder = Path(cache_dir or default_cache()).expanduser() / "tokenizers" / key
@@ -126,7 +128,7 @@ def cached_tokenizer(source: Source, vocab_size: int, cache_dir: str | Path | No
             logger.warning("training the tokenizer of %s again: %s", source.name, error)
     if next(source.documents(), None) is None:
         raise DataError(f"{source.name} has no documents to train a tokenizer on")
-    tokenizer = train_tokenizer(islice(source.documents(), TOKENIZER_DOCUMENTS), vocab_size)
+    tokenizer = train_tokenizer(islice(source.documents(), TOKENIZER_DOCUMENTS), vocab_size, progress=progress)
     with write_folder(folder) as temporary:
         tokenizer.save(temporary)
     return tokenizer
