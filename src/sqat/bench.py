@@ -50,6 +50,7 @@ def bench(
     context: int | None = None,
     prompt: int = 2048,
     rounds: int = 3,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measure presets in turn, each in a process of its own, on random tokens and random weights.
 
@@ -60,6 +61,7 @@ def bench(
         context: tokens of a row; by default the model's context length.
         prompt: tokens of the prompt whose reading is timed.
         rounds: measurements of each model. Model 1, 2, ... 1, 2, ...: a disturbance falls on all of them.
+        progress: called with what is done next, and from the second round on the time left.
 
     Returns:
         "models" maps each name to lists with a value per round: "training", "evaluation", "prompt" and "decoding" in
@@ -83,10 +85,15 @@ def bench(
         spawn = multiprocessing.get_context("spawn")
         workers = {name: stack.enter_context(ProcessPoolExecutor(1, spawn)) for name in configs}
         for name, config in configs.items():
+            progress(f"{name}: first steps")
             peak = workers[name].submit(_start, config.to_dict(), device, batch_size, prompt).result()
             found[name] = {"training": [], "evaluation": [], "prompt": [], "decoding": [], "peak_bytes": peak}
-        for _ in range(rounds):
+        started, left = time.monotonic(), ""
+        for number in range(rounds):
+            if number:
+                left = f", about {(time.monotonic() - started) / number * (rounds - number):.0f} s left"
             for name, worker in workers.items():
+                progress(f"{name}: round {number + 1} of {rounds}{left}")
                 for what, rate in worker.submit(_measure).result().items():
                     found[name][what].append(rate)
     settings = {"device": device, "context": context, **numbers}

@@ -28,7 +28,7 @@ def bench(
     In a clone of the repository, `make bench` compares with other libraries.
     """
     from sqat.bench import bench as measure
-    from sqat.cli.console import console
+    from sqat.cli.console import console, errors
     from sqat.errors import ConfigError
 
     names = list(dict.fromkeys(models or ["sqat-mm"]))
@@ -38,8 +38,11 @@ def bench(
                 f"sqat bench has no {name} any more: name presets, as in sqat bench sqat-mm; to compare with other "
                 "libraries, run make bench in a clone of the repository"
             )
-    with console.status("measuring ..."):
-        found = measure(names, device=device, batch_size=batch_size, context=context, prompt=prompt, rounds=rounds)
+    with errors.status("measuring ...") as status:
+        say = status.update if errors.is_terminal else lambda text: errors.print(text, highlight=False)
+        found = measure(
+            names, device=device, batch_size=batch_size, context=context, prompt=prompt, rounds=rounds, progress=say
+        )
     if as_json:
         typer.echo(json.dumps(found))
     else:

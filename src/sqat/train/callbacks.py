@@ -52,13 +52,16 @@ class ProgressBar(Callback):
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
         )
+        # Evaluating or compiling kernels may come first: the bar pulses until a step is done.
         self.task = self.progress.add_task(
-            "training", total=trainer.total_steps, completed=trainer.state.step, status=""
+            "preparing", start=False, total=trainer.total_steps, completed=trainer.state.step, status=""
         )
         self.progress.start()
 
     def on_step(self, trainer: Trainer) -> None:
-        self._update(completed=trainer.state.step)
+        if self.progress is not None and not self.progress.tasks[0].started:
+            self.progress.start_task(self.task)
+        self._update(completed=trainer.state.step, description="training")
 
     def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         status = f"loss {metrics['loss']:.3f} · {metrics['tokens_per_second']:,.0f} tokens/s"
