@@ -125,7 +125,7 @@ def evaluate(
             raise ConfigError(f"{name} is {value}, but must be at least {least}")
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
     if data is None and split is None and (run := _run_of(checkpoint)) is not None:
-        own = read_run(str(run / "config.yaml"), [])
+        own = read_run(str(run / "config.yaml"), [] if limit is None else [f"data.validation_limit={limit}"])
         source = open_sources(own.data)[1]
     else:
         spec = data or "stories"
@@ -141,5 +141,5 @@ def evaluate(
 
 def _run_of(checkpoint: Path) -> Path | None:
     """The run's folder of a model that has one: the folder itself, or that of a checkpoint within it."""
-    places = (checkpoint, *checkpoint.absolute().parents[:2])
-    return next((place for place in places if (place / "config.yaml").is_file()), None)
+    inside = checkpoint.absolute().parents[1] if checkpoint.absolute().parent.name == "checkpoints" else checkpoint
+    return next((place for place in (checkpoint, inside) if (place / "config.yaml").is_file()), None)

@@ -101,9 +101,9 @@ class _Watched:
 
     def _see(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x_HNC = inputs[0].detach().float().flatten(0, -2).unflatten(-1, (self.heads.query, -1)).transpose(0, 1)
-        self.norm_H += ((x_HNC @ self.output_HCC) * x_HNC).sum(-1).clamp(min=0).sqrt().sum(-1).double().cpu()
+        self.norm_H += ((x_HNC @ self.output_HCC) * x_HNC).sum(-1).clamp(min=0).sqrt().sum(-1).cpu().double()
         x_HX = x_HNC.flatten(1)
-        self.gram_HH += (x_HX @ x_HX.T).double().cpu()
+        self.gram_HH += (x_HX @ x_HX.T).cpu().double()
         self.tokens += x_HNC.shape[1]
 
     def observed(self) -> Observed:

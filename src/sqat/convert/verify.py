@@ -90,7 +90,7 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor, real: 
                 F.nll_loss(log[:, :-1].flatten(0, 1), targets_N, reduction="sum", ignore_index=IGNORE)
                 for log in (old_BTV, new_BTV)
             ]
-            sums += torch.stack((kl, same, *losses)).double()
+            sums += torch.stack((kl, same, *losses)).cpu().double()
             for layer, pair in enumerate(zip(old_states, new_states, strict=True)):
                 cosine_BT = F.cosine_similarity(pair[0].float().cpu(), pair[1].float().cpu(), dim=-1)
                 cosine_LT[layer] += (cosine_BT.double() * kept_BT).sum(dim=0)
