@@ -1,1 +1,1 @@
-"""The models of the card."""
+"""The published models."""

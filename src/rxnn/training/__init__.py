@@ -1,1 +1,1 @@
-"""What the card trains with: tokenizer, data set, trainer, callbacks, schedule."""
+"""What RxNN trains with: tokenizer, data set, trainer, callbacks, schedule."""

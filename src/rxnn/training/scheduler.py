@@ -21,7 +21,7 @@ def get_transformer_lr_scheduler(
         ConfigError: fewer than one step, or a warm-up that is negative or takes all steps.
     """
     if num_training_steps < 1:
-        right = "at least 1: an epoch needs two batches for one step, by the card's arithmetic"
+        right = "at least 1: an epoch needs two batches for one step, by RxNN's arithmetic"
         raise ConfigError(f"num_training_steps is {num_training_steps}, but must be {right}")
     if not 0 <= warmup_steps < num_training_steps:
         right = f"from 0 to below num_training_steps ({num_training_steps})"

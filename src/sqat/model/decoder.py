@@ -199,7 +199,7 @@ def initialise(decoder: Decoder, seed: int) -> None:
     """Draw all initial weights; norms keep their ones.
 
     Two schemes. "normal": every matrix N(0, 0.02), the two that write to the residual stream scaled by
-    1/sqrt(2·layers) (GPT-2), biases zero. "torch": what PyTorch's own layers start from, as the card's models did:
+    1/sqrt(2·layers) (GPT-2), biases zero. "torch": what PyTorch's own layers start from, as the published models did:
     uniform within ±1/sqrt(fan_in), the embedding N(0, 1).
 
     Every tensor is drawn from a generator of its own, seeded by its name. So, for one seed, models of different head

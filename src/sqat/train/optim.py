@@ -35,7 +35,7 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, *, decay_all: bool = False) -> list[dict[str, object]]:
-    """Two groups: matrices and embeddings decay, biases and norms do not (unless `decay_all`, the card's way)."""
+    """Two groups: matrices and embeddings decay, biases and norms do not (unless `decay_all`, RxNN's way)."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     decayed = [p for name, p in trained if decay_all or _is_matrix(name, p)]
     others = [p for name, p in trained if not (decay_all or _is_matrix(name, p))]
