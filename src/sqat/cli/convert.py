@@ -100,9 +100,9 @@ def convert_heads(
     if verify_on is not None:
         require_packages()
     context = min(context, getattr(config, "max_position_embeddings", context))
-    tokenizer, size = StockTokenizer(folder), config.vocab_size
-    rows = None if calibrate is None else token_rows(calibrate, tokenizer, context, size)
-    texts = None if verify_on is None else document_rows(verify_on, tokenizer, context, size)
+    size = config.vocab_size
+    rows = None if calibrate is None else token_rows(calibrate, StockTokenizer(folder), context, size)
+    texts = None if verify_on is None else document_rows(verify_on, StockTokenizer(folder), context, size)
     typer.echo(plan.summary())
     where = "" if plan.to == "stock" else f" in layers {plan.layers[0]}-{plan.layers[1]}"
     model = read_model(folder)
