@@ -61,6 +61,10 @@ def test_evaluate_takes_the_runs_own_validation_data_and_names_what_it_scored(sq
     assert own["data"] == "stories:61 (validation)"
     assert own["loss"] == pytest.approx(json.loads(logged)["loss"], rel=1e-4)
     assert own["padded_loss"] is None
+    within = json.loads(sqat("evaluate", f"{run_folder}/checkpoints", "--json")[1])
+    assert within == own
+    assert sqat("evaluate", run_folder, "--split", "train", "--limit", "5")[1].startswith("stories:61 (train): loss ")
+    assert "stories has no split 'nosuch'" in sqat("evaluate", run_folder, "--split", "nosuch")[2]
     Path("text.txt").write_text("Once upon a time.")
     assert sqat("evaluate", run_folder, "--data", "text.txt")[1].startswith("text.txt: loss ")
     code, _, error = sqat("evaluate", run_folder, "--data", "text.txt", "--split", "nosuch")
@@ -71,6 +75,7 @@ def test_evaluate_takes_the_runs_own_validation_data_and_names_what_it_scored(sq
 def test_a_runs_folder_stands_for_its_model_and_tokenizer(sqat, run_folder):
     model, tokenizer = sqat_package.load_model(run_folder), sqat_package.Tokenizer.load(run_folder)
     assert model.config == sqat_package.load_model(Path(run_folder, "checkpoints")).config
+    assert sqat_package.Tokenizer.load(Path(run_folder, "checkpoints")).fingerprint() == tokenizer.fingerprint()
     answer = sqat_package.generate(model, tokenizer, "Once", temperature=0.0, max_tokens=3)
     assert str(answer) == "Once" + answer.text
     assert sqat_package.generate(model, tokenizer, ["Once"], temperature=0.0, max_tokens=3) == [answer]

@@ -157,7 +157,15 @@ def test_weights_on_request(options):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.ones(T, T + 1, dtype=torch.bool), r"mask has the shape \(11, 12\), but must have \(11, 11\) or \(5, "),
+        (
+            torch.ones(T, T + 1, dtype=torch.bool),
+            r"mask has the shape \(11, 12\), but must have \(11, 11\), \(1 or 5, 11",
+        ),
+        (torch.ones(4, T, T, dtype=torch.bool), r"mask has the shape \(4, 11, 11\)"),
+        (
+            torch.ones(B, 2, T, T, dtype=torch.bool),
+            r"mask has the shape \(5, 2, 11, 11\), .* \(1 or 5, 1 or 6, 11, 11\)",
+        ),
         (torch.ones(T, dtype=torch.bool), r"mask has the shape \(11,\)"),
         (torch.ones(T, T, dtype=torch.long), r"mask is torch\.int64, but must be an AttentionMask, or a tensor of boo"),
         ("causal", r"mask is str, but must be"),
@@ -205,3 +213,13 @@ def test_from_multihead_attention(bias, causal):
     torch.testing.assert_close(own_weights, weights)
     with pytest.raises(ConfigError, match="kdim or vdim"):
         Attention.from_multihead_attention(nn.MultiheadAttention(24, 4, kdim=7))
+
+
+def test_a_cache_of_other_rows_or_without_causality_is_refused():
+    x = torch.randn(B, T, D)
+    layer = Attention(D, 6, 3, C)
+    with pytest.raises(ConfigError, match="cache has 1 rows, but must have 5 rows"):
+        layer(x, cache=layer.new_cache(1, T))
+    both = Attention(D, 6, 3, C, causal=False)
+    with pytest.raises(ConfigError, match="must be None where causal is false"):
+        both(x, cache=both.new_cache(B, T))

@@ -6,9 +6,11 @@ import pytest
 
 from sqat.data.stories import story
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
-from sqat.errors import ConfigError
+from sqat.errors import CheckpointError, ConfigError
 from sqat.train import start_run
+from sqat.train.checkpoints import best_checkpoint
 from sqat.train.run import DATA_FILE
+from sqat.train.state import read_state, write_evaluation
 
 OTHER = r"began with other training data and other validation data: go back to that.*--accept-new-data"
 
@@ -91,3 +93,36 @@ def test_a_run_that_cannot_begin_leaves_no_folder(start, tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         start("made/run", data={"source": str(tmp_path / "nothing.txt")})
     assert not (tmp_path / "made").exists()
+
+
+def test_the_best_is_chosen_among_evaluations_on_the_same_data(start, at, tmp_path):
+    data = {"source": "stories:61", "validation": "stories:2", "validation_limit": None}
+    stop = at(4, lambda trainer: trainer.interrupt("a test"))
+    start(data=data, max_steps=6, evaluate_every=2, checkpoint_every=1, callbacks=[stop]).train()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        state = read_state(path)
+        if state.own_evaluation:
+            state.evaluation["loss"] = 0.1  # better than anything on the new data
+            write_evaluation(path, state)
+    other = start(
+        data={**data, "validation": "stories:3"},
+        max_steps=6,
+        resume=True,
+        accept_new_data=True,
+        evaluate_every=2,
+        checkpoint_every=1,
+    )
+    assert other.state.best_loss is None
+    other.train()
+    assert best_checkpoint(tmp_path / "run").name in ("step-00000005", "step-00000006")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", None])
+def test_a_damaged_record_of_the_data_is_named_and_a_missing_one_warned_of(resumed, tmp_path, caplog, content):
+    path = tmp_path / "run" / DATA_FILE
+    if content is None:
+        assert resumed(path.unlink).state.step == 2
+        assert "has no data.json: whether its data" in caplog.text
+        return
+    with pytest.raises(CheckpointError, match=r"data\.json is damaged: .* --resume goes on and compares nothing"):
+        resumed(lambda: path.write_text(content))

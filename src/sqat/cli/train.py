@@ -103,7 +103,7 @@ def evaluate(
         str | None, typer.Option(help="Split of the data; default: validation, or the whole of a single file.")
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Where the checkpoint has none.")] = None,
-    field: Annotated[str, typer.Option(help="Column or key that holds the text.")] = "text",
+    field: Annotated[str | None, typer.Option(help="Column or key that holds the text; default: text.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many documents.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows at a time.")] = 64,
     context: Annotated[int | None, typer.Option(help="Tokens per window; default: the model's.")] = None,
@@ -124,12 +124,14 @@ def evaluate(
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}, but must be at least {least}")
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
-    if data is None and split is None and (run := _run_of(checkpoint)) is not None:
-        own = read_run(str(run / "config.yaml"), [] if limit is None else [f"data.validation_limit={limit}"])
-        source = open_sources(own.data)[1]
+    if data is None and (run := _run_of(checkpoint)) is not None:
+        options = {"data.field": field, "data.validation_limit": limit}
+        own = read_run(str(run / "config.yaml"), overrides(options, None)).data
+        how: dict[str, Any] = {"field": own.field, "limit": limit, "encoding_errors": own.encoding_errors}
+        source = open_sources(own)[1] if split is None else open_source(own.source, split, **how)
     else:
         spec = data or "stories"
-        source = open_source(spec, split or split_within(spec, "validation"), field=field, limit=limit)
+        source = open_source(spec, split or split_within(spec, "validation"), field=field or "text", limit=limit)
     typer.echo(f"scoring {source.name}", err=True)
     with tokenising() as progress:
         tokens = cached_tokens(source, text_tokenizer, progress=progress)
@@ -141,5 +143,8 @@ def evaluate(
 
 def _run_of(checkpoint: Path) -> Path | None:
     """The run's folder of a model that has one: the folder itself, or that of a checkpoint within it."""
-    inside = checkpoint.absolute().parents[1] if checkpoint.absolute().parent.name == "checkpoints" else checkpoint
-    return next((place for place in (checkpoint, inside) if (place / "config.yaml").is_file()), None)
+    path = checkpoint.expanduser().absolute()
+    inside = (
+        path.parent if path.name == "checkpoints" else path.parents[1] if path.parent.name == "checkpoints" else path
+    )
+    return next((place for place in (path, inside) if (place / "config.yaml").is_file()), None)

@@ -140,7 +140,8 @@ class Tokenizer:
         """
         path = Path(path).expanduser()
         if path.is_dir():
-            of_run = sorted(path.glob(f"checkpoints/step-*/{TOKENIZER_FILE}"))
+            run = path.parent if path.name == "checkpoints" else path
+            of_run = sorted(run.glob(f"checkpoints/step-*/{TOKENIZER_FILE}"))
             path = of_run[-1] if of_run and not (path / TOKENIZER_FILE).is_file() else path / TOKENIZER_FILE
         check_files(path.parent, [path.name], error=DataError)
         try:

@@ -7,15 +7,17 @@ K heads of results.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 
 from sqat.model import mask as masks
-from sqat.model.dispatch import like, operation, without_autocast
+from sqat.model.dispatch import is_plain, like, operation, without_autocast
 from sqat.model.mask import AttentionMask
 
 
@@ -46,7 +48,8 @@ def attend(
     if hasattr(q_BHTC, "device_mesh") and q_BHTC.device.type == "cpu" and not dropout:  # no kernel takes DTensors there
         mask = mask or AttentionMask(num_queries, num_keys, q_BHTC.device, causal)
         return attend_naive(q_BHTC, k_BKSC, v_BKSC, like(mask.rows(), q_BHTC))
-    with without_autocast(q_BHTC):  # the caller chose the type, see `kernel_dtype`
+    kernel = sdpa_kernel(SDPBackend.MATH) if is_plain() else nullcontext()
+    with without_autocast(q_BHTC), kernel:  # the caller chose the type, see `kernel_dtype`
         if mask is None:
             return F.scaled_dot_product_attention(
                 q_BHTC, k_BKSC, v_BKSC, dropout_p=dropout, is_causal=causal and square, enable_gqa=grouped

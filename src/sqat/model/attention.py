@@ -116,6 +116,9 @@ class Attention(nn.Module):
         width = self.hidden_size
         if x_BTD.dim() != 3 or x_BTD.shape[2] != width:
             raise ConfigError(f"x has the shape {tuple(x_BTD.shape)}, but must have (B, T, {width}) or (T, {width})")
+        if cache is not None and (not self.causal or len(cache.keys) != len(x_BTD)):
+            needed = "be None where causal is false" if not self.causal else f"have {len(x_BTD)} rows, as x has"
+            raise ConfigError(f"cache has {len(cache.keys)} rows, but must {needed}")
         x_BTD = x_BTD.to(autocast_dtype(x_BTD))  # once, not in each of the three projections
         q_BHTC, k_BKSC, v_BKSC = (
             projection(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -144,7 +147,7 @@ class Attention(nn.Module):
         weights_BHTS = None
         if given is not None or need_weights:
             own = own or AttentionMask(num_queries, num_keys, x_BTD.device, self.causal)
-            bias = like(_bias(given, own.rows(), q_BHTC, num_keys), q_BHTC)
+            bias = like(_bias(given, own.rows(), q_BHTC, num_keys, max(q_BHTC.shape[1], k_BKSC.shape[1])), q_BHTC)
             weights_BHTS = attention_weights(q_BHTC, k_BKSC, bias)
             out_BHTC = weigh(F.dropout(weights_BHTS, dropout), v_BKSC.to(dtype))
         else:
@@ -190,7 +193,7 @@ class Attention(nn.Module):
         return attention
 
 
-def _bias(given: Tensor | None, seen: Tensor, q_BHTC: Tensor, num_keys: int) -> Tensor:
+def _bias(given: Tensor | None, seen: Tensor, q_BHTC: Tensor, num_keys: int, heads: int) -> Tensor:
     """What is added to scores: a mask tensor of any form, and minus infinity where the module itself hides a key."""
     bias = torch.zeros(seen.shape, dtype=q_BHTC.dtype, device=q_BHTC.device).masked_fill(~seen, -torch.inf)
     if given is None:
@@ -200,9 +203,13 @@ def _bias(given: Tensor | None, seen: Tensor, q_BHTC: Tensor, num_keys: int) -> 
         found = given.dtype if isinstance(given, Tensor) else type(given).__name__
         raise ConfigError(f"mask is {found}, but must be an AttentionMask, or a tensor of booleans or floats")
     whole = given.unsqueeze(1) if given.dim() == 3 else given
-    right = (rows, "1 or heads", num_queries, num_keys)
-    if given.dim() not in (2, 3, 4) or whole.shape[-2:] != (num_queries, num_keys):
-        raise ConfigError(f"mask has the shape {tuple(given.shape)}, but must have {right[2:]} or {right}")
+    fits = given.dim() in (2, 3, 4) and whole.shape[-2:] == (num_queries, num_keys)
+    if not fits or (given.dim() > 2 and (whole.shape[0] not in (1, rows) or whole.shape[1] not in (1, heads))):
+        size = f"{num_queries}, {num_keys}"
+        raise ConfigError(
+            f"mask has the shape {tuple(given.shape)}, but must have ({size}), (1 or {rows}, {size}) or "
+            f"(1 or {rows}, 1 or {heads}, {size})"
+        )
     if whole.dtype == torch.bool:
         return bias.masked_fill(~whole, -torch.inf)
     return bias + whole.to(bias.dtype)

@@ -144,6 +144,12 @@ def once_differentiable(backward: Function) -> Function:
                 "trying to differentiate twice a function that was marked with @once_differentiable: for second "
                 "derivatives run the forward pass within sqat.model.plain_torch()"
             )
+        functorch = torch._C._functorch
+        legacy = any(isinstance(value, Tensor) and functorch.is_legacy_batchedtensor(value) for value in args)
+        if legacy or functorch.maybe_current_level() is not None:
+            raise RuntimeError(
+                "vmap cannot transform a kernel's backward pass: run the forward pass within sqat.model.plain_torch()"
+            )
         return backward(*args)
 
     return cast("Function", run)

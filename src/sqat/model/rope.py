@@ -31,7 +31,7 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> RotaryTable
 
 
 def rotate(x_BHTC: Tensor, tables: RotaryTables, dtype: torch.dtype | None = None) -> Tensor:
-    """Turn every pair of `x_BHTC` (B, H, T, C) by its position's angle, in float32.
+    """Turn every pair of `x_BHTC` (B, H, T, C) by its position's angle, in float32 or wider.
 
     The result has the memory layout of the input and its type, or `dtype`.
     """
@@ -74,7 +74,7 @@ def turn(
     Args:
         training: whether this runs often enough to be worth compiling for; a prompt is read only once.
     """
-    exact = x_BHTC.float()
+    exact = x_BHTC.to(torch.promote_types(x_BHTC.dtype, torch.float32))
     first, second = exact.chunk(2, dim=-1)
     out_BHTC = torch.empty_like(exact)
     out_first, out_second = out_BHTC.chunk(2, dim=-1)

@@ -219,9 +219,11 @@ def _read_states(checkpoints: list[Path]) -> dict[Path, TrainState]:
 
 
 def _best(states: dict[Path, TrainState]) -> Path | None:
-    """The checkpoint with the lowest finite validation loss of its own weights, or `None`."""
+    """The checkpoint with the lowest finite validation loss of its own weights on the newest data, or `None`."""
     evaluations = {path: state.own_evaluation for path, state in states.items()}
-    losses = [(found["loss"], path) for path, found in evaluations.items() if found and math.isfinite(found["loss"])]
+    found = {path: e for path, e in evaluations.items() if e and math.isfinite(e["loss"])}
+    data = [e.get("data") for e in found.values()][-1:]  # a run may have gone on with other data
+    losses = [(e["loss"], path) for path, e in found.items() if [e.get("data")] == data]
     return min(losses)[1] if losses else None
 
 

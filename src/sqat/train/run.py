@@ -18,7 +18,7 @@ from sqat.config import Config
 from sqat.data.batches import Batches, BatchState
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.durable import replace_file, writing
-from sqat.errors import ConfigError, DataError
+from sqat.errors import CheckpointError, ConfigError, DataError
 from sqat.model import Decoder
 from sqat.run_config import RunConfig, TrainConfig, read_yaml
 from sqat.train import distributed
@@ -137,8 +137,8 @@ def open_run(
 
     def write() -> list[str]:
         out.mkdir(parents=True, exist_ok=True)
-        begun = read_json(out / DATA_FILE) if resume and (out / DATA_FILE).is_file() else found
-        if changed := [name for name, digits in found.items() if begun.get(name) != digits]:
+        begun = _begun_with(out) if resume and list_checkpoints(out) else found
+        if changed := [name for name, digits in found.items() if begun.get(name, digits) != digits]:
             own = config.to_dict()["data"]
             field = "source" if changed != ["validation"] or own["validation"] is None else "validation"
             _refuse_or_warn(out, changed, accept_new_data, f"data.{field} is {own[field]!r}")
@@ -149,11 +149,27 @@ def open_run(
     changed = distributed.first_does(write)
     if resume and not trainer.resume() and distributed.is_first():
         logger.warning("%s has no checkpoint yet: starting at the beginning", out)
+    if "validation" in changed:
+        trainer.state.best_loss = None
     place = trainer.state.data
     if place.row >= trainer.batches.rows_per_epoch:  # of fewer data than the checkpoint's
         place = trainer.state.data = BatchState(place.epoch + 1, 0)
     if changed and distributed.is_first():
         logger.warning("going on with the new data at epoch %d, row %d", *place)
+
+
+def _begun_with(out: Path) -> dict[str, Any]:
+    """The fingerprints in a run's data.json; empty, with a warning, where an older version wrote none."""
+    path = out / DATA_FILE
+    if not path.is_file():
+        logger.warning("%s has no %s: whether its data are those that it began with is not known", out, DATA_FILE)
+        return {}
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}. Without it, --resume goes on and compares nothing"
+        ) from error
 
 
 def _refuse_or_warn(out: Path, changed: list[str], accept_new_data: bool, where: str) -> None:
