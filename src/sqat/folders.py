@@ -1,4 +1,4 @@
-"""Folders outside the user's own, and whether one is free to be written."""
+"""Folders: the cache, a run's, whether one can be written, and taking away what a failed command has made."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import atexit
 import logging
 import os
 import tempfile
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,14 +28,43 @@ def default_cache() -> Path:
 def _writable(name: str) -> Path:
     try:
         folder = Path(name).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
+        try_to_write(folder)
+        return folder
     except (OSError, RuntimeError) as error:  # RuntimeError: no home
         temporary = tempfile.TemporaryDirectory(prefix="sqat-cache-")
         atexit.register(temporary.cleanup)
         logger.warning("nothing is cached, since %s cannot be written (%s); SQAT_CACHE may name another", name, error)
         return Path(temporary.name)
+
+
+def try_to_write(folder: Path) -> None:
+    """Make a folder, if need be, and a file in it that goes at once. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the run that a path belongs to: itself, or of its `checkpoints`, or of a checkpoint in these."""
+    return next((place.parent for place in (path, path.parent) if place.name == "checkpoints"), path)
+
+
+@contextmanager
+def removed_if_unused(folder: Path, names: Set[str]) -> Iterator[None]:
+    """After an error, remove the folder, and those above it, that were made within this context, where the folder holds
+    nothing but the files `names`.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if missing and {path.name for path in folder.iterdir()} <= names:
+                for name in names:
+                    (folder / name).unlink(missing_ok=True)
+                for path in missing:
+                    path.rmdir()
+        raise
 
 
 def require_free(out: Path, field: str) -> None:

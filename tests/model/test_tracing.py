@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor, init_device_mesh
 from torch.utils.flop_counter import FlopCounterMode
 
-from sqat import Attention
+from sqat import Attention, Decoder
 from sqat.model import plain_torch
 from sqat.model.attend import attend_naive
 from sqat.model.rope import rotary_tables, rotate_naive
@@ -157,3 +158,10 @@ def test_second_derivatives_of_the_loss():
         second(linear_cross_entropy)
     with plain_torch():
         torch.testing.assert_close(second(linear_cross_entropy), second(cross_entropy_naive))
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+def test_a_model_is_built_and_run_in_fake_tensor_mode(tiny_config, changes):
+    with FakeTensorMode():
+        logits = Decoder(tiny_config(**changes))(torch.zeros(1, T, dtype=torch.long)).logits
+    assert logits.shape[:2] == (1, T)

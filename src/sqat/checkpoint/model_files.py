@@ -167,8 +167,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
 
 def unwrapped(model: Any) -> Any:
     """The model within what `torch.compile` and the data-parallel wrappers make of it."""
-    for name in ("_orig_mod", "module"):
-        model = getattr(model, name, model)
+    while (inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None)) is not None:
+        model = inner
     return model
 
 

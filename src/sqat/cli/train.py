@@ -8,18 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sqat.cli.training import (
-    AcceptNewData,
-    BatchSize,
-    Data,
-    Device,
-    LearningRate,
-    Resume,
-    Set,
-    Validation,
-    overrides,
-    run_to_end,
-)
+from sqat.cli import training
 
 if TYPE_CHECKING:
     from sqat.run_config import RunConfig
@@ -32,19 +21,19 @@ def train(
             help="A preset (`sqat info` lists them) or a YAML file, such as configs/stories-s.yaml (in sqat)."
         ),
     ],
-    data: Data = None,
+    data: training.Data = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/MODEL.")] = None,
-    validation: Validation = None,
+    validation: training.Validation = None,
     tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json; default: trained on the data.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps, instead of epochs.")] = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
+    batch_size: training.BatchSize = None,
+    lr: training.LearningRate = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, data order and dropout.")] = None,
-    device: Device = None,
-    set_: Set = None,
-    resume: Resume = False,
-    accept_new_data: AcceptNewData = False,
+    device: training.Device = None,
+    set_: training.Set = None,
+    resume: training.Resume = False,
+    accept_new_data: training.AcceptNewData = False,
 ) -> None:
     """Train a model on text; checkpoints, metrics and TensorBoard logs go to --out.
 
@@ -61,7 +50,7 @@ def train(
         "train.seed": seed,
         "train.device": device,
     }
-    config, folder = read_run(model, overrides(options, set_)), out or Path("runs") / Path(model).stem
+    config, folder = read_run(model, training.overrides(options, set_)), out or Path("runs") / Path(model).stem
     run_training(config, folder, resume=resume, accept_new_data=accept_new_data)
 
 
@@ -90,7 +79,7 @@ def run_training(config: RunConfig, out: Path, **resuming: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    run_to_end(trainer, out)
+    training.run_to_end(trainer, out)
 
 
 def evaluate(
@@ -115,6 +104,7 @@ def evaluate(
     from sqat.data.text import open_source, split_within
     from sqat.data.tokens import cached_tokens
     from sqat.errors import ConfigError
+    from sqat.folders import run_of
     from sqat.load import load_with_tokenizer
     from sqat.train.evaluate import evaluate as evaluate_model
     from sqat.train.prepare import open_sources
@@ -124,9 +114,10 @@ def evaluate(
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}, but must be at least {least}")
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
-    if data is None and (run := _run_of(checkpoint)) is not None:
+    run = run_of(checkpoint.expanduser().absolute())
+    if data is None and (run / "config.yaml").is_file():
         options = {"data.field": field, "data.validation_limit": limit}
-        own = read_run(str(run / "config.yaml"), overrides(options, None)).data
+        own = read_run(str(run / "config.yaml"), training.overrides(options, None)).data
         how: dict[str, Any] = {"field": own.field, "limit": limit, "encoding_errors": own.encoding_errors}
         source = open_sources(own)[1] if split is None else open_source(own.source, split, **how)
     else:
@@ -139,12 +130,3 @@ def evaluate(
         result = evaluate_model(model, tokens, batch_size=batch_size, context_length=context, padded_metrics=padded)
     record = {"data": source.name, **result.to_dict()}
     typer.echo(json.dumps(record) if as_json else f"{source.name}: {result.summary()}")
-
-
-def _run_of(checkpoint: Path) -> Path | None:
-    """The run's folder of a model that has one: the folder itself, or that of a checkpoint within it."""
-    path = checkpoint.expanduser().absolute()
-    inside = (
-        path.parent if path.name == "checkpoints" else path.parents[1] if path.parent.name == "checkpoints" else path
-    )
-    return next((place for place in (path, inside) if (place / "config.yaml").is_file()), None)

@@ -35,16 +35,14 @@ def run_to_end(trainer: Trainer, out: Path) -> None:
     import torch
 
     from sqat.cli.console import console, leave_if_interrupted
-    from sqat.model.dispatch import has_implementations
     from sqat.train.checkpoints import best_checkpoint
     from sqat.train.distributed import is_first, leave
-    from sqat.train.step import use_bf16
+    from sqat.train.step import kernels_in_use, use_bf16
 
     config, device = trainer.config, trainer.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     precision = "bfloat16 autocast" if use_bf16(config.precision, device.type) else "float32"
-    kernels = "own kernels" if has_implementations(device.type) else "plain torch"
-    kernels = "torch.compile" if config.compile else kernels
+    kernels = kernels_in_use(config.compile, device.type)
     console.print(f"on {name} · {precision} · {kernels}", highlight=False, soft_wrap=True)
     trainer.train()
     if is_first():

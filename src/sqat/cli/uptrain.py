@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqat.cli.training import (
-    AcceptNewData,
-    BatchSize,
-    Data,
-    Device,
-    LearningRate,
-    Resume,
-    Set,
-    Validation,
-    overrides,
-    run_to_end,
-)
+from sqat.cli import training
 
 if TYPE_CHECKING:
     from sqat.uptrain_config import UptrainConfig
@@ -30,18 +19,18 @@ def uptrain(
     teacher: Annotated[
         str | None, typer.Option(help="The model it was made of; without it, cross-entropy alone.")
     ] = None,
-    data: Data = None,
+    data: training.Data = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/uptrain-NAME.")] = None,
-    validation: Validation = None,
+    validation: training.Validation = None,
     kl_weight: Annotated[float | None, typer.Option(help="Of KL to the teacher beside cross-entropy.")] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of a row; default: the model's, at most 1,024.")] = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
+    batch_size: training.BatchSize = None,
+    lr: training.LearningRate = None,
     seed: Annotated[int | None, typer.Option(help="Seed of data order and dropout.")] = None,
-    device: Device = None,
-    set_: Set = None,
-    resume: Resume = False,
-    accept_new_data: AcceptNewData = False,
+    device: training.Device = None,
+    set_: training.Set = None,
+    resume: training.Resume = False,
+    accept_new_data: training.AcceptNewData = False,
 ) -> None:
     """Train a stock model further, towards a teacher's logits; checkpoints are stock checkpoints.
 
@@ -66,7 +55,7 @@ def uptrain(
         "train.seed": seed,
         "train.device": device,
     }
-    config = UptrainConfig.from_dict(with_overrides({}, overrides(options, set_)))
+    config = UptrainConfig.from_dict(with_overrides({}, training.overrides(options, set_)))
     folder = out or Path("runs") / f"uptrain-{Path(model).name}"
     run_uptraining(config, folder, resume=resume, accept_new_data=accept_new_data)
 
@@ -84,4 +73,4 @@ def run_uptraining(config: UptrainConfig, out: Path, **resuming: bool) -> None:
         f"{trainer.total_steps:,} steps",
         highlight=False,
     )
-    run_to_end(trainer, out)
+    training.run_to_end(trainer, out)

@@ -24,9 +24,10 @@ from sqat.compare.plan import ComparePlan, Variant, matched_sizes
 from sqat.config import ModelConfig
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
+from sqat.folders import removed_if_unused
 from sqat.lock import locked, take
 from sqat.run_config import read_yaml
-from sqat.train.checkpoints import list_checkpoints, remove_unused
+from sqat.train.checkpoints import list_checkpoints
 from sqat.train.state import current_names
 from sqat.untrusted import read_json
 
@@ -64,8 +65,7 @@ class Folder:
         """
         if (self.out / "config.yaml").is_file() or list_checkpoints(self.out):
             raise ConfigError(f"{self.out} holds a training run: choose another folder for the comparison (--out)")
-        made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
-        with ExitStack() as held:
+        with removed_if_unused(self.out, {".lock", ".lock-runs", self.PLAN}), ExitStack() as held:
             with writing(self.out):
                 make_folder(self.out)
                 held.enter_context(locked(self.out / ".lock", f"a comparison is running in {self.out}"))
@@ -79,11 +79,7 @@ class Folder:
                 except OSError:  # a file system without locks
                     runs = os.open(path, os.O_RDONLY)
             held.callback(os.close, runs)
-            try:
-                yield runs
-            except BaseException:
-                remove_unused(made, {".lock", ".lock-runs", self.PLAN})
-                raise
+            yield runs
 
     def begin(self, plan: ComparePlan) -> None:
         """Write the plan. Raises a ConfigError that names the first field that differs if another plan is here."""

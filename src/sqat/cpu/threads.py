@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqat.folders import default_cache
+from sqat.folders import default_cache, try_to_write
 
 # Sums may be reordered and fused with products, but NaN and Inf are respected.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -138,8 +137,7 @@ def _folder() -> str | None:
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     folder = Path(os.environ.get("NUMBA_CACHE_DIR") or default_cache() / "kernels") / f"sqat-{digest[:16]}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return str(folder)
+        try_to_write(folder)
+        return str(folder)
     except OSError:  # read-only: every process compiles again
         return None

@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from sqat.checksums import check_files, relisted
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
+from sqat.folders import run_of
 from sqat.untrusted import read_bytes, shown
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
@@ -140,8 +141,7 @@ class Tokenizer:
         """
         path = Path(path).expanduser()
         if path.is_dir():
-            run = path.parent if path.name == "checkpoints" else path
-            of_run = sorted(run.glob(f"checkpoints/step-*/{TOKENIZER_FILE}"))
+            of_run = sorted(run_of(path).glob(f"checkpoints/step-*/{TOKENIZER_FILE}"))
             path = of_run[-1] if of_run and not (path / TOKENIZER_FILE).is_file() else path / TOKENIZER_FILE
         check_files(path.parent, [path.name], error=DataError)
         try:

@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,9 @@ class TokenFile:
             raise IndexError(f"document {index} of {len(self)}")
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
+    @cached_property
     def digest(self) -> str:
-        """Hex digits that differ if any token or the end of any document does."""
+        """Hex digits that differ if any token or the end of any document does; found once, as caches may be emptied."""
         sums = {} if self.folder == Path() else read_checksums(self.folder, DataError)
         if TOKENS not in sums:  # in memory
             return hashlib.sha256(self.tokens.tobytes() + self.offsets.tobytes()).hexdigest()

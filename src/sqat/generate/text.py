@@ -102,7 +102,7 @@ def generate(
     Raises:
         ConfigError: see :func:`sqat.generate.decode.decode_tokens`; or a `batch_size` below 1.
     """
-    prompts = [prompts] if isinstance(prompts, str) else prompts
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     return list(generate_each(model, tokenizer, prompts, config, batch_size=batch_size))
 
 

@@ -7,13 +7,12 @@ K heads of results.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 
 from sqat.model import mask as masks
@@ -48,8 +47,7 @@ def attend(
     if hasattr(q_BHTC, "device_mesh") and q_BHTC.device.type == "cpu" and not dropout:  # no kernel takes DTensors there
         mask = mask or AttentionMask(num_queries, num_keys, q_BHTC.device, causal)
         return attend_naive(q_BHTC, k_BKSC, v_BKSC, like(mask.rows(), q_BHTC))
-    kernel = sdpa_kernel(SDPBackend.MATH) if is_plain() else nullcontext()
-    with without_autocast(q_BHTC), kernel:  # the caller chose the type, see `kernel_dtype`
+    with without_autocast(q_BHTC), _twice_differentiable():  # the caller chose the type, see `kernel_dtype`
         if mask is None:
             return F.scaled_dot_product_attention(
                 q_BHTC, k_BKSC, v_BKSC, dropout_p=dropout, is_causal=causal and square, enable_gqa=grouped
@@ -63,6 +61,16 @@ def attend(
             q, k, v = q_BHTC[:, :, start:stop], take(k_BKSC, keys), take(v_BKSC, keys)
             blocks.append(F.scaled_dot_product_attention(q, k, v, like(seen, q), dropout, enable_gqa=grouped))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
+
+
+def _twice_differentiable() -> AbstractContextManager[Any]:
+    """Within :func:`sqat.model.plain_torch`, torch's attention by its definition: its kernels differentiate once."""
+    if not is_plain():
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    found: AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
+    return found
 
 
 def repeat_queries(q_BHTC: Tensor, k_BKSC: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        drawn = torch.get_default_device().type != "meta"
+        drawn = type(torch.empty(0)) is Tensor and torch.get_default_device().type != "meta"  # not in FakeTensorMode
         if drawn:
             require_memory(config)
         seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if drawn else 0  # before the layers draw
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        if self.embedding.weight.device.type != "meta":
+        if drawn and self.embedding.weight.device.type != "meta":
             initialise(self, seed)
 
     def forward(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -90,13 +89,6 @@ def implements(
         return run
 
     return add
-
-
-def has_implementations(device: str) -> bool:
-    """Whether faster implementations are there for a type of device, and what they need is installed."""
-    load_plugins()
-    loops = device != "cpu" or importlib.util.find_spec("numba") is not None
-    return loops and any(kind == device for _, kind in _implementations)
 
 
 @functools.cache

@@ -12,8 +12,8 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from sqat.data.batches import Batch
 from sqat.data.tokenizer import Tokenizer
 from sqat.durable import make_folder, remove_folder, remove_remains, writing
 from sqat.errors import CheckpointError, ConfigError
+from sqat.folders import removed_if_unused, run_of
 from sqat.lock import locked
 from sqat.train.state import EVALUATION_FILE, TrainState, read_state, write_state
 
@@ -56,26 +57,11 @@ def run_folder(out: Path | None) -> Iterator[None]:
         return
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out is {str(out)!r}, but must be a folder, or not exist yet")
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    with ExitStack() as held:
+    with removed_if_unused(out, {LOCK_FILE}), ExitStack() as held:
         with writing(out):
             make_folder(out)
             held.enter_context(locked(out / LOCK_FILE, f"a run is going on in {out}", shared=True))
-        try:
-            yield
-        except BaseException:
-            remove_unused(made, {LOCK_FILE})
-            raise
-
-
-def remove_unused(folders: Sequence[Path], names: Set[str]) -> None:
-    """Remove folders that a command has made, the deepest first, where the first holds nothing but `names`."""
-    if folders and {path.name for path in folders[0].iterdir()} <= names:
-        with suppress(OSError):
-            for name in names:
-                (folders[0] / name).unlink(missing_ok=True)
-            for folder in folders:
-                folder.rmdir()
+        yield
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -159,7 +145,7 @@ def find_model(path: str | Path) -> Path:
     recover(path)
     if (path / "config.json").is_file():
         return path
-    if (best := best_checkpoint(path.parent if path.name == FOLDER else path)) is not None:
+    if (best := best_checkpoint(run_of(path))) is not None:
         return best
     raise CheckpointError(
         f"{path} is neither a checkpoint (a folder with config.json) nor a run (a folder with {FOLDER}/step-…)"

@@ -34,8 +34,8 @@ class PreparedData(NamedTuple):
 
     def fingerprints(self) -> dict[str, str | None]:
         """Hex digits by part, which differ where a run's tokens do."""
-        validation = None if self.validation is None else self.validation.digest()
-        return {"tokenizer": self.tokenizer.fingerprint(), "train": self.train.digest(), "validation": validation}
+        validation = None if self.validation is None else self.validation.digest
+        return {"tokenizer": self.tokenizer.fingerprint(), "train": self.train.digest, "validation": validation}
 
 
 class HeldOut:

@@ -32,10 +32,15 @@ try:
     from sqat.cpu.allocator import keep_freed_memory as keep_freed_memory
     from sqat.cpu.shards import Shards
     from sqat.cpu.shards import suitable_shards as suitable_shards
+    from sqat.cpu.threads import available as loops_available
 except ImportError:  # without cpu/, a batch is one shard and malloc keeps its defaults: slower, no less right
 
     def keep_freed_memory() -> bool:  # type: ignore[misc]
         """Do nothing."""
+        return False
+
+    def loops_available() -> bool:
+        """No compiled loops."""
         return False
 
     def suitable_shards(model: Decoder) -> int:
@@ -202,6 +207,13 @@ def use_bf16(precision: str, device: str) -> bool:
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def kernels_in_use(compiled: bool, device: str) -> str:
+    """Which code computes a step, in words."""
+    if compiled:
+        return "torch.compile"
+    return "own kernels" if device == "cuda" or (device == "cpu" and loops_available()) else "plain torch"
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:

@@ -346,7 +346,7 @@ class Trainer:
             return None
         with explain_out_of_memory("validation", self.config.batch_size, self.config.gradient_accumulation):
             result = self.measure(self.validation)
-        self.state.record({**result.to_dict(), "data": self.validation.digest()})
+        self.state.record({**result.to_dict(), "data": self.validation.digest})
         for callback in self.callbacks:
             callback.on_evaluate(self, result)
         if self.out is not None:
