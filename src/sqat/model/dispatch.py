@@ -131,7 +131,9 @@ def once_differentiable(backward: Function) -> Function:
 
     @functools.wraps(backward)
     def run(*args: Any) -> Any:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # as `create_graph=True` has it
+        if torch.compiler.is_compiling():
+            return backward(*args)
+        if torch.is_grad_enabled():  # as `create_graph=True` has it
             raise RuntimeError(
                 "trying to differentiate twice a function that was marked with @once_differentiable: for second "
                 "derivatives run the forward pass within sqat.model.plain_torch()"
