@@ -13,12 +13,11 @@ import logging
 import os
 import re
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from sqat.data.files import (
     COMPRESSIONS,
@@ -31,9 +30,6 @@ from sqat.data.files import (
 )
 from sqat.errors import ConfigError, DataError
 from sqat.untrusted import named, shown
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 DEFAULT_STORIES = {"train": 100_000, "validation": 1_000}
 HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<subset>[\w.-]+))?")
@@ -110,10 +106,10 @@ def open_source(
     if encoding_errors not in ("strict", "replace"):
         raise ConfigError(f'encoding_errors is {encoding_errors!r}; it must be "strict" or "replace"')
     if spec == "stories" or spec.startswith("stories:"):
-        return StoriesSource(limit, _story_count(spec, split), split, seed)
+        return _open_stories(limit, spec, split, seed)
     path = _local_path(spec)
     if path is not None and (path.is_dir() or not path.exists()):
-        return FileSource(limit, f"{spec} ({split})", find_shards(path, split), field, encoding_errors)
+        return _open_files(limit, f"{spec} ({split})", find_shards(path, split), field, encoding_errors)
     if path is not None:
         if text_format(path) is None:
             raise DataError(
@@ -121,7 +117,7 @@ def open_source(
             )
         if split != "train":
             raise NoSplitError(f"{path}: a single file is the split 'train' and has no split {split!r}")
-        return FileSource(limit, str(path), (path,), field, encoding_errors)
+        return _open_files(limit, str(path), (path,), field, encoding_errors)
     if spec.startswith(("./", "../", "/", "~")) or spec.count("/") > 1 or text_format(Path(spec)):
         raise DataError(f"{spec}: no such file or folder")
     return _open_hub(limit, spec, split, field, encoding_errors)
@@ -142,30 +138,17 @@ def _local_path(spec: str) -> Path | None:
         raise DataError(f"{shown(spec)} names no file: {error}") from error
 
 
-def _story_count(spec: str, split: str) -> int:
-    if split not in DEFAULT_STORIES:
-        raise NoSplitError(f"stories has no split {split!r}; it has: {', '.join(DEFAULT_STORIES)}")
-    if spec == "stories":
-        return DEFAULT_STORIES[split]
-    count = spec.removeprefix("stories:")
-    if not (count.isascii() and count.isdecimal() and len(count) < 19 and int(count) >= 1):
-        raise DataError(f'{shown(spec)}: write "stories" or "stories:COUNT" with a number of stories, 1 or more')
-    return int(count)
-
-
 @dataclass(frozen=True)
-class _BaseSource(ABC):
-    """What the sources of this module share: blank documents are left out, and at most `limit` are read."""
+class _Source:
+    """The documents that `read` gives: blank ones are left out, and at most `limit` are read.
 
+    `identity` gives JSON values that differ if the text may differ; names of cached token files depend on them.
+    """
+
+    name: str
     limit: int | None
-
-    @abstractmethod
-    def read(self) -> Iterator[str]:
-        """All documents, blank ones included."""
-
-    @abstractmethod
-    def identity(self) -> list[object]:
-        """JSON values that differ if the text may differ. They are part of the names of cached token files."""
+    read: Callable[[], Iterator[str]]
+    identity: Callable[[], list[object]]
 
     def documents(self) -> Iterator[str]:
         most = None if self.limit is None else min(self.limit, sys.maxsize)
@@ -175,75 +158,46 @@ class _BaseSource(ABC):
         return hashlib.sha256(json.dumps([*self.identity(), self.limit]).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class StoriesSource(_BaseSource):
-    """The first `count` stories of a split of the built-in generator."""
+def _open_stories(limit: int | None, spec: str, split: str, seed: int) -> Source:
+    """The first stories of a split of the built-in generator."""
+    from sqat.data.stories import GENERATOR_VERSION, story
 
-    count: int
-    split: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"stories:{self.count} ({self.split})"
-
-    def read(self) -> Iterator[str]:
-        from sqat.data.stories import story
-
-        return (story(index, seed=self.seed, split=self.split) for index in range(self.count))
-
-    def identity(self) -> list[object]:
-        from sqat.data.stories import GENERATOR_VERSION
-
-        return ["stories", GENERATOR_VERSION, self.seed, self.split, self.count]
+    if split not in DEFAULT_STORIES:
+        raise NoSplitError(f"stories has no split {split!r}; it has: {', '.join(DEFAULT_STORIES)}")
+    written = spec.removeprefix("stories").removeprefix(":")
+    if spec != "stories" and not re.fullmatch("0*[1-9][0-9]{0,17}", written):
+        raise DataError(f'{shown(spec)}: write "stories" or "stories:COUNT" with a number of stories, 1 or more')
+    count = int(written or DEFAULT_STORIES[split])
+    return _Source(
+        f"stories:{count} ({split})",
+        limit,
+        lambda: (story(index, seed=seed, split=split) for index in range(count)),
+        lambda: ["stories", GENERATOR_VERSION, seed, split, count],
+    )
 
 
-@dataclass(frozen=True)
-class FileSource(_BaseSource):
-    """The documents of some files, in their order. `field` is the column or key of .parquet and .jsonl files."""
+def _open_files(limit: int | None, name: str, paths: Sequence[Path], field: str, encoding_errors: str) -> Source:
+    """The documents of some files, in their order."""
 
-    name: str
-    paths: tuple[Path, ...]
-    field: str
-    encoding_errors: str
-
-    def read(self) -> Iterator[str]:
-        for path in self.paths:
-            yield from read_file(path, self.field, self.encoding_errors)
-
-    def identity(self) -> list[object]:
+    def identity() -> list[object]:
         files = []
-        for path in self.paths:
+        for path in paths:
             try:
                 stat = path.stat()
             except OSError as error:
                 raise DataError(f"{path}: cannot be read: {error}") from error
             files.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-        return ["files", files, self.field, self.encoding_errors]
+        return ["files", files, field, encoding_errors]
+
+    return _Source(
+        name,
+        limit,
+        lambda: (text for path in paths for text in read_file(path, field, encoding_errors)),
+        identity,
+    )
 
 
-@dataclass(frozen=True)
-class HubSource(_BaseSource):
-    """One split of a data set of the Hugging Face Hub."""
-
-    name: str
-    dataset: Dataset
-    field: str
-    encoding_errors: str
-
-    def read(self) -> Iterator[str]:
-        row = 0
-        for table in self.dataset.select_columns([self.field]).with_format("arrow").iter(ROWS_AT_A_TIME):
-            yield from column_texts(table.column(0), self.encoding_errors, self.name, row)
-            row += len(table)
-
-    def identity(self) -> list[object]:
-        # `datasets` names the folder of a data set for its revision, or for the files it was made from.
-        files = [str(Path(file["filename"]).resolve()) for file in self.dataset.cache_files]
-        return ["hub", self.name, self.field, self.encoding_errors, self.dataset.num_rows, files]
-
-
-def _open_hub(limit: int | None, spec: str, split: str, field: str, encoding_errors: str) -> HubSource:
+def _open_hub(limit: int | None, spec: str, split: str, field: str, encoding_errors: str) -> Source:
     """Load one split of a Hub data set; the first time, download it."""
     match = HUB_ID.fullmatch(spec)
     if match is None:
@@ -267,7 +221,16 @@ def _open_hub(limit: int | None, spec: str, split: str, field: str, encoding_err
         ) from error
     name = f"{dataset_id}{f':{subset}' if subset else ''} ({split})"
     check_text_column(dataset.features.arrow_schema, field, name)
-    return HubSource(limit, name, dataset, field, encoding_errors)
+
+    def read() -> Iterator[str]:
+        row = 0
+        for table in dataset.select_columns([field]).with_format("arrow").iter(ROWS_AT_A_TIME):
+            yield from column_texts(table.column(0), encoding_errors, name, row)
+            row += len(table)
+
+    # `datasets` names the folder of a data set for its revision, or for the files it was made from.
+    files = [str(Path(file["filename"]).resolve()) for file in dataset.cache_files]
+    return _Source(name, limit, read, lambda: ["hub", name, field, encoding_errors, dataset.num_rows, files])
 
 
 def find_shards(place: Path, split: str) -> tuple[Path, ...]:
