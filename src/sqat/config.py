@@ -107,11 +107,11 @@ def convert(value: Any, kind: Any, where: str) -> Any:
                 right = f"at most {MAX_INTEGER:,}" if converted > 0 else f"at least {-MAX_INTEGER:,}"
                 raise ConfigError(f"{where} is {shown(value)}, but must be {right}")
             return converted
-    right = " or ".join(_WORDS.get(option) or getattr(option, "__name__", str(option)) for option in options)
+    right = " or ".join(_WORDS.get(option, getattr(option, "__name__", str(option))) for option in options)
     raise ConfigError(f"{where} is {shown(value)}, but must be {right}")
 
 
-_WORDS = {
+_WORDS: dict[Any, str] = {
     float: "a finite number",
     int: "a whole number",
     bool: "true or false",
