@@ -130,7 +130,7 @@ def open_run(
 
     def write() -> list[str]:
         out.mkdir(parents=True, exist_ok=True)
-        begun = _begun_with(out) if resume and list_checkpoints(out) else found
+        begun = begun_with(out) if resume and list_checkpoints(out) else found
         if changed := [name for name, digits in found.items() if begun.get(name, digits) != digits]:
             own = config.to_dict()["data"]
             field = "source" if changed != ["validation"] or own["validation"] is None else "validation"
@@ -151,7 +151,7 @@ def open_run(
         logger.warning("going on with the new data at epoch %d, row %d", *place)
 
 
-def _begun_with(out: Path) -> dict[str, Any]:
+def begun_with(out: Path) -> dict[str, Any]:
     """The fingerprints in a run's data.json; empty, with a warning, where an older version wrote none."""
     path = out / DATA_FILE
     if not path.is_file():
