@@ -3,8 +3,6 @@
 Shape letters: S max_seq_len.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice

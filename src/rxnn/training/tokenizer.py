@@ -1,7 +1,5 @@
 """RxNN's tokenizers: those of `transformers`, loaded by :class:`sqat.data.tokenizer.Tokenizer`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

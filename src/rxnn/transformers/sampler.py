@@ -1,7 +1,5 @@
 """RxNN's sampler: a model's tokens one by one, and as text. A key/value cache makes each token one short step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -2,8 +2,6 @@
 colour and marker (Okabe and Ito's palette, which colour-blind readers can tell apart too).
 """
 
-from __future__ import annotations
-
 import io
 import math
 import statistics

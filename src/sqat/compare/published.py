@@ -1,7 +1,5 @@
 """What the authors of SQA published of their own models, to stand beside our results."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from typing import NamedTuple

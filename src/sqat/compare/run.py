@@ -3,8 +3,6 @@
 It goes on from its newest checkpoint, and at the end writes result.json, which becomes a line of results.jsonl.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -5,8 +5,6 @@ a moment) would drown everything. Differences to the reference are taken seed by
 the same data in the same order and began equal where they could, so what the seed does to both cancels.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The report's tables, in the order in which they are read."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping

@@ -3,8 +3,6 @@
 Wall clocks of training runs depend on when they ran and beside what; ratios within a round do not.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A whole run from its configuration: data, model, trainer, logs, in one folder."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """One optimisation step: forward and backward over the micro-batches, clip, update unless something is NaN or Inf."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
