@@ -14,14 +14,14 @@ import pytest
 import yaml
 
 from sqat.cli import main
-from sqat.compare import run, timing
+from sqat.compare import run
 from sqat.compare.folder import Folder
 from sqat.compare.plan import share_budget
 from sqat.compare.runner import run_comparison, settle
 from sqat.errors import ConfigError, DataError, StorageError
 from sqat.train.evaluate import evaluate
 
-OF_THE_MACHINE = ("seconds", "tokens_per_second", "peak_bytes", "environment")
+OF_THE_MACHINE = ("seconds", "peak_bytes", "environment")
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def assert_report_only_makes_the_same(out, monkeypatch):
         return {path: path.read_bytes() for path in [*out.glob("report.*"), *out.glob("pictures/*")]}
 
     before = report()
-    assert len(before) > 3
+    assert len(before) >= 3
     for path in before:
         path.unlink()
     assert compare(monkeypatch, "--report-only", "--out", str(out)) == 0
@@ -143,52 +143,6 @@ def test_without_seeds_nothing_is_trained(tiny_plan, tmp_path, monkeypatch):
     assert_report_only_makes_the_same(out, monkeypatch)
 
 
-def test_a_timing_pass_goes_on_after_the_rounds_that_are_done(tiny_plan, tmp_path, monkeypatch):
-    """It is stopped at the end of its second round, of three."""
-    plan = tiny_plan(seeds=[], timing={**tiny_plan().timing.to_dict(), "rounds": 3})
-    replace_file, rounds = timing.replace_file, []
-
-    def stop_in_the_second(path, text):
-        rounds.append(path)
-        if len(rounds) == 3:  # after the warm-up and the first
-            raise KeyboardInterrupt
-        replace_file(path, text)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(timing, "replace_file", stop_in_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            timing.time_variants(plan, plan.models(), tmp_path)
-    assert Folder(tmp_path).read_timing() is None
-    first = json.loads((tmp_path / timing.PART).read_text())["variants"]
-    whole = timing.time_variants(plan, plan.models(), tmp_path)
-    for name, times in whole["variants"].items():
-        assert len(times["step_seconds"]) == 3 * plan.timing.steps
-        assert len(times["evaluate_seconds"]) == len(times["attention"]["11"][1]) == 3
-        assert times["step_seconds"][: plan.timing.steps] == first[name]["step_seconds"]
-    assert Folder(tmp_path).read_timing() == json.loads(json.dumps(whole))
-    assert not (tmp_path / timing.PART).exists()
-
-
-TIMED = {"asked": {"steps": 2}, "variants": {"gqa": {"evaluate_seconds": [0.5, 0.25]}}}
-
-
-@pytest.mark.parametrize(
-    ("part", "rounds"),
-    [
-        (json.dumps(TIMED), 2),
-        ("{", 0),
-        ("[1]", 0),
-        (json.dumps({**TIMED, "asked": {"steps": 3}}), 0),
-        (json.dumps({**TIMED, "variants": {"mha": {}}}), 0),
-    ],
-)
-def test_rounds_that_are_damaged_or_were_timed_otherwise_are_measured_again(part, rounds, tmp_path):
-    (tmp_path / timing.PART).write_text(part)
-    variants = {"gqa": {"evaluate_seconds": []}}
-    assert timing._go_on(tmp_path / timing.PART, {"steps": 2}, variants) == rounds
-    assert variants == (TIMED["variants"] if rounds else {"gqa": {"evaluate_seconds": []}})
-
-
 def test_killed_or_asked_to_stop_it_comes_to_the_same(tiny_plan, tmp_path):
     long = {**tiny_plan().train.to_dict(), "max_steps": 100, "checkpoint_every": 7, "evaluate_every": 50}
     plan = tiny_plan(seeds=[3], train=long, variants=["gqa"], probes=0, stories=0, timing={"rounds": 0})
@@ -200,8 +154,13 @@ def test_killed_or_asked_to_stop_it_comes_to_the_same(tiny_plan, tmp_path):
     wait_for_lines(log, 3, process)
     process.kill()
     process.wait()
-    with Folder(parts).locked():  # waits for the run, which is asked to stop when its parent is gone
-        assert runs_alive(parts) == []
+    process = start(plan, parts)  # waits for the run, which is asked to stop when its parent is gone
+    wait_for_lines(log, 9, process)
+    assert len(runs_alive(parts)) == 1
+    process.kill()
+    process.wait()
+    while runs_alive(parts):
+        time.sleep(0.01)
     assert list(log.parent.glob("checkpoints/step-*"))
     assert not (log.parent / Folder.RESULT).exists()  # so it was in the middle
 

@@ -2,8 +2,6 @@
 colour and marker (Okabe and Ito's palette, which colour-blind readers can tell apart too).
 """
 
-from __future__ import annotations
-
 import io
 import math
 import statistics
@@ -14,7 +12,7 @@ from typing import Any
 from sqat.compare.folder import Comparison
 from sqat.compare.statistics import median_interval
 from sqat.config import ModelConfig
-from sqat.cost import parameters, visible_keys
+from sqat.cost import visible_keys
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00", "#7F7F7F")
 MARKERS = "osD^vPX*"
@@ -54,8 +52,6 @@ def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
         "loss-time": ("Validation loss against training time", partial(_loss_over, axis="time")),
         "pareto": ("Loss and time of a training step", _pareto),
         "attention": ("Attention alone, forward and backward", _attention),
-        "size": ("Parameters", _size),
-        "router": ("Experts' load, mean over layers and seeds", _router),
     }
     found = {}
     for name, (title, draw) in drawers.items():
@@ -115,13 +111,6 @@ def _loss_over(axes: Any, comparison: Comparison, axis: str) -> bool:
         look = look_of(comparison, name)
         axes.plot(x, mean, label=f"{name} ({mean[-1]:.3f})", markevery=max(1, points // 8), linewidth=1.4, **look)
         axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=look["color"], alpha=0.1)
-        curves = [run.get("train_curve", []) for run in runs]  # a thin line: mean over seeds and a twentieth of the run
-        count = min(map(len, curves))
-        width = max(1, count // 20)
-        means = [statistics.fmean(curve[i]["loss"] for curve in curves) for i in range(count)]
-        smooth = [statistics.fmean(means[i - width + 1 : i + 1]) for i in range(width - 1, count)]
-        x = [place(runs[0], point) for point in curves[0][width - 1 : count]]
-        axes.plot(x, smooth, color=look["color"], linewidth=0.6, alpha=0.7)
         low, high = min(low, *map(min, losses[points // 4 :])), max(high, *map(max, losses[points // 4 :]))
     if math.isinf(low):
         return False
@@ -129,7 +118,6 @@ def _loss_over(axes: Any, comparison: Comparison, axis: str) -> bool:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
     axes.set(xlabel=LABELS[axis], ylabel="validation loss, nats per token")
-    axes.plot([], [], color=GREY, linewidth=0.6, label="thin: training loss,\nrunning mean")
     axes.legend(title="variant (last)", fontsize=9, **BESIDE)
     return True
 
@@ -192,31 +180,3 @@ def _attention(axes: Any, comparison: Comparison) -> bool:
 def _operations(model: ModelConfig, length: int) -> int:
     """What attention's time would be proportional to if nothing else cost time."""
     return model.num_score_heads * model.head_dim * visible_keys(length, model.window, model.global_tokens)
-
-
-def _size(axes: Any, comparison: Comparison) -> bool:
-    names = list(comparison.models)
-    totals = [parameters(model).total / 1e6 for model in comparison.models.values()]
-    bars = axes.barh(names, totals, color=[look_of(comparison, name)["color"] for name in names], height=0.6)
-    axes.bar_label(bars, labels=[f" {total:.2f} M" for total in totals], color=GREY)
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
-    axes.margins(x=0.12)
-    axes.set(xlabel="parameters, millions")
-    return True
-
-
-def _router(axes: Any, comparison: Comparison) -> bool:
-    """Each layer's experts from the busiest to the least busy, mean over layers and seeds."""
-    for name in comparison.variants:
-        loads = [run["evaluation"].get("router_load") for run in comparison.runs_of(name)]
-        if not loads or not all(loads):
-            return False
-        ranked = [sorted((share * len(layer) for share in layer), reverse=True) for load in loads for layer in load]
-        mean = [statistics.fmean(at) for at in zip(*ranked, strict=True)]
-        axes.plot(range(1, len(mean) + 1), mean, label=name, linewidth=1.4, **look_of(comparison, name))
-    axes.axhline(1, color=GREY, linestyle=":", linewidth=1, label="even")
-    axes.set(xlabel="expert, from the busiest to the least busy", ylabel="load relative to an even share")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=9, **BESIDE)
-    return True

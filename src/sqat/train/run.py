@@ -1,13 +1,9 @@
 """A whole run from its configuration: data, model, trainer, logs, in one folder."""
 
-from __future__ import annotations
-
 import json
 import logging
-import os
-import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +13,8 @@ import yaml
 from sqat.config import Config
 from sqat.data.batches import Batches, BatchState
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from sqat.durable import replace_file, writing
-from sqat.errors import CheckpointError, ConfigError, DataError
+from sqat.durable import replace_file
+from sqat.errors import ConfigError, DataError
 from sqat.model import Decoder
 from sqat.run_config import RunConfig, TrainConfig, read_yaml
 from sqat.train import distributed
@@ -28,14 +24,14 @@ from sqat.train.prepare import PreparedData, Progress, prepare_data
 from sqat.train.trainer import Callback, Trainer
 from sqat.untrusted import read_json
 
-T = TypeVar("T")
+Parts = TypeVar("Parts")
+Run = TypeVar("Run", bound=Trainer)
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 DATA_FILE = "data.json"  # fingerprints of what the run is trained on
-JOB_FILE = ".job"
 
 # Fields that do not change what a run computes, and so may differ when it is resumed.
 FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir"}
@@ -61,8 +57,8 @@ def start_run(
     Args:
         config: the run, also as plain data such as `{"model": "sqat-s"}`; it is written to `out/config.yaml`.
         out: the run's folder: configuration, `metrics.jsonl`, `checkpoints/`, `tensorboard/`.
-        resume: continue from the newest checkpoint, if there is one, with its tokenizer. A job that torchrun restarted
-            always continues its own run.
+        resume: continue from the newest checkpoint, if there is one, with its tokenizer. A job that torchrun
+            restarted always does.
         accept_new_data: resume even if the data are not those that the run began with.
         callbacks: in addition to the logs, which are always written.
         progress: called with (documents, tokens) so far while text is tokenised.
@@ -81,10 +77,10 @@ def start_run(
         own = _tokenizer_of(out, run, accept_new_data) if goes_on else None
         return prepare_data(run.data, run.model.vocab_size, tokenizer=own, progress=progress)
 
-    with begin_run(run, out, resume, accept_new_data, prepare) as (data, resume):
-        trainer = make_trainer(run, data, out, callbacks)
-        open_run(run, out, trainer, data, resume, accept_new_data)
-    return trainer
+    def make(data: PreparedData) -> Trainer:
+        return make_trainer(run, data, out, callbacks)
+
+    return begin_run(run, out, resume, accept_new_data, prepare, make)
 
 
 def _tokenizer_of(out: Path, config: RunConfig, accept_new_data: bool) -> Tokenizer | None:
@@ -99,54 +95,35 @@ def _tokenizer_of(out: Path, config: RunConfig, accept_new_data: bool) -> Tokeni
     return None
 
 
-@contextmanager
 def begin_run(
-    config: Any, out: Path, resume: bool, accept_new_data: bool, prepare: Callable[[bool], T]
-) -> Iterator[tuple[T, bool]]:
-    """What every kind of run begins with: join the ranks, lock and check the folder, call `prepare` on every rank, with
-    whether to resume.
+    config: Any,
+    out: Path,
+    resume: bool,
+    accept_new_data: bool,
+    prepare: Callable[[bool], Parts],
+    make: Callable[[Parts], Run],
+) -> Run:
+    """What every kind of run begins with: lock and check the folder, make the trainer, compare the data with those that
+    the run began with, and resume. What torchrun has restarted always resumes.
 
-    The folder stays locked within the context, in which a trainer is made that holds the lock itself.
-
-    Returns:
-        what `prepare` gave, and whether to resume.
+    Args:
+        prepare: called on every rank, with whether to resume; returns what the trainer is made of.
+        make: makes the trainer, which holds the folder's lock from then on.
     """
     distributed.join(config.train.device)
-    restarted = any(distributed.gather(distributed.restarts()))
+    resume = resume or any(distributed.gather(distributed.restarts()))
     with ExitStack() as held:
 
-        def take_folder() -> bool:
+        def take_folder() -> None:
             held.enter_context(run_folder(out))
-            goes_on = _is_own_job(out, restarted) or resume
-            check_folder(config, out, goes_on, accept_new_data)
-            if (job := _job()) is not None:
-                replace_file(out / JOB_FILE, job)
-            return goes_on
+            check_folder(config, out, resume, accept_new_data)
 
-        goes_on = distributed.first_does(take_folder)
-        yield distributed.in_turn(lambda: prepare(goes_on)), goes_on
-
-
-def open_run(
-    config: Config, out: Path, trainer: Trainer, data: PreparedData, resume: bool, accept_new_data: bool
-) -> None:
-    """What every kind of run does once its trainer is made: compare the data with those that the run began with, write
-    what it is made from, and resume.
-    """
-    found = data.fingerprints()
-
-    def write() -> list[str]:
-        out.mkdir(parents=True, exist_ok=True)
-        begun = _begun_with(out) if resume and list_checkpoints(out) else found
-        if changed := [name for name, digits in found.items() if begun.get(name, digits) != digits]:
-            own = config.to_dict()["data"]
-            field = "source" if changed != ["validation"] or own["validation"] is None else "validation"
-            _refuse_or_warn(out, changed, accept_new_data, f"data.{field} is {own[field]!r}")
-        replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
-        replace_file(out / DATA_FILE, json.dumps(found, indent=2))
-        return changed
-
-    changed = distributed.first_does(write)
+        distributed.first_does(take_folder)
+        trainer = make(distributed.in_turn(lambda: prepare(resume)))
+    assert trainer.tokenizer is not None
+    data = PreparedData(trainer.tokenizer, trainer.batches.tokens, trainer.validation)
+    check_same_data(data)
+    changed = distributed.first_does(lambda: _write_origin(config, out, data, resume, accept_new_data))
     if resume and not trainer.resume() and distributed.is_first():
         logger.warning("%s has no checkpoint yet: starting at the beginning", out)
     if "validation" in changed:
@@ -156,20 +133,29 @@ def open_run(
         place = trainer.state.data = BatchState(place.epoch + 1, 0)
     if changed and distributed.is_first():
         logger.warning("going on with the new data at epoch %d, row %d", *place)
+    return trainer
 
 
-def _begun_with(out: Path) -> dict[str, Any]:
+def _write_origin(config: Config, out: Path, data: PreparedData, resume: bool, accept_new_data: bool) -> list[str]:
+    """Write what a run is made from; returns which of its data have changed since it began."""
+    found = data.fingerprints()
+    begun = begun_with(out) if resume and list_checkpoints(out) else found
+    if changed := [name for name, digits in found.items() if begun.get(name, digits) != digits]:
+        own = config.to_dict()["data"]
+        field = "source" if changed != ["validation"] or own["validation"] is None else "validation"
+        _refuse_or_warn(out, changed, accept_new_data, f"data.{field} is {own[field]!r}")
+    replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    replace_file(out / DATA_FILE, json.dumps(found, indent=2))
+    return changed
+
+
+def begun_with(out: Path) -> dict[str, Any]:
     """The fingerprints in a run's data.json; empty, with a warning, where an older version wrote none."""
     path = out / DATA_FILE
     if not path.is_file():
         logger.warning("%s has no %s: whether its data are those that it began with is not known", out, DATA_FILE)
         return {}
-    try:
-        return dict(read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: {error}. Without it, --resume goes on and compares nothing"
-        ) from error
+    return read_json(path)
 
 
 def _refuse_or_warn(out: Path, changed: list[str], accept_new_data: bool, where: str) -> None:
@@ -198,7 +184,6 @@ def check_same_data(data: PreparedData) -> None:
 
 def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: Iterable[Callback] = ()) -> Trainer:
     """The trainer of a run whose data are ready; the model is freshly initialised from the seed."""
-    check_same_data(data)
     torch.manual_seed(config.train.seed)
     model = Decoder(config.model)
     torch.manual_seed(config.train.seed)  # so that dropout does not depend on how many numbers the model drew
@@ -260,27 +245,3 @@ def _rows(config: Mapping[str, Any]) -> int:
     """The rows of a step."""
     train = config["train"]
     return int(train["batch_size"] * train["gradient_accumulation"])
-
-
-def _is_own_job(out: Path, restarted: bool) -> bool:
-    """Whether an earlier start of this very torchrun job was let into the folder, so that its restart goes on with that
-    run, and no other. A first start has none before it: if it is refused, so are its restarts.
-    """
-    job, path = _job(), out / JOB_FILE
-    if job is None:
-        return False
-    if not restarted:
-        with writing(path):
-            path.unlink(missing_ok=True)
-        return False
-    return path.is_file() and path.read_bytes() == job.encode()
-
-
-def _job() -> str | None:
-    """The job's name: torchrun's `--rdzv-id`, or where that is the default of all jobs, the launcher's process. `None`
-    without torchrun.
-    """
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if name == "none":
-        return f"{socket.gethostname()} {os.getppid()}"
-    return None if name is None else name.encode(errors="replace").decode()
