@@ -15,7 +15,7 @@ from sqat.model.attend import attend_naive
 from sqat.model.attention import Attention
 from sqat.model.decoder import Block
 from sqat.model.mask import window_naive
-from sqat.model.moe import ExpertWeights, MoE, RouterStats, router_stats, run_experts_naive
+from sqat.model.moe import Experts, MoE, RouterStats, router_stats, run_experts_naive
 from sqat.model.rope import rotary_tables, rotate_naive
 from sqat.train.loss import cross_entropy_naive, router_loss
 
@@ -61,6 +61,6 @@ def _moe(moe: MoE, x_BTD: Tensor) -> tuple[Tensor, RouterStats]:
     probs_NE = moe.router(x_ND).softmax(dim=-1)
     selected_Nk, experts_Nk = probs_NE.topk(moe.experts_per_token, dim=-1)
     weights_Nk = selected_Nk / (selected_Nk.sum(dim=-1, keepdim=True) + 1e-9)
-    weights = ExpertWeights(moe.fc1_weight, moe.fc1_bias, moe.fc2_weight, moe.fc2_bias)
-    y_ND = run_experts_naive(x_ND, experts_Nk, weights_Nk, weights, moe.activation, moe.gated)
+    weights = moe.fc1_weight, moe.fc1_bias, moe.fc2_weight, moe.fc2_bias
+    y_ND = run_experts_naive(x_ND, experts_Nk, weights_Nk, Experts(*weights, moe.activation, moe.gated))
     return y_ND.view_as(x_BTD), router_stats(probs_NE, selected_Nk, experts_Nk)

@@ -9,7 +9,7 @@ import torch
 
 from sqat.cuda import experts
 from sqat.cuda.experts import ROWS, arrange, grouped_mm_naive, run_experts_few, supports_grouped
-from sqat.model.moe import ExpertWeights, run_experts
+from sqat.model.moe import Experts, run_experts
 
 E = 7
 
@@ -40,8 +40,8 @@ def test_torchs_kernel_is_the_definition(form, dtype, tolerance):
 def test_few_tokens_in_bfloat16_give_float32():
     experts_Nk = torch.rand(31, E).topk(2).indices
     shapes = ((E, 10, 11), (E, 10), (E, 11, 5), (E, 11))
-    weights = ExpertWeights(*(torch.randn(shape).bfloat16() for shape in shapes))
-    inputs = torch.randn(31, 11).bfloat16(), experts_Nk, torch.rand(31, 2), weights, "silu", True
+    weights = Experts(*(torch.randn(shape).bfloat16() for shape in shapes))
+    inputs = torch.randn(31, 11).bfloat16(), experts_Nk, torch.rand(31, 2), weights
     found, expected = run_experts_few(*inputs), run_experts(*inputs)
     assert found.dtype == expected.dtype == torch.float32
     assert (found - expected).abs().max() < 0.03 * expected.abs().max()
@@ -54,7 +54,7 @@ class TestWhichWay:
         shapes = (num_experts, 2 * hidden, width), (num_experts, width, hidden)
         fc1, fc2 = (torch.empty(shape, device="meta") for shape in shapes)
         x = torch.empty(rows, width, dtype=dtype)
-        return supports_grouped(x, x, x, ExpertWeights(fc1, None, fc2, None), "silu", True)
+        return supports_grouped(x, x, x, Experts(fc1, None, fc2, None))
 
     def test_compute_capability(self, monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -71,7 +71,7 @@ class TestWhichWay:
             assert not self.fits(**changes), changes
 
     def test_batched_products_are_for_few_tokens_without_gradients(self):
-        few, many = ((torch.empty(rows, 2), None, None, None, "silu", True) for rows in (3, 1000))
+        few, many = ((torch.empty(rows, 2), None, None, None) for rows in (3, 1000))
         assert not experts._takes_few(*few)
         with torch.no_grad():
             assert experts._takes_few(*few)

@@ -8,7 +8,7 @@ from sqat.cuda.experts import grouped_mm, grouped_mm_naive, run_experts_few, sup
 from sqat.cuda.static import StaticStep
 from sqat.model import AttentionMask, KVCache
 from sqat.model.attend import attend, attend_naive
-from sqat.model.moe import ExpertWeights, run_experts, run_experts_naive
+from sqat.model.moe import Experts, run_experts, run_experts_naive
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU here", allow_module_level=True)
@@ -31,7 +31,7 @@ def draw(experts_Nk, gated, biased):
     if not biased:
         weights[1::2] = None, None
     x = torch.randn(len(experts_Nk), WIDTH, device="cuda", requires_grad=True)
-    return x, torch.rand(experts_Nk.shape, device="cuda", requires_grad=True), ExpertWeights(*weights)
+    return x, torch.rand(experts_Nk.shape, device="cuda", requires_grad=True), Experts(*weights, gated=gated)
 
 
 def with_gradients(run, x, experts_Nk, share, weights, *options):
@@ -54,11 +54,11 @@ def test_experts(routing, gated, biased, bf16, tolerance):
     experts_Nk = ROUTINGS[routing]()
     x, share, weights = draw(experts_Nk, gated, biased)
     with torch.autocast("cuda", torch.bfloat16):
-        assert supports_grouped(x, experts_Nk, share, weights, "silu", gated) == HAS_KERNEL
-    expected = with_gradients(run_experts_naive, x, experts_Nk, share, weights, "silu", gated)
+        assert supports_grouped(x, experts_Nk, share, weights) == HAS_KERNEL
+    expected = with_gradients(run_experts_naive, x, experts_Nk, share, weights)
     for _ in range(3):  # what a kernel leaves unwritten differs from run to run
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-            found = with_gradients(run_experts, x, experts_Nk, share, weights, "silu", gated)
+            found = with_gradients(run_experts, x, experts_Nk, share, weights)
         for a, b in zip(found, expected, strict=True):
             assert_near(a, b, tolerance)
 
@@ -77,9 +77,9 @@ def test_few_tokens(rows):
     experts_Nk = torch.rand(rows, E, device="cuda").topk(2).indices
     x, share, weights = draw(experts_Nk, gated=True, biased=True)
     with torch.no_grad():
-        found = run_experts(x, experts_Nk, share, weights, "silu", True)
-        assert torch.equal(found, run_experts_few(x, experts_Nk, share, weights, "silu", True))
-        assert_near(found, run_experts_naive(x, experts_Nk, share, weights, "silu", True), 1e-5)
+        found = run_experts(x, experts_Nk, share, weights)
+        assert torch.equal(found, run_experts_few(x, experts_Nk, share, weights))
+        assert_near(found, run_experts_naive(x, experts_Nk, share, weights), 1e-5)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

@@ -34,15 +34,15 @@ def test_no_field_is_larger_than_in_any_model(checkpoint, field):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"vocab_size": 1 << 24, "hidden_size": 1 << 20, "tie_embeddings": False}, ".*vocab_size 16,777,216"),
-        ({"num_layers": 4096, "num_experts": 1 << 14, "intermediate_size": 1 << 22}, ".*num_experts 16,384"),
+        {"vocab_size": 1 << 24, "hidden_size": 1 << 20, "tie_embeddings": False},
+        {"num_layers": 4096, "num_experts": 1 << 14, "intermediate_size": 1 << 22},
     ],
     ids=["vocabulary", "experts"],
 )
-def test_a_model_larger_than_the_memory_is_refused_by_name(changes, message):
-    with little_memory(), pytest.raises(ConfigError, match=rf"[0-9] [TPE]B of weights, most of it by {message}"):
+def test_a_model_larger_than_the_memory_is_refused(changes):
+    with little_memory(), pytest.raises(ConfigError, match=r"[0-9] GB of weights; but this machine has"):
         Decoder(preset("sqat-mm").replace(**changes))
 
 

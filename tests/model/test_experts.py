@@ -13,7 +13,7 @@ from sqat import cpu as kernels
 from sqat.config import ACTIVATIONS
 from sqat.cpu import experts as on_cpus
 from sqat.cuda import experts as on_gpus
-from sqat.model.moe import ExpertWeights, run_experts, run_experts_naive, sort_by_expert
+from sqat.model.moe import Experts, run_experts, run_experts_naive, sort_by_expert
 
 N, D, F, E = 31, 11, 5, 7
 
@@ -66,13 +66,13 @@ def draw(experts_Nk, num_experts, dtype=torch.float64, gated=True, biased=True, 
         weights[1::2] = None, None
     x = torch.randn(len(experts_Nk), width, dtype=dtype, requires_grad=True)
     share = torch.rand(experts_Nk.shape, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
-    return x, share, ExpertWeights(*weights)
+    return x, share, Experts(*weights, gated=gated)
 
 
-def with_gradients(run, x, experts_Nk, share, weights, *options):
-    out = run(x, experts_Nk, share, weights, *options)
+def with_gradients(run, x, experts_Nk, share, weights):
+    out = run(x, experts_Nk, share, weights)
     scale = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
-    leaves = [leaf for leaf in (x, share, *weights) if leaf is not None]
+    leaves = [leaf for leaf in (x, share, *weights[:4]) if leaf is not None]
     return [out, *torch.autograd.grad((out * scale).sum(), leaves)]
 
 
@@ -82,8 +82,8 @@ def assert_close(found, expected, tolerance):
         assert a.numel() == 0 or (a - b).abs().max() <= tolerance * b.abs().max()
 
 
-def assert_equals_naive(way, x, share, weights, experts_Nk, activation="silu", gated=True):
-    arguments = (x, experts_Nk, share, weights, activation, gated)
+def assert_equals_naive(way, x, share, weights, experts_Nk):
+    arguments = (x, experts_Nk, share, weights)
     found, expected = (with_gradients(run, *arguments) for run in (way.run, run_experts_naive))
     assert_close(found, expected, way.tolerance)
 
@@ -95,7 +95,8 @@ def test_equals_the_naive_loop(way, activation, gated, biased):
     if way.run is on_cpus.run_experts and not (gated and activation in ("silu", "swish")):
         return
     experts_Nk = ROUTINGS["two of seven"][1]()
-    assert_equals_naive(way, *draw(experts_Nk, E, way.dtype, gated, biased), experts_Nk, activation, gated)
+    x, share, weights = draw(experts_Nk, E, way.dtype, gated, biased)
+    assert_equals_naive(way, x, share, weights._replace(activation=activation), experts_Nk)
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
@@ -117,9 +118,9 @@ def test_backward_uses_the_dropout_of_its_forward(run, gated, monkeypatch):
 
     def compute(x, share, *weights):
         torch.manual_seed(3)
-        return run(x, experts_Nk, share, ExpertWeights(*weights), "silu", gated, 0.4)
+        return run(x, experts_Nk, share, Experts(*weights, gated=gated, dropout=0.4))
 
-    assert torch.autograd.gradcheck(compute, (x, share, *weights))
+    assert torch.autograd.gradcheck(compute, (x, share, *weights[:4]))
 
 
 def test_backward_of_loops_uses_the_dropout_of_its_forward(way):
@@ -132,7 +133,7 @@ def test_backward_of_loops_uses_the_dropout_of_its_forward(way):
     for move in (0.0, 1.0):
         torch.manual_seed(3)
         fc2 = weights.fc2_EDF + move * step
-        results.append(way.run(x, experts_Nk, share, weights._replace(fc2_EDF=fc2), "silu", True, 0.4).sum())
+        results.append(way.run(x, experts_Nk, share, weights._replace(fc2_EDF=fc2, dropout=0.4)).sum())
     slope = (torch.autograd.grad(results[0], weights.fc2_EDF)[0] * step).sum()
     torch.testing.assert_close(results[1] - results[0], slope, rtol=1e-3, atol=1e-3)
 
@@ -142,8 +143,8 @@ def test_dropout_keeps_the_mean(way):
         return  # for decoding alone
     x, share, weights = draw(torch.tensor([[4, 1]]), E, way.dtype)
     rows, experts_Nk = 3000, torch.tensor([[4, 1]])
-    many = x.expand(rows, D), experts_Nk.expand(rows, 2), share.expand(rows, 2), weights, "silu", True
-    kept, dropped = way.run(*many), way.run(*many, 0.3)
+    many = x.expand(rows, D), experts_Nk.expand(rows, 2), share.expand(rows, 2)
+    kept, dropped = way.run(*many, weights), way.run(*many, weights._replace(dropout=0.3))
     error = (dropped.mean(dim=0) - kept[0]) / (dropped.std(dim=0) / rows**0.5)
     assert dropped.std(dim=0).min() > 0
     assert error.abs().max() < 5
@@ -152,8 +153,8 @@ def test_dropout_keeps_the_mean(way):
 def test_frozen_experts_have_no_gradient(way):
     experts_Nk = ROUTINGS["two of seven"][1]()
     x, share, weights = draw(experts_Nk, E, way.dtype)
-    frozen = ExpertWeights(*(tensor.detach() for tensor in weights))
-    way.run(x, experts_Nk, share, frozen, "silu", True).sum().backward()
+    frozen = Experts(*(tensor.detach() for tensor in weights[:4]))
+    way.run(x, experts_Nk, share, frozen).sum().backward()
     assert x.grad is not None
     assert frozen.fc1_EID.grad is None
 
@@ -162,9 +163,9 @@ def test_autocast_is_close_and_keeps_types(monkeypatch, way):
     monkeypatch.undo()  # torch's own kernel
     experts_Nk = ROUTINGS["two of seven"][1]()
     arguments = draw(experts_Nk, E, torch.float32, sizes=(24, 16))
-    expected = with_gradients(run_experts_naive, arguments[0], experts_Nk, *arguments[1:], "silu", True)
+    expected = with_gradients(run_experts_naive, arguments[0], experts_Nk, *arguments[1:])
     with torch.autocast("cpu", torch.bfloat16):
-        found = with_gradients(way.run, arguments[0], experts_Nk, *arguments[1:], "silu", True)
+        found = with_gradients(way.run, arguments[0], experts_Nk, *arguments[1:])
     assert not found[0].equal(expected[0])
     assert all(a.dtype == torch.float32 for a in found)
     assert_close(found, expected, 0.05)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from sqat.model.feedforward import FeedForward
-from sqat.model.moe import ExpertWeights, MoE, RouterStats, router_stats, run_experts_naive
+from sqat.model.moe import Experts, MoE, RouterStats, router_stats, run_experts_naive
 
 B, T, D, E, K = 5, 11, 23, 7, 2
 
@@ -30,10 +30,10 @@ def routed(probs_NE, k=K, real_N=None):
 
 def test_equals_the_definition(moe):
     x = torch.randn(B, T, D)
-    weights = ExpertWeights(moe.fc1_weight, moe.fc1_bias, moe.fc2_weight, moe.fc2_bias)
+    experts = Experts(moe.fc1_weight, moe.fc1_bias, moe.fc2_weight, moe.fc2_bias)
     likeliest = functional.linear(x, moe.router.weight).flatten(0, 1).topk(K)
     share = likeliest.values.softmax(dim=-1)
-    expected = run_experts_naive(x.flatten(0, 1), likeliest.indices, share, weights, "silu", True)
+    expected = run_experts_naive(x.flatten(0, 1), likeliest.indices, share, experts)
     out, _ = moe(x)
     torch.testing.assert_close(out, expected.view(B, T, D), rtol=1e-4, atol=1e-5)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from sqat.cpu import vector as v
 from sqat.cpu.arguments import arguments, float32s, inline, int64s, share
 from sqat.cpu.threads import Loop, compiled_loop
-from sqat.cpu.tiles import Q, dot, exp_below_zero, give_rows, make_tiles, mix, products, spread, take_rows
+from sqat.cpu.tiles import Q, dot, exp_below_zero, give_rows, make_tiles, mix, products, spread, store_rows, take_rows
 from sqat.cpu.vector import LANES
 
 HIDDEN = np.float32(-1e30)
@@ -96,14 +96,7 @@ def _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, s
         g, h = _seen(g, tile, q0 + 6, tokens, first, edge), _seen(h, tile, q0 + 7, tokens, first, edge)
         ma, mb, mc, md = v.largest(ma, a), v.largest(mb, b), v.largest(mc, c), v.largest(md, d)
         me, mf, mg, mh = v.largest(me, e), v.largest(mf, f), v.largest(mg, g), v.largest(mh, h)
-        v.store(scores_QT, 0, tile, a)
-        v.store(scores_QT, 1, tile, b)
-        v.store(scores_QT, 2, tile, c)
-        v.store(scores_QT, 3, tile, d)
-        v.store(scores_QT, 4, tile, e)
-        v.store(scores_QT, 5, tile, f)
-        v.store(scores_QT, 6, tile, g)
-        v.store(scores_QT, 7, tile, h)
+        store_rows(scores_QT, tile, (a, b, c, d, e, f, g, h))
     peaks = (ma, mb, mc, md, me, mf, mg, mh)
     for i in range(Q):
         peak = v.largest_across(peaks[i])

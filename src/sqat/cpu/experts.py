@@ -25,18 +25,18 @@ FILL_ROWS = 64
 UNIT_ROWS = 2048  # at most this many rows of an expert in one product
 
 
-def fits(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p=0.0):
+def fits(x_ND, experts_Nk, weights_Nk, experts):
     """Whether the loops support these experts: gated SiLU in float32 or bfloat16."""
-    swiglu = gated and activation in ("silu", "swish")
+    swiglu = experts.gated and experts.activation in ("silu", "swish")
     types = autocast_dtype(x_ND) in (torch.float32, torch.bfloat16) and weights_Nk.dtype == torch.float32
     return swiglu and types and len(x_ND) >= LEAST_TOKENS and available()
 
 
 @implements("run_experts", "cpu", fits=fits)
-def run_experts(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p=0.0):
+def run_experts(x_ND, experts_Nk, weights_Nk, experts):
     compute = autocast_dtype(x_ND)
     with torch.autocast("cpu", enabled=False):
-        return SortedExperts.apply(x_ND, experts_Nk, weights_Nk, *weights, p, compute)
+        return SortedExperts.apply(x_ND, experts_Nk, weights_Nk, *experts[:4], experts.dropout, compute)
 
 
 class SortedExperts(torch.autograd.Function):

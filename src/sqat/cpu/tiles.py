@@ -33,6 +33,13 @@ def exp_below_zero(x):
 
 
 @inline
+def store_rows(out_QT, column, vectors):
+    """Sixteen columns of eight rows."""
+    for i in range(Q):
+        v.store(out_QT, i, column, vectors[i])
+
+
+@inline
 def products(rows_QP, tiles, at, width):
     """Eight rows times sixteen columns; the columns are the `width` rows of `tiles` from `at` on."""
     a = b = c = d = e = f = g = h = v.splat(np.float32(0))
@@ -55,31 +62,16 @@ def mix(weights_QT, start, stop, rows_TP, column, out_QP):
         c, d = v.fma(v.splat(weights_QT[2, t]), x, c), v.fma(v.splat(weights_QT[3, t]), x, d)
         e, f = v.fma(v.splat(weights_QT[4, t]), x, e), v.fma(v.splat(weights_QT[5, t]), x, f)
         g, h = v.fma(v.splat(weights_QT[6, t]), x, g), v.fma(v.splat(weights_QT[7, t]), x, h)
-    v.store(out_QP, 0, column, a)
-    v.store(out_QP, 1, column, b)
-    v.store(out_QP, 2, column, c)
-    v.store(out_QP, 3, column, d)
-    v.store(out_QP, 4, column, e)
-    v.store(out_QP, 5, column, f)
-    v.store(out_QP, 6, column, g)
-    v.store(out_QP, 7, column, h)
+    store_rows(out_QP, column, (a, b, c, d, e, f, g, h))
 
 
 @inline
 def spread(weights_QT, start, stop, rows_QP, column, total_TP):
     """Sixteen columns of weightsᵀ · rows, added to rows `start` to `stop` of the total."""
-    a, b, c, d = (
-        v.load(rows_QP, 0, column),
-        v.load(rows_QP, 1, column),
-        v.load(rows_QP, 2, column),
-        v.load(rows_QP, 3, column),
-    )
-    e, f, g, h = (
-        v.load(rows_QP, 4, column),
-        v.load(rows_QP, 5, column),
-        v.load(rows_QP, 6, column),
-        v.load(rows_QP, 7, column),
-    )
+    a, b = v.load(rows_QP, 0, column), v.load(rows_QP, 1, column)
+    c, d = v.load(rows_QP, 2, column), v.load(rows_QP, 3, column)
+    e, f = v.load(rows_QP, 4, column), v.load(rows_QP, 5, column)
+    g, h = v.load(rows_QP, 6, column), v.load(rows_QP, 7, column)
     for t in range(start, stop):
         x = v.load(total_TP, t, column)
         x = v.fma(v.splat(weights_QT[0, t]), a, x)

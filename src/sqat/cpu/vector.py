@@ -32,9 +32,9 @@ class _Model(models.PrimitiveModel):
 
 
 def _splat(builder, scalar):
-    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), mask)
+    undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
 def _address(context, builder, array_type, array, row, column):
@@ -84,58 +84,37 @@ def splat(typing, scalar):
     return _type(types.float32), lambda context, builder, signature, values: _splat(builder, values[0])
 
 
-def _elementwise(operation):
-    @intrinsic
-    def function(typing, a, b):
-        return _type(_type, _type), lambda context, builder, signature, values: operation(builder, *values)
+def _elementwise(count, operation):
+    """A function of `count` vectors; `operation` adds its code to a builder."""
 
-    return function
+    def generate(context, builder, signature, values):
+        return operation(builder, *values)
+
+    kinds = {
+        1: lambda typing, a: (_type(_type), generate),
+        2: lambda typing, a, b: (_type(_type, _type), generate),
+        3: lambda typing, a, b, c: (_type(_type, _type, _type), generate),
+        4: lambda typing, a, b, c, d: (_type(_type, _type, _type, _type), generate),
+    }
+    return intrinsic(kinds[count])
 
 
-add = _elementwise(lambda builder, a, b: builder.fadd(a, b))
-sub = _elementwise(lambda builder, a, b: builder.fsub(a, b))
-mul = _elementwise(lambda builder, a, b: builder.fmul(a, b))
+def _two_to_the(builder, a):
+    integers = ir.VectorType(ir.IntType(32), LANES)
+    bits = builder.add(builder.fptosi(a, integers), ir.Constant(integers, [127] * LANES))
+    return builder.bitcast(builder.shl(bits, ir.Constant(integers, [23] * LANES)), _VECTOR)
+
+
+add = _elementwise(2, lambda builder, a, b: builder.fadd(a, b))
+sub = _elementwise(2, lambda builder, a, b: builder.fsub(a, b))
+mul = _elementwise(2, lambda builder, a, b: builder.fmul(a, b))
 # Returns the second if either is NaN.
-largest = _elementwise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
-
-
-@intrinsic
-def fma(typing, a, b, c):
-    """a · b + c."""
-
-    def generate(context, builder, signature, values):
-        return _llvm(builder, "fma", *values)
-
-    return _type(_type, _type, _type), generate
-
-
-@intrinsic
-def floor(typing, a):
-    return _type(_type), lambda context, builder, signature, values: _llvm(builder, "floor", *values)
-
-
-@intrinsic
-def power_of_two(typing, a):
-    """2^a for integers from -126 to 127."""
-
-    def generate(context, builder, signature, values):
-        integers = ir.VectorType(ir.IntType(32), LANES)
-        bits = builder.fptosi(values[0], integers)
-        bits = builder.add(bits, ir.Constant(integers, [127] * LANES))
-        return builder.bitcast(builder.shl(bits, ir.Constant(integers, [23] * LANES)), _VECTOR)
-
-    return _type(_type), generate
-
-
-@intrinsic
-def where_less(typing, a, b, then, otherwise):
-    """`then` in lanes where a < b, else `otherwise`."""
-
-    def generate(context, builder, signature, values):
-        a, b, then, otherwise = values
-        return builder.select(builder.fcmp_ordered("<", a, b), then, otherwise)
-
-    return _type(_type, _type, _type, _type), generate
+largest = _elementwise(2, lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+fma = _elementwise(3, lambda builder, a, b, c: _llvm(builder, "fma", a, b, c))  # a · b + c
+floor = _elementwise(1, lambda builder, a: _llvm(builder, "floor", a))
+power_of_two = _elementwise(1, _two_to_the)  # 2^a for integers from -126 to 127
+# The third in lanes where a < b, else the fourth.
+where_less = _elementwise(4, lambda builder, a, b, c, d: builder.select(builder.fcmp_ordered("<", a, b), c, d))
 
 
 @intrinsic
@@ -148,10 +127,7 @@ def between(typing, first, start, stop, inside, outside):
         lanes = ir.Constant(integers, list(range(LANES)))
 
         def spread(number):
-            narrow = builder.trunc(builder.sub(number, first), ir.IntType(32))
-            one = builder.insert_element(ir.Constant(integers, ir.Undefined), narrow, ir.Constant(ir.IntType(32), 0))
-            mask = ir.Constant(integers, [0] * LANES)
-            return builder.shuffle_vector(one, ir.Constant(integers, ir.Undefined), mask)
+            return _splat(builder, builder.trunc(builder.sub(number, first), ir.IntType(32)))
 
         seen = builder.and_(
             builder.icmp_signed(">=", lanes, spread(start)), builder.icmp_signed("<", lanes, spread(stop))
@@ -162,27 +138,17 @@ def between(typing, first, start, stop, inside, outside):
 
 
 def _across(combine):
-    @intrinsic
-    def function(typing, a):
-        def generate(context, builder, signature, values):
-            vector, width = values[0], LANES
-            while width > 1:  # fold the halves together
-                width //= 2
-                undefined = ir.Constant(vector.type, ir.Undefined)
-                low, high = (
-                    builder.shuffle_vector(
-                        vector,
-                        undefined,
-                        ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(start, start + width))),
-                    )
-                    for start in (0, width)
-                )
-                vector = combine(builder, low, high)
-            return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+    def generate(context, builder, signature, values):
+        vector, width = values[0], LANES
+        while width > 1:  # fold the halves together
+            width //= 2
+            lanes, undefined = ir.VectorType(ir.IntType(32), width), ir.Constant(vector.type, ir.Undefined)
+            low = builder.shuffle_vector(vector, undefined, ir.Constant(lanes, list(range(width))))
+            high = builder.shuffle_vector(vector, undefined, ir.Constant(lanes, list(range(width, 2 * width))))
+            vector = combine(builder, low, high)
+        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
-        return types.float32(_type), generate
-
-    return function
+    return intrinsic(lambda typing, a: (types.float32(_type), generate))
 
 
 sum_across = _across(lambda builder, a, b: builder.fadd(a, b))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sqat.model.dispatch import autocast_dtype, implements, once_differentiable
 from sqat.model.feedforward import ACTIVATIONS, activate, dropout
-from sqat.model.moe import ExpertWeights, SortedRows, by_expert, sort_by_expert
+from sqat.model.moe import Experts, SortedRows, by_expert, sort_by_expert
 
 ROWS = 8  # an expert's rows are padded to a multiple: 16 bytes of bfloat16, which the kernels require of every stride
 MAX_EXPERTS = 1023  # of torch's kernel
@@ -44,21 +44,13 @@ def _takes_few(x_ND: Tensor, *_: Any) -> bool:
 
 
 @implements("run_experts", "cuda", fits=_takes_few, compiles=True)
-def run_experts_few(
-    x_ND: Tensor,
-    experts_Nk: Tensor,
-    weights_Nk: Tensor,
-    weights: ExpertWeights,
-    activation: str,
-    gated: bool,
-    p: float = 0.0,
-) -> Tensor:
+def run_experts_few(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, experts: Experts) -> Tensor:
     """As :func:`sqat.model.moe.run_experts`, for few tokens: one product for all experts' rows."""
-    compute, fc1_bias, fc2_bias = autocast_dtype(x_ND), weights.fc1_bias_EI, weights.fc2_bias_ED
-    (num_tokens, per_token), num_experts = experts_Nk.shape, len(weights.fc1_EID)
+    compute, fc1_bias, fc2_bias = autocast_dtype(x_ND), experts.fc1_bias_EI, experts.fc2_bias_ED
+    (num_tokens, per_token), num_experts = experts_Nk.shape, len(experts.fc1_EID)
     gathered = num_tokens * per_token <= num_experts
     with torch.autocast(x_ND.device.type, enabled=False):
-        x, fc1, fc2 = x_ND.to(compute), weights.fc1_EID.to(compute), weights.fc2_EDF.to(compute)
+        x, fc1, fc2 = x_ND.to(compute), experts.fc1_EID.to(compute), experts.fc2_EDF.to(compute)
         if gathered:  # the chosen experts' weights, S of them, on one row each
             chosen_S = experts_Nk.flatten()
             fc1, fc2 = fc1.index_select(0, chosen_S), fc2.index_select(0, chosen_S)
@@ -67,7 +59,8 @@ def run_experts_few(
         else:  # every expert on every token: its weights have to be read whatever the number of rows
             x = x.expand(num_experts, *x.shape)
         hidden = _batched_linear(x, fc1, fc1_bias)
-        y = _batched_linear(dropout(activate(hidden, activation, gated), p, training=True), fc2, fc2_bias)
+        activated = dropout(activate(hidden, experts.activation, experts.gated), experts.dropout, training=True)
+        y = _batched_linear(activated, fc2, fc2_bias)
         if gathered:
             return (y.view(num_tokens, per_token, -1) * weights_Nk.unsqueeze(-1)).sum(dim=1)
         return (y * by_expert(weights_Nk, experts_Nk, num_experts).T.unsqueeze(-1)).sum(dim=0)
@@ -80,12 +73,12 @@ def _batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.baddbmm(bias.to(x.dtype).unsqueeze(1), x, weight.transpose(1, 2))
 
 
-def supports_grouped(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, weights: ExpertWeights, *_: Any) -> bool:
+def supports_grouped(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, experts: Experts) -> bool:
     """Whether torch has a kernel for these experts that computes all groups at once: on GPUs of compute capability 9
     and 10, in bfloat16, for widths that are multiples of 8. Elsewhere `grouped_mm` loops over the groups and waits.
     """
-    widths = (*weights.fc1_EID.shape[1:], weights.fc2_EDF.shape[2])
-    sizes = len(x_ND) > 0 and len(weights.fc1_EID) <= MAX_EXPERTS and not any(width % ROWS for width in widths)
+    widths = (*experts.fc1_EID.shape[1:], experts.fc2_EDF.shape[2])
+    sizes = len(x_ND) > 0 and len(experts.fc1_EID) <= MAX_EXPERTS and not any(width % ROWS for width in widths)
     return sizes and autocast_dtype(x_ND) == torch.bfloat16 and _has_kernel(x_ND.device.index or 0)
 
 
@@ -95,19 +88,11 @@ def _has_kernel(device: int) -> bool:
 
 
 @implements("run_experts", "cuda", fits=supports_grouped, compiles=True)
-def run_experts_grouped(
-    x_ND: Tensor,
-    experts_Nk: Tensor,
-    weights_Nk: Tensor,
-    weights: ExpertWeights,
-    activation: str,
-    gated: bool,
-    p: float = 0.0,
-) -> Tensor:
+def run_experts_grouped(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, experts: Experts) -> Tensor:
     """As :func:`sqat.model.moe.run_experts`, by grouped products; see :func:`supports_grouped`."""
     compute = autocast_dtype(x_ND)
     with torch.autocast(x_ND.device.type, enabled=False):
-        return GroupedExperts.apply(x_ND, experts_Nk, weights_Nk, *weights, activation, gated, p, compute)
+        return GroupedExperts.apply(x_ND, experts_Nk, weights_Nk, *experts, compute)
 
 
 def grouped_mm_naive(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:

@@ -90,18 +90,7 @@ def generate(
     *,
     batch_size: int | None = None,
 ) -> list[Generation]:
-    """Answer one prompt, or several in batches. An empty prompt starts a new document.
-
-    Args:
-        model: without dropout while it generates, whatever its mode.
-        tokenizer: the model's.
-        prompts: text; [BOS] is put before it.
-        config: how to choose, and when to stop.
-        batch_size: prompts at a time, at most; by default as many as fit into `BATCH_BYTES`.
-
-    Raises:
-        ConfigError: see :func:`sqat.generate.decode.decode_tokens`; or a `batch_size` below 1.
-    """
+    """A list of answers, also to a single text; arguments and errors are those of :func:`answer`."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     return list(generate_each(model, tokenizer, prompts, config, batch_size=batch_size))
 
@@ -118,9 +107,9 @@ def answer(
     """Continue one text, or several; this is what `sqat.generate(…)` calls.
 
     Args:
-        model: see :func:`sqat.load_model`.
+        model: see :func:`sqat.load_model`; it generates without dropout, whatever its mode.
         tokenizer: the model's, see :class:`sqat.Tokenizer`.
-        prompts: a text, or a list of them.
+        prompts: a text, or a list of them; [BOS] is put before each. An empty one starts a new document.
         config: how to choose tokens, and when to stop.
         batch_size: prompts at a time, at most; by default as many as fit into half a gigabyte.
         settings: fields of :class:`sqat.SamplingConfig`, such as `temperature=0.7`, instead of `config`.

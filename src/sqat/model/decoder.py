@@ -69,10 +69,9 @@ class Block(nn.Module):
         """
         x_BTD = x_BTD + self.attention(self.norm1(x_BTD), rope=rope, mask=mask, cache=cache)
         normed = self.norm2(x_BTD)
-        if isinstance(self.feedforward, MoE):
-            update, stats = self.feedforward(normed, real_BT)
-            return x_BTD + update, stats
-        return x_BTD + self.feedforward(normed), None
+        moe = isinstance(self.feedforward, MoE)
+        update, stats = self.feedforward(normed, real_BT) if moe else (self.feedforward(normed), None)
+        return x_BTD + update, stats
 
 
 class DecoderOutput(NamedTuple):
@@ -227,24 +226,15 @@ def initialise(decoder: Decoder, seed: int) -> None:
 
 
 def require_memory(config: ModelConfig) -> None:
-    """Raise a ConfigError, naming the fields that ask for most, where the weights alone are larger than the machine's
-    memory: an allocator may grant a petabyte, and the process is killed when it is touched.
+    """Raise a ConfigError where the weights alone are larger than the machine's memory: an allocator may grant a
+    petabyte, and the process is killed when it is touched.
     """
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    count = cost.parameters(config)
-    if count.total * BYTES_PER_WEIGHT <= available:
-        return
-    shares = {
-        ("vocab_size", "hidden_size"): count.embedding,
-        ("num_layers", "hidden_size", "num_query_heads", "num_kv_heads", "head_dim"): count.attention,
-        ("num_layers", "hidden_size", "intermediate_size", "num_experts"): count.feedforward,
-    }
-    fields = max(shares, key=lambda names: shares[names])
-    values = ", ".join(f"{name} {getattr(config, name):,}" for name in fields)
-    raise ConfigError(
-        f"ModelConfig asks for {count.total:,} parameters, {in_bytes(count.total * BYTES_PER_WEIGHT)} of weights, "
-        f"most of it by {values}; but this machine has {in_bytes(available)} of memory"
-    )
+    weights, memory = cost.parameters(config).total, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if weights * BYTES_PER_WEIGHT > memory:
+        raise ConfigError(
+            f"ModelConfig asks for {weights:,} parameters, {weights * BYTES_PER_WEIGHT / 1e9:,.3g} GB of weights; but "
+            f"this machine has {memory / 1e9:,.3g} GB of memory"
+        )
 
 
 @contextmanager
@@ -256,9 +246,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def in_bytes(count: int) -> str:
-    """Bytes as text, such as "3.6 PB"."""
-    power = min((len(str(count)) - 1) // 3, 5)
-    return f"{count / 1000**power:,.3g} {('bytes', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"

@@ -29,18 +29,23 @@ class RouterStats(NamedTuple):
     tokens: Tensor  # how many tokens were counted
 
 
-class ExpertWeights(NamedTuple):
-    """Stacked weights of all experts; biases are `None` where the experts have none."""
+class Experts(NamedTuple):
+    """Stacked weights of all experts, biases `None` where they have none, and what they compute with them: see
+    :class:`sqat.model.feedforward.FeedForward`.
+    """
 
     fc1_EID: Tensor
     fc1_bias_EI: Tensor | None
     fc2_EDF: Tensor
     fc2_bias_ED: Tensor | None
+    activation: str = "silu"
+    gated: bool = True
+    dropout: float = 0.0  # 0 in evaluation
 
     def each(self, dtype: torch.dtype) -> list[tuple[Any, ...]]:
         """The four weights of every expert."""
         count = len(self.fc1_EID)
-        return list(zip(*([None] * count if w is None else w.to(dtype).unbind(0) for w in self), strict=True))
+        return list(zip(*([None] * count if w is None else w.to(dtype).unbind(0) for w in self[:4]), strict=True))
 
 
 class MoE(nn.Module):
@@ -72,9 +77,9 @@ class MoE(nn.Module):
             probs_NE = router_softmax(F.linear(x_ND.float(), self.router.weight.float()))
         selected_Nk, experts_Nk = probs_NE.topk(self.experts_per_token, dim=-1)
         weights_Nk = selected_Nk / (selected_Nk.sum(dim=-1, keepdim=True) + 1e-9)
-        weights = ExpertWeights(self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias)
-        p = self.dropout if self.training else 0.0
-        y_ND = run_experts(x_ND, experts_Nk, weights_Nk, weights, self.activation, self.gated, p)
+        weights = self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias
+        experts = Experts(*weights, self.activation, self.gated, self.dropout if self.training else 0.0)
+        y_ND = run_experts(x_ND, experts_Nk, weights_Nk, experts)
         real_N = None if real_BT is None else real_BT.flatten()
         return y_ND.to(x_BTD.dtype).view(x_BTD.shape), router_stats(probs_NE, selected_Nk, experts_Nk, real_N)
 
@@ -116,34 +121,20 @@ def by_expert(values_Nk: Tensor, experts_Nk: Tensor, num_experts: int) -> Tensor
 
 
 @operation
-def run_experts(
-    x_ND: Tensor,
-    experts_Nk: Tensor,
-    weights_Nk: Tensor,
-    weights: ExpertWeights,
-    activation: str,
-    gated: bool,
-    p: float = 0.0,
-) -> Tensor:
+def run_experts(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, experts: Experts) -> Tensor:
     """Sum over each token's k experts of weight · expert(x); (N, D), float32 or wider. Matrix products run in the
     autocast type, if one is set.
 
-    Args:
-        x_ND: tokens.
-        experts_Nk, weights_Nk: which experts, and how much of each.
-        activation, gated: of the expert, as in :class:`sqat.model.feedforward.FeedForward`.
-        p: dropout between an expert's two matrices.
+    `experts_Nk` and `weights_Nk` say which experts, and how much of each.
     """
-    if not has_values(x_ND, *weights):  # an expert's number of rows is unknown
-        return run_experts_naive(x_ND, experts_Nk, weights_Nk, weights, activation, gated, p)
+    if not has_values(x_ND, experts):  # an expert's number of rows is unknown
+        return run_experts_naive(x_ND, experts_Nk, weights_Nk, experts)
     compute = autocast_dtype(x_ND)
     with without_autocast(x_ND):
-        rows = sort_by_expert(experts_Nk, len(weights.fc1_EID))
+        rows = sort_by_expert(experts_Nk, len(experts.fc1_EID))
         x_RD = x_ND.to(compute).index_select(0, rows.token_R)
         parts = x_RD.split(rows.ends_E.diff(prepend=rows.ends_E.new_zeros(1)).tolist())
-        y_RD = torch.cat(
-            [_expert(*pair, activation, gated, p) for pair in zip(parts, weights.each(compute), strict=True)]
-        )
+        y_RD = torch.cat([_expert(*pair, experts) for pair in zip(parts, experts.each(compute), strict=True)])
         y_NkD = y_RD[rows.place_Nk]
         return (y_NkD * weights_Nk.unsqueeze(-1)).sum(dim=1)
 
@@ -181,27 +172,19 @@ def sort_by_expert(experts_Nk: Tensor, num_experts: int, block: int = 1) -> Sort
     return SortedRows(token_R, place_S.view_as(experts_Nk), room_ends_E)
 
 
-def run_experts_naive(
-    x_ND: Tensor,
-    experts_Nk: Tensor,
-    weights_Nk: Tensor,
-    weights: ExpertWeights,
-    activation: str,
-    gated: bool,
-    p: float = 0.0,
-) -> Tensor:
+def run_experts_naive(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, experts: Experts) -> Tensor:
     """The definition: every expert on every token, weighted by zero where it was not chosen. Tests hold
     :func:`run_experts` to it; where something is traced it is what runs, since no shape in it depends on values.
     """
     out_ND = torch.zeros_like(x_ND, dtype=torch.promote_types(x_ND.dtype, weights_Nk.dtype))
-    share_NE = by_expert(weights_Nk, experts_Nk, len(weights.fc1_EID))
-    for e, own in enumerate(weights.each(x_ND.dtype)):
-        out_ND = out_ND + _expert(x_ND, own, activation, gated, p) * share_NE[:, e, None]
+    share_NE = by_expert(weights_Nk, experts_Nk, len(experts.fc1_EID))
+    for e, own in enumerate(experts.each(x_ND.dtype)):
+        out_ND = out_ND + _expert(x_ND, own, experts) * share_NE[:, e, None]
     return out_ND
 
 
-def _expert(x: Tensor, weights: tuple[Any, ...], activation: str, gated: bool, p: float) -> Tensor:
+def _expert(x: Tensor, weights: tuple[Any, ...], experts: Experts) -> Tensor:
     """One expert on its rows."""
     fc1, fc1_bias, fc2, fc2_bias = weights
-    hidden = activate(F.linear(x, fc1, fc1_bias), activation, gated)
-    return F.linear(dropout(hidden, p, training=True), fc2, fc2_bias)
+    hidden = activate(F.linear(x, fc1, fc1_bias), experts.activation, experts.gated)
+    return F.linear(dropout(hidden, experts.dropout, training=True), fc2, fc2_bias)
