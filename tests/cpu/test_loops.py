@@ -12,7 +12,7 @@ from sqat.model.rope import rotary_tables, rotate, rotate_naive
 if not kernels.available():
     pytest.skip("numba or GNU OpenMP is missing", allow_module_level=True)
 
-from sqat.cpu.loops import Dropped, swiglu, swiglu_backward, weighted_sum, weighted_sum_backward
+from sqat.cpu.loops import dropped_by, swiglu, swiglu_backward, weighted_sum, weighted_sum_backward
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 SHAPES = [(3, 67, 5, 14), (2, 401, 3, 38)]  # (B, T, H, C): in one thread, and in several
@@ -86,7 +86,7 @@ def forward(hidden, dropped, first_row=0, bias=None):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_gated_silu_equals_torch(dtype, p, biased):
     hidden, grad = (3 * torch.randn(ROWS, 2 * WIDTH)).to(dtype), torch.randn(ROWS, WIDTH).to(dtype)
-    dropped = Dropped(p, 7)
+    dropped = dropped_by(p, 7)
     kept = forward(torch.ones_like(hidden), dropped) != 0
     bias = torch.randn(2 * WIDTH) if biased else torch.zeros(2 * WIDTH)
     exact = hidden.float().requires_grad_()
@@ -105,29 +105,29 @@ def test_gated_silu_equals_torch(dtype, p, biased):
 def test_extreme_gates():
     hidden = torch.ones(4, 2 * WIDTH)
     hidden[:, WIDTH:] = torch.tensor([-1e4, -90.0, 90.0, 1e4])[:, None]
-    torch.testing.assert_close(forward(hidden, Dropped(0, 7))[:, 0], torch.tensor([0.0, 0.0, 90.0, 1e4]))
+    torch.testing.assert_close(forward(hidden, dropped_by(0, 7))[:, 0], torch.tensor([0.0, 0.0, 90.0, 1e4]))
     hidden[0, WIDTH] = torch.nan
-    assert forward(hidden, Dropped(0, 7))[0, 0].isnan()
+    assert forward(hidden, dropped_by(0, 7))[0, 0].isnan()
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropped_share(p):
     ones = torch.ones(4001, 2 * WIDTH)
-    kept = (forward(ones, Dropped(p, 7)) != 0).float()
+    kept = (forward(ones, dropped_by(p, 7)) != 0).float()
     spread = (p * (1 - p) / kept.numel()) ** 0.5
     assert abs(kept.mean().item() - (1 - p)) < 5 * spread
     for axis in (0, 1):  # neighbours are independent
         first, second = kept.narrow(axis, 0, kept.shape[axis] - 1), kept.narrow(axis, 1, kept.shape[axis] - 1)
         correlation = ((first - 1 + p) * (second - 1 + p)).mean().item() / (p * (1 - p))
         assert abs(correlation) < 5 / kept.numel() ** 0.5
-    other = (forward(ones, Dropped(p, 8)) != 0).float()
+    other = (forward(ones, dropped_by(p, 8)) != 0).float()
     assert abs(((kept - 1 + p) * (other - 1 + p)).mean().item()) / (p * (1 - p)) < 5 / kept.numel() ** 0.5
 
 
 def test_dropped_elements_depend_on_the_seed_and_not_on_the_pieces():
-    ones, dropped = torch.ones(ROWS, 2 * WIDTH), Dropped(0.3, 7)
+    ones, dropped = torch.ones(ROWS, 2 * WIDTH), dropped_by(0.3, 7)
     pieces = [forward(ones[start : start + 101], dropped, start) for start in range(0, ROWS, 101)]
     assert torch.equal(forward(ones, dropped), torch.cat(pieces))
-    same, too, other = (forward(ones, Dropped(0.3, seed)) for seed in (2**62 + 5, 2**62 + 5, 2**61 + 5))
+    same, too, other = (forward(ones, dropped_by(0.3, seed)) for seed in (2**62 + 5, 2**62 + 5, 2**61 + 5))
     assert torch.equal(same, too)
     assert not torch.equal(same, other)

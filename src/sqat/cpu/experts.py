@@ -48,11 +48,11 @@ class SortedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_ND, experts_Nk, weights_Nk, fc1_EID, fc1_bias_EI, fc2_EDF, fc2_bias_ED, p, compute):
-        from sqat.cpu.loops import Dropped, swiglu, weighted_sum
+        from sqat.cpu.loops import dropped_by, swiglu, weighted_sum
 
         token_R, place_Nk, ends_E = sort_by_expert(experts_Nk, len(fc1_EID), _block(experts_Nk, fc1_EID, compute))
         units, scale = _units(ends_E.tolist()), keep_scale(p)
-        dropped = Dropped(p, draw_seeds(1)[0] if p else 0)
+        dropped = dropped_by(p, draw_seeds(1)[0] if p else 0)
         x, fc1, fc2 = x_ND.to(compute), fc1_EID.to(compute), fc2_EDF.to(compute)
         weights_Nk = weights_Nk * scale
         bias_EI = fc1.new_zeros(fc1.shape[:2], dtype=torch.float32) if fc1_bias_EI is None else fc1_bias_EI.float()

@@ -199,16 +199,13 @@ def _sum_backward(of_y: type) -> Loop:
 # --- gated SiLU with dropout
 
 
-class Dropped:
-    """Which elements dropout sets to zero: recomputed from the seed, so that no mask is stored.
+# Which elements dropout sets to zero; recomputed from a seed, so that no mask is stored.
+Dropped = tuple[int, int, int]
 
-    Args:
-        p: the probability of zero, to within 2^-16; 0 for no dropout.
-        seed: selects the mask.
-    """
 
-    def __init__(self, p: float, seed: int) -> None:
-        self.key = (round(p * 2**15), seed % 2**32, (seed >> 31) % 2**32)
+def dropped_by(p: float, seed: int) -> Dropped:
+    """Zeros with probability `p`, to within 2^-16."""
+    return round(p * 2**15), seed % 2**32, (seed >> 31) % 2**32
 
 
 def swiglu(hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped) -> Tensor:
@@ -217,7 +214,7 @@ def swiglu(hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped) 
     """
     rows, hidden = len(hidden_MI), hidden_MI.shape[1] // 2
     out_MF = hidden_MI.new_empty(rows, hidden)
-    _swiglu(element(out_MF))(rows, hidden_MI, out_MF, bias_I, hidden, first_row, *dropped.key, elements=out_MF.numel())
+    _swiglu(element(out_MF))(rows, hidden_MI, out_MF, bias_I, hidden, first_row, *dropped, elements=out_MF.numel())
     return out_MF
 
 
@@ -230,7 +227,7 @@ def swiglu_backward(
     rows, hidden = grad_MF.shape
     d_hidden_MI, d_bias_TI = torch.empty_like(hidden_MI), torch.zeros(torch.get_num_threads(), 2 * hidden)
     places = (hidden_MI, grad_MF, d_hidden_MI, bias_I, d_bias_TI)
-    where = (len(d_bias_TI), hidden, first_row, *dropped.key)
+    where = (len(d_bias_TI), hidden, first_row, *dropped)
     _swiglu_backward(element(grad_MF))(rows, *places, *where, elements=grad_MF.numel())
     return d_hidden_MI, grad_MF, d_bias_TI.sum(dim=0)
 

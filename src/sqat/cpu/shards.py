@@ -9,6 +9,7 @@ Shapes: B rows of a batch, B/n of a shard.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import repeat
@@ -134,9 +135,4 @@ def _cut(batch: Batch, count: int) -> list[Batch]:
 def _sum(shares: Sequence[Tensor | None]) -> Tensor | None:
     """The sum, computed in place in the first share, which nothing else refers to."""
     present = [share for share in shares if share is not None]
-    if not present:
-        return None
-    total = present[0]
-    for share in present[1:]:
-        total = total.add_(share)
-    return total
+    return functools.reduce(Tensor.add_, present) if present else None

@@ -10,7 +10,6 @@ batches itself, and nothing waits for it.
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -63,10 +62,10 @@ class BatchState(NamedTuple):
 START = BatchState(0, 0)
 
 
-@dataclass(frozen=True)
-class _Order:
+class _Order(NamedTuple):
     """The documents of one epoch, laid end to end."""
 
+    epoch: int
     documents: np.ndarray  # (documents,), numbers in the token file
     starts: np.ndarray  # (documents + 1,), where each begins, and the end
 
@@ -129,7 +128,7 @@ class Batches:
         self._lengths = np.diff(self._offsets)
         # The last token of the stream has no target, so it gets no row of its own: every row has a target.
         self.rows_per_epoch = len(tokens) if mode == "rows" else -(-(tokens.num_tokens - 1) // context_length)
-        self._order_of: tuple[int, _Order] | None = None
+        self._order_of: _Order | None = None
         self.place(device)
 
     def place(self, device: torch.device | str) -> None:
@@ -221,13 +220,13 @@ class Batches:
         return Batch(inputs, targets, positions, numbers - numbers[:, :1], counted)
 
     def _order(self, epoch: int) -> _Order:
-        if self._order_of is None or self._order_of[0] != epoch:
+        if self._order_of is None or self._order_of.epoch != epoch:
             documents = np.arange(len(self._lengths))
             if self.shuffle:
                 np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))).shuffle(documents)
             starts = np.concatenate([[0], np.cumsum(self._lengths[documents])])
-            self._order_of = (epoch, _Order(documents, starts))
-        return self._order_of[1]
+            self._order_of = _Order(epoch, documents, starts)
+        return self._order_of
 
     def _check_place(self, epoch: int, row: int) -> None:
         _check_at_least("epoch", epoch, 0)

@@ -57,7 +57,9 @@ class Tokenizer:
     pad_id, unk_id, bos_id, eos_id = PAD, UNK, BOS, EOS
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        _check_special_tokens(backend)
+        found = tuple(backend.id_to_token(token_id) for token_id in range(len(SPECIAL_TOKENS)))
+        if found != SPECIAL_TOKENS:
+            raise DataError(f"the ids 0 to 3 are {found}; they must be {SPECIAL_TOKENS}")
         self._prefix_space = bool(_byte_level_settings(backend)["add_prefix_space"])
         backend.no_truncation()
         backend.no_padding()
@@ -322,12 +324,6 @@ def _build_backend(serialized: str) -> tokenizers.Tokenizer:
         raise
     except BaseException as error:  # the library raises nothing narrower, and its panics are no Exception
         raise DataError(f"damaged, or not a tokenizer: {str(error)[:500]}") from error
-
-
-def _check_special_tokens(backend: tokenizers.Tokenizer) -> None:
-    found = tuple(backend.id_to_token(token_id) for token_id in range(len(SPECIAL_TOKENS)))
-    if found != SPECIAL_TOKENS:
-        raise DataError(f"the ids 0 to 3 are {found}; they must be {SPECIAL_TOKENS}")
 
 
 def _byte_level_settings(backend: tokenizers.Tokenizer) -> dict[str, Any]:

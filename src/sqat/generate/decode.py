@@ -6,8 +6,8 @@ Shape letters: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -80,13 +80,8 @@ def decode_naive(model: Decoder, prompt: Sequence[int], config: SamplingConfig) 
     return tokens[len(prompt) :]
 
 
-class Step(Protocol):
-    """Reads one more token of every row, (B,), and returns the logits of the next, (B, V).
-
-    The next call may write over what the last one returned.
-    """
-
-    def __call__(self, tokens_B: Tensor, /) -> Tensor: ...
+# Reads one more token of every row, (B,), and gives the logits of the next, (B, V), which the next call may overwrite.
+Step = Callable[[Tensor], Tensor]
 
 
 class PlainStep:
@@ -110,13 +105,11 @@ def make_step(model: Decoder, cache: KVCache) -> Step:
     """
     module = FAST_STEPS.get(model.embedding.weight.device.type)
     if module is not None and not is_hooked(model):
-        try:
+        with suppress(ImportError):
             fast = importlib.import_module(module)
-        except ImportError:
-            return PlainStep(model, cache)
-        if fast.fits(model, cache):
-            step: Step = fast.make_step(model, cache)
-            return step
+            if fast.fits(model, cache):
+                step: Step = fast.make_step(model, cache)
+                return step
     return PlainStep(model, cache)
 
 

@@ -184,12 +184,11 @@ class Attention(nn.Module):
         settings: dict[str, Any] = {"rope_theta": None, "causal": causal, "dropout": other.dropout}
         attention = cls(other.embed_dim, heads, heads, width, qkv_bias=biased, out_bias=biased, **settings)
         attention.to(device=other.in_proj_weight.device, dtype=other.in_proj_weight.dtype).train(other.training)
-        names = ("q_proj", "k_proj", "v_proj")
-        state = {f"{name}.weight": part for name, part in zip(names, other.in_proj_weight.chunk(3), strict=True)}
-        if biased:
-            state |= {f"{name}.bias": part for name, part in zip(names, other.in_proj_bias.chunk(3), strict=True)}
-        out = {f"out_proj.{name}": part for name, part in other.out_proj.state_dict().items()}
-        attention.load_state_dict({**state, **out})
+        state = {name: part for name, part in other.state_dict().items() if name.startswith("out_proj.")}
+        for kind in ("weight", "bias") if biased else ("weight",):
+            parts = getattr(other, f"in_proj_{kind}").chunk(3)
+            state |= {f"{name}_proj.{kind}": part for name, part in zip("qkv", parts, strict=True)}
+        attention.load_state_dict(state)
         return attention
 
 

@@ -95,7 +95,8 @@ class AttentionMask:
         keys = [slice(0, self.num_keys)] if keys is None else keys
         if self.whole is not None:
             return torch.cat([self.whole[:, :, start:stop, part] for part in keys], dim=3)
-        row = torch.arange(self._num_rows, device=self.device).view(-1, 1, 1)
+        num_rows = max(1 if given is None else len(given) for given in (self.documents_BS, self.first_key_B))
+        row = torch.arange(num_rows, device=self.device).view(-1, 1, 1)
         query = torch.arange(start, stop, device=self.device).view(1, -1, 1)
         key = torch.cat([torch.arange(part.start, part.stop, device=self.device) for part in keys]).view(1, 1, -1)
         return self.visible()(row, query, key).unsqueeze(1)
@@ -145,10 +146,6 @@ class AttentionMask:
         """Whether all rows are alike, so that what a query sees depends on its distance from the first key alone."""
         given = (self.documents_BS, self.first_key_B, self.positions_S, self.whole)
         return all(tensor is None for tensor in given)
-
-    @property
-    def _num_rows(self) -> int:
-        return max(1 if rows is None else len(rows) for rows in (self.documents_BS, self.first_key_B))
 
     @property
     def starts_BS(self) -> Tensor:
