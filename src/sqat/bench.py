@@ -199,7 +199,8 @@ class ModelTimer:
     ) -> None:
         self.batch, self.device, self.precision, self.new_tokens = batch, device, precision, new_tokens
         self.step = training_step(config, batch, device, precision=precision)
-        self.model = Decoder(config).to(device).eval()
+        length = max(config.context_length, prompt_tokens + new_tokens + 1)  # so that nobody is warned of longer text
+        self.model = Decoder(config.replace(context_length=length)).to(device).eval()
         self.prompt: list[int] = torch.randint(4, config.vocab_size, (prompt_tokens,)).tolist()
 
     def train(self) -> float:
