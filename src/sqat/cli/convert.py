@@ -110,10 +110,11 @@ def convert_heads(
         )
     if verify_on is not None:
         require_packages()
-    context = min(context, getattr(config, "max_position_embeddings", context))
+    most = getattr(config, "max_position_embeddings", None) or context + 1
+    context, window = min(context, most), min(context + 1, most)  # as many targets as `sqat evaluate` has in a window
     size = config.vocab_size
     rows = token_rows(calibrate, StockTokenizer(folder), context, size, tokens=tokens) if calibrate else None
-    texts = None if verify_on is None else document_rows(verify_on, StockTokenizer(folder), context, size)
+    texts = None if verify_on is None else document_rows(verify_on, StockTokenizer(folder), window, size)
     typer.echo(plan.summary())
     where = "" if plan.to == "stock" else f" in layers {plan.layers[0]}-{plan.layers[1]}"
     model = read_model(folder)
