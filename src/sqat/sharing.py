@@ -24,12 +24,10 @@ from sqat.model_card import (
     CARD_FILE,
     RECORD_FILE,
     Known,
-    for_form,
-    is_edited,
     kept_or_new,
     model_card,
     read_origin,
-    with_known,
+    with_metadata,
 )
 from sqat.train.checkpoints import find_model
 from sqat.train.state import TENSORS_FILE
@@ -119,15 +117,15 @@ def push(
 
 def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
     """The card to upload with `model`, which is `checkpoint` itself or was exported from it: one that a person wrote or
-    edited, beside the checkpoint or else on the Hub (`there`), with the loading code of the model's form; the one
-    beside a model that is uploaded as it is; or a new one from what is on record of `checkpoint`.
+    edited, beside the checkpoint or else on the Hub (`there`); the one beside a model that is uploaded as it is; or a
+    new one from what is on record of `checkpoint`.
     """
     path, as_it_is = checkpoint / CARD_FILE, model.folder == checkpoint
     beside = path.read_text(encoding="utf-8") if path.is_file() else None
 
     def new() -> str:
         if beside is not None and as_it_is:
-            return with_known(beside, known)
+            return with_metadata(beside, known.metadata)
         origin = read_origin(checkpoint)
         if as_it_is and model.form in ("stock", "mixed"):
             facts: Any = described(model.config, (origin.conversion or {}).get("context_length"))
@@ -137,9 +135,6 @@ def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, the
         return model_card(facts, model.form, origin=origin, known=known, **options)
 
     cards = [card for card in (beside, there) if card is not None]
-    if any(map(is_edited, cards)):
-        right = [for_form(card, model.form, repo_id, tokenizer=model.tokenizer) for card in cards]
-        cards = [beside, *right[1:]] if beside is not None and as_it_is else right
     return kept_or_new(cards, known, new)
 
 

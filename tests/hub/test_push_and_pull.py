@@ -234,13 +234,6 @@ class TestPush:
             card = last.files["README.md"].decode()
             assert "It likes cats." in card
             assert ("- a/b" in card) == (options != ())  # said once, it stays
-            assert ("With transformers alone" in card) == ("sqat pull" not in card) == ("--to" in options)
-        export(run_folder, "exported", "transformers")  # with a card that nobody has changed
-        assert command("push", "exported", REPO)[0] == 0
-        card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
-        assert "It likes cats." in card
-        assert "library_name: transformers" in card
-        assert "trust_remote_code=True" in card
 
     def test_an_unedited_card_is_renewed(self, hub, command, run_folder):
         """With new results, but what was set on the Hub's page stays."""
