@@ -1,6 +1,5 @@
 """Folders are there whole or not at all, whatever goes wrong and wherever a writer is killed."""
 
-import logging
 import os
 import shutil
 import stat
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sqat.checkpoint.store import recover, write_files, write_folder
+from sqat.checkpoint.store import write_files, write_folder
 from sqat.checksums import MANIFEST, check_files
 from sqat.errors import CheckpointError, StorageError
 
@@ -127,7 +126,6 @@ def test_a_failing_rename_changes_nothing(folder, monkeypatch, failing):
 
 
 def test_the_root_folder_is_refused():
-    recover("/")
     with pytest.raises(StorageError, match=r"^/ cannot be replaced: it is the root of all folders; name one within it"):
         write(Path("/"), "new")
 
@@ -168,9 +166,9 @@ def test_a_writer_killed_at_any_change_leaves_the_old_folder_or_the_new(folder, 
         if before == "moved aside":  # by an earlier death, between the two renames
             folder.rename(folder.with_name(".model.previous"))
         alive = survives(lambda: write(folder, "new"), len(found) + 1)
-        recover(folder)
-        version = content(folder)["a"] if folder.exists() else "nothing"
-        assert version == "nothing" or content(folder) == of(version)
+        there = folder if folder.exists() else folder.with_name(".model.previous")  # killed between two renames
+        version = content(there)["a"] if there.exists() else "nothing"
+        assert version == "nothing" or content(there) == of(version)
         found.append(version)
         write(folder, "next")  # whatever lies about does not stop the next writer
         assert content(folder) == of("next")
@@ -178,21 +176,3 @@ def test_a_writer_killed_at_any_change_leaves_the_old_folder_or_the_new(folder, 
     first = "nothing" if before == "nothing" else "old"
     assert found == [first] * found.count(first) + ["new"] * found.count("new")
     assert {*found} == {first, "new"}
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_a_folder_moved_aside_is_put_back_or_removed(folder, there, caplog):
-    """It is put back, with a warning, or removed if the new one is in place; where there is none nothing is done."""
-    recover(folder)
-    assert not folder.exists()
-    if there:
-        write(folder, "new")
-        recover(folder)
-        assert content(folder) == of("new")
-    write(folder.with_name(".model.previous"), "old")
-    with caplog.at_level(logging.WARNING):
-        recover(folder)
-    assert content(folder) == of("new" if there else "old")
-    assert names(folder.parent) == {"model"}
-    warning = "model was being replaced when its writer stopped; the previous one is put back"
-    assert (warning in caplog.text) != there
