@@ -22,6 +22,7 @@ from sqat.errors import CheckpointError, ConfigError, SqatError
 from sqat.folders import require_free
 from sqat.formats import FORMER_NAMES, detect, export
 from sqat.hub import commit, hub_errors, read_text, require_repo_id, require_token
+from sqat.model_card import Known
 from sqat.train.checkpoints import find_model
 from sqat.train.state import TENSORS_FILE
 
@@ -53,7 +54,7 @@ def push(
     branch: str | None = None,
     message: str | None = None,
     private: bool | None = None,
-    known: cards.Known | None = None,
+    known: Known | None = None,
     token: str | None = None,
 ) -> str:
     """Upload a model with its tokenizer and model card to the Hugging Face Hub, in one commit; returns the commit's
@@ -101,12 +102,12 @@ def push(
         files: dict[str, Path | bytes] = {path.name: path for path in paths}
         model = check_model(source)
         there = read_text(repo_id, cards.CARD_FILE, branch=branch, token=token)
-        files[cards.CARD_FILE] = _card(model, found, known or cards.Known(), repo_id, there).encode()
+        files[cards.CARD_FILE] = _card(model, found, known or Known(), repo_id, there).encode()
         options: dict[str, Any] = {"branch": branch, "private": private, "token": token, "replaces": belongs}
         return commit(files, repo_id, message or "Upload model", what=str(found), **options)
 
 
-def _card(model: CheckedModel, checkpoint: Path, known: cards.Known, repo_id: str, there: str | None) -> str:
+def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
     """The card to upload with `model`, which is `checkpoint` itself or was exported from it: one that a person wrote or
     edited, beside the checkpoint or else on the Hub (`there`); the one beside a model that is uploaded as it is; or a
     new one from what is on record of `checkpoint`.

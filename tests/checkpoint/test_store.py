@@ -10,7 +10,7 @@ import pytest
 
 from sqat.checkpoint.store import write_files, write_folder
 from sqat.checksums import MANIFEST, check_files
-from sqat.errors import CheckpointError, StorageError
+from sqat.errors import CheckpointError
 
 CHANGES = ("open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp")
 KILLED, ALIVE, FAILED = 9, 0, 1
@@ -123,11 +123,6 @@ def test_a_failing_rename_changes_nothing(folder, monkeypatch, failing):
         write(folder, "new")
     assert content(folder) == of("old")
     assert names(folder.parent) == {"model"}
-
-
-def test_the_root_folder_is_refused():
-    with pytest.raises(StorageError, match=r"^/ cannot be replaced: it is the root of all folders; name one within it"):
-        write(Path("/"), "new")
 
 
 class TestChecksums:

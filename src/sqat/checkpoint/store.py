@@ -15,7 +15,6 @@ from pathlib import Path
 
 from sqat.checksums import renew_checksums, write_checksums
 from sqat.durable import flush, make_folder, temporary_beside, writing
-from sqat.errors import StorageError
 
 
 @contextmanager
@@ -28,8 +27,6 @@ def write_folder(destination: str | Path) -> Iterator[Path]:
         StorageError: the system refuses, for example because the disk is full.
     """
     destination = Path(destination).resolve()  # a link stays a link; its target is replaced
-    if not destination.name:
-        raise StorageError(f"{destination} cannot be replaced: it is the root of all folders; name one within it")
     with writing(destination):
         make_folder(destination.parent)
         with temporary_beside(destination, folder=True) as temporary:
