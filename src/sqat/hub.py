@@ -130,13 +130,16 @@ def commit(
 @contextlib.contextmanager
 def hub_errors(problem: str, repo_id: str, token: str | bool | None = None) -> Iterator[None]:
     """Turn what the Hub's client raises into a CheckpointError: the problem, why, and what would help."""
-    usable_token(token)
+    used = usable_token(token)
     try:
         yield
     except FAILURES as error:
         if isinstance(error, SqatError):
             raise
-        raise CheckpointError(f"{problem}: {_explain(error, repo_id)}") from error
+        reason = _explain(error, repo_id)
+        if used and used in str(error):  # somebody's answer holds it
+            raise CheckpointError(f"{problem}: {reason.replace(used, '<token>')}") from None
+        raise CheckpointError(f"{problem}: {reason}") from error
 
 
 def _explain(error: BaseException, repo_id: str) -> str:

@@ -342,7 +342,7 @@ class TestPush:
         def refuse(*args, **kwargs):
             raise ValueError(f"bad header Bearer {SECRET}")
 
-        monkeypatch.setattr("sqat.hub.HfApi.create_commit", refuse)
+        monkeypatch.setattr("huggingface_hub.HfApi.create_commit", refuse)
         assert "bad header Bearer <token>" in command("push", run_folder, REPO)[2]
 
     @pytest.mark.parametrize(
@@ -352,7 +352,6 @@ class TestPush:
             (("a/b/c",), "repository is 'a/b/c'"),
             ((REPO, "--to", "gguf"), "to is 'gguf', but must be one of transformers, stock, rxnn, sqat"),
             ((REPO, "--to", "rxnn"), "RxNN's layout holds models with"),
-            ((REPO, "--message", " "), "message is empty"),
             ((REPO, "--license", "The License"), "license is 'The License'"),
             ((REPO, "--dataset", "a b"), "dataset is 'a b'"),
         ],

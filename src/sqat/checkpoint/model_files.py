@@ -123,6 +123,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
     Raises:
         CheckpointError: no folder, no `config.json`, not JSON, or a field this package does not know.
     """
+    check_files(Path(folder), [CONFIG_FILE])
     values, path = read_config_file(Path(folder)), Path(folder, CONFIG_FILE)
     try:
         if rxnn.is_rxnn_config(values):
@@ -143,7 +144,6 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         reason = f"{folder} is not a checkpoint: it has no {CONFIG_FILE}"
         raise CheckpointError(reason if folder.is_dir() else f"no checkpoint at {folder}")
-    check_files(folder, [CONFIG_FILE])
     try:
         values: dict[str, Any] = dict(read_json(path, MAX_CONFIG_BYTES))
     except (OSError, ValueError, TypeError) as error:
