@@ -39,7 +39,6 @@ def test_tables_and_pictures(fabricated):
     for heading in (
         "Quality on validation data",
         "Against gqa, seed by seed",
-        "Published orderings",
         "Size and budget",
     ):
         assert heading in markdown
@@ -212,7 +211,6 @@ class TestWithoutTraining:
         headings = re.findall(r"^## (.*)$", markdown, re.MULTILINE)
         assert headings == [
             "Beside the published results",
-            "Published orderings",
             "Time",
             "Attention alone, forward, ms",
             "Attention alone, forward and backward, ms",
