@@ -58,15 +58,11 @@ class RoutedDecoder(Decoder):
         counted.
 
         Raises:
-            ConfigError: the model has no experts.
-            TrainingError: there has been no forward pass in training mode.
+            TrainingError: the model has no experts, or there has been no forward pass in training mode.
         """
-        if not self.config.is_moe:
-            raise ConfigError("use_moe_ff is False: only a model with experts has a router loss")
         if not self.last_router:
-            raise TrainingError(
-                "no router loss yet: first run a forward pass in training mode, model.train(); model(x)"
-            )
+            needs = "experts (use_moe_ff) and a forward pass in training mode, model.train(); model(x)"
+            raise TrainingError(f"no router loss: it needs {needs}")
         return router_loss(self.last_router, "rxnn")
 
     def __getstate__(self) -> dict[str, Any]:
