@@ -11,16 +11,10 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from sqat.checkpoint.model_files import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    load_model,
-    native_tensors,
-    read_config,
-    write_model,
-)
+from sqat.checkpoint import load_model, read_config, write_folder, write_model
+from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, native_tensors
 from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
-from sqat.checkpoint.store import write_files, write_folder
+from sqat.checkpoint.store import write_files
 from sqat.checksums import MANIFEST
 from sqat.errors import ConfigError, TrainingError
 from sqat.hub import download
