@@ -274,7 +274,8 @@ class Trainer:
         last = done == self.total_steps
         if done % config.log_every == 0 or last:
             self._count_skipped()
-            metrics = self.state.progress(self.optimizer.param_groups[0]["lr"]) | self.window.read()
+            counts = {"step": done, "tokens": self.state.tokens, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            metrics = {**counts, "skipped_steps": self.state.skipped_steps, **self.window.read()}
             for callback in self.callbacks:
                 callback.on_log(self, metrics)
         self._agree()
