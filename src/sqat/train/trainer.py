@@ -393,7 +393,9 @@ class Trainer:
         try:
             yield
         except StorageError as error:
-            raise StorageError(f"{error}. Earlier checkpoints are whole; --resume goes on from the newest") from error
+            raise StorageError(
+                f"{error}. Earlier checkpoints, if there are any, are whole; --resume goes on from the newest"
+            ) from error
 
     # Skipped steps
 
