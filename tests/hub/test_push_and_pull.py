@@ -417,7 +417,7 @@ class TestPull:
         Path("here").mkdir()
         assert command("pull", REPO, "here")[0] == 0  # an empty one may be there
         code, _, err = command("pull", REPO, "here")
-        assert (code, "out is here, which is not empty" in err) == (1, True)
+        assert (code, "out is here, which exists and is not empty" in err) == (1, True)
         Path("here/config.json").write_text('{"model_type": "sqat"}')
         assert command("pull", REPO, "here", "--force")[0] == 0
         assert files_of(Path("here")) == pushed
