@@ -65,7 +65,7 @@ def test_inference_as_the_original_has_it(hub, run):
     assert streamed.startswith("Example model input for text generation - print streamed response...")
     assert shown.startswith("'Example model input for text generation...")
     assert "Ġ" not in output
-    fetched = {path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET"}
+    fetched = {path.rpartition("/")[2] for _, path, _ in hub.requests if "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}
 
 
