@@ -34,8 +34,9 @@ def test_attention_runs_for_every_kind_of_heads(tiny_config, changes, backward):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rounds": 0}, "rounds is 0, but must be at least 1"),
-        ({"batch_size": -3}, "batch_size is -3, but must be at least 1"),
+        ({"rounds": 0}, "rounds is 0, but must be between 1 and 1,048,576"),
+        ({"batch_size": -3}, "batch_size is -3, but must be between 1 and 1,048,576"),
+        ({"prompt": 10**12}, "prompt is 1000000000000, but must be between 1 and 1,048,576"),
         ({"context": 0}, "context_length is 0, but must be at least 2"),
         ({"device": "tpu"}, "device is 'tpu', but must be one of auto, cpu, cuda"),
         ({"models": ["sqat-mmm"]}, "unknown preset 'sqat-mmm'; did you mean 'sqat-mm'"),

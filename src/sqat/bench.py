@@ -9,7 +9,9 @@ import datetime
 import multiprocessing
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,6 +43,8 @@ VARIABLES = ("MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_VISIBLE_DEVI
 ROWS = {"cpu": 32, "cuda": 256}  # of a training step, unless told otherwise
 WARMUP_STEPS, STEPS = 3, 2  # training steps before the first round, and in every round
 NEW_TOKENS = 128  # decoded in every round
+SMALLER = "memory may be too small for this batch_size, context or prompt"
+MOST = 1 << 20  # rows, tokens of a prompt, rounds
 
 
 def bench(
@@ -78,8 +82,8 @@ def bench(
     batch_size = ROWS[device] if batch_size is None else batch_size
     numbers = {"batch_size": batch_size, "prompt": prompt, "rounds": rounds}
     for name, value in numbers.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}, but must be at least 1")
+        if not 1 <= value <= MOST:
+            raise ConfigError(f"{name} is {value}, but must be between 1 and {MOST:,}")
     configs = {name: preset(name) for name in models}
     if context is not None:
         configs = {name: config.replace(context_length=context) for name, config in configs.items()}
@@ -112,23 +116,37 @@ def _worker(*work: Any) -> Iterator[Connection]:
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(theirs, *work), daemon=True)
-    process.start()
+    with _ignoring_interrupts():  # inherited: Ctrl-C is for the process that waits
+        process.start()
     theirs.close()
     try:
         yield ours
     finally:
         ours.close()
+        process.terminate()
         process.join()
 
 
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _answer(worker: Connection) -> Any:
-    """What a worker sends. Raises what it raised, and a RuntimeError if it has ended."""
+    """What a worker sends. Raises a ConfigError if it failed or has ended."""
     try:
         found = worker.recv()
     except (EOFError, ConnectionError) as error:
-        raise RuntimeError("the process that measures has ended; memory may be short") from error
+        raise ConfigError(f"the process that measures has ended: {SMALLER}") from error
     if isinstance(found, Exception):
-        raise found
+        raise ConfigError(f"{type(found).__name__}: {str(found)[:300]}: {SMALLER}") from found
     return found
 
 

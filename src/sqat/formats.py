@@ -64,7 +64,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str = "transformers") ->
         to = FORMER_NAMES[to]
     if to not in FORMATS:
         raise ConfigError(f"to is {to!r}, but must be one of {', '.join(FORMATS)}")
-    out = Path(out)
+    out = Path(out).expanduser()
     require_free(out, "out")
     folder = find_model(checkpoint)
     model = load_model(folder, dtype=None)

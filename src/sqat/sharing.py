@@ -156,7 +156,7 @@ def pull(
         CheckpointError: no such repository or revision, no access, no connection, or no model that can be loaded.
     """
     require_repo_id(repo_id, "repository")
-    folder = Path(repo_id.rpartition("/")[2] if out is None else out)
+    folder = Path(repo_id.rpartition("/")[2] if out is None else out).expanduser()
     if not force:
         require_free(folder, "out")
     elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):

@@ -171,3 +171,9 @@ def test_a_writer_killed_at_any_change_leaves_the_old_folder_or_the_new(folder, 
     first = "nothing" if before == "nothing" else "old"
     assert found == [first] * found.count(first) + ["new"] * found.count("new")
     assert {*found} == {first, "new"}
+
+
+def test_folders_above_a_failed_one_are_removed(tmp_path):
+    with pytest.raises(ValueError, match="failed"), write_folder(tmp_path / "new" / "deep" / "model"):
+        raise ValueError("failed")
+    assert not [*tmp_path.iterdir()]

@@ -55,6 +55,17 @@ def test_streamed_and_json_answers_agree(sqat, run_folder):
     assert set(answer) == {"prompt", "text", "tokens", "finish_reason"}
 
 
+def test_home_is_meant_in_every_path(sqat, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("home").mkdir()
+    Path("home/text.txt").write_text("One cat sat.\n\nTwo cats ran.")
+    for out in ("~/one", "--out=~/two"):
+        command = ("tokenizer", "train", "~/text.txt", *(("--out", out) if out[0] == "~" else (out,)))
+        assert sqat(*command, "--vocab-size", "270")[0] == 0
+    assert {path.name for path in Path("home").iterdir()} == {"text.txt", "one", "two"}
+    assert not Path("~").exists()
+
+
 def test_evaluate_takes_the_runs_own_validation_data_and_names_what_it_scored(sqat, run_folder):
     own = json.loads(sqat("evaluate", run_folder, "--json")[1])
     (logged,) = [line for line in Path(run_folder, "metrics.jsonl").read_text().splitlines() if '"validation"' in line]

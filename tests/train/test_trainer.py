@@ -78,9 +78,12 @@ def test_training_goes_on_after_an_interrupt(start, trained, interrupt, log):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warmup_steps": 7}, "warmup_steps is 7, but the run has 7 steps: the learning rate never reaches its peak"),
+        ({"warmup_steps": 8}, "warmup_steps is 8, but the run has 7 steps: the learning rate never reaches its peak"),
+        ({"warmup_steps": 6, "max_tokens": 150}, "warmup_steps is 6, but the run has 2 steps: the learning rate never"),
         ({"max_tokens": 150}, r"max_tokens 150 ends the run at about step 2 of a schedule of 7, .* set max_steps to 2"),
         ({"warmup_steps": 6, "max_tokens": 100_000}, None),
+        ({"warmup_steps": 7}, None),  # the last step is the peak
+        ({"max_tokens": 150, "min_learning_rate": 1e-3, "learning_rate": 1e-3}, None),  # a constant rate
     ],
 )
 def test_schedules_that_miss_their_point_are_warned_of(start, caplog, settings, message):

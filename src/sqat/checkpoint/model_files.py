@@ -58,7 +58,7 @@ def save_model(model: Decoder, folder: str | Path, *, layout: str = "sqat") -> P
         CheckpointError: `folder` holds something other than a checkpoint; it is left alone.
         StorageError: the system refuses, for example because the disk is full.
     """
-    existing = Path(folder)
+    folder = existing = Path(folder).expanduser()
     if existing.is_file() or (existing.is_dir() and any(existing.iterdir()) and not (existing / CONFIG_FILE).is_file()):
         raise CheckpointError(
             f"{folder} exists and is not a checkpoint (it has no {CONFIG_FILE}): choose a new or an empty folder"

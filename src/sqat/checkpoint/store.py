@@ -15,19 +15,20 @@ from pathlib import Path
 
 from sqat.checksums import renew_checksums, write_checksums
 from sqat.durable import flush, make_folder, temporary_beside, writing
+from sqat.folders import removed_if_unused
 
 
 @contextmanager
 def write_folder(destination: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `destination` at the end, replacing what was there.
 
-    After an error, `destination` is what it was before.
+    After an error, `destination` is what it was before, and folders above it that were made are gone.
 
     Raises:
         StorageError: the system refuses, for example because the disk is full.
     """
-    destination = Path(destination).resolve()  # a link stays a link; its target is replaced
-    with writing(destination):
+    destination = Path(destination).expanduser().resolve()  # a link stays a link; its target is replaced
+    with writing(destination), removed_if_unused(destination.parent, frozenset()):
         make_folder(destination.parent)
         with temporary_beside(destination, folder=True) as temporary:
             yield temporary

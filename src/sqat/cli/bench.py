@@ -26,11 +26,11 @@ def bench(
     In a clone of the repository, `make bench` compares with other libraries.
     """
     from sqat.bench import bench as measure
-    from sqat.cli.console import console, errors
+    from sqat.cli.console import console, errors, is_live
 
     names = list(dict.fromkeys(models or ["sqat-mm"]))
     with errors.status("measuring ...") as status:
-        say = status.update if errors.is_terminal else lambda text: errors.print(text, highlight=False)
+        say = status.update if is_live(errors) else lambda text: errors.print(text, highlight=False)
         found = measure(
             names, device=device, batch_size=batch_size, context=context, prompt=prompt, rounds=rounds, progress=say
         )

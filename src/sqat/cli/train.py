@@ -82,7 +82,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print loss, perplexity, accuracy and bits per byte over real tokens, and what was scored."""
-    from sqat.cli.console import tokenising
+    from sqat.cli.console import errors, tokenising
     from sqat.data.text import open_source, split_within
     from sqat.data.tokens import cached_tokens
     from sqat.errors import ConfigError
@@ -114,7 +114,7 @@ def evaluate(
         tokens = cached_tokens(source, text_tokenizer, progress=progress)
     if began not in (None, tokens.digest):
         typer.echo(f"note: these are other validation data than the run in {run} began with", err=True)
-    with explain_out_of_memory("evaluation", batch_size):
+    with explain_out_of_memory("evaluation", batch_size), errors.status(f"scoring {tokens.num_tokens:,} tokens …"):
         result = evaluate_model(model, tokens, batch_size=batch_size, context_length=context, padded_metrics=padded)
     record = {"data": source.name, **result.to_dict()}
     typer.echo(json.dumps(record) if as_json else f"{source.name}: {result.summary()}")

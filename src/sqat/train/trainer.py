@@ -450,13 +450,13 @@ class Trainer:
 
 def warn_of_schedule(config: TrainConfig, total_steps: int, tokens_per_step: float) -> None:
     """Warn of a learning rate that never reaches its peak, or never falls from it."""
-    if 0 < total_steps <= config.warmup_steps:
+    most_tokens = math.inf if config.max_tokens is None else config.max_tokens
+    last = total_steps if most_tokens == math.inf else min(total_steps, math.ceil(most_tokens / tokens_per_step))
+    high = 0.5 * config.learning_rate
+    if 0 < last < config.warmup_steps:
         text = "warmup_steps is %d, but the run has %d steps: the learning rate never reaches its peak"
-        logger.warning(text, config.warmup_steps, total_steps)
-    if config.max_tokens is None:
-        return
-    last = min(total_steps, math.ceil(config.max_tokens / tokens_per_step))
-    if learning_rate(config, last, total_steps) > 0.5 * config.learning_rate:
+        logger.warning(text, config.warmup_steps, last)
+    elif last < total_steps and learning_rate(config, last, total_steps) > high >= config.min_learning_rate:
         logger.warning(
             "max_tokens %d ends the run at about step %d of a schedule of %d, where the learning rate is still high: "
             "set max_steps to %d instead",
