@@ -331,7 +331,7 @@ class TestPush:
 
     @pytest.mark.parametrize("token", [f"{SECRET}\x01", f"{SECRET} ", f"{SECRET}é"])
     def test_an_unusable_token_is_not_shown(self, token, run_folder, monkeypatch):
-        monkeypatch.setattr("sqat.hub.get_token", lambda: token)
+        monkeypatch.setattr("sqat.hub.client.get_token", lambda: token)
         with pytest.raises(ConfigError, match="characters that no token has") as error:
             sqat.push(run_folder, REPO)
         assert SECRET not in repr(error.value.__cause__) + str(error.value)
