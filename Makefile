@@ -29,7 +29,7 @@ test-fast: setup
 
 # Runs killed at every change to the disk and at random moments: 20 minutes on two cores; `make test` does a few of them.
 test-faults: setup
-	SQAT_FAULTS=full $(BIN)/python -m pytest tests/faults tests/distributed tests/hf/test_fresh_environment.py $(PYTEST_ARGS)
+	SQAT_FAULTS=full $(BIN)/python -m pytest tests/faults tests/distributed $(PYTEST_ARGS)
 
 # So many changed inputs for every reader of files and settings; `make test` tries tens to hundreds.
 FUZZ ?= 1000

@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from sqat.checkpoint import load_model, save_model
-from sqat.data.stories import story
-from sqat.data.tokenizer import train_tokenizer
 from sqat.errors import CheckpointError, ConfigError
 from sqat.formats import detect, export
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 303)
 
 
 @pytest.fixture
