@@ -45,6 +45,18 @@ def test_data_that_changed_are_not_resumed_on_in_silence(train):
     assert train("text.txt", "--resume", "--accept-new-data")[0] == 0
 
 
+def test_evaluating_a_run_says_where_its_validation_data_changed(train, sqat):
+    write("text.txt", *map(story, range(120)))
+    assert train("text.txt")[0] == 0
+    assert "note" not in sqat("evaluate", "run")[2]
+    write("text.txt", *map(story, range(120, 240)))
+    assert (
+        f"note: these are other validation data than the run in {Path('run').absolute()} began with"
+        in sqat("evaluate", "run")[2]
+    )
+    assert "note" not in sqat("evaluate", "run", "--split", "train")[2]
+
+
 @pytest.mark.parametrize(
     "names", [("a-train.txt", "a-valid.txt"), ("b.train.txt", "b.test.txt", "b.val.txt"), ("train/1.txt", "dev/2.txt")]
 )

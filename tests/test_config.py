@@ -38,14 +38,14 @@ CONVERTED = [
 ]
 
 WRONG_TYPE = [
-    *(("num_layers", value, "int") for value in (2.5, "two", "nan", "inf", 1e999, True, None, "null", [2])),
+    *(("num_layers", value, "a whole number") for value in (2.5, "two", "nan", "inf", 1e999, True, None, "null", [2])),
     ("num_layers", 10**30, "at most 9,223,372,036,854,775,807"),
     ("num_layers", -(10**30), "at least -9,223,372,036,854,775,807"),
-    *(("rope_theta", value, "float") for value in ("1e999", float("nan"), "high", False)),
-    *(("gated", value, "bool") for value in (1, "yes")),
-    ("norm", 5, "str"),
-    ("norm_eps", "small", "float or null"),
-    ("final_norm", 1.0, "str or null"),
+    *(("rope_theta", value, "a finite number") for value in ("1e999", float("nan"), "high", False)),
+    *(("gated", value, "true or false") for value in (1, "yes")),
+    ("norm", 5, "text"),
+    ("norm_eps", "small", "a finite number or null"),
+    ("final_norm", 1.0, "text or null"),
 ]
 
 

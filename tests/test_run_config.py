@@ -91,7 +91,7 @@ class TestRun:
             ({"model": "sqat-mm", "trian": {}}, "RunConfig: unknown field 'trian'; did you mean 'train'?"),
             ({"model": "sqat-mm", "train": {"lr": 1}}, "TrainConfig: unknown field 'lr'"),
             ({"model": "sqat-mm", "train": {"max_steps": 10**40}}, f"max_steps is {10**40}, but must be at most 9,22"),
-            ({"model": "sqat-mm", "train": {"batch_size": "many"}}, "batch_size is 'many', but must be int"),
+            ({"model": "sqat-mm", "train": {"batch_size": "many"}}, "batch_size is 'many', but must be a whole number"),
             ({"model": "sqat-mm", "data": None}, "DataConfig: expected a mapping of fields, found None"),
         ],
     )

@@ -107,8 +107,17 @@ def convert(value: Any, kind: Any, where: str) -> Any:
                 right = f"at most {MAX_INTEGER:,}" if converted > 0 else f"at least {-MAX_INTEGER:,}"
                 raise ConfigError(f"{where} is {shown(value)}, but must be {right}")
             return converted
-    names = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)
-    raise ConfigError(f"{where} is {shown(value)}, but must be {names}")
+    right = " or ".join(_WORDS.get(option, getattr(option, "__name__", str(option))) for option in options)
+    raise ConfigError(f"{where} is {shown(value)}, but must be {right}")
+
+
+_WORDS: dict[Any, str] = {
+    float: "a finite number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "text",
+    types.NoneType: "null",
+}
 
 
 def _convert_scalar(value: Any, kind: Any) -> Any:

@@ -202,7 +202,7 @@ class TestConfig:
             *(({"att_heads": n}, f"att_heads is {n}, but must be a positive integer") for n in (0, True, None)),
             ({"embed_dim": "60"}, "embed_dim is '60', but must be a positive integer"),
             ({"ff_activation": "mish"}, "activation is 'mish', but must be one of silu"),
-            ({"ff_dim": None}, "intermediate_size is None, but must be int"),
+            ({"ff_dim": None}, "intermediate_size is None, but must be a whole number"),
             ({"moe_kind": 3}, "unknown key 'moe_kind'; the keys of RxNN's config are att_dropout, "),
         ],
         ids=str,

@@ -45,7 +45,7 @@ def test_tables_and_pictures(fabricated):
     assert "1.159" in markdown  # the published loss of SQA
     pictures = sorted(path.name for path in (out / "pictures").iterdir())
     assert pictures == sorted(re.findall(r"pictures/([a-z-]+\.png)", markdown))
-    assert len(pictures) == 7
+    assert len(pictures) == 5
     for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
         assert len(list(ElementTree.fromstring(svg.replace("xlink:", "")).iter())) > 50
     before = {path: path.read_bytes() for path in out.rglob("*.*")}
@@ -86,9 +86,9 @@ def test_missing_runs_and_timing_are_named(fabricated):
     [
         (Folder.RESULTS, '{"variant": "sqa"', r"results.jsonl, line 1 is damaged"),
         (Folder.RESULTS, '\n{"variant": "sqa"}', r"results.jsonl, line 1 is damaged"),
-        (Folder.RESULTS, '{"variant": "sqa"}', r"results.jsonl, line 1 lacks seed, model"),
-        (Folder.RESULTS, "\udcff\udcfe", r"results.jsonl is damaged: .* can't decode byte 0xff"),
-        (Folder.TIMING, "{", r"timing.json is damaged"),
+        (Folder.RESULTS, '{"variant": "sqa"}', r"its raw data are not what a comparison writes"),
+        (Folder.RESULTS, "\udcff\udcfe", r"results.jsonl, line 1 is damaged"),
+        (Folder.TIMING, "{", r"its raw data are not what a comparison writes"),
         (Folder.TIMING, '{"variants": {}}', r"its raw data are not what a comparison writes"),
         (Folder.TIMING, '{"variants": [3]}', r"its raw data are not what a comparison writes"),
     ],
@@ -146,7 +146,6 @@ def test_every_run_is_listed_and_shared_machines_are_marked(fabricated):
     markdown, _ = texts(out)
     rows = [line.split(" | ")[:2] for line in markdown.splitlines() if line.endswith(" 0.2* |")]
     assert rows == [["| gqa", "0"], ["| gqa", "7"], ["| sqa", "0"], ["| sqa", "7"]]
-    assert "such times mean nothing" in markdown
 
 
 def with_plan(out, old, new):
@@ -160,8 +159,7 @@ def with_plan(out, old, new):
 
 def test_published_results_stand_beside_ours(fabricated):
     markdown, _ = texts(fabricated())
-    assert "| sqa | 4 | 2 | 8.57 M | 8.57 M | 2.63 M | 768 | 25.2 |" in markdown  # ours and the published parameters
-    assert "| 387 (0.972) |" in markdown  # its minutes, against GQA's
+    assert "| 387 (0.972) | 8.57 M | 8.57 M |" in markdown  # minutes, against GQA's; our parameters, and the published
 
 
 def test_published_results_are_not_for_other_sizes(fabricated):
@@ -201,12 +199,16 @@ class TestWithoutTraining:
         assert "Nothing was trained" in html
         headings = re.findall(r"^## (.*)$", markdown, re.MULTILINE)
         assert headings == [
-            *("Published orderings", "Time", "Attention alone, forward, ms"),
-            *("Attention alone, forward and backward, ms", "Size", "Complexity", "Operations"),
-            *("Attention alone, forward and backward", "Parameters"),
+            *("Beside the published results", "Published orderings", "Time", "Attention alone, forward, ms"),
+            *(
+                "Attention alone, forward and backward, ms",
+                "Size",
+                "Operations",
+                "Attention alone, forward and backward",
+            ),
         ]
         assert "loss:" not in markdown
-        assert "| mha | 8 | 8 | 8.81 M | – |" in markdown
+        assert "| mha | 8 | 8 | 8.81 M | 2.88 M |" in markdown
 
     def test_formulas_are_filled_in(self, out):
         markdown, _ = texts(out)
@@ -218,9 +220,9 @@ class TestWithoutTraining:
         markdown, _ = texts(out)
         table = markdown[markdown.index("## Operations") :].splitlines()
         for row in (line for line in table if line.startswith(("| mha", "| sqa", "| sw-sqa"))):
-            parts = [float(cell.replace(",", "")) for cell in row.split("|")[2:-1]]
+            parts = [float(cell.replace(",", "")) for cell in row.split("|")[4:-1]]
             assert sum(parts[:4]) == pytest.approx(parts[4], abs=0.006)
-            assert parts[6] == pytest.approx(3 * parts[4], abs=0.07)
+            assert parts[6] == pytest.approx(parts[4], abs=0.06)  # at 256 tokens, the model's own context
 
     def test_more_variants_than_colours_are_told_apart(self, out):
         comparison = read_comparison(out)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from sqat.cli import main
-from sqat.compare import run, timing
+from sqat.compare import run
 from sqat.compare.folder import Folder
 from sqat.compare.plan import share_budget
 from sqat.compare.runner import run_comparison, settle
@@ -61,7 +61,7 @@ def assert_report_only_makes_the_same(out, monkeypatch):
         return {path: path.read_bytes() for path in [*out.glob("report.*"), *out.glob("pictures/*")]}
 
     before = report()
-    assert len(before) > 3
+    assert len(before) >= 3
     for path in before:
         path.unlink()
     assert compare(monkeypatch, "--report-only", "--out", str(out)) == 0
@@ -104,52 +104,14 @@ def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch, capfd):
         run_comparison(plan, out)
 
 
-def test_without_seeds_nothing_is_trained_and_a_stopped_timing_pass_goes_on(tiny_plan, tmp_path, monkeypatch):
-    """It is stopped at the end of its second round."""
-    plan, out = tiny_plan(seeds=[]), tmp_path / "timed"
-    write_plan(plan)
-    replace_file, rounds = timing.replace_file, []
-
-    def stop_in_the_second(path, text):
-        rounds.append(path)
-        if len(rounds) == 3:  # after the warm-up and the first
-            raise KeyboardInterrupt
-        replace_file(path, text)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(timing, "replace_file", stop_in_the_second)
-        assert compare(monkeypatch, "plan.yaml", "--out", str(out)) == 130
-    assert Folder(out).read_timing() is None
-    first = json.loads((out / timing.PART).read_text())["variants"]
+def test_without_seeds_nothing_is_trained(tiny_plan, tmp_path, monkeypatch):
+    out = tmp_path / "timed"
+    write_plan(tiny_plan(seeds=[]))
     for _ in range(2):  # the second time nothing is left to do
         assert compare(monkeypatch, "plan.yaml", "--out", str(out)) == 0
-    for name, times in Folder(out).read_timing()["variants"].items():
-        assert len(times["step_seconds"]) == 2 * plan.timing.steps
-        assert len(times["evaluate_seconds"]) == len(times["attention"]["11"][1]) == 2
-        assert times["step_seconds"][: plan.timing.steps] == first[name]["step_seconds"]
-    assert not (out / timing.PART).exists()
     assert not (out / "runs").exists()
     assert not (out / Folder.RESULTS).exists()
     assert "Nothing was trained" in (out / "report.md").read_text()
-
-
-TIMED = {"asked": {"steps": 2}, "variants": {"gqa": {"evaluate_seconds": [0.5, 0.25]}}}
-
-
-@pytest.mark.parametrize(
-    ("part", "rounds"),
-    [
-        (json.dumps(TIMED), 2),
-        ("{", 0),
-        (json.dumps({**TIMED, "asked": {"steps": 3}}), 0),
-        (json.dumps({**TIMED, "variants": {"mha": {}}}), 0),
-    ],
-)
-def test_rounds_that_are_damaged_or_were_timed_otherwise_are_measured_again(part, rounds, tmp_path):
-    (tmp_path / timing.PART).write_text(part)
-    variants = {"gqa": {"evaluate_seconds": []}}
-    assert timing._go_on(tmp_path / timing.PART, {"steps": 2}, variants) == rounds
-    assert variants == (TIMED["variants"] if rounds else {"gqa": {"evaluate_seconds": []}})
 
 
 def test_equal_time_is_shared_by_measured_steps(tiny_plan, tmp_path):

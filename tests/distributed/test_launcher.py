@@ -123,18 +123,6 @@ def test_max_restarts_goes_on_by_itself(train, tmp_path):
 
 
 @in_full
-def test_a_restart_after_a_refusal_resumes_nothing(train, tmp_path):
-    with train(max_steps=3) as process:
-        process.communicate(timeout=300)
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("step-*/*")}
-    with train(max_steps=3, launcher=[*TORCHRUN, "--max-restarts=1"]) as process:
-        _, err = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert err.count("holds a run already: resume it (--resume)") == 2, err  # at each start
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("step-*/*")} == before
-
-
-@in_full
 @pytest.mark.skipif(not Path("/proc").exists(), reason="reads /proc")
 @pytest.mark.parametrize("to", ["all, through torchrun", "the first", "the second"])
 def test_sigterm_leaves_one_checkpoint(train, tmp_path, to):

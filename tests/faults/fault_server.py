@@ -107,7 +107,7 @@ class ForkedRun:
     without the seconds that importing everything takes.
     """
 
-    def __init__(self, command, *, stdout, pass_fds, **_):
+    def __init__(self, command, *, stdout, **_):
         assert command[1:3] == ["-m", "sqat.compare.run"]
         self.returncode: int | None = None
         theirs, self.stdin = os.pipe()
@@ -119,7 +119,7 @@ class ForkedRun:
         for old, new in ((theirs, 0), (stdout.fileno(), 1), (stdout.fileno(), 2)):
             os.dup2(old, new)
         for name in os.listdir("/proc/self/fd"):  # as exec does
-            if int(name) > 2 and int(name) not in pass_fds:
+            if int(name) > 2:
                 try:
                     os.close(int(name))
                 except OSError:

@@ -21,6 +21,8 @@ IN_CALL = """
 import os
 import sqat.train.trainer as module
 
+if not hasattr(module, "{name}"):
+    module = module.checkpoints
 original, calls = module.{name}, []
 
 def signalled(*arguments, **options):

@@ -4,7 +4,7 @@ import pytest
 
 import sqat.hub
 from rxnn.experimental.models import ExperimentalAttentionTransformer
-from rxnn.training.tokenizer import TokenizerTrainer, load_tokenizer_from_hf_hub
+from rxnn.training.tokenizer import load_tokenizer_from_hf_hub
 from sqat.errors import CheckpointError
 from sqat.hub import download, upload
 
@@ -99,14 +99,6 @@ class TestUpload:
         assert address.startswith(f"{hub.url}/somebody/copy/commit/")
         assert (tmp_path / "saved" / "model.safetensors").is_file()
 
-    def test_a_tokenizer_is_pushed(self, hub):
-        trainer = TokenizerTrainer.from_pretrained(MODEL)
-        trainer.push_to_hub("somebody/tokenizer", private=True, api_token="hf_x")
-        [commit] = hub.repositories["somebody/tokenizer"].commits
-        assert set(commit.files) == {"tokenizer.json", "tokenizer_config.json"}
-        tokenizer = load_tokenizer_from_hf_hub("somebody/tokenizer", token="hf_x")
-        assert tokenizer.encode("Tom") == load_tokenizer_from_hf_hub(MODEL).encode("Tom")
-
 
 def test_transformers_classes(hub, run):
     """They read Hub ids, and upload with a card, in place of the one full of blanks that transformers makes; one that
@@ -118,6 +110,7 @@ def test_transformers_classes(hub, run):
         """
 import torch
 from rxnn.experimental.models import ExperimentalAttentionTransformer
+from rxnn.training.tokenizer import load_tokenizer_from_hf_hub
 from sqat.hf import SQATForCausalLM
 from sqat.model_card import Known
 

@@ -86,7 +86,7 @@ class TestArguments:
         small_model(ff_dropout=0.1).save_pretrained(tmp_path / "model")
         model = ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model", ff_dropout=0.0)
         assert model.model.config.feedforward_dropout == 0
-        with pytest.raises(CheckpointError, match=r"embedding.weight is \(307, 24\), but must be \(311, 24\)"):
+        with pytest.raises(RuntimeError, match=r"size mismatch for embedding\.weight"):
             ExperimentalAttentionTransformer.from_pretrained(tmp_path / "model", vocab_size=311)
 
     @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ class TestFiles:
         small_model().save_pretrained(tmp_path / "known", model_card_kwargs=kwargs)
         card = (tmp_path / "known" / "README.md").read_text()
         assert card.startswith("---\ndatasets:\n- roneneldan/TinyStories\nlibrary_name: sqat\nlicense: mit\n")
-        with pytest.raises(ConfigError, match=r"model_card_kwargs has results, but may only have license, datasets"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'results'"):
             small_model().save_pretrained(tmp_path / "other", model_card_kwargs={"results": "good"})
         assert not (tmp_path / "other").exists()
 

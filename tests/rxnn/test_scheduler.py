@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from rxnn.training.scheduler import calculate_steps, get_transformer_lr_scheduler
+from rxnn.training.scheduler import get_transformer_lr_scheduler
 from sqat.errors import ConfigError
 
 
@@ -39,18 +39,3 @@ class TestSchedule:
     def test_unusable(self, steps, warmup, named):
         with pytest.raises(ConfigError, match=f"{named} is "):
             rates(lambda optimizer: get_transformer_lr_scheduler(optimizer, steps, warmup), 1)
-
-
-class TestCalculateSteps:
-    def test_the_cards_arithmetic(self, capsys):
-        steps = calculate_steps(2_119_719, epochs=5, batch_size=256, warmup_ratio=0.1)
-        assert steps == {"total": 41_395, "warmup": 4139, "epoch": 8279}
-        assert "41,395" in capsys.readouterr().out
-
-        steps = calculate_steps(1000, 3, 10, num_workers=2, gradient_accumulation_steps=4, verbose=False)
-        assert steps == {"total": 36, "warmup": 0, "epoch": 49}
-        assert capsys.readouterr().out == ""
-        with pytest.raises(ConfigError, match="batch_size is 0"):
-            calculate_steps(10, 1, 0)
-        with pytest.raises(ConfigError, match="warmup_ratio is 1"):
-            calculate_steps(10, 1, 1, warmup_ratio=1)

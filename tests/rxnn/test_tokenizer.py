@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from rxnn.training.tokenizer import TokenizerTrainer, load_tokenizer_from_file, load_tokenizer_from_hf_hub, to_sqat
+from rxnn.training.tokenizer import load_tokenizer_from_file, load_tokenizer_from_hf_hub, to_sqat
 from sqat.errors import CheckpointError, ConfigError, DataError
 
 TEXTS = ["Once upon a time Tom saw a cat.", "  two  spaces\n\nand lines ", "naïve – 日本 🙂", "", " a"]
@@ -64,30 +64,5 @@ class TestTransformersTokenizer:
         (tmp_path / "tokenizer.json").write_text("{")
         with pytest.raises(DataError, match=r"tokenizer.json: damaged, or not a tokenizer"):
             load_tokenizer_from_file(tmp_path / "tokenizer.json")
-
-
-class TestTokenizerTrainer:
-    def test_trains_on_files(self, stories, tmp_path):
-        path = tmp_path / "stories.txt"
-        path.write_text("\n".join(stories))
-        trainer = TokenizerTrainer(vocab_size=277)
-        trainer.train([path])
-        trainer.save(tmp_path / "tokenizer")
-        tokenizer = trainer.get_hf_tokenizer()
-        assert len(tokenizer) == 277
-        loaded = TokenizerTrainer.from_pretrained(str(tmp_path / "tokenizer"))
-        assert loaded.vocab_size == 277
-        assert loaded.get_hf_tokenizer().encode(stories[0]) == tokenizer.encode(stories[0])
-        path = tmp_path / "tokenizer" / "tokenizer.json"
-        assert TokenizerTrainer.hf_tokenizer_from_file(path).encode(stories[0]) == tokenizer.encode(stories[0])
-
-    def test_unusable(self, tmp_path):
-        for use in (TokenizerTrainer().get_hf_tokenizer, lambda: TokenizerTrainer().save(tmp_path)):
-            with pytest.raises(ConfigError, match=r"call train\(files\) or load\(path\) first"):
-                use()
-        with pytest.raises(ConfigError, match="model_type is 'wordpiece', but must be 'byte-level-bpe'"):
-            TokenizerTrainer(model_type="wordpiece")
-        with pytest.raises(DataError, match=r"none.txt: no such file"):
-            TokenizerTrainer().train(str(tmp_path / "none.txt"))
         with pytest.raises(CheckpointError, match="is no local folder"):
-            TokenizerTrainer.from_pretrained("somebody/something", local_files_only=True, cache_dir=tmp_path)
+            load_tokenizer_from_hf_hub("somebody/something", local_files_only=True, cache_dir=tmp_path)

@@ -1,7 +1,6 @@
 """RxNN's trainer: the original's losses and metrics on request, correct ones otherwise."""
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +224,7 @@ class TestTensorBoard:
             assert scalars[name] == [(i, pytest.approx(value)) for i, value in enumerate(values)]
 
     def test_without_tensorboard_log_dir_is_refused(self, small_model, data, tmp_path, monkeypatch):
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(ConfigError, match=r"log_dir is .*, but must be left out while tensorboard is missing"):
             run(small_model(), data, log_dir=str(tmp_path / "logs"))
 
@@ -242,7 +241,6 @@ class TestUnusable:
             ({"target_field_name": "labels"}, "target_field_name is 'labels', but must be 'targets'"),
             ({"use_ddp": True}, "use_ddp is True, but must be False: training runs in one process"),
             ({"router_loss": "switch"}, "router_loss is 'switch', but must be one of balanced, rxnn"),
-            ({"callbacks": [print]}, "callbacks is .*print.*, but must be TrainerCallback objects"),
         ],
     )
     def test_arguments(self, small_model, options, message):
@@ -253,20 +251,15 @@ class TestUnusable:
         model = small_model()
         trainer = AutoregressiveTrainer(model, "cpu")
         for options, message in (
-            ({"epochs": 0}, "epochs is 0"),
             ({"batch_size": 0}, "batch_size is 0"),
-            ({"dataset": None}, "dataset is None, but must be an AutoregressiveLMDataset"),
-            ({"validation_dataset": ["text"]}, "validation_dataset is .*, but must be an AutoregressiveLMDataset"),
-            ({"optimizer": None}, "optimizer is None"),
-            ({"optimizer": adamw(small_model())}, "optimizer is AdamW of other parameters, but must be made from this"),
+            ({"dataset": None}, "dataset or optimizer is None, but must be given here or when the trainer is made"),
+            ({"optimizer": None}, "dataset or optimizer is None"),
         ):
             arguments = {"epochs": 1, "batch_size": 3, "dataset": data, "optimizer": adamw(model)}
             with pytest.raises(ConfigError, match=message):
                 trainer(**{**arguments, **options})
 
     def test_models(self, small_model, data):
-        with pytest.raises(ConfigError, match="model is a Linear, but must be an ExperimentalAttentionTransformer"):
-            AutoregressiveTrainer(torch.nn.Linear(1, 1), "cpu")
         message = r"dataset has a vocabulary of 307, but must .* tokenizer, which has at most 41"
         with pytest.raises(ConfigError, match=message):
             run(small_model(vocab_size=41), data)

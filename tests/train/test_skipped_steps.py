@@ -2,7 +2,6 @@
 many in a row end the run.
 """
 
-import json
 import math
 import multiprocessing
 import re
@@ -12,11 +11,9 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from sqat.checkpoint import load_model
-from sqat.data.tokenizer import Tokenizer
 from sqat.errors import StorageError, TrainingError
 from sqat.train import Callback
 from sqat.train.checkpoints import latest_checkpoint
@@ -143,7 +140,7 @@ class TestTheEnd:
         kept = latest_checkpoint(tmp_path / "run")
         assert kept.name == f"step-0000000{skipped[-1]}"
         saved = f"{kept} is saved, and --resume goes on from it"
-        assert all(text in message for text in ("folder skipped", "train.max_skipped_steps (3)", saved))
+        assert all(text in message for text in ("epoch ", "train.max_skipped_steps (3)", saved))
         assert all(tensor.isfinite().all() for tensor in load_model(kept).parameters())
 
     @pytest.mark.parametrize(("later", "log_every", "end"), [(False, 1, 5), (False, 3, 5), (True, 3, 6)])
@@ -161,7 +158,7 @@ class TestTheEnd:
 
     def test_a_full_disk_keeps_the_reason(self, spoiled, monkeypatch):
         full = Mock(side_effect=StorageError("the disk is full"))
-        monkeypatch.setattr("sqat.train.trainer.write_checkpoint", full)
+        monkeypatch.setattr("sqat.train.checkpoints.write_checkpoint", full)
         with pytest.raises(TrainingError, match=r"up to step 3, .* the run ends\. the disk is full\. Earlier"):
             spoiled({2, 3}, max_skipped_steps=2).train()
 
@@ -182,44 +179,15 @@ class TestTheEnd:
         assert math.isnan(trainer.state.evaluation["loss"])
 
 
-class TestTheBatch:
-    @pytest.mark.parametrize(("mode", "accumulation"), [("packed", 2), ("rows", 1)])
-    def test_the_skipped_batch_is_saved(self, spoiled, tmp_path, mode, accumulation):
-        settings = {"gradient_accumulation": accumulation, "data": {"mode": mode, "limit": 5}, "max_steps": 19}
-        trainer = spoiled({18}, **settings)
-        trainer.train()
-        assert trainer.state.data.epoch > 0
-        folder = tmp_path / "run" / "skipped" / "step-00000018-rank-0"
-        found, about = load_file(folder / "batch.safetensors"), json.loads((folder / "batch.json").read_text())
-        batches, (before, *_) = zip(*trainer.task.seen, strict=True)
-        assert 1 <= len(batches) <= accumulation
-        expected = {
-            f"{i}.{name}": getattr(batch, name)
-            for i, batch in enumerate(batches)
-            for name in ("inputs", "targets", "positions", "documents")
-            if getattr(batch, name) is not None
-        }
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-        tokenizer = Tokenizer.load(latest_checkpoint(tmp_path / "run"))
-        text = [[tokenizer.decode(row) for row in batch.inputs.tolist()] for batch in batches]
-        bad = {"loss": "inf", "gradient_norm": "nan"}
-        assert about == {"step": 18, "rank": 0, **before._asdict(), **bad, "text": text}
-
-    def test_the_newest_are_kept_and_a_full_disk_does_not_end_the_run(self, spoiled, tmp_path, monkeypatch, caplog):
-        monkeypatch.setattr("sqat.train.checkpoints.SKIPPED_KEPT", 2)
-        spoiled({1, 3, 4, 6}).train()
-        kept = {path.name for path in (tmp_path / "run" / "skipped").iterdir()}
-        assert kept == {"step-00000004-rank-0", "step-00000006-rank-0"}
-        full = Mock(side_effect=OSError("no space left on device"))
-        monkeypatch.setattr("sqat.train.checkpoints.save_file", full)
-        spoiled({3}, folder="full").train()
-        assert re.search("the batch of step 3 cannot be saved: .*no space left on device", caplog.text)
-        assert list((tmp_path / "full" / "skipped").iterdir()) == []
-        trainer = spoiled({3}, folder="none")  # and without a folder nothing is written
-        trainer.out = None
-        trainer.train()
-        assert not (tmp_path / "none" / "skipped").exists()
-        assert trainer.state.skipped_steps == 1
+@pytest.mark.parametrize("mode", ["packed", "rows"])
+def test_the_skipped_batch_can_be_made_again(spoiled, caplog, mode):
+    trainer = spoiled({18}, data={"mode": mode, "limit": 5}, max_steps=19)
+    trainer.train()
+    ((batch, before),) = trainer.task.seen
+    assert before.epoch > 0
+    place = f"its data begin at epoch {before.epoch}, row {before.row}"
+    assert f"step 18 is skipped: loss inf, gradient norm nan; {place}" in caplog.text
+    torch.testing.assert_close(trainer.batches.batch(*before).inputs, batch.inputs, rtol=0, atol=0)
 
 
 class TestStepUnless:

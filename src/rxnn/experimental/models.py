@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from sqat.checkpoint.model_files import (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    check_tensors,
-    expected_shapes,
     load_model,
     native_tensors,
     read_config,
@@ -40,6 +38,9 @@ _LATER_ARGUMENTS = {
     "att_window_size": 128,
     "init_identity_norm": False,
 }
+
+
+_HUB_OPTIONS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
 
 
 class RoutedDecoder(Decoder):
@@ -144,49 +145,32 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        map_location: torch.device | str = "cpu",
-        **model_kwargs: Any,
+        cls, pretrained_model_name_or_path: str | Path, *, map_location: torch.device | str = "cpu", **options: Any
     ) -> Self:
         """Load `config.json` and `model.safetensors` from a folder or the Hub, in evaluation mode. Pickles are never
         read.
 
         Args:
-            force_download, token, cache_dir, local_files_only, revision: see :func:`sqat.hub.download`.
             map_location: the device to put the model on.
-            model_kwargs: constructor arguments that replace those in the file, such as `ff_dropout`.
+            options: `force_download`, `token`, `cache_dir`, `local_files_only`, `revision`, see
+                :func:`sqat.hub.download`; and constructor arguments that replace those in the file, such as
+                `ff_dropout`.
 
         Raises:
-            CheckpointError: the model cannot be found or downloaded, files are damaged, or tensors do not fit the
-                arguments.
+            CheckpointError: the model cannot be found or downloaded, or files are damaged.
             ConfigError: RxNN's arguments cannot describe the model.
         """
+        hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            folder = download(
-                str(pretrained_model_name_or_path),
-                (CONFIG_FILE, WEIGHTS_FILE),
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-            )
+            folder = download(str(pretrained_model_name_or_path), (CONFIG_FILE, WEIGHTS_FILE), **hub)
         tensors = native_tensors(load_model(folder))  # first, as it checks config.json against the tensors
         config, is_rxnn = read_config(folder)
         saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) if is_rxnn else config_to_rxnn(config)
-        arguments = {**saved, **model_kwargs}
+        arguments = {**saved, **options}
         with torch.device("meta"):
             model = cls(**arguments)
         model.arguments = arguments
-        check_tensors(tensors, expected_shapes(model.model.config), folder / WEIGHTS_FILE)
         model.model.load_state_dict(tensors, assign=True)
         return model.to(map_location).eval()
 
@@ -195,10 +179,9 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         save_directory: str | Path,
         *,
         config: Any = None,
-        repo_id: str | None = None,
         push_to_hub: bool = False,
         model_card_kwargs: dict[str, Any] | None = None,
-        **push_to_hub_kwargs: Any,
+        **push_options: Any,
     ) -> str | None:
         """Write `config.json`, `model.safetensors` and, unless there is one, `README.md`.
 
@@ -207,7 +190,7 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
 
         Args:
             config: a dictionary to write instead of the model's own arguments.
-            repo_id, push_to_hub, push_to_hub_kwargs: upload as well; `repo_id` defaults to the folder's name.
+            push_to_hub, push_options: upload as well; `repo_id` defaults to the folder's name.
             model_card_kwargs: metadata for the card: `license`, `datasets` (Hub ids) and `base_model`, see
                 :class:`sqat.model_card.Known`.
 
@@ -215,7 +198,7 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
             the URL of the commit if the model was uploaded.
 
         Raises:
-            ConfigError: `save_directory` is a file, or `model_card_kwargs` has an unknown key.
+            ConfigError: `save_directory` is a file.
         """
         folder = Path(save_directory)
         if folder.exists() and not folder.is_dir():
@@ -229,9 +212,8 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
                 self.generate_model_card(**(model_card_kwargs or {})).save(temporary / CARD_FILE)
         if not push_to_hub:
             return None
-        return self.push_to_hub(
-            repo_id or folder.name, config=config, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
-        )
+        options = {"repo_id": folder.name, "config": config, "model_card_kwargs": model_card_kwargs, **push_options}
+        return self.push_to_hub(**options)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
         """As in `huggingface_hub`, but without the list of checksums, since the Hub keeps its own."""
@@ -241,16 +223,6 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         """The README.md of :meth:`save_pretrained` and :meth:`push_to_hub`, which pass their `model_card_kwargs`."""
         from sqat.model_card import Known, model_card  # a second to import, and few need it
 
-        if unknown := sorted(kwargs.keys() - {"license", "datasets", "base_model"}):
-            raise ConfigError(
-                f"model_card_kwargs has {', '.join(unknown)}, but may only have license, datasets and base_model"
-            )
         datasets = kwargs.pop("datasets", None) or ()
         known = Known(datasets=(datasets,) if isinstance(datasets, str) else tuple(datasets), **kwargs)
         return ModelCard(model_card(self.model.config, "rxnn", known=known, tokenizer=False))
-
-
-def require_model(model: object) -> None:
-    """Raise a ConfigError unless `model` is an :class:`ExperimentalAttentionTransformer`."""
-    if not isinstance(model, ExperimentalAttentionTransformer):
-        raise ConfigError(f"model is a {type(model).__name__}, but must be an ExperimentalAttentionTransformer")

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rxnn.experimental.models import ExperimentalAttentionTransformer, require_model
+from rxnn.experimental.models import ExperimentalAttentionTransformer
 from rxnn.training.callbacks import TrainerCallback
 from rxnn.training.dataset import AutoregressiveLMDataset
 from sqat.config import require, require_choice, require_positive
 from sqat.data.batches import Batch, Batches, BatchState
 from sqat.data.tokenizer import PAD
 from sqat.errors import ConfigError, TrainingError
-from sqat.train.evaluate import Evaluation, evaluate
+from sqat.train.callbacks import tensorboard_available
+from sqat.train.evaluate import evaluate
 from sqat.train.step import TrainingLoss, keep_freed_memory, suitable_shards, train_step
 
 CLIP_NORM = 1.0
-
-
-class Scheduler(Protocol):
-    """A learning-rate schedule of torch."""
-
-    def step(self) -> None: ...
 
 
 @dataclass(eq=False, repr=False)
@@ -81,7 +76,6 @@ class AutoregressiveTrainer:
     router_loss: str = "balanced"
 
     def __post_init__(self) -> None:
-        require_model(self.model)
         self.device = torch.device(self.device)
         self.total_batches = 0
         self.total_tokens = 0  # without padding
@@ -95,8 +89,8 @@ class AutoregressiveTrainer:
         require_choice(self, "router_loss", ("balanced", "rxnn"))
         require(self.target_field_name == "targets", self, "target_field_name", "'targets'")
         require(not self.use_ddp, self, "use_ddp", "False: training runs in one process")
-        hearing = all(isinstance(callback, TrainerCallback) for callback in self.callbacks or ())
-        require(hearing, self, "callbacks", "TrainerCallback objects")
+        right = "left out while tensorboard is missing (pip install tensorboard)"
+        require(self.log_dir is None or tensorboard_available(), self, "log_dir", right)
         decoder = self.model.to(self.device).model
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -115,24 +109,26 @@ class AutoregressiveTrainer:
         dataset: AutoregressiveLMDataset | None = None,
         validation_dataset: AutoregressiveLMDataset | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        scheduler: Scheduler | None = None,
+        scheduler: Any = None,
     ) -> None:
         """Train, and evaluate after each epoch, even one that a callback stopped early.
 
         Every epoch shuffles the rows anew, with a seed from torch's generator. Gradients are clipped to norm 1.
-        `scheduler` steps once per optimizer step.
+        `scheduler`, a learning-rate schedule of torch, steps once per optimizer step.
 
         Raises:
             ConfigError: an argument is missing or does not fit the model.
             TrainingError: the loss is NaN or infinite.
         """
-        if epochs < 1:
-            raise ConfigError(f"epochs is {epochs}, but must be at least 1")
-        dataset = self._checked("dataset", self.dataset if dataset is None else dataset)
+        dataset = self.dataset if dataset is None else dataset
         validation = self.validation_dataset if validation_dataset is None else validation_dataset
-        if validation is not None:
-            validation = self._checked("validation_dataset", validation)
-        optimizer = self._own(self.optimizer if optimizer is None else optimizer)
+        optimizer = self.optimizer if optimizer is None else optimizer
+        if dataset is None or optimizer is None:
+            raise ConfigError("dataset or optimizer is None, but must be given here or when the trainer is made")
+        size, most = dataset.tokens.vocab_size, self.model.model.config.vocab_size
+        if size > most:
+            right = f"made with the model's tokenizer, which has at most {most}"
+            raise ConfigError(f"dataset has a vocabulary of {size}, but must be {right}")
         batches = Batches(
             dataset.tokens,
             batch_size=batch_size,
@@ -153,12 +149,7 @@ class AutoregressiveTrainer:
         self._tell("on_training_end", self.model)
 
     def _train(
-        self,
-        batches: Batches,
-        epoch: int,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Scheduler | None,
-        writer: Any,
+        self, batches: Batches, epoch: int, optimizer: torch.optim.Optimizer, scheduler: Any, writer: Any
     ) -> bool:
         """All steps of an epoch; whether to stop."""
         self.model.train()
@@ -170,37 +161,26 @@ class AutoregressiveTrainer:
             if scheduler is not None:
                 scheduler.step()
             for batch in group:
-                stop |= self._after_batch(batch, batch_idx, loss, writer)
+                mask = batch.inputs != PAD
+                self.total_batches += 1
+                self.total_tokens += int(mask.sum())
+                if self.total_batches % self.tensorboard_interval == 0:
+                    more = {"Processed tokens": self.total_tokens}
+                    _log(writer, "train", _finite(loss, batch_idx), more, self.total_batches)
+                seen = {"input_ids": batch.inputs, "attention_mask": mask.long(), "targets": batch.inputs}
+                stop |= self._tell("on_batch_end", self.model, batch_idx, loss, seen)
                 batch_idx += 1
-        _require_finite(float(loss), batch_idx)
+        _finite(loss, batch_idx)
         return stop
 
     def _step(self, group: list[Batch], optimizer: torch.optim.Optimizer) -> Tensor:
         """One optimizer step; returns the loss to show, still on the device."""
         targets = max(sum(batch.num_targets for batch in group), 1)
+        group = [batch.to(self.device) for batch in group]
         with self._autocast():
-            sums = train_step(
-                self.task,
-                [batch.to(self.device) for batch in group],
-                optimizer,
-                total_targets=targets,
-                clip_norm=CLIP_NORM,
-            )
+            sums = train_step(self.task, group, optimizer, total_targets=targets, clip_norm=CLIP_NORM)
         loss = sums["loss"] / targets
         return loss + self.moe_aux_loss_scale * sums["router_loss"] if self.padding_as_target else loss
-
-    def _after_batch(self, batch: Batch, batch_idx: int, loss: Tensor, writer: Any) -> bool:
-        """Log, and tell the callbacks; whether to stop."""
-        mask = batch.inputs != PAD
-        self.total_batches += 1
-        self.total_tokens += int(mask.sum())
-        if self.total_batches % self.tensorboard_interval == 0:
-            shown = float(loss)
-            _require_finite(shown, batch_idx)
-            scalars = {"Loss/train": shown, "Perplexity/train": _perplexity(shown)}
-            _log(writer, {**scalars, "Processed tokens": self.total_tokens}, self.total_batches)
-        seen = {"input_ids": batch.inputs, "attention_mask": mask.long(), "targets": batch.inputs}
-        return self._tell("on_batch_end", self.model, batch_idx, loss, seen)
 
     def _validate(self, validation: AutoregressiveLMDataset, batch_size: int, epoch: int, writer: Any) -> bool:
         """Evaluate, log, and tell the callbacks; whether to stop."""
@@ -212,15 +192,7 @@ class AutoregressiveTrainer:
             padded_metrics=True,
             autocast=self._autocast(),
         )
-        metrics = self._metrics(result)
-        loss = metrics["loss"]
-        scalars = {"Loss/Valid": loss, "Perplexity/Valid": _perplexity(loss), "Accuracy/Valid": metrics["accuracy"]}
-        _log(writer, scalars, epoch)
-        return self._tell("on_validation_end", self.model, epoch, loss, metrics)
-
-    def _metrics(self, result: Evaluation) -> dict[str, Any]:
-        """The `val_metrics` of :meth:`rxnn.training.callbacks.TrainerCallback.on_validation_end`."""
-        both: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             "real_loss": result.loss,
             "real_accuracy": 100 * result.accuracy,
             "padded_loss": result.padded_loss,
@@ -228,7 +200,10 @@ class AutoregressiveTrainer:
             "bits_per_byte": result.bits_per_byte,
         }
         kind, label = ("padded", "padding counted, as RxNN") if self.padding_as_target else ("real", "real tokens")
-        return {"loss": both[f"{kind}_loss"], "accuracy": both[f"{kind}_accuracy"], "label": label, **both}
+        loss, accuracy = metrics[f"{kind}_loss"], metrics[f"{kind}_accuracy"]
+        _log(writer, "Valid", loss, {"Accuracy/Valid": accuracy}, epoch)
+        metrics |= {"loss": loss, "accuracy": accuracy, "label": label}
+        return self._tell("on_validation_end", self.model, epoch, loss, metrics)
 
     def _tell(self, hook: str, *arguments: object) -> bool:
         """Call a method of every callback; whether any returned something true."""
@@ -241,42 +216,20 @@ class AutoregressiveTrainer:
     def _tensorboard(self) -> AbstractContextManager[Any]:
         if self.log_dir is None:
             return nullcontext()
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            right = "left out while tensorboard is missing (pip install tensorboard)"
-            raise ConfigError(f"log_dir is {self.log_dir!r}, but must be {right}") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         writer: AbstractContextManager[Any] = SummaryWriter(self.log_dir)
         return writer
 
-    def _checked(self, name: str, dataset: object) -> AutoregressiveLMDataset:
-        if not isinstance(dataset, AutoregressiveLMDataset):
-            raise ConfigError(f"{name} is {dataset!r}, but must be an AutoregressiveLMDataset")
-        size, model_size = dataset.tokens.vocab_size, self.model.model.config.vocab_size
-        if size > model_size:
-            right = f"made with the model's tokenizer, which has at most {model_size}"
-            raise ConfigError(f"{name} has a vocabulary of {size}, but must be {right}")
-        return dataset
 
-    def _own(self, optimizer: torch.optim.Optimizer | None) -> torch.optim.Optimizer:
-        own = set(self.model.parameters())
-        if optimizer is None or not all(p in own for group in optimizer.param_groups for p in group["params"]):
-            found = "None" if optimizer is None else f"{type(optimizer).__name__} of other parameters"
-            right = "made from this model's parameters, such as torch.optim.AdamW(model.parameters(), lr=2e-3)"
-            raise ConfigError(f"optimizer is {found}, but must be {right}")
-        return optimizer
-
-
-def _log(writer: Any, scalars: dict[str, float], step: int) -> None:
+def _log(writer: Any, part: str, loss: float, more: Mapping[str, float], step: int) -> None:
     if writer is not None:
+        scalars = {f"Loss/{part}": loss, f"Perplexity/{part}": math.exp(min(loss, 700.0)), **more}
         for name, value in scalars.items():
             writer.add_scalar(name, value, step)
 
 
-def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))
-
-
-def _require_finite(loss: float, batch_idx: int) -> None:
+def _finite(loss: Tensor, batch_idx: int) -> float:
     if not math.isfinite(loss):
         raise TrainingError(f"the loss is {loss} at batch {batch_idx}; a lower learning rate or a warm-up may help")
+    return float(loss)

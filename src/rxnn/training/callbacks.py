@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from sqat.errors import CheckpointError
 from sqat.hub import require_repo_id, upload
 
 FINAL_FOLDER = "final_model"
-RETRY_PAUSES = (1, 4, 16)  # seconds, at the end of training
 _NOT_JOINT = "False: joint training of several models is not supported"
 
 
@@ -241,10 +239,6 @@ class ModelSaveCallback(TrainerCallback):
 
     def on_training_end(self, model: Model) -> None:
         self._push(self._save(model, FINAL_FOLDER), self.final_commit_message or "Final model")
-        for pause in RETRY_PAUSES:
-            if self.waiting:
-                time.sleep(pause)
-                self._upload_waiting()
         for folder, message in self.waiting:
             print(f"Not uploaded: {folder} ({message})")
 
@@ -256,13 +250,11 @@ class ModelSaveCallback(TrainerCallback):
         return folder
 
     def _push(self, folder: Path, message: str) -> None:
-        if self.repo_id is not None:
-            self.waiting.append((folder, message))
-            self._upload_waiting()
-
-    def _upload_waiting(self) -> None:
-        """Upload what waits, oldest first, until an upload fails."""
-        while self.waiting and self.repo_id is not None:
+        """Upload what waits and this, oldest first, until an upload fails."""
+        if self.repo_id is None:
+            return
+        self.waiting.append((folder, message))
+        while self.waiting:
             folder, message = self.waiting[0]
             try:
                 upload(folder, self.repo_id, message, private=self.private_repo, token=self.hf_token)

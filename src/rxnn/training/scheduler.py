@@ -1,4 +1,4 @@
-"""RxNN's learning-rate schedule, and its arithmetic of steps."""
+"""RxNN's learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -30,37 +30,3 @@ def get_transformer_lr_scheduler(
         optimizer,
         lambda step: cosine_with_warmup(step, peak=1.0, total_steps=num_training_steps, warmup_steps=warmup_steps),
     )
-
-
-def calculate_steps(
-    dataset_size: int,
-    epochs: int,
-    batch_size: int,
-    warmup_ratio: float = 0.0,
-    num_workers: int = 1,
-    gradient_accumulation_steps: int = 1,
-    verbose: bool = True,
-) -> dict[str, int]:
-    """RxNN's arithmetic: {"total": steps, "warmup": steps, "epoch": batches per epoch and worker}.
-
-    Raises:
-        ConfigError: a count below 1, or a ratio outside [0, 1).
-    """
-    counts = {
-        "dataset_size": dataset_size,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "num_workers": num_workers,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
-    }
-    for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}, but must be at least 1")
-    if not 0 <= warmup_ratio < 1:
-        raise ConfigError(f"warmup_ratio is {warmup_ratio}, but must be at least 0 and below 1")
-    epoch = int((dataset_size / batch_size - 1) // num_workers)
-    total = int(epochs * epoch / gradient_accumulation_steps)
-    steps = {"total": total, "warmup": int(warmup_ratio * total), "epoch": epoch}
-    if verbose:
-        print(f"Steps: {total:,} in total, {steps['warmup']:,} of warm-up; {epoch:,} batches per epoch")
-    return steps

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from rxnn.experimental.models import ExperimentalAttentionTransformer, require_model
+from rxnn.experimental.models import ExperimentalAttentionTransformer
 from rxnn.training.tokenizer import to_sqat
 from sqat.data.tokenizer import TextStream, Tokenizer
 from sqat.errors import ConfigError
@@ -22,13 +22,9 @@ class Sampler:
         model: moved to `device`.
         device: where to run.
         end_token_id: the token that ends an answer, such as [EOS] 3.
-
-    Raises:
-        ConfigError: a model of another class.
     """
 
     def __init__(self, model: ExperimentalAttentionTransformer, device: torch.device | str, end_token_id: int) -> None:
-        require_model(model)
         self.model = model.to(device)
         self.device = torch.device(device)
         self.end_token_id = end_token_id

@@ -108,6 +108,7 @@ def evaluate(
     from sqat.load import load_with_tokenizer
     from sqat.train.evaluate import evaluate as evaluate_model
     from sqat.train.prepare import open_sources
+    from sqat.train.run import DATA_FILE, begun_with
     from sqat.train.step import explain_out_of_memory
 
     for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2)):
@@ -115,17 +116,22 @@ def evaluate(
             raise ConfigError(f"{name} is {value}, but must be at least {least}")
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
     run = run_of(checkpoint.expanduser().absolute())
+    began: str | None = None
     if data is None and (run / "config.yaml").is_file():
         options = {"data.field": field, "data.validation_limit": limit}
         own = read_run(str(run / "config.yaml"), training.overrides(options, None)).data
         how: dict[str, Any] = {"field": own.field, "limit": limit, "encoding_errors": own.encoding_errors}
         source = open_sources(own)[1] if split is None else open_source(own.source, split, **how)
+        if not (split or field or limit or tokenizer) and (run / DATA_FILE).is_file():
+            began = begun_with(run).get("validation")
     else:
         spec = data or "stories"
         source = open_source(spec, split or split_within(spec, "validation"), field=field or "text", limit=limit)
     typer.echo(f"scoring {source.name}", err=True)
     with tokenising() as progress:
         tokens = cached_tokens(source, text_tokenizer, progress=progress)
+    if began not in (None, tokens.digest):
+        typer.echo(f"note: these are other validation data than the run in {run} began with", err=True)
     with explain_out_of_memory("evaluation", batch_size):
         result = evaluate_model(model, tokens, batch_size=batch_size, context_length=context, padded_metrics=padded)
     record = {"data": source.name, **result.to_dict()}

@@ -14,7 +14,7 @@ from typing import Any
 from sqat.compare.folder import Comparison
 from sqat.compare.statistics import median_interval
 from sqat.config import ModelConfig
-from sqat.cost import parameters, visible_keys
+from sqat.cost import visible_keys
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00", "#7F7F7F")
 MARKERS = "osD^vPX*"
@@ -54,8 +54,6 @@ def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
         "loss-time": ("Validation loss against training time", partial(_loss_over, axis="time")),
         "pareto": ("Loss and time of a training step", _pareto),
         "attention": ("Attention alone, forward and backward", _attention),
-        "size": ("Parameters", _size),
-        "router": ("Experts' load, mean over layers and seeds", _router),
     }
     found = {}
     for name, (title, draw) in drawers.items():
@@ -192,31 +190,3 @@ def _attention(axes: Any, comparison: Comparison) -> bool:
 def _operations(model: ModelConfig, length: int) -> int:
     """What attention's time would be proportional to if nothing else cost time."""
     return model.num_score_heads * model.head_dim * visible_keys(length, model.window, model.global_tokens)
-
-
-def _size(axes: Any, comparison: Comparison) -> bool:
-    names = list(comparison.models)
-    totals = [parameters(model).total / 1e6 for model in comparison.models.values()]
-    bars = axes.barh(names, totals, color=[look_of(comparison, name)["color"] for name in names], height=0.6)
-    axes.bar_label(bars, labels=[f" {total:.2f} M" for total in totals], color=GREY)
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
-    axes.margins(x=0.12)
-    axes.set(xlabel="parameters, millions")
-    return True
-
-
-def _router(axes: Any, comparison: Comparison) -> bool:
-    """Each layer's experts from the busiest to the least busy, mean over layers and seeds."""
-    for name in comparison.variants:
-        loads = [run["evaluation"].get("router_load") for run in comparison.runs_of(name)]
-        if not loads or not all(loads):
-            return False
-        ranked = [sorted((share * len(layer) for share in layer), reverse=True) for load in loads for layer in load]
-        mean = [statistics.fmean(at) for at in zip(*ranked, strict=True)]
-        axes.plot(range(1, len(mean) + 1), mean, label=name, linewidth=1.4, **look_of(comparison, name))
-    axes.axhline(1, color=GREY, linestyle=":", linewidth=1, label="even")
-    axes.set(xlabel="expert, from the busiest to the least busy", ylabel="load relative to an even share")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=9, **BESIDE)
-    return True

@@ -10,9 +10,7 @@ timing.json    the timing pass
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +23,13 @@ from sqat.config import ModelConfig
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.folders import removed_if_unused
-from sqat.lock import locked, take
+from sqat.lock import locked
 from sqat.run_config import read_yaml
 from sqat.train.checkpoints import list_checkpoints
 from sqat.train.state import current_names
 from sqat.untrusted import read_json
 
-logger = logging.getLogger(__name__)
-
 FREE = {"processes", "stories", "probes"}  # fields of a plan that may change while its runs are not done
-NEEDED = ("variant", "seed", "model", "parameters", "evaluation", "curve", "steps", "tokens", "flops", "peak_bytes")
 
 
 class Setup(NamedTuple):
@@ -48,7 +43,7 @@ class Folder:
     """The files of a comparison in the folder `out`."""
 
     PLAN, SETUP, RESULTS, TIMING = "plan.yaml", "setup.json", "results.jsonl", "timing.json"
-    RESULT, SHARED = "result.json", ".shared"  # of a run; the second marks one that shared the machine with others
+    RESULT = "result.json"  # of a run
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -58,28 +53,17 @@ class Folder:
         return self.out / "runs" / f"{name}-seed{seed}"
 
     @contextmanager
-    def locked(self, say: Callable[[str], None] = logger.info) -> Iterator[int]:
-        """Keep other processes out. Yields a file descriptor that runs must inherit: it holds a second lock for as long
-        as any of them lives, so that a new start waits for the runs of a killed one and never trains a run twice at
-        once. Raises a ConfigError if a comparison is running there, and a StorageError if the lock cannot be made.
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out. Raises a ConfigError if a comparison is running there, and a StorageError if the
+        lock cannot be made.
         """
         if (self.out / "config.yaml").is_file() or list_checkpoints(self.out):
             raise ConfigError(f"{self.out} holds a training run: choose another folder for the comparison (--out)")
-        with removed_if_unused(self.out, {".lock", ".lock-runs", self.PLAN}), ExitStack() as held:
+        with removed_if_unused(self.out, {".lock", self.PLAN}), ExitStack() as held:
             with writing(self.out):
                 make_folder(self.out)
                 held.enter_context(locked(self.out / ".lock", f"a comparison is running in {self.out}"))
-                path = self.out / ".lock-runs"
-                path.touch()
-                try:
-                    runs = take(path)
-                except BlockingIOError:
-                    say("waiting for runs that an earlier start left behind; they save their checkpoints and end")
-                    runs = take(path, wait=True)
-                except OSError:  # a file system without locks
-                    runs = os.open(path, os.O_RDONLY)
-            held.callback(os.close, runs)
-            yield runs
+            yield
 
     def begin(self, plan: ComparePlan) -> None:
         """Write the plan. Raises a ConfigError that names the first field that differs if another plan is here."""
@@ -100,17 +84,11 @@ class Folder:
         return ComparePlan.from_dict(read_yaml(self.out / self.PLAN))
 
     def read_setup(self) -> Setup:
-        """Read setup.json. Raises DataError if it is missing or damaged."""
-        path = self.out / self.SETUP
-        try:
-            values = read_json(path)
-            variants = {
-                name: Variant(name, ModelConfig.from_dict(share["model"]), int(share["steps"]))
-                for name, share in values["shares"].items()
-            }
-            return Setup(int(values["threads"]), variants)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is missing or damaged: {error}") from error
+        """Read setup.json."""
+        values = read_json(self.out / self.SETUP)
+        shares = values["shares"].items()
+        variants = {name: Variant(name, ModelConfig.from_dict(s["model"]), s["steps"]) for name, s in shares}
+        return Setup(values["threads"], variants)
 
     def write_setup(self, setup: Setup) -> None:
         """Write setup.json."""
@@ -122,7 +100,7 @@ class Folder:
         Raises a DataError if a line is damaged.
         """
         paths = [self.out / self.RESULTS, *sorted((self.out / "runs").glob(f"*/{self.RESULT}"))]
-        runs = [run for path in paths for run in read_results(path, ("variant", "seed"))]
+        runs = [run for path in paths for run in read_results(path)]
         return {(str(run["variant"]), int(run["seed"])): run for run in runs}
 
     def write_results(self, plan: ComparePlan) -> int:
@@ -134,35 +112,21 @@ class Folder:
         return len(lines)
 
     def read_timing(self) -> dict[str, Any] | None:
-        """Read timing.json; `None` if time has not been measured yet. Raises DataError if it is damaged."""
+        """Read timing.json; `None` if time has not been measured yet."""
         path = self.out / self.TIMING
-        if not path.is_file():
-            return None
-        try:
-            return read_json(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {error}") from error
+        return read_json(path) if path.is_file() else None
 
 
-def read_results(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Read results, one JSON object a line; none if there is no such file.
-
-    Raises:
-        DataError: a line is damaged, or lacks one of the `needed` fields; the message names it.
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Read results, one JSON object a line; none if there is no such file. Raises a DataError that names a damaged
+    line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
     runs = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
         try:
             run = json.loads(line)
-            lacking = [name for name in needed if name not in run]
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise DataError(f"{path}, line {number} is damaged: {error}") from error
-        if lacking:
-            raise DataError(f"{path}, line {number} lacks {', '.join(lacking)}")
         if "evaluation" in run:
             run["evaluation"] = current_names(run["evaluation"])
         runs.append(run)
@@ -234,7 +198,7 @@ def read_comparison(out: Path) -> Comparison:
         ConfigError, DataError: a file is missing or damaged; the message names file and line.
     """
     folder = Folder(out)
-    runs, timing = read_results(out / folder.RESULTS, NEEDED), folder.read_timing()
+    runs, timing = read_results(out / folder.RESULTS), folder.read_timing()
     if not runs and timing is None:
         raise DataError(
             f"{out} has no finished run to report on and no timing pass ({folder.RESULTS}, {folder.TIMING}): "

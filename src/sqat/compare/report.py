@@ -23,9 +23,8 @@ def write_report(out: Path) -> Path:
         DataError: the folder's raw data are missing or damaged.
     """
     require_packages()
-    comparison = read_comparison(out)
     try:
-        return _write(out, comparison)
+        return _write(out, read_comparison(out))
     except (LookupError, TypeError, ValueError, AttributeError, StopIteration, ZeroDivisionError) as error:
         if isinstance(error, SqatError):
             raise
@@ -102,8 +101,6 @@ def _summary(comparison: Comparison) -> list[str]:
         )
     if timing is None:
         lines.append("There is no timing pass, so nothing is said of time.")
-    if any(run.get("shared_machine") for run in runs):
-        lines.append("Runs shared the machine; their wall clocks are marked (*), and not compared.")
     places = [run.get("environment", {}) for run in runs] or [timing["environment"] if timing else {}]
     revisions, machines = ({str(place.get(key)) for place in places} for key in ("revision", "cpu"))
     lines.append(f"Revision {', '.join(sorted(revisions))}; {', '.join(sorted(machines))}.")

@@ -53,7 +53,7 @@ def run_result(plan: ComparePlan, seed: int, trainer: Trainer) -> dict[str, Any]
     assert trainer.out is not None
     model, state = trainer.model.config, trainer.state
     cost, counted = training_flops_per_token(model), parameters(model)
-    log = read_results(trainer.out / METRICS_FILE, ("kind",))
+    log = read_results(trainer.out / METRICS_FILE)
     seconds, tokens = 0.0, 0  # of training steps alone, over all sittings of a run that was stopped in between
     for line in log:
         if line["kind"] == "train":
@@ -74,7 +74,7 @@ def run_result(plan: ComparePlan, seed: int, trainer: Trainer) -> dict[str, Any]
         "train_curve": [_point(line, cost, "router_max_load") for line in log if line["kind"] == "train"],
         "seconds": seconds,
         "tokens_per_second": state.tokens / seconds if seconds else None,
-        "shared_machine": (trainer.out / Folder.SHARED).exists(),
+        "shared_machine": plan.processes > 1,
         "peak_bytes": peak_memory_bytes("cuda" if cuda else "cpu"),
         "probes": _probes(plan, trainer),
         "stories": _stories(plan, trainer, seed),

@@ -9,16 +9,21 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
-from signal import SIGINT
+
+from filelock import FileLock
 
 from sqat.compare.folder import Folder, Setup
 from sqat.compare.plan import ComparePlan, share_budget
 from sqat.compare.run import INTERRUPTED
 from sqat.compare.timing import batches_of, time_variants
 from sqat.durable import make_folder, writing
+from sqat.train.checkpoints import LOCK_FILE
 from sqat.train.distributed import choose_device
 from sqat.train.prepare import prepare_data
 from sqat.train.signals import StopOnSignals
@@ -26,8 +31,9 @@ from sqat.train.signals import StopOnSignals
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
-Run = tuple[str, int]  # variant, seed
 POLL_SECONDS = 0.2
+PATIENCE = 60  # seconds, with a run that a killed comparison left behind
+LOG_FILE = "output.log"  # of a run: all it said
 
 
 class Interrupted(Exception):
@@ -49,10 +55,10 @@ def run_comparison(plan: ComparePlan, out: Path, say: Say = logger.info) -> list
     """
     folder = Folder(out)
     choose_device(plan.train.device)  # an error here, not in every run
-    with folder.locked(say) as lock:
+    with folder.locked():
         folder.begin(plan)
         setup = settle(plan, folder, say)
-        failures = _Processes(plan, folder, setup, say, lock).run_all()
+        failures = train_all(plan, folder, setup, say)
         if plan.seeds:
             folder.write_results(plan)
         if plan.timing.rounds and folder.read_timing() is None:
@@ -83,82 +89,62 @@ def settle(plan: ComparePlan, folder: Folder, say: Say) -> Setup:
     return setup
 
 
-class _Processes:
-    """The runs that are not done, some at a time."""
-
-    def __init__(self, plan: ComparePlan, folder: Folder, setup: Setup, say: Say, lock: int) -> None:
-        self.plan, self.folder, self.setup, self.say, self.lock = plan, folder, setup, say, lock
-        self.stopping: str | None = None  # why, once a signal came
-
-    def run_all(self) -> list[str]:
-        """Train what is not done; returns a line for each run that failed."""
-        done, names = self.folder.finished(), list(self.setup.variants)
-        runs = [(name, seed) for seed in self.plan.seeds for name in names]  # seed by seed: pairs can be compared early
-        failures: list[str] = []
-        started, already = time.monotonic(), len([run for run in runs if run in done])
-        with StopOnSignals(self._stop) as signals:
-            for (name, seed), code in self._ended([run for run in runs if run not in done]):
-                if code == 0:
-                    number = self.folder.write_results(self.plan)
-                    left = (time.monotonic() - started) / max(number - already, 1) * (len(runs) - number) / 60
-                    self.say(f"{name}, seed {seed}: done ({number} of {len(runs)}, about {left:.0f} min left)")
-                elif code != INTERRUPTED and not self.stopping:
-                    log = self._log(name, seed)
-                    lines = [*filter(None, map(str.strip, log.read_text("utf-8", "replace").splitlines()))]
-                    said = lines[-1] if lines else "it said nothing"
-                    failures.append(f"{name}, seed {seed}: {said} (all it said: {log})")
-                    self.say(f"failed: {failures[-1]}")
-        if self.stopping:
-            message = f"{self.stopping}; the same command goes on from the runs' checkpoints"
-            raise Interrupted(message, signals.received or SIGINT)
-        return failures
-
-    def _ended(self, waiting: Sequence[Run]) -> Iterator[tuple[Run, int]]:
-        """Start the runs in order, and yield each with its exit code when it ends."""
-        left = list(waiting)
-        running: dict[Run, subprocess.Popen[bytes]] = {}
+def train_all(plan: ComparePlan, folder: Folder, setup: Setup, say: Say) -> list[str]:
+    """Train what is not done, some runs at a time; returns a line for each run that failed."""
+    runs = [(name, seed) for seed in plan.seeds for name in setup.variants]  # seed by seed: pairs can be compared early
+    done = folder.finished()
+    waiting = [run for run in runs if run not in done]
+    failures: list[str] = []
+    started, stopping = time.monotonic(), threading.Event()
+    with StopOnSignals(lambda reason: stopping.set()) as signals, ThreadPoolExecutor(plan.processes) as pool:
         try:
-            while running or (left and not self.stopping):
-                while left and len(running) < self.plan.processes and not self.stopping:
-                    run = left.pop(0)
-                    running[run] = self._start(*run)
-                time.sleep(POLL_SECONDS)
-                for run, process in list(running.items()):
-                    if self.stopping:
-                        process.terminate()  # it saves its checkpoint; a second signal would end it at once
-                        process.wait()
-                    if process.poll() is not None:
-                        del running[run]
-                        yield run, process.returncode
+            tasks = {pool.submit(_train, folder, setup, *run, say, stopping): run for run in waiting}
+            for task in as_completed(tasks):
+                name, seed = tasks[task]
+                code = task.result()
+                if code == 0:
+                    number = folder.write_results(plan)
+                    left = (time.monotonic() - started) / (number - len(runs) + len(waiting)) * (len(runs) - number)
+                    say(f"{name}, seed {seed}: done ({number} of {len(runs)}, about {left / 60:.0f} min left)")
+                elif code != INTERRUPTED and not stopping.is_set():
+                    log = folder.run(name, seed) / LOG_FILE
+                    said = log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+                    failures.append(f"{name}, seed {seed}: {said[-1].strip()} (all it said: {log})")
+                    say(f"failed: {failures[-1]}")
         finally:
-            for process in running.values():
-                process.terminate()
-                process.wait()
+            stopping.set()
+    if signals.received:
+        message = f"{signals.received.name} received; the same command goes on from the runs' checkpoints"
+        raise Interrupted(message, signals.received)
+    return failures
 
-    def _start(self, name: str, seed: int) -> subprocess.Popen[bytes]:
-        target = self.folder.run(name, seed)
-        self.say(f"{name}, seed {seed}: {self.setup.variants[name].steps:,} steps")
-        with writing(target):
-            make_folder(target)
-            if self.plan.processes > 1:
-                (target / Folder.SHARED).touch()
-            opened = self._log(name, seed).open("ab")
-        with opened as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "sqat.compare.run", str(self.folder.out), name, str(seed)],
-                env=_environment(self.setup.threads),
-                stdin=subprocess.PIPE,  # closes when this process ends, however it ends: see run.stop_with_parent
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[self.lock],
-                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
-            )
 
-    def _log(self, name: str, seed: int) -> Path:
-        return self.folder.run(name, seed) / "output.log"
-
-    def _stop(self, reason: str) -> None:
-        self.stopping = reason
+def _train(folder: Folder, setup: Setup, name: str, seed: int, say: Say, stopping: threading.Event) -> int:
+    """Train one run in a process of its own, which is asked to stop when `stopping` is set; returns its exit code."""
+    if stopping.is_set():
+        return INTERRUPTED
+    target = folder.run(name, seed)
+    with writing(target):
+        make_folder(target)
+        # The run of a killed comparison saves its checkpoint and ends: wait for it. Some file systems have no locks.
+        with suppress(OSError), FileLock(target / LOCK_FILE, timeout=PATIENCE):
+            pass
+        opened = (target / LOG_FILE).open("ab")
+    say(f"{name}, seed {seed}: {setup.variants[name].steps:,} steps")
+    with opened as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sqat.compare.run", str(folder.out), name, str(seed)],
+            env=_environment(setup.threads),
+            stdin=subprocess.PIPE,  # closes when this process ends, however it ends: see run.stop_with_parent
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+        )
+    while process.poll() is None:
+        if stopping.wait(POLL_SECONDS):
+            process.terminate()  # it saves its checkpoint; a second signal would end it at once
+            process.wait()
+    return process.returncode
 
 
 def _environment(threads: int) -> dict[str, str]:

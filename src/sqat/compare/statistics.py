@@ -23,18 +23,7 @@ class Summary(NamedTuple):
     deviation: float
     half: float
     number: int
-
-    @property
-    def p(self) -> float:
-        """The probability of a mean at least this far from 0 if the true one is 0 (Student's t, two-sided)."""
-        from scipy import stats
-
-        if self.number < 2:
-            return 1.0
-        if self.deviation == 0:
-            return 0.0 if self.mean else 1.0
-        t = abs(self.mean) / (self.deviation / self.number**0.5)
-        return float(2 * stats.t.sf(t, self.number - 1))
+    p: float  # the probability of a mean at least this far from 0 if the true one is 0 (Student's t, two-sided)
 
 
 class Difference(NamedTuple):
@@ -65,10 +54,11 @@ def summarise(values: Sequence[float]) -> Summary:
 
     mean, number = statistics.fmean(values), len(values)
     if number < 2:
-        return Summary(mean, math.nan, math.inf, number)
-    deviation = statistics.stdev(values)
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, number - 1))
-    return Summary(mean, deviation, quantile * deviation / number**0.5, number)
+        return Summary(mean, math.nan, math.inf, number, 1.0)
+    deviation, t = statistics.stdev(values), stats.t(number - 1)
+    error = deviation / number**0.5
+    p = float(2 * t.sf(abs(mean) / error)) if error else float(mean == 0)
+    return Summary(mean, deviation, float(t.ppf((1 + CONFIDENCE) / 2)) * error, number, p)
 
 
 def differences(by_variant: Values, reference: str) -> dict[str, Difference]:

@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from sqat.compare.folder import Comparison
-from sqat.compare.plan import TRAINING
 from sqat.compare.published import published
 from sqat.compare.statistics import Summary, Values, differences, median_interval, ordering, summarise
 from sqat.config import ModelConfig
-from sqat.cost import flops_per_token, kv_bytes, kv_bytes_per_token, parameters
+from sqat.cost import attention_speedup, flops_per_token, kv_bytes, kv_bytes_per_token, parameters
 
 QUALITY = {
     "loss": ("evaluation", "loss"),
@@ -26,11 +25,6 @@ PERCENT = ("accuracy", "recall probes")
 LENGTHS = (256, 1024, 4096, 32768, 131072)  # of contexts, whose operations are told
 STREAM = 32768  # tokens of the stream whose cache is told
 NONE = "–"
-
-_KERNELS = (
-    "on CPUs a loop of ours computes rows of up to 1,024 tokens that are trained on (not with global tokens), torch's "
-    "kernel all others, block by block under a window"
-)
 
 
 class Table(NamedTuple):
@@ -53,7 +47,6 @@ def all_tables(comparison: Comparison) -> list[Table]:
         partial(attention, series=0),
         partial(attention, series=1),
         sizes,
-        complexity,
         operations,
         router,
         every_run,
@@ -113,28 +106,35 @@ def undecided(comparison: Comparison) -> list[str]:
 
 
 def beside_published(comparison: Comparison) -> Table | None:
-    """Our results with padding counted, as the published ones have it, beside these."""
-    theirs = published(comparison.plan)
-    if theirs is None or not comparison.runs:
+    """What was published, beside our results with padding counted, as the published ones have it."""
+    theirs, reference = published(comparison.plan), comparison.plan.reference
+    if theirs is None:
         return None
     loss, accuracy = (comparison.by_seed("evaluation", metric) for metric in ("padded_loss", "padded_accuracy"))
-    rows = []
-    for name in comparison.variants:
-        ours = _interval(loss.get(name)), _interval(accuracy.get(name), percent=True)
-        result = theirs.results.get(name)
-        told = (f"{result.loss:g}", f"{100 * result.accuracy:.2f} %") if result else (NONE, NONE)
-        rows.append([name, ours[0], told[0], ours[1], told[1]])
+    seconds, base, rows = comparison.time_ratios("step_seconds"), theirs.results.get(reference), []
+    for name, model in comparison.models.items():
+        if (result := theirs.results.get(name)) is None:
+            continue
+        row = [name, _interval(loss.get(name)), f"{result.loss:g}"]
+        row += [_interval(accuracy.get(name), percent=True), f"{100 * result.accuracy:.2f} %"]
+        row.append(f"{statistics.median(seconds[name].values()):.3f}" if name in seconds else NONE)
+        row.append(f"{result.minutes}" + (f" ({result.minutes / base.minutes:.3f})" if base else ""))
+        row.append(_millions(parameters(model).total))
+        row.append(_optional(result.parameters_m, ".2f") + " M" * bool(result.parameters_m))
+        rows.append(row)
     learned = (
         "ours learned to predict it too"
         if comparison.plan.data.padding_as_target
         else "ours never learned to predict it, and so looks worse by this measure than it is"
     )
     notes = [
-        f"padding counted as targets on both sides; {learned}",
+        f"loss and accuracy: padding counted as targets on both sides; {learned}",
+        f"time: of a training step against {reference}'s, and the published minutes, in brackets against {reference}'s",
         f"published {theirs.how}; other data and other sizes of it: only the order can be compared",
     ]
     columns = ["variant", "loss, counting padding", "published", "accuracy, counting padding", "published"]
-    return Table("Beside the published results, counting padding", columns, rows, notes)
+    columns += ["time", "published", "parameters", "published"]
+    return Table("Beside the published results", columns, rows, notes)
 
 
 def published_orderings(comparison: Comparison) -> Table | None:
@@ -170,21 +170,17 @@ def speed(comparison: Comparison) -> Table | None:
     timing, reference = comparison.timing, comparison.plan.reference
     if timing is None:
         return None
-    theirs, ratios, rows = published(comparison.plan), comparison.time_ratios("step_seconds"), []
+    ratios, rows = comparison.time_ratios("step_seconds"), []
     for name, times in timing["variants"].items():
-        own = list(ratios.get(name, {}).values())
+        own = list(ratios[name].values())
         row = [
             name,
             f"{statistics.median(times['step_seconds']):.3f}",
-            "{:.3f} [{:.3f} … {:.3f}]".format(statistics.median(own), *median_interval(own)) if own else NONE,
+            "{:.3f} [{:.3f} … {:.3f}]".format(statistics.median(own), *median_interval(own)),
             f"{statistics.median(times['evaluate_seconds']):.3f}",
             f"{times['prompt_tokens'] / statistics.median(times['prompt_seconds']):,.0f}",
             f"{1 / statistics.median(times['decode_seconds_per_token']):,.0f}",
         ]
-        if theirs:
-            minutes = {variant: result.minutes for variant, result in theirs.results.items()}
-            ratio = f" ({minutes[name] / minutes[reference]:.3f})" if {name, reference} <= minutes.keys() else ""
-            row.append(f"{minutes[name]}{ratio}" if name in minutes else NONE)
         rows.append(row)
     place = timing["environment"]
     load = f"{place['load'][0]:.1f}" if place.get("load") else "unknown"
@@ -198,9 +194,6 @@ def speed(comparison: Comparison) -> Table | None:
     ]
     columns = ["variant", "training step, s", f"against {reference}", "forward, s"]
     columns += ["prompt, tokens/s", "decoding, tokens/s"]
-    if theirs:
-        columns.append(f"published minutes, against {reference}")
-        notes.append(f"published {theirs.how}")
     return Table("Time", columns, rows, notes)
 
 
@@ -209,39 +202,32 @@ def attention(comparison: Comparison, series: int) -> Table | None:
     timing = comparison.timing
     if timing is None or not (lengths := list(next(iter(timing["variants"].values()))["attention"])):
         return None
-    base = timing["variants"].get(comparison.plan.reference, {}).get("attention")
-    rows = []
+    reference, rows = comparison.plan.reference, []
+    base = timing["variants"][reference]["attention"]
     for name, entry in timing["variants"].items():
         row = [name]
         for length in lengths:
             times = entry["attention"][length][series]
-            ratios = [a / b for a, b in zip(base[length][series], times, strict=True)] if base else []
-            ratio = f" ({statistics.median(ratios):.2f})" if base else ""
-            row.append(f"{1000 * statistics.median(times):.1f}{ratio}")
+            ratio = statistics.median(a / b for a, b in zip(base[length][series], times, strict=True))
+            row.append(f"{1000 * statistics.median(times):.1f} ({ratio:.2f})")
         rows.append(row)
     columns = ["variant", *(f"{int(length):,} tokens" for length in lengths)]
-    notes = ["the same number of tokens at all lengths", _KERNELS]
-    if base:
-        notes.append(
-            f"median; in brackets how many times as fast as {comparison.plan.reference}, median of the rounds' ratios"
-        )
+    notes = [
+        "the same number of tokens at all lengths",
+        f"median; in brackets how many times as fast as {reference}, median of the rounds' ratios",
+    ]
     return Table(f"Attention alone, {('forward', 'forward and backward')[series]}, ms", columns, rows, notes)
 
 
 def sizes(comparison: Comparison) -> Table:
     """Parameters and cache, and where there are runs: memory, and what the budget bought."""
-    theirs = published(comparison.plan)
-    told = {name: result.parameters_m for name, result in theirs.results.items()} if theirs else {}
-    told = {name: millions for name, millions in told.items() if millions is not None}
-    columns = ["variant", "query heads", "key/value heads", "parameters", *(["published"] if told else [])]
-    columns += ["active", "cache bytes/token", f"cache of {STREAM:,} tokens, MB"]
+    columns = ["variant", "query heads", "key/value heads", "parameters", "active", "cache bytes/token"]
+    columns += [f"cache of {STREAM:,} tokens, MB"]
     columns += ["peak memory, MB", "steps", "tokens", "FLOPs"] if comparison.runs else []
     rows = []
     for name, model in comparison.models.items():
         counted = parameters(model)
         row = [name, str(model.num_query_heads), str(model.num_kv_heads), _millions(counted.total)]
-        if told:
-            row.append(f"{told[name]:.2f} M" if name in told else NONE)
         row += [_millions(counted.active), f"{kv_bytes_per_token(model):,}", f"{kv_bytes(model, STREAM) / 1e6:,.3g}"]
         if runs := comparison.runs_of(name):
             row += [_megabytes(statistics.median(run["peak_bytes"] for run in runs)), *_bought(runs[0])]
@@ -252,20 +238,29 @@ def sizes(comparison: Comparison) -> Table:
     return Table("Size and budget" if comparison.runs else "Size", columns, rows, notes)
 
 
-def complexity(comparison: Comparison) -> Table:
-    """The published formula with the numbers filled in, and operations counted."""
+def operations(comparison: Comparison) -> Table:
+    """Where a token's operations go at the model's own context, and how they grow with it."""
+    models, reference = comparison.models, comparison.plan.reference
+    base = flops_per_token(models[reference]).total if reference in models else None
     rows = []
-    for name, model in comparison.models.items():
-        counts = [f"{flops_per_token(model, length).total / 1e6:,.1f}" for length in LENGTHS]
-        rows.append([name, _formula(model), f"{model.num_heads / model.num_score_heads:.3g}", *counts])
-    columns = ["variant", "published formula", "H/Hq", *(f"{length:,}" for length in LENGTHS)]
+    for name, model in models.items():
+        cost = flops_per_token(model)
+        parts = [f"{part / 1e6:,.3f}" for part in cost]
+        share = f"{cost.total / base:.3f}" if base else NONE
+        longer = [f"{flops_per_token(model, length).total / 1e6:,.1f}" for length in LENGTHS]
+        speedup = f"{attention_speedup(model):.3g}"
+        rows.append([name, _formula(model), speedup, *parts, f"{cost.total / 1e6:,.2f}", share, *longer])
+    context = next(iter(models.values())).context_length
+    columns = ["variant", "published formula", "H/Hq", "projections", "scores and sums", "feed-forward", "head", "all"]
+    columns += [f"against {reference}", *(f"{length:,}" for length in LENGTHS)]
     notes = [
-        "formula: O(N·(d/heads·query heads) · N·(d/heads·key/value heads)); a window bounds a token's keys",
+        "formula: O(N·(d/heads·query heads) · N·(d/heads·key/value heads)); a window bounds a token's keys; it "
+        "multiplies query and key/value widths, but scores and sums cost query heads alone (arXiv 2510.01817)",
         "H/Hq: how many times cheaper scores and weighted sums are than full attention's (H/Hkv where Hkv is more)",
-        "right: millions of operations of one token's forward pass, whole model, by context length",
-        "it multiplies query and key/value widths; scores and sums cost query heads alone (arXiv 2510.01817)",
+        f"millions of operations of one token's forward pass in a sequence of {context:,}, and right of that of the "
+        "whole model in longer or shorter ones; a multiply-add is two, and training takes three times as many",
     ]
-    return Table("Complexity", columns, rows, notes)
+    return Table("Operations", columns, rows, notes)
 
 
 def _formula(model: ModelConfig) -> str:
@@ -273,23 +268,6 @@ def _formula(model: ModelConfig) -> str:
     width, kv = model.num_score_heads * model.head_dim, model.num_kv_heads * model.head_dim
     keys = "N" if model.window is None else f"min(N, {model.window + model.global_tokens})"
     return f"O(N·{width} · {keys}·{kv})"
-
-
-def operations(comparison: Comparison) -> Table:
-    """Where a token's operations go, at the model's own context."""
-    models, reference = comparison.models, comparison.plan.reference
-    base = flops_per_token(models[reference]).total if reference in models else None
-    rows = []
-    for name, model in models.items():
-        cost = flops_per_token(model)
-        parts = [f"{part / 1e6:,.3f}" for part in (cost.projections, cost.attention, cost.feedforward, cost.head)]
-        share = f"{cost.total / base:.3f}" if base else NONE
-        rows.append([name, *parts, f"{cost.total / 1e6:,.2f}", share, f"{TRAINING * cost.total / 1e6:,.1f}"])
-    context = next(iter(models.values())).context_length
-    columns = ["variant", "projections", "scores and sums", "feed-forward", "head", "forward"]
-    columns += [f"against {reference}", "training"]
-    notes = [f"millions of operations of one token, by cost.py, in a sequence of {context:,}; a multiply-add is two"]
-    return Table("Operations", columns, rows, notes)
 
 
 def router(comparison: Comparison) -> Table | None:
@@ -310,32 +288,19 @@ def every_run(comparison: Comparison) -> Table | None:
     """The results of each run."""
     columns = ["variant", "seed", "steps", "tokens", "FLOPs", "loss", "accuracy", "bits per byte"]
     columns += ["loss, counting padding", "accuracy, counting padding", "recall probes", "peak MB", "minutes"]
-    rows = [_run_row(run) for name in comparison.variants for run in comparison.runs_of(name)]
+    rows = []
+    for run in (run for name in comparison.variants for run in comparison.runs_of(name)):
+        metrics, seconds = run["evaluation"], run.get("seconds")
+        row = [run["variant"], str(run["seed"]), *_bought(run)]
+        row += [f"{metrics['loss']:.4f}", f"{metrics['accuracy']:.2%}", f"{metrics['bits_per_byte']:.4f}"]
+        row += [_optional(metrics.get("padded_loss"), ".4f"), _optional(metrics.get("padded_accuracy"), ".2%")]
+        row += [_optional((run.get("probes") or {}).get("accuracy"), ".1%"), _megabytes(run["peak_bytes"])]
+        rows.append([*row, _optional(seconds and seconds / 60, ".1f") + "*" * bool(run.get("shared_machine"))])
     notes = [
-        "peak memory of the run's own process, on a GPU of its tensors; minutes of training steps by the wall clock"
+        "peak memory of the run's own process, on a GPU of its tensors; minutes of training steps by the wall clock, "
+        "which mean nothing beside other runs on the same machine (*): the timing pass has others"
     ]
-    if any(run.get("shared_machine") for run in comparison.runs):
-        notes.append(
-            "*: beside other runs on the same machine; such times mean nothing, and the timing pass has others"
-        )
     return Table("Every run", columns, rows, notes) if rows else None
-
-
-def _run_row(run: dict[str, Any]) -> list[str]:
-    metrics, seconds = run["evaluation"], run.get("seconds")
-    return [
-        run["variant"],
-        str(run["seed"]),
-        *_bought(run),
-        f"{metrics['loss']:.4f}",
-        f"{metrics['accuracy']:.2%}",
-        f"{metrics['bits_per_byte']:.4f}",
-        _optional(metrics.get("padded_loss"), ".4f"),
-        _optional(metrics.get("padded_accuracy"), ".2%"),
-        _optional((run.get("probes") or {}).get("accuracy"), ".1%"),
-        _megabytes(run["peak_bytes"]),
-        _optional(seconds and seconds / 60, ".1f") + ("*" if run.get("shared_machine") else ""),
-    ]
 
 
 def _bought(run: Mapping[str, Any]) -> list[str]:

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sqat.bench import ModelTimer, attention_call, environment, seconds
-from sqat.compare.folder import Folder, plain
+from sqat.compare.folder import Folder
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.data.batches import Batch, Batches
 from sqat.durable import replace_file
 from sqat.train.distributed import choose_device
 from sqat.train.prepare import PreparedData, prepare_data
-from sqat.untrusted import read_json
 
 ATTENTION_TOKENS = 16384  # in a batch on which attention alone is timed; one row where that is longer
-PART = ".timing.part.json"  # rounds that are done, until all are
 
 
 def batches_of(plan: ComparePlan, data: PreparedData) -> Batches:
@@ -36,7 +34,7 @@ def batches_of(plan: ComparePlan, data: PreparedData) -> Batches:
 
 
 def time_variants(plan: ComparePlan, variants: Sequence[Variant], out: Path) -> dict[str, Any]:
-    """Measure every variant, write timing.json, and return what it holds. Goes on after a stop, round by round."""
+    """Measure every variant, write timing.json, and return what it holds."""
     device = choose_device(plan.train.device).type
     batches = batches_of(plan, prepare_data(plan.data, variants[0].model.vocab_size))
     batch = batches.batch(0, 0).to(device)
@@ -48,36 +46,16 @@ def time_variants(plan: ComparePlan, variants: Sequence[Variant], out: Path) -> 
         "environment": environment(),
         "variants": {name: entry.times for name, entry in timed.items()},
     }
-    asked = {name: plain(value) for name, value in plan.timing.to_dict().items() if name != "rounds"}
-    done = _go_on(out / PART, asked, result["variants"])
-    for round_ in range(done - 1, plan.timing.rounds):  # the first prepares kernels and caches, and does not count
-        counts = round_ >= done
+    for round_ in range(plan.timing.rounds + 1):
+        counts = round_ > 0  # the first prepares kernels and caches
         for _ in range(plan.timing.steps if counts else plan.timing.warmup):
             for entry in timed.values():
                 entry.measure_step(counts=counts)
         for entry in timed.values():
             entry.measure(counts=counts)
             gc.collect()
-        replace_file(out / PART, json.dumps({"asked": asked, "variants": result["variants"]}))
     replace_file(out / Folder.TIMING, json.dumps(result, indent=1))
-    (out / PART).unlink(missing_ok=True)
     return result
-
-
-def _go_on(part: Path, asked: dict[str, Any], variants: dict[str, Any]) -> int:
-    """Take over the rounds that were measured before a stop; returns how many. They may be of another hour, since
-    ratios are taken within rounds. What is damaged, of other variants, or was measured otherwise is measured again.
-    """
-    try:
-        before = read_json(part)
-        same = before["asked"] == asked and list(before["variants"]) == list(variants)
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    if not same:
-        return 0
-    for name, times in variants.items():
-        times.update(before["variants"][name])
-    return len(next(iter(variants.values()))["evaluate_seconds"])
 
 
 class _Timed:

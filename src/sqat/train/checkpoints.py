@@ -1,4 +1,4 @@
-"""A run's folder: its lock, its checkpoints, and the batches of skipped steps.
+"""A run's folder: its lock and its checkpoints.
 
 A checkpoint, `checkpoints/step-N/`, appears by a rename, with the checksums of all its files, and is never changed.
 Only the evaluation of its weights may be added to it, as `evaluation.json`.
@@ -6,25 +6,20 @@ Only the evaluation of its weights may be added to it, as `evaluation.json`.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sqat.checkpoint import write_folder
 from sqat.checkpoint.store import recover
 from sqat.checksums import MANIFEST, check_files
-from sqat.data.batches import Batch
 from sqat.data.tokenizer import Tokenizer
 from sqat.durable import make_folder, remove_folder, remove_remains, writing
 from sqat.errors import CheckpointError, ConfigError
@@ -35,8 +30,6 @@ from sqat.train.state import EVALUATION_FILE, TrainState, read_state, write_stat
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-SKIPPED = "skipped"
-SKIPPED_KEPT = 20  # newest ones; a batch of 64 rows of 1,024 tokens takes 2 MB
 LOCK_FILE = ".lock"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -109,11 +102,7 @@ def list_checkpoints(run: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     for previous in folder.glob(".step-*.previous"):  # left by kills of older versions, which replaced checkpoints
-        replaced = folder / previous.name.removeprefix(".").removesuffix(".previous")
-        if replaced.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-        else:
-            previous.rename(replaced)
+        recover(folder / previous.name.removeprefix(".").removesuffix(".previous"))
     return sorted(
         (path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:])
     )
@@ -211,31 +200,3 @@ def _best(states: dict[Path, TrainState]) -> Path | None:
     data = [e.get("data") for e in found.values()][-1:]  # a run may have gone on with other data
     losses = [(e["loss"], path) for path, e in found.items() if [e.get("data")] == data]
     return min(losses)[1] if losses else None
-
-
-def save_skipped_batch(
-    run: Path, step: int, rank: int, micro_batches: Sequence[Batch], about: Mapping[str, Any], tokenizer: Any
-) -> Path | None:
-    """Save the batch of a skipped step in `skipped/step-N-rank-R/`, and keep the newest few. `batch.safetensors` holds
-    the micro-batches' tensors by number and name, (rows, tokens); `batch.json` what `about` says and every row's text.
-    Returns the folder, or `None` if the disk takes no more: training goes on, with a warning.
-    """
-    folder = run / SKIPPED / f"step-{step:08d}-rank-{rank}"
-    tensors = {
-        f"{i}.{name}": part.cpu().contiguous()
-        for i, batch in enumerate(micro_batches)
-        for name, part in batch._asdict().items()
-        if isinstance(part, Tensor)
-    }
-    text = [None if tokenizer is None else [tokenizer.decode(row) for row in b.inputs.tolist()] for b in micro_batches]
-    try:
-        with write_folder(folder) as temporary:
-            save_file(tensors, temporary / "batch.safetensors")
-            values = {"step": step, "rank": rank, **about, "text": text}
-            (temporary / "batch.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
-    except OSError as error:
-        logger.warning("the batch of step %d cannot be saved: %s", step, error)
-        return None
-    for old in sorted(folder.parent.glob(f"step-*-rank-{rank}"))[:-SKIPPED_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    return folder

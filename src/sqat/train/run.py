@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ import yaml
 from sqat.config import Config
 from sqat.data.batches import Batches, BatchState
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
-from sqat.durable import replace_file, writing
+from sqat.durable import replace_file
 from sqat.errors import CheckpointError, ConfigError, DataError
 from sqat.model import Decoder
 from sqat.run_config import RunConfig, TrainConfig, read_yaml
@@ -35,7 +33,6 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 DATA_FILE = "data.json"  # fingerprints of what the run is trained on
-JOB_FILE = ".job"
 
 # Fields that do not change what a run computes, and so may differ when it is resumed.
 FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir"}
@@ -61,8 +58,8 @@ def start_run(
     Args:
         config: the run, also as plain data such as `{"model": "sqat-s"}`; it is written to `out/config.yaml`.
         out: the run's folder: configuration, `metrics.jsonl`, `checkpoints/`, `tensorboard/`.
-        resume: continue from the newest checkpoint, if there is one, with its tokenizer. A job that torchrun restarted
-            always continues its own run.
+        resume: continue from the newest checkpoint, if there is one, with its tokenizer. A job that torchrun
+            restarted always does.
         accept_new_data: resume even if the data are not those that the run began with.
         callbacks: in addition to the logs, which are always written.
         progress: called with (documents, tokens) so far while text is tokenised.
@@ -112,18 +109,14 @@ def begin_run(
         what `prepare` gave, and whether to resume.
     """
     distributed.join(config.train.device)
-    restarted = any(distributed.gather(distributed.restarts()))
+    goes_on = resume or any(distributed.gather(distributed.restarts()))
     with ExitStack() as held:
 
-        def take_folder() -> bool:
+        def take_folder() -> None:
             held.enter_context(run_folder(out))
-            goes_on = _is_own_job(out, restarted) or resume
             check_folder(config, out, goes_on, accept_new_data)
-            if (job := _job()) is not None:
-                replace_file(out / JOB_FILE, job)
-            return goes_on
 
-        goes_on = distributed.first_does(take_folder)
+        distributed.first_does(take_folder)
         yield distributed.in_turn(lambda: prepare(goes_on)), goes_on
 
 
@@ -137,7 +130,7 @@ def open_run(
 
     def write() -> list[str]:
         out.mkdir(parents=True, exist_ok=True)
-        begun = _begun_with(out) if resume and list_checkpoints(out) else found
+        begun = begun_with(out) if resume and list_checkpoints(out) else found
         if changed := [name for name, digits in found.items() if begun.get(name, digits) != digits]:
             own = config.to_dict()["data"]
             field = "source" if changed != ["validation"] or own["validation"] is None else "validation"
@@ -158,7 +151,7 @@ def open_run(
         logger.warning("going on with the new data at epoch %d, row %d", *place)
 
 
-def _begun_with(out: Path) -> dict[str, Any]:
+def begun_with(out: Path) -> dict[str, Any]:
     """The fingerprints in a run's data.json; empty, with a warning, where an older version wrote none."""
     path = out / DATA_FILE
     if not path.is_file():
@@ -260,27 +253,3 @@ def _rows(config: Mapping[str, Any]) -> int:
     """The rows of a step."""
     train = config["train"]
     return int(train["batch_size"] * train["gradient_accumulation"])
-
-
-def _is_own_job(out: Path, restarted: bool) -> bool:
-    """Whether an earlier start of this very torchrun job was let into the folder, so that its restart goes on with that
-    run, and no other. A first start has none before it: if it is refused, so are its restarts.
-    """
-    job, path = _job(), out / JOB_FILE
-    if job is None:
-        return False
-    if not restarted:
-        with writing(path):
-            path.unlink(missing_ok=True)
-        return False
-    return path.is_file() and path.read_bytes() == job.encode()
-
-
-def _job() -> str | None:
-    """The job's name: torchrun's `--rdzv-id`, or where that is the default of all jobs, the launcher's process. `None`
-    without torchrun.
-    """
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if name == "none":
-        return f"{socket.gethostname()} {os.getppid()}"
-    return None if name is None else name.encode(errors="replace").decode()

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sqat.checksums import check_files
+from sqat.config import Config
 from sqat.data.batches import BatchState
 from sqat.durable import replace_file
 from sqat.errors import CheckpointError
 from sqat.run_config import TrainConfig
 from sqat.train.distributed import is_first, shard_like, whole
-from sqat.untrusted import read_json, shown
+from sqat.untrusted import read_json
 
 STATE_FILE = "training.json"
 TENSORS_FILE = "training.safetensors"
@@ -34,11 +35,10 @@ MAX_STATE_BYTES = 1 << 24
 FORMER_METRICS = {"card_loss": "padded_loss", "card_accuracy": "padded_accuracy"}  # their names in older files
 UNLOGGED = "unlogged."  # prefix of what was measured since the last log line
 _OPTIMIZER = "optimizer."
-_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # AdamW's state of a parameter
 
 
 @dataclass
-class TrainState:
+class TrainState(Config):
     """Progress of a run."""
 
     step: int = 0  # steps done
@@ -98,8 +98,8 @@ def read_state(folder: Path) -> TrainState:
     check_files(folder, [STATE_FILE])
     try:
         values = read_json(path, MAX_STATE_BYTES)  # a loss may be NaN
-        state = TrainState(**{**values, "data": BatchState(**values["data"])})
-        _check(state)
+        place = BatchState(**values.pop("data"))
+        state = replace(TrainState.from_dict(values), data=place)
         state.evaluation = state.evaluation and current_names(state.evaluation)
         path = folder / EVALUATION_FILE
         if path.is_file():
@@ -108,7 +108,6 @@ def read_state(folder: Path) -> TrainState:
                 raise ValueError("its sha256 is not that of its content; delete it, and --resume evaluates again")
             state.record(current_names(later["evaluation"]))
             state.finished = later["finished"]
-            _check(state)
         return state
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -121,25 +120,6 @@ def current_names(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _check(state: TrainState) -> None:
-    """Raise a ValueError unless every field holds what training writes there."""
-    counts = {"step": state.step, "tokens": state.tokens, "data.epoch": state.data.epoch, "data.row": state.data.row}
-    counts |= {"skipped_steps": state.skipped_steps, "skipped_in_a_row": state.skipped_in_a_row}
-    for name, value in counts.items():
-        if type(value) is not int or not 0 <= value < 2**63:
-            raise ValueError(f"{name} is {shown(value)}, but must be a whole number of at least 0")
-    losses: dict[str, Any] = {} if state.best_loss is None else {"best_loss": state.best_loss}
-    if state.evaluation is not None:
-        if not isinstance(state.evaluation, dict):
-            raise ValueError(f"evaluation is {shown(state.evaluation)}, but must be metrics by name, or null")
-        losses["evaluation.loss"] = state.evaluation["loss"]
-    for name, loss in losses.items():
-        if type(loss) not in (int, float):
-            raise ValueError(f"{name} is {shown(loss)}, but must be a number")
-    if not isinstance(state.finished, bool):
-        raise ValueError(f"finished is {shown(state.finished)}, but must be true or false")
 
 
 def state_tensors(
@@ -179,42 +159,27 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         tensors = load_file(path)
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is missing, damaged or truncated: {error}") from error
-    _restore_optimizer(model, optimizer, tensors, path)
-    if "rng.cpu" not in tensors:
-        raise CheckpointError(f"{path}: tensor rng.cpu is missing")
     try:
+        _restore_optimizer(model, optimizer, tensors)
         torch.set_rng_state(tensors["rng.cpu"])
         for i in range(torch.cuda.device_count()):
             if (saved := tensors.get(f"rng.cuda.{i}")) is not None:
                 torch.cuda.set_rng_state(saved, i)
-    except (RuntimeError, TypeError) as error:
-        raise CheckpointError(f"{path}: the state of the random generators is invalid: {error}") from error
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path} does not fit the model, or is damaged: {error}") from error
     unlogged = {name: tensor for name, tensor in tensors.items() if name.startswith(UNLOGGED)}
     return state, {name.removeprefix(UNLOGGED): tensor for name, tensor in unlogged.items()}
 
 
-def _restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], path: Path
-) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbers = {parameter: i for i, parameter in enumerate(parameters)}
-    by_name = {name: numbers[p] for name, p in model.named_parameters() if p in numbers}
-    by_name |= {str(i): i for i in range(len(parameters))}  # older checkpoints number them in the optimizer's order
+def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put the optimizer's state back; a run that has not begun has none. Raises KeyError if some of it is missing."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if not name.startswith(_OPTIMIZER):
-            continue
-        owner, _, key = name.removeprefix(_OPTIMIZER).rpartition(".")
-        if owner not in by_name or key not in _MOMENTS:
-            raise CheckpointError(f"{path}: tensor {shown(name)} is no state of this model's optimizer")
-        i = by_name[owner]
-        expected = torch.Size() if key == "step" else parameters[i].shape
-        if not tensor.is_floating_point() or tensor.shape != expected:
-            raise CheckpointError(f"{path}: the optimizer's state of parameter {owner} does not fit the model")
-        state.setdefault(i, {})[key] = tensor if key == "step" else shard_like(tensor, parameters[i])
-    if state and (len(state) != len(parameters) or any(values.keys() != _MOMENTS for values in state.values())):
-        raise CheckpointError(
-            f"{path} holds the optimizer's state of {len(state)} parameters, or parts of it, but the model has "
-            f"{len(parameters)}"
-        )
+    if any(name.startswith(_OPTIMIZER) for name in tensors):
+        for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            own = f"{_OPTIMIZER}{names[parameter]}."
+            if f"{own}step" not in tensors:
+                own = f"{_OPTIMIZER}{i}."  # older checkpoints number parameters, in the optimizer's order
+            moments = {key: shard_like(tensors[own + key], parameter) for key in ("exp_avg", "exp_avg_sq")}
+            state[i] = {"step": tensors[own + "step"], **moments}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,17 +23,8 @@ from sqat.data.tokens import TokenFile
 from sqat.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
-from sqat.train import distributed
-from sqat.train.checkpoints import (
-    SKIPPED,
-    checkpoint_path,
-    newest_whole_checkpoint,
-    rotate,
-    run_folder,
-    save_skipped_batch,
-    write_checkpoint,
-)
-from sqat.train.distributed import first_does, is_first, own_draws, own_rows
+from sqat.train import checkpoints, distributed
+from sqat.train.distributed import first_does, is_first
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.metrics import MetricsWindow
 from sqat.train.optim import learning_rate, make_optimizer, set_learning_rate
@@ -98,7 +89,7 @@ def feed(batches: Batches, data: BatchState, accumulation: int, device: torch.de
         while group := list(islice(rows, accumulation)):
             data = group[-1][1]
             targets = sum(batch.num_targets for batch, _ in group)
-            yield StepData([own_rows(batch).to(device) for batch, _ in group], targets, data)
+            yield StepData([distributed.own_rows(batch).to(device) for batch, _ in group], targets, data)
 
 
 class Trainer:
@@ -148,8 +139,7 @@ class Trainer:
         self._unread: list[tuple[int, BatchState, Sums]] = []  # steps not yet known to be skipped, and where they began
         self._too_many: str | None = None  # why the run ends, once too many steps in a row were skipped
         self._held = ExitStack()  # the run folder's lock
-        self._held.enter_context(run_folder(self.out))
-        self._locked = True
+        self._held.enter_context(checkpoints.run_folder(self.out))
 
         distributed.join(config.device)
         check_settings(model, config)
@@ -253,10 +243,7 @@ class Trainer:
     @contextmanager
     def _until_the_end(self) -> Iterator[None]:
         """Lock the folder, start the callbacks, listen to signals; and end all of that, whatever fails."""
-        if not self._locked:
-            self._held.enter_context(run_folder(self.out))
-        with ExitStack() as ends:
-            ends.callback(setattr, self, "_locked", False)
+        with checkpoints.run_folder(self.out), ExitStack() as ends:  # locked again, for a second call
             ends.callback(self._held.close)
             for callback in self.callbacks:
                 ends.callback(callback.on_end, self)
@@ -363,7 +350,7 @@ class Trainer:
         self._count_skipped()
         if self.out is None:
             return None
-        folder = checkpoint_path(self.out, self.state.step)
+        folder = checkpoints.checkpoint_path(self.out, self.state.step)
         if not first_does(folder.exists):
             model = distributed.whole_model(self.model)
             tensors = state_tensors(self.model, self.optimizer, self.window.tensors())
@@ -377,15 +364,12 @@ class Trainer:
         Raises:
             CheckpointError: all checkpoints are damaged, or the newest is of another model.
         """
-        checkpoint = None if self.out is None else first_does(partial(newest_whole_checkpoint, self.out))
+        checkpoint = None if self.out is None else first_does(partial(checkpoints.newest_whole_checkpoint, self.out))
         if checkpoint is None:
             return False
         self.load_weights(checkpoint)
         self.state, unlogged = restore(checkpoint, self.model, self.optimizer)
-        try:
-            self.window.restore(unlogged, self.device)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint}: what was measured since the last log line is damaged") from error
+        self.window.restore(unlogged, self.device)
         logger.info("resumed %s at step %d", checkpoint, self.state.step)
         return True
 
@@ -395,15 +379,15 @@ class Trainer:
                 f"the weights are not finite after step {self.state.step}; earlier checkpoints are kept"
             )
         with self._writing():
-            write_checkpoint(out, partial(self.write_model, model), self.state, tensors, self.tokenizer)
-            rotate(out, self.config.keep_checkpoints)
+            checkpoints.write_checkpoint(out, partial(self.write_model, model), self.state, tensors, self.tokenizer)
+            checkpoints.rotate(out, self.config.keep_checkpoints)
 
     def _add_evaluation(self, out: Path) -> None:
-        folder = checkpoint_path(out, self.state.step)
+        folder = checkpoints.checkpoint_path(out, self.state.step)
         if folder.exists():
             with self._writing():
                 write_evaluation(folder, self.state)
-                rotate(out, self.config.keep_checkpoints)
+                checkpoints.rotate(out, self.config.keep_checkpoints)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -417,38 +401,23 @@ class Trainer:
     # Skipped steps
 
     def _count_skipped(self) -> None:
-        """Read which steps were skipped, for which a GPU is waited for; keep their batches, and interrupt the run after
-        too many in a row.
-        """
+        """Read which steps were skipped, for which a GPU is waited for; interrupt the run after too many in a row."""
         steps, self._unread = self._unread, []
-        if not steps:
-            return
-        skipped = torch.stack([sums["skipped"] for _, _, sums in steps]).tolist()
-        for (number, before, sums), was_skipped in zip(steps, skipped, strict=True):
-            if not was_skipped:
+        for number, before, sums in steps:
+            if not sums["skipped"]:
                 self.state.skipped_in_a_row = 0
                 continue
             self.state.skipped_steps += 1
             self.state.skipped_in_a_row += 1
-            loss = sums["loss"] / sums["targets"]
-            found = f"loss {loss:.4g}, gradient norm {sums['grad_norm']:.4g}"
-            where = self._keep_batch(number, before, loss=str(float(loss)), gradient_norm=str(float(sums["grad_norm"])))
-            logger.warning("step %d is skipped: %s%s", number, found, where)
+            found = f"loss {sums['loss'] / sums['targets']:.4g}, gradient norm {sums['grad_norm']:.4g}"
+            where = f"its data begin at epoch {before.epoch}, row {before.row}"
+            logger.warning("step %d is skipped: %s; %s", number, found, where)
             if self.state.skipped_in_a_row >= self.config.max_skipped_steps and self._too_many is None:
                 self._too_many = (
                     f"the last {self.state.skipped_in_a_row} steps, up to step {number}, had no finite loss or "
-                    f"gradient (now {found}) and were skipped"
+                    f"gradient (now {found}; {where}) and were skipped"
                 )
                 self.interrupt("too many skipped steps in a row")
-
-    def _keep_batch(self, number: int, before: BatchState, **found: str) -> str:
-        """Save the batch of a skipped step, made again from where it began; return what to say of it."""
-        if self.out is None:
-            return ""
-        batches = next(feed(self.batches, before, self.config.gradient_accumulation, self.device)).micro_batches
-        about = {**before._asdict(), **found}  # numbers as text: JSON has no NaN
-        saved = save_skipped_batch(self.out, number, distributed.rank(), batches, about, self.tokenizer)
-        return "" if saved is None else f"; its batch is in {saved}"
 
     def _end_after_too_many_skipped(self) -> None:
         """Raise a TrainingError if too many steps in a row were skipped, after saving a checkpoint: skipped steps have
@@ -459,13 +428,12 @@ class Trainer:
             return
         try:
             saved = self.save()
-            kept = "" if saved is None else f"{saved} is saved, and --resume goes on from it with the next batch; "
+            kept = "" if saved is None else f"{saved} is saved, and --resume goes on from it with the next batch. "
         except (StorageError, TrainingError) as error:
-            kept = f"{error}; "
+            kept = f"{error}. "
         raise TrainingError(
-            f"{self._too_many}: the run ends. {kept}the batches are in the run's folder {SKIPPED}. A lower "
-            f"train.learning_rate or some train.warmup_steps may help; train.max_skipped_steps "
-            f"({self.config.max_skipped_steps}) is how many in a row are too many"
+            f"{self._too_many}: the run ends. {kept}A lower train.learning_rate or some train.warmup_steps may help; "
+            f"train.max_skipped_steps ({self.config.max_skipped_steps}) is how many in a row are too many"
         )
 
     # Several ranks
@@ -480,7 +448,8 @@ class Trainer:
             return
         self.model.train()
         row = distributed.without_targets(self.batches.batch(0, 0)).to(self.device)
-        with torch.random.fork_rng(devices=[]), autocast(self.config.precision, self.device.type), own_draws():
+        precision = autocast(self.config.precision, self.device.type)
+        with torch.random.fork_rng(devices=[]), precision, distributed.own_draws():
             loss, _ = self.task(row, 1, 0.0)
             loss.backward()
         self.optimizer.zero_grad()
@@ -488,16 +457,13 @@ class Trainer:
     @contextmanager
     def _accumulating(self) -> Iterator[None]:
         """Leave gradients of micro-batches before a step's last one on their rank."""
-        if isinstance(self.task, DistributedDataParallel):
-            with self.task.no_sync():
-                yield
-            return
         model: Any = self.model
-        if self.sharded:
-            model.set_requires_gradient_sync(False)
-        yield
-        if self.sharded:
-            model.set_requires_gradient_sync(True)
+        with self.task.no_sync() if isinstance(self.task, DistributedDataParallel) else nullcontext():
+            if self.sharded:
+                model.set_requires_gradient_sync(False)
+            yield
+            if self.sharded:
+                model.set_requires_gradient_sync(True)
 
 
 def warn_of_schedule(config: TrainConfig, total_steps: int, tokens_per_step: float) -> None:
