@@ -75,15 +75,10 @@ def test_a_truncated_list_or_a_missing_file(folder):
             check_files(folder)
 
 
-def test_files_elsewhere_are_not_touched_and_malformed_lines_quoted(folder):
+def test_files_elsewhere_are_not_touched(folder):
     for name in ("/etc/hostname", "../outside", "below/../../outside"):
         rewrite(folder, f"{'0' * 64}  {name}\n")
         with pytest.raises(CheckpointError, match=rf"lists '{name[:50]}.*', but must list files in its own folder"):
-            check_files(folder)
-    for line in ("nonsense", "", "0  a.json", f"{'0' * 64} a.json", f"{'0' * 64}  "):
-        rewrite(folder, line + "\n")
-        message = re.escape(f"{MANIFEST} has the line {line!r}, but must have a SHA-256")
-        with pytest.raises(CheckpointError, match=message):
             check_files(folder)
 
 

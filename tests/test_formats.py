@@ -53,12 +53,6 @@ def test_other_forms_are_detected(name, content, form, tmp_path):
     assert detect(tmp_path) == form
 
 
-def test_former_names_are_understood_with_a_warning(checkpoint, tmp_path):
-    with pytest.warns(FutureWarning, match="the form 'native' is now called 'transformers'"):
-        export(checkpoint, tmp_path / "out", "native")
-    assert detect(tmp_path / "out") == "transformers"
-
-
 def test_nothing_is_half_written(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="to is 'zip', but must be one of sqat, rxnn, transformers, stock, gguf"):
         export(checkpoint, tmp_path / "out", "zip")

@@ -107,7 +107,7 @@ def make_tests(name, changes):
         contents |= dict.fromkeys(OF_EXPERTS)
     if name != "Experts":  # 28 loads of a model: of the kind that has experts and tied embeddings
         contents["test_bc_torch_dtype"] = None
-    return type(f"Test{name}", (common.ModelTesterMixin, unittest.TestCase), contents)
+    return type(f"Test{name}", (common.ModelTesterMixin, common.GenerationTesterMixin, unittest.TestCase), contents)
 
 
 globals().update({f"Test{name}": make_tests(name, changes) for name, changes in KINDS.items()})

@@ -40,10 +40,10 @@ def test_sampling_follows_its_seed_and_the_distribution(tiny_model):
         torch.manual_seed(3)
         draws.append(theirs(model, PROMPTS, 7, do_sample=True, temperature=0.9, top_p=0.9, top_k=0))
     assert draws[0] == draws[1] != ours(core, PROMPTS, 7)
-    many = theirs(model, [PROMPTS[0]] * 2000, 1, do_sample=True, top_k=0)
-    share = torch.bincount(torch.tensor(many).flatten(), minlength=41) / 2000
+    many = theirs(model, [PROMPTS[0]] * 1000, 1, do_sample=True, top_k=0)
+    share = torch.bincount(torch.tensor(many).flatten(), minlength=41) / 1000
     expected = core(torch.tensor(PROMPTS[:1])).logits[0, -1].softmax(dim=-1)
-    assert (share - expected).abs().max() < 0.04
+    assert (share - expected).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)

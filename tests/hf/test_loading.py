@@ -117,8 +117,9 @@ def test_a_missing_tensor_is_told_and_drawn(saved):
     assert 0.005 < model.model.layers[1].attention.out_proj.weight.std() < 0.02  # 0.02 / sqrt(2 · 2 layers)
 
 
-def test_auto_classes_know_sqat_after_one_import(saved):
-    code = f"import sqat.hf, transformers; transformers.AutoModelForCausalLM.from_pretrained({str(saved())!r})"
+def test_auto_classes_know_sqat_after_one_import_and_sqat_alone_does_not_import_transformers(saved):
+    code = "import sys, sqat; sqat.preset('sqat-s'); assert 'transformers' not in sys.modules; import sqat.hf\n"
+    code += f"import transformers; transformers.AutoModelForCausalLM.from_pretrained({str(saved())!r})"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
