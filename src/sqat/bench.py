@@ -29,6 +29,7 @@ from sqat.model import Decoder
 from sqat.model.attend import attend, kernel_dtype
 from sqat.model.mask import AttentionMask
 from sqat.run_config import TrainConfig
+from sqat.train.distributed import choose_device
 from sqat.train.optim import make_optimizer
 from sqat.train.step import TrainingLoss, autocast, keep_freed_memory, suitable_shards, train_step, use_bf16
 from sqat.variants import preset
@@ -71,7 +72,9 @@ def bench(
     Raises:
         ConfigError: an unknown preset, an unusable number, or a device that is not available.
     """
-    device = _device(device)
+    if device not in ("auto", *ROWS):
+        raise ConfigError(f"device is {device!r}, but must be one of auto, cpu, cuda")
+    device = "cpu" if device == "auto" and not torch.cuda.is_available() else choose_device(device).type
     batch_size = ROWS[device] if batch_size is None else batch_size
     numbers = {"batch_size": batch_size, "prompt": prompt, "rounds": rounds}
     for name, value in numbers.items():
@@ -98,17 +101,6 @@ def bench(
                     found[name][what].append(rate)
     settings = {"device": device, "context": context, **numbers}
     return {"models": found, "settings": settings, "environment": environment()}
-
-
-def _device(device: str) -> str:
-    available = torch.cuda.is_available()
-    if device == "auto":
-        return "cuda" if available else "cpu"
-    if device not in ROWS:
-        raise ConfigError(f"device is {device!r}, but must be one of auto, cpu, cuda")
-    if device == "cuda" and not available:
-        raise ConfigError("device is 'cuda', but no GPU is available: use cpu")
-    return device
 
 
 _timer: ModelTimer  # the model of a worker process

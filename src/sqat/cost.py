@@ -4,8 +4,6 @@ A multiply-add counts as two operations. The cost of attention is proportional t
 2510.01817, section 3.2), which is the point of Sparse Query Attention; in reverse SQA, to that of key/value heads.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from sqat.config import ModelConfig

@@ -3,8 +3,6 @@
 Presets with the names of the paper's published models have exactly their sizes.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Callable

@@ -7,7 +7,6 @@ import pytest
 
 from sqat.compare.folder import Folder
 from sqat.compare.plan import ComparePlan
-from sqat.cost import kv_bytes_per_token, parameters
 
 TINY_MODEL = {"vocab_size": 307, "hidden_size": 32, "head_dim": 4, "num_layers": 1}
 TINY_MODEL |= {"intermediate_size": 13, "context_length": 31}
@@ -35,7 +34,7 @@ def tiny_plan():
 
 
 def fabricated_run(name, seed, model, loss):
-    counted, steps = parameters(model), 100
+    steps = 100
     curve = [
         {"step": s, "tokens": 100 * s, "flops": 1e6 * s, "loss": loss + 2 / s, "accuracy": 0.5}
         for s in range(20, 101, 20)
@@ -44,10 +43,7 @@ def fabricated_run(name, seed, model, loss):
         "variant": name,
         "seed": seed,
         "model": model.to_dict(),
-        "num_heads": model.num_heads,
-        "parameters": {"total": counted.total, "active": counted.active},
         "flops_per_token": 1e4,
-        "kv_bytes_per_token": kv_bytes_per_token(model),
         "steps": steps,
         "tokens": 100 * steps,
         "flops": 1e6 * steps,
@@ -62,9 +58,7 @@ def fabricated_run(name, seed, model, loss):
             "router_entropy": 2.1,
         },
         "curve": curve,
-        "train_curve": [],
         "seconds": 10.0,
-        "tokens_per_second": 1000.0,
         "shared_machine": False,
         "peak_bytes": 10**9,
         "probes": {"accuracy": 0.4, "number": 100, "chance": 0.2},

@@ -20,7 +20,7 @@ from sqat.compare.runner import run_comparison, settle
 from sqat.errors import ConfigError, DataError, StorageError
 from sqat.train.evaluate import evaluate
 
-OF_THE_MACHINE = ("seconds", "tokens_per_second", "peak_bytes", "environment")
+OF_THE_MACHINE = ("seconds", "peak_bytes", "environment")
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import random
 import pytest
 from scipy import stats
 
-from sqat.compare.statistics import differences, holm, median_interval, ordering, summarise
+from sqat.compare.statistics import differences, holm, median_interval, summarise
 
 
 def test_interval_is_students():
@@ -54,33 +54,6 @@ def test_holm_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("shift", "equal", "verdict"),
-    [
-        (0.5, False, "holds"),
-        (-0.5, False, "does not hold: the other way round"),
-        (0.0, False, "cannot be told"),
-        (0.0, True, "holds, as far as can be told"),
-        (0.5, True, "does not hold"),
-    ],
-)
-def test_orderings(shift, equal, verdict):
-    low = {0: 1.0, 1: 2.0, 2: 3.0}
-    high = {seed: value + shift + (0.01, -0.01, 0.005)[seed] for seed, value in low.items()}
-    assert ordering({"low": low, "high": high}, "low", "high", equal=equal).verdict == verdict
-
-
-def test_an_outlier_does_not_hide_an_ordering_of_times():
-    low = {i: 1 + 0.01 * (i % 3) for i in range(13)}
-    high = {**{i: value + 0.02 + 0.001 * i for i, value in low.items()}, 7: 0.3}  # once the machine did something else
-    assert ordering({"low": low, "high": high}, "low", "high").verdict == "cannot be told"
-    assert ordering({"low": low, "high": high}, "low", "high", by_ranks=True).verdict == "holds"
-    turned = {"low": high, "high": low}
-    assert ordering(turned, "low", "high", by_ranks=True).verdict == "does not hold: the other way round"
-    same = {"low": low, "high": low}
-    assert ordering(same, "low", "high", equal=True, by_ranks=True).verdict == "holds, as far as can be told"
-
-
-@pytest.mark.parametrize(
     ("number", "expected"),
     [(2, (0, 1)), (5, (0, 4)), (6, (0, 5)), (11, (1, 9)), (21, (5, 15)), (25, (7, 17))],  # a textbook's table
 )
@@ -92,7 +65,3 @@ def test_the_medians_interval_holds_it_as_often_as_said():
     draw = random.Random(0)
     found = [median_interval([draw.expovariate(1) for _ in range(13)]) for _ in range(2000)]
     assert 0.95 <= sum(low <= math.log(2) <= high for low, high in found) / 2000 <= 0.99
-
-
-def test_one_seed_tells_no_ordering():
-    assert ordering({"a": {0: 1.0}, "b": {0: 2.0}}, "a", "b").verdict == "cannot be told"

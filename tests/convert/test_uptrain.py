@@ -116,7 +116,7 @@ def test_without_a_teacher_it_is_training(folders, tmp_path):
     assert all("kl" not in line for line in log(tmp_path / "run", "train"))
 
 
-def test_a_step_without_numbers_is_skipped_and_its_text_kept(folders, tmp_path):
+def test_a_step_without_numbers_is_skipped(folders, tmp_path):
     trainer = start_uptraining(config(*folders(), train__log_every=1), tmp_path / "run")
     weight, before = trainer.student.model.lm_head.weight, []
 
@@ -134,9 +134,6 @@ def test_a_step_without_numbers_is_skipped_and_its_text_kept(folders, tmp_path):
     train = log(tmp_path / "run", "train")
     assert [line["skipped_steps"] for line in train[:4]] == [0, 0, 1, 1]
     assert all(line["kl"] > 0 for line in train if line["loss"] is not None)
-    about = json.loads((tmp_path / "run" / "skipped" / "step-00000003-rank-0" / "batch.json").read_text())
-    assert about["gradient_norm"] == "nan"
-    assert any("The cat number" in row for row in about["text"][0])
 
 
 def test_an_infinite_kl_is_left_out_of_the_log(folders, tmp_path):

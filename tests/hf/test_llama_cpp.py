@@ -7,7 +7,8 @@ import tokenizers
 import torch
 
 from sqat.checkpoint import save_model
-from sqat.data.tokenizer import Tokenizer
+from sqat.data.stories import story
+from sqat.data.tokenizer import Tokenizer, train_tokenizer
 from sqat.errors import CheckpointError, ConfigError
 from sqat.formats import export
 from sqat.generate import SamplingConfig, decode_tokens
@@ -17,10 +18,15 @@ gguf = pytest.importorskip("gguf", reason="gguf is an optional extra: pip instal
 PROMPTS = ["Once upon a time", "The cat's 12 red balls,\n\n  and naïve 🙂 dogs"]
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer((story(i, seed=0, split="train") for i in range(30)), 400)
+
+
 @pytest.fixture
 def exported(tiny_model, tokenizer, tmp_path):
     def build(moe=False, **changes):
-        core = tiny_model(moe, vocab_size=307, context_length=67, **changes)
+        core = tiny_model(moe, vocab_size=409, context_length=67, **changes)
         folder = save_model(core, tmp_path / "checkpoint")
         tokenizer.save(folder)
         export(folder, tmp_path / "out", "gguf")
@@ -75,7 +81,7 @@ def test_what_the_file_says(exported, tokenizer):
     assert (said["llama.attention.key_length"], said["llama.context_length"]) == (10, 67)
     assert said["tokenizer.ggml.tokens"][:4] == ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
     assert said["tokenizer.ggml.tokens"][tokenizer.vocab_size :] == [
-        f"[UNUSED {i}]" for i in range(tokenizer.vocab_size, 307)
+        f"[UNUSED {i}]" for i in range(tokenizer.vocab_size, 409)
     ]
     assert "output.weight" not in {tensor.name for tensor in reader.tensors}  # tied
     count = sum(int(tensor.n_elements) for tensor in reader.tensors)
@@ -97,7 +103,7 @@ def test_what_llama_cpp_does_not_compute(changes, message, exported, tmp_path):
 
 
 def test_without_a_tokenizer(tiny_model, tmp_path):
-    folder = save_model(tiny_model(vocab_size=307), tmp_path / "checkpoint")
+    folder = save_model(tiny_model(vocab_size=409), tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
         export(folder, tmp_path / "out", "gguf")
 
@@ -120,7 +126,7 @@ DIGITS = {"type": "Digits", "individual_digits": False}
     ],
 )
 def test_tokenizers_that_a_file_cannot_hold(changes, message, tiny_model, tokenizer, tmp_path):
-    folder = save_model(tiny_model(vocab_size=307, hidden_size=24), tmp_path / "checkpoint")
+    folder = save_model(tiny_model(vocab_size=409, hidden_size=24), tmp_path / "checkpoint")
     said = json.loads(tokenizer.backend.to_str())
     for name, value in changes.items():
         said[name] = {**(said[name] or {}), **value}

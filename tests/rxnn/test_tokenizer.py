@@ -59,7 +59,7 @@ class TestTransformersTokenizer:
         assert to_sqat(own) is own
 
     def test_something_else_or_damaged(self, tmp_path):
-        with pytest.raises(ConfigError, match="tokenizer is 'gpt2', but must be what load_tokenizer_from_hf_hub"):
+        with pytest.raises(ConfigError, match="tokenizer is 'gpt2', but must be the model's"):
             to_sqat("gpt2")
         (tmp_path / "tokenizer.json").write_text("{")
         with pytest.raises(DataError, match=r"tokenizer.json: damaged, or not a tokenizer"):

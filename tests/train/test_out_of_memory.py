@@ -31,9 +31,9 @@ class Full(nn.Module):
         (64, 1, "step 7 with a batch_size of 64: try a batch_size of 32 with a gradient_accumulation of 2, which"),
         (15, 2, "a batch_size of 15: try a batch_size of 5 with a gradient_accumulation of 6, which keeps the 30 rows"),
         (7, 3, "a batch_size of 7: try a batch_size of 1 with a gradient_accumulation of 21, which keeps the 21 rows"),
-        (1, 3, "a batch_size of 1: a single row does not fit. Try gradient_checkpointing true"),
+        (1, 3, "a batch_size of 1: try a shorter context; or gradient_checkpointing true"),
         (64, None, "a batch_size of 64: try a batch_size of 32"),
-        (1, None, "a batch_size of 1: a single row does not fit; try a shorter context"),
+        (1, None, "a batch_size of 1: try a shorter context"),
     ],
 )  # fmt: skip
 def test_out_of_memory_suggests_a_batch_size(batch_size, accumulation, advice):

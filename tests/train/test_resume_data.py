@@ -6,7 +6,7 @@ import pytest
 
 from sqat.data.stories import story
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
-from sqat.errors import CheckpointError, ConfigError
+from sqat.errors import ConfigError
 from sqat.train.checkpoints import best_checkpoint
 from sqat.train.run import DATA_FILE
 from sqat.train.state import read_state, write_evaluation
@@ -103,12 +103,6 @@ def test_the_best_is_chosen_among_evaluations_on_the_same_data(start, at, tmp_pa
     assert best_checkpoint(tmp_path / "run").name in ("step-00000005", "step-00000006")
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", None])
-def test_a_damaged_record_of_the_data_is_named_and_a_missing_one_warned_of(resumed, tmp_path, caplog, content):
-    path = tmp_path / "run" / DATA_FILE
-    if content is None:
-        assert resumed(path.unlink).state.step == 2
-        assert "has no data.json: whether its data" in caplog.text
-        return
-    with pytest.raises(CheckpointError, match=r"data\.json is damaged: .* --resume goes on and compares nothing"):
-        resumed(lambda: path.write_text(content))
+def test_a_missing_record_of_the_data_is_warned_of(resumed, tmp_path, caplog):
+    assert resumed((tmp_path / "run" / DATA_FILE).unlink).state.step == 2
+    assert "has no data.json: whether its data" in caplog.text

@@ -132,7 +132,7 @@ def test_a_new_best_is_saved_between_checkpoints_and_a_finished_run_stays_as_it_
     ("value", "checkpoint_every", "message", "kept"),
     [
         ("inf", 2, "the weights are not finite after step 4", [2]),
-        ("nan", None, "up to step 5, .* weights are not finite after step 5; earlier checkpoints are kept", []),
+        ("nan", None, "the weights are not finite after step 5; earlier checkpoints are kept", []),
     ],
 )
 def test_inf_and_nan_weights_end_the_run_and_are_not_saved(start, at, tmp_path, value, checkpoint_every, message, kept):

@@ -3,8 +3,6 @@
 Shape letters: B batch, T tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, Self

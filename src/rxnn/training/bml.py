@@ -1,7 +1,5 @@
 """RxNN's trainer: epochs over padded rows, each step through :func:`sqat.train.step.train_step`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """RxNN's callbacks: they observe a training run, print, count, save and upload, or stop it."""
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Shape letters: S max_seq_len.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -52,7 +50,7 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         if max_seq_len < 2:
             raise ConfigError(f"max_seq_len is {max_seq_len}, but must be at least 2 (one token and the one after it)")
         self.max_seq_len = max_seq_len
-        self.tokens = texts if isinstance(texts, TokenFile) else _tokenise(texts, _required(tokenizer), hf_field)
+        self.tokens = texts if isinstance(texts, TokenFile) else _tokenise(texts, to_sqat(tokenizer), hf_field)
 
     @classmethod
     def from_hf_hub(
@@ -85,7 +83,7 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         """
         if tokenizer is None and tokenizer_hub_id is not None:
             tokenizer = load_tokenizer_from_hf_hub(tokenizer_hub_id, **(load_tokenizer_kwargs or {}))
-        converted = _required(tokenizer)
+        converted = to_sqat(tokenizer)
         if load_kwargs:
             from datasets import load_dataset
 
@@ -123,12 +121,6 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         """Does nothing, since a data set is always tokenised; accepted as in RxNN."""
         if verbose:
             print(f"{len(self):,} documents, {self.tokens.num_tokens:,} tokens: tokenised already")
-
-
-def _required(tokenizer: PreTrainedTokenizerFast | Tokenizer | None) -> Tokenizer:
-    if tokenizer is None:
-        raise ConfigError("tokenizer is None, but must be the model's, such as load_tokenizer_from_hf_hub returns")
-    return to_sqat(tokenizer)
 
 
 def _source_name(dataset_id: str, subset: str | None) -> str:

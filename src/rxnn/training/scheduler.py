@@ -1,7 +1,5 @@
 """RxNN's learning-rate schedule."""
 
-from __future__ import annotations
-
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 

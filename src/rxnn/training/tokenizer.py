@@ -1,7 +1,5 @@
 """RxNN's tokenizers: those of `transformers`, loaded by :class:`sqat.data.tokenizer.Tokenizer`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,7 @@ def load_tokenizer_from_file(path: str | Path) -> PreTrainedTokenizerFast:
     return to_transformers(Tokenizer.load(path))
 
 
-def to_sqat(tokenizer: PreTrainedTokenizerFast | Tokenizer) -> Tokenizer:
+def to_sqat(tokenizer: PreTrainedTokenizerFast | Tokenizer | None) -> Tokenizer:
     """The same tokenizer as this package's own class.
 
     Raises:
@@ -49,5 +47,6 @@ def to_sqat(tokenizer: PreTrainedTokenizerFast | Tokenizer) -> Tokenizer:
         return tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, tokenizers.Tokenizer):
-        raise ConfigError(f"tokenizer is {tokenizer!r}, but must be what load_tokenizer_from_hf_hub returns")
+        right = "the model's, such as load_tokenizer_from_hf_hub returns"
+        raise ConfigError(f"tokenizer is {tokenizer!r}, but must be {right}")
     return Tokenizer(tokenizers.Tokenizer.from_str(backend.to_str()))  # a copy

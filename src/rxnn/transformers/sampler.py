@@ -1,7 +1,5 @@
 """RxNN's sampler: a model's tokens one by one, and as text. A key/value cache makes each token one short step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
@@ -10,9 +8,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rxnn.experimental.models import ExperimentalAttentionTransformer
 from rxnn.training.tokenizer import to_sqat
-from sqat.data.tokenizer import TextStream, Tokenizer
+from sqat.data.tokenizer import Tokenizer
 from sqat.errors import ConfigError
-from sqat.generate import SamplingConfig, decode_tokens
+from sqat.generate import SamplingConfig, decode_tokens, stream
 
 
 class Sampler:
@@ -54,13 +52,7 @@ class Sampler:
         """
         if initial_tokens.dim() != 2 or len(initial_tokens) != 1:
             raise ConfigError(f"initial_tokens has the shape {tuple(initial_tokens.shape)}, but must have (1, T)")
-        config = SamplingConfig(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=1.0 if top_p is None else top_p,
-            max_tokens=max_seq_len,
-            seed=int(torch.randint(2**62, ())),
-        )
+        config = sampling(temperature, top_k, top_p, max_seq_len)
         return self._tokens(initial_tokens[0].tolist(), config)
 
     def _tokens(self, prompt: list[int], config: SamplingConfig) -> Iterator[int]:
@@ -69,6 +61,12 @@ class Sampler:
             yield token
             if token == self.end_token_id:
                 return
+
+
+def sampling(temperature: float, top_k: int | None, top_p: float | None, max_tokens: int) -> SamplingConfig:
+    """RxNN's arguments as ours, with a seed from torch's generator."""
+    top_p, seed = 1.0 if top_p is None else top_p, int(torch.randint(2**62, ()))
+    return SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, seed=seed)
 
 
 class SampleDecoder:
@@ -110,12 +108,7 @@ class SampleDecoder:
         """The text of :meth:`__call__` piece by piece, the prompt first."""
         prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
         if len(prompt) > max_seq_len:
-            prompt = prompt[:max_seq_len]
-            text = self.tokenizer.decode(prompt)
+            text = self.tokenizer.decode(prompt[:max_seq_len])
         yield text
-        pieces = TextStream(self.tokenizer, continuation=bool(text))
-        for token in self.sampler(torch.tensor([prompt]), temperature, top_p=top_p, max_seq_len=max_seq_len):
-            if piece := pieces.push(token):
-                yield piece
-        if piece := pieces.flush():
-            yield piece
+        config = sampling(temperature, None, top_p, max_seq_len)
+        yield from stream(self.sampler.model.model, self.tokenizer, text, config)

@@ -2,8 +2,6 @@
 colour and marker (Okabe and Ito's palette, which colour-blind readers can tell apart too).
 """
 
-from __future__ import annotations
-
 import io
 import math
 import statistics
@@ -113,13 +111,6 @@ def _loss_over(axes: Any, comparison: Comparison, axis: str) -> bool:
         look = look_of(comparison, name)
         axes.plot(x, mean, label=f"{name} ({mean[-1]:.3f})", markevery=max(1, points // 8), linewidth=1.4, **look)
         axes.fill_between(x, [min(at) for at in losses], [max(at) for at in losses], color=look["color"], alpha=0.1)
-        curves = [run.get("train_curve", []) for run in runs]  # a thin line: mean over seeds and a twentieth of the run
-        count = min(map(len, curves))
-        width = max(1, count // 20)
-        means = [statistics.fmean(curve[i]["loss"] for curve in curves) for i in range(count)]
-        smooth = [statistics.fmean(means[i - width + 1 : i + 1]) for i in range(width - 1, count)]
-        x = [place(runs[0], point) for point in curves[0][width - 1 : count]]
-        axes.plot(x, smooth, color=look["color"], linewidth=0.6, alpha=0.7)
         low, high = min(low, *map(min, losses[points // 4 :])), max(high, *map(max, losses[points // 4 :]))
     if math.isinf(low):
         return False
@@ -127,7 +118,6 @@ def _loss_over(axes: Any, comparison: Comparison, axis: str) -> bool:
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
     axes.set(xlabel=LABELS[axis], ylabel="validation loss, nats per token")
-    axes.plot([], [], color=GREY, linewidth=0.6, label="thin: training loss,\nrunning mean")
     axes.legend(title="variant (last)", fontsize=9, **BESIDE)
     return True
 

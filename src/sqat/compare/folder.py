@@ -7,8 +7,6 @@ results.jsonl  the results of all finished runs, a line each; enough to go on fr
 timing.json    the timing pass
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """What a comparison is: variants, seeds, data, training, and the budget that every variant gets."""
 
-from __future__ import annotations
-
 import math
 import operator
 import re

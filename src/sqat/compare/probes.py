@@ -3,8 +3,6 @@
 Shape letters: B rows, T tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

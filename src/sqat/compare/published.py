@@ -1,8 +1,5 @@
 """What the authors of SQA published of their own models, to stand beside our results."""
 
-from __future__ import annotations
-
-import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -23,12 +20,6 @@ class Published(NamedTuple):
 
     how: str  # the results were made
     results: Mapping[str, Result]
-
-    def claims(self, metric: str, equal: float) -> list[tuple[str, str, bool]]:
-        """Each variant and the next in the order of a metric, and whether they differ by no more than `equal`."""
-        found = sorted((getattr(result, metric), name) for name, result in self.results.items())
-        pairs = itertools.pairwise(found)
-        return [(lower, higher, round(high - low, 4) <= equal) for (low, lower), (high, higher) in pairs]
 
 
 _FAMILIES = {

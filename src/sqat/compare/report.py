@@ -1,7 +1,5 @@
 """report.md and report.html of a comparison, from its raw data alone: the same data give the same bytes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 It goes on from its newest checkpoint, and at the end writes result.json, which becomes a line of results.jsonl.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -21,7 +19,6 @@ from sqat.bench import environment, peak_memory_bytes
 from sqat.compare.folder import Folder, read_results
 from sqat.compare.plan import ComparePlan, training_flops_per_token
 from sqat.compare.probes import score_probes
-from sqat.cost import kv_bytes_per_token, parameters
 from sqat.durable import replace_file
 from sqat.generate import SamplingConfig, generate
 from sqat.train import Trainer, start_run
@@ -52,40 +49,31 @@ def run_result(plan: ComparePlan, seed: int, trainer: Trainer) -> dict[str, Any]
     """Everything a report needs to know of a finished run, apart from what the timing pass measures."""
     assert trainer.out is not None
     model, state = trainer.model.config, trainer.state
-    cost, counted = training_flops_per_token(model), parameters(model)
-    log = read_results(trainer.out / METRICS_FILE)
-    seconds, tokens = 0.0, 0  # of training steps alone, over all sittings of a run that was stopped in between
-    for line in log:
-        if line["kind"] == "train":
+    cost = training_flops_per_token(model)
+    seconds, tokens, curve = 0.0, 0, []
+    for line in read_results(trainer.out / METRICS_FILE):
+        if line["kind"] == "train":  # of steps alone, over all sittings of a run that was stopped in between
             seconds += (line["tokens"] - tokens) / line["tokens_per_second"]
             tokens = line["tokens"]
-    cuda = trainer.device.type == "cuda"
+        else:
+            loss = math.nan if line["loss"] is None else line["loss"]  # the log writes null for NaN and Inf
+            point = {name: line[name] for name in ("step", "tokens", "accuracy", "bits_per_byte")}
+            curve.append({**point, "loss": loss, "flops": cost * line["tokens"]})
     return {
         "model": model.to_dict(),
-        "num_heads": model.num_heads,
-        "parameters": {"total": counted.total, "active": counted.active},
         "flops_per_token": cost,
-        "kv_bytes_per_token": kv_bytes_per_token(model),
         "steps": state.step,
         "tokens": state.tokens,
         "flops": cost * state.tokens,
         "evaluation": state.evaluation,
-        "curve": [_point(line, cost, "accuracy", "bits_per_byte") for line in log if line["kind"] == "validation"],
-        "train_curve": [_point(line, cost, "router_max_load") for line in log if line["kind"] == "train"],
+        "curve": curve,
         "seconds": seconds,
-        "tokens_per_second": state.tokens / seconds if seconds else None,
         "shared_machine": plan.processes > 1,
-        "peak_bytes": peak_memory_bytes("cuda" if cuda else "cpu"),
+        "peak_bytes": peak_memory_bytes("cuda" if trainer.device.type == "cuda" else "cpu"),
         "probes": _probes(plan, trainer),
         "stories": _stories(plan, trainer, seed),
         "environment": environment(),
     }
-
-
-def _point(line: dict[str, Any], cost: float, *more: str) -> dict[str, Any]:
-    loss = math.nan if line["loss"] is None else line["loss"]  # the log writes null for NaN and Inf
-    point = {"step": line["step"], "tokens": line["tokens"], "flops": cost * line["tokens"], "loss": loss}
-    return {**point, **{name: line[name] for name in more if name in line}}
 
 
 def _probes(plan: ComparePlan, trainer: Trainer) -> dict[str, Any] | None:

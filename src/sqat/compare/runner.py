@@ -3,8 +3,6 @@
 All of it can be stopped at any moment; the same command goes on.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

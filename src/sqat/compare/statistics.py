@@ -5,8 +5,6 @@ a moment) would drown everything. Differences to the reference are taken seed by
 the same data in the same order and began equal where they could, so what the seed does to both cancels.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -92,35 +90,3 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     ranked = sorted(values)
     outside = max(0, int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(ranked), 0.5)) - 1)
     return ranked[outside], ranked[-1 - outside]
-
-
-class Ordering(NamedTuple):
-    """How a claim "lower < higher", or "about equal", fares."""
-
-    verdict: str  # "holds", "does not hold …", "cannot be told"
-    gap: float  # higher minus lower, mean or median; NaN where no seed is shared
-    p: float  # the probability of a gap at least this large if there is none
-
-
-def ordering(by_variant: Values, lower: str, higher: str, *, equal: bool = False, by_ranks: bool = False) -> Ordering:
-    """Test the claim that variant `lower` has lower values than `higher`, or with `equal` that both are about equal.
-    `by_ranks` takes medians and Wilcoxon's signed ranks, for values with outliers, not means and Student's t.
-    """
-    from scipy import stats
-
-    low, high = by_variant[lower], by_variant[higher]
-    gaps = [high[seed] - low[seed] for seed in high if seed in low]
-    if len(gaps) < 2:
-        return Ordering("cannot be told", gaps[0] if gaps else math.nan, 1.0)
-    if by_ranks:
-        gap, p = statistics.median(gaps), float(stats.wilcoxon(gaps).pvalue) if any(gaps) else 1.0
-    else:
-        gap, p = statistics.fmean(gaps), summarise(gaps).p
-    told_apart = p < 1 - CONFIDENCE
-    if equal:
-        verdict = "does not hold" if told_apart else "holds, as far as can be told"
-    elif told_apart:
-        verdict = "holds" if gap > 0 else "does not hold: the other way round"
-    else:
-        verdict = "cannot be told"
-    return Ordering(verdict, gap, p)

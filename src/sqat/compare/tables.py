@@ -1,16 +1,14 @@
 """The report's tables, in the order in which they are read."""
 
-from __future__ import annotations
-
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 from sqat.compare.folder import Comparison
 from sqat.compare.published import published
-from sqat.compare.statistics import Summary, Values, differences, median_interval, ordering, summarise
+from sqat.compare.statistics import Summary, differences, median_interval, summarise
 from sqat.config import ModelConfig
 from sqat.cost import attention_speedup, flops_per_token, kv_bytes, kv_bytes_per_token, parameters
 
@@ -42,7 +40,6 @@ def all_tables(comparison: Comparison) -> list[Table]:
         quality,
         against_reference,
         beside_published,
-        published_orderings,
         speed,
         partial(attention, series=0),
         partial(attention, series=1),
@@ -135,34 +132,6 @@ def beside_published(comparison: Comparison) -> Table | None:
     columns = ["variant", "loss, counting padding", "published", "accuracy, counting padding", "published"]
     columns += ["time", "published", "parameters", "published"]
     return Table("Beside the published results", columns, rows, notes)
-
-
-def published_orderings(comparison: Comparison) -> Table | None:
-    """Which of the published orderings hold here."""
-    theirs, reference = published(comparison.plan), comparison.plan.reference
-    if theirs is None:
-        return None
-    rows, notes = [], []
-    if loss := comparison.by_seed("evaluation", "loss"):
-        rows += _orderings("loss", loss, theirs.claims("loss", equal=0.001))
-        notes.append("loss: over real targets, paired over seeds; mean difference in nats, Student's t")
-    if seconds := comparison.time_ratios("step_seconds"):
-        rows += _orderings("time", seconds, theirs.claims("minutes", equal=1), by_ranks=True)
-        notes.append(
-            f"time: training steps taken in turn, relative to {reference}'s; median difference, Wilcoxon's signed ranks"
-        )
-    notes.append("p < 0.05, each by itself")
-    return Table("Published orderings", ["claim", "here", "second minus first", "p"], rows, notes) if rows else None
-
-
-def _orderings(what: str, values: Values, claims: Iterable[Any], *, by_ranks: bool = False) -> list[list[str]]:
-    rows = []
-    for lower, higher, equal in claims:
-        if lower in values and higher in values:
-            found = ordering(values, lower, higher, equal=equal, by_ranks=by_ranks)
-            claim = f"{what}: {lower} {'≈' if equal else '<'} {higher}"
-            rows.append([claim, found.verdict, f"{found.gap:+.4f}", f"{found.p:.3g}"])
-    return rows
 
 
 def speed(comparison: Comparison) -> Table | None:

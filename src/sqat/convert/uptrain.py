@@ -24,7 +24,7 @@ from sqat.run_config import TrainConfig
 from sqat.train.distributed import naming_lost_ranks
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.prepare import PreparedData, Progress, build_token_files, open_sources
-from sqat.train.run import begin_run, check_same_data, make_logs, open_run
+from sqat.train.run import begin_run, make_logs
 from sqat.train.step import autocast
 from sqat.train.trainer import Callback, Trainer
 from sqat.uptrain_config import UptrainConfig
@@ -105,13 +105,15 @@ def start_uptraining(
     """
     out = Path(out).expanduser()
 
-    def prepare(goes_on: bool) -> tuple[StockDecoder, StockDecoder | None, PreparedData]:
+    Parts = tuple[StockDecoder, StockDecoder | None, PreparedData]
+
+    def prepare(_: bool) -> Parts:
         student, teacher, tokenizer = _models(config)
         sources, size = open_sources(config.data), student.config.vocab_size
         return student, teacher, build_token_files(*sources, tokenizer, config.data, size, progress=progress)
 
-    with begin_run(config, out, resume, accept_new_data, prepare) as ((student, teacher, data), resume):
-        check_same_data(data)
+    def make(parts: Parts) -> Uptraining:
+        student, teacher, data = parts
         record = locate(config.model.path) / RECORD_FILE
         batches = Batches(
             data.train,
@@ -134,8 +136,9 @@ def start_uptraining(
             callbacks=[*make_logs(config.train, out), *callbacks],
         )
         batches.place(trainer.device)
-        open_run(config, out, trainer, data, resume, accept_new_data)
-    return trainer
+        return trainer
+
+    return begin_run(config, out, resume, accept_new_data, prepare, make)
 
 
 def steps_for(tokens: int, batches: Batches, config: TrainConfig) -> int:

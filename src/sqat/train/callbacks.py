@@ -29,27 +29,20 @@ class ProgressBar(Callback):
     progress: Progress | None = None
 
     def on_start(self, trainer: Trainer) -> None:
+        import rich.progress as parts
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
 
         self.console = Console(soft_wrap=True)
         if not self.console.is_terminal:
             return
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("· left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+        self.progress = parts.Progress(
+            parts.TextColumn("{task.description}"),
+            parts.BarColumn(),
+            parts.MofNCompleteColumn(),
+            parts.TextColumn("{task.fields[status]}"),
+            parts.TimeElapsedColumn(),
+            parts.TextColumn("· left"),
+            parts.TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
         )
         # Evaluating or compiling kernels may come first: the bar pulses until a step is done.

@@ -4,8 +4,6 @@ A checkpoint, `checkpoints/step-N/`, appears by a rename, with the checksums of 
 Only the evaluation of its weights may be added to it, as `evaluation.json`.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -7,8 +7,6 @@ A batch's rows are divided among ranks as they are among the shards of a CPU (:m
 rank computes is a sum over its rows, so the sums over all ranks are those of the whole batch.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Metrics over a whole validation set, in which every real token has the same weight."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext

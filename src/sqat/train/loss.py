@@ -3,8 +3,6 @@
 Shape letters: N rows, D width, V vocabulary, E experts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Metrics of the steps since the last log line, kept on the device until they are read."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Parameter groups, AdamW, and learning-rate schedules as pure functions of the step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

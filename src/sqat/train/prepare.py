@@ -1,7 +1,5 @@
 """From a data configuration to a tokenizer and token files: tokenised once, kept in the cache."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Iterator

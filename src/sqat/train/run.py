@@ -1,11 +1,9 @@
 """A whole run from its configuration: data, model, trainer, logs, in one folder."""
 
-from __future__ import annotations
-
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +14,7 @@ from sqat.config import Config
 from sqat.data.batches import Batches, BatchState
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.durable import replace_file
-from sqat.errors import CheckpointError, ConfigError, DataError
+from sqat.errors import ConfigError, DataError
 from sqat.model import Decoder
 from sqat.run_config import RunConfig, TrainConfig, read_yaml
 from sqat.train import distributed
@@ -26,7 +24,8 @@ from sqat.train.prepare import PreparedData, Progress, prepare_data
 from sqat.train.trainer import Callback, Trainer
 from sqat.untrusted import read_json
 
-T = TypeVar("T")
+Parts = TypeVar("Parts")
+Run = TypeVar("Run", bound=Trainer)
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +77,10 @@ def start_run(
         own = _tokenizer_of(out, run, accept_new_data) if goes_on else None
         return prepare_data(run.data, run.model.vocab_size, tokenizer=own, progress=progress)
 
-    with begin_run(run, out, resume, accept_new_data, prepare) as (data, resume):
-        trainer = make_trainer(run, data, out, callbacks)
-        open_run(run, out, trainer, data, resume, accept_new_data)
-    return trainer
+    def make(data: PreparedData) -> Trainer:
+        return make_trainer(run, data, out, callbacks)
+
+    return begin_run(run, out, resume, accept_new_data, prepare, make)
 
 
 def _tokenizer_of(out: Path, config: RunConfig, accept_new_data: bool) -> Tokenizer | None:
@@ -96,50 +95,35 @@ def _tokenizer_of(out: Path, config: RunConfig, accept_new_data: bool) -> Tokeni
     return None
 
 
-@contextmanager
 def begin_run(
-    config: Any, out: Path, resume: bool, accept_new_data: bool, prepare: Callable[[bool], T]
-) -> Iterator[tuple[T, bool]]:
-    """What every kind of run begins with: join the ranks, lock and check the folder, call `prepare` on every rank, with
-    whether to resume.
+    config: Any,
+    out: Path,
+    resume: bool,
+    accept_new_data: bool,
+    prepare: Callable[[bool], Parts],
+    make: Callable[[Parts], Run],
+) -> Run:
+    """What every kind of run begins with: lock and check the folder, make the trainer, compare the data with those that
+    the run began with, and resume. What torchrun has restarted always resumes.
 
-    The folder stays locked within the context, in which a trainer is made that holds the lock itself.
-
-    Returns:
-        what `prepare` gave, and whether to resume.
+    Args:
+        prepare: called on every rank, with whether to resume; returns what the trainer is made of.
+        make: makes the trainer, which holds the folder's lock from then on.
     """
     distributed.join(config.train.device)
-    goes_on = resume or any(distributed.gather(distributed.restarts()))
+    resume = resume or any(distributed.gather(distributed.restarts()))
     with ExitStack() as held:
 
         def take_folder() -> None:
             held.enter_context(run_folder(out))
-            check_folder(config, out, goes_on, accept_new_data)
+            check_folder(config, out, resume, accept_new_data)
 
         distributed.first_does(take_folder)
-        yield distributed.in_turn(lambda: prepare(goes_on)), goes_on
-
-
-def open_run(
-    config: Config, out: Path, trainer: Trainer, data: PreparedData, resume: bool, accept_new_data: bool
-) -> None:
-    """What every kind of run does once its trainer is made: compare the data with those that the run began with, write
-    what it is made from, and resume.
-    """
-    found = data.fingerprints()
-
-    def write() -> list[str]:
-        out.mkdir(parents=True, exist_ok=True)
-        begun = begun_with(out) if resume and list_checkpoints(out) else found
-        if changed := [name for name, digits in found.items() if begun.get(name, digits) != digits]:
-            own = config.to_dict()["data"]
-            field = "source" if changed != ["validation"] or own["validation"] is None else "validation"
-            _refuse_or_warn(out, changed, accept_new_data, f"data.{field} is {own[field]!r}")
-        replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
-        replace_file(out / DATA_FILE, json.dumps(found, indent=2))
-        return changed
-
-    changed = distributed.first_does(write)
+        trainer = make(distributed.in_turn(lambda: prepare(resume)))
+    assert trainer.tokenizer is not None
+    data = PreparedData(trainer.tokenizer, trainer.batches.tokens, trainer.validation)
+    check_same_data(data)
+    changed = distributed.first_does(lambda: _write_origin(config, out, data, resume, accept_new_data))
     if resume and not trainer.resume() and distributed.is_first():
         logger.warning("%s has no checkpoint yet: starting at the beginning", out)
     if "validation" in changed:
@@ -149,6 +133,20 @@ def open_run(
         place = trainer.state.data = BatchState(place.epoch + 1, 0)
     if changed and distributed.is_first():
         logger.warning("going on with the new data at epoch %d, row %d", *place)
+    return trainer
+
+
+def _write_origin(config: Config, out: Path, data: PreparedData, resume: bool, accept_new_data: bool) -> list[str]:
+    """Write what a run is made from; returns which of its data have changed since it began."""
+    found = data.fingerprints()
+    begun = begun_with(out) if resume and list_checkpoints(out) else found
+    if changed := [name for name, digits in found.items() if begun.get(name, digits) != digits]:
+        own = config.to_dict()["data"]
+        field = "source" if changed != ["validation"] or own["validation"] is None else "validation"
+        _refuse_or_warn(out, changed, accept_new_data, f"data.{field} is {own[field]!r}")
+    replace_file(out / CONFIG_FILE, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    replace_file(out / DATA_FILE, json.dumps(found, indent=2))
+    return changed
 
 
 def begun_with(out: Path) -> dict[str, Any]:
@@ -157,12 +155,7 @@ def begun_with(out: Path) -> dict[str, Any]:
     if not path.is_file():
         logger.warning("%s has no %s: whether its data are those that it began with is not known", out, DATA_FILE)
         return {}
-    try:
-        return dict(read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: {error}. Without it, --resume goes on and compares nothing"
-        ) from error
+    return read_json(path)
 
 
 def _refuse_or_warn(out: Path, changed: list[str], accept_new_data: bool, where: str) -> None:
@@ -191,7 +184,6 @@ def check_same_data(data: PreparedData) -> None:
 
 def make_trainer(config: RunConfig, data: PreparedData, out: Path, callbacks: Iterable[Callback] = ()) -> Trainer:
     """The trainer of a run whose data are ready; the model is freshly initialised from the seed."""
-    check_same_data(data)
     torch.manual_seed(config.train.seed)
     model = Decoder(config.model)
     torch.manual_seed(config.train.seed)  # so that dropout does not depend on how many numbers the model drew

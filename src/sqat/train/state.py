@@ -4,8 +4,6 @@ A checkpoint has them in `training.json` and `training.safetensors`, beside the 
 came after it was written is in `evaluation.json`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

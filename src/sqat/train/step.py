@@ -1,7 +1,5 @@
 """One optimisation step: forward and backward over the micro-batches, clip, update unless something is NaN or Inf."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -233,21 +231,13 @@ def explain_out_of_memory(doing: str, batch_size: int, gradient_accumulation: in
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainingError(_advice(doing, batch_size, gradient_accumulation)) from error
-
-
-def _advice(doing: str, batch_size: int, gradient_accumulation: int | None) -> str:
-    problem = f"the GPU's memory is not enough for {doing} with a batch_size of {batch_size}"
-    smaller = next((n for n in range(batch_size // 2, 0, -1) if batch_size % n == 0), None)
-    if gradient_accumulation is None:
-        rest = "" if smaller is None else f": try a batch_size of {smaller}"
-        return problem + (rest or ": a single row does not fit; try a shorter context")
-    other = "gradient_checkpointing true, which computes part of the forward pass twice"
-    if smaller is None:
-        return f"{problem}: a single row does not fit. Try {other}, or a shorter context_length"
-    accumulation = gradient_accumulation * (batch_size // smaller)
-    return (
-        f"{problem}: try a batch_size of {smaller} with a gradient_accumulation of {accumulation}, which keeps the "
-        f"{batch_size * gradient_accumulation} rows of a step; or {other}. A run that has begun takes these with "
-        "--resume"
-    )
+        smaller = next((n for n in range(batch_size // 2, 0, -1) if batch_size % n == 0), None)
+        advice = f"a batch_size of {smaller}" if smaller else "a shorter context"
+        if smaller and gradient_accumulation:
+            rows = batch_size * gradient_accumulation
+            advice += f" with a gradient_accumulation of {rows // smaller}, which keeps the {rows} rows of a step"
+        if gradient_accumulation:
+            advice += "; or gradient_checkpointing true, which computes part of the forward pass twice. A run that has "
+            advice += "begun takes these with --resume"
+        problem = f"the GPU's memory is not enough for {doing} with a batch_size of {batch_size}"
+        raise TrainingError(f"{problem}: try {advice}") from error

@@ -302,13 +302,19 @@ class Trainer:
         return evaluation
 
     def _finish(self, evaluation: Evaluation | None) -> Evaluation | None:
-        self._end_after_too_many_skipped()
+        self._count_skipped()
         state, last = self.state, self.state.step == self.total_steps
         if self.stop_reason and is_first():
             logger.warning("stopping at step %d of %d: %s", state.step, self.total_steps, self.stop_reason)
         owed = self.validation is not None and state.own_evaluation is None
         state.finished = last and not owed
-        self.save()
+        saved = self.save()
+        if self._too_many:
+            kept = "" if saved is None else f"{saved} is saved, and --resume goes on from it with the next batch. "
+            raise TrainingError(
+                f"{self._too_many}: the run ends. {kept}A lower train.learning_rate or some train.warmup_steps may "
+                f"help; train.max_skipped_steps ({self.config.max_skipped_steps}) is how many in a row are too many"
+            )
         if owed and not self.interrupted:
             state.finished = last
             evaluation = self.evaluate()
@@ -410,31 +416,14 @@ class Trainer:
             self.state.skipped_steps += 1
             self.state.skipped_in_a_row += 1
             found = f"loss {sums['loss'] / sums['targets']:.4g}, gradient norm {sums['grad_norm']:.4g}"
-            where = f"its data begin at epoch {before.epoch}, row {before.row}"
-            logger.warning("step %d is skipped: %s; %s", number, found, where)
+            found += f"; its data begin at epoch {before.epoch}, row {before.row}"
+            logger.warning("step %d is skipped: %s", number, found)
             if self.state.skipped_in_a_row >= self.config.max_skipped_steps and self._too_many is None:
                 self._too_many = (
                     f"the last {self.state.skipped_in_a_row} steps, up to step {number}, had no finite loss or "
-                    f"gradient (now {found}; {where}) and were skipped"
+                    f"gradient (now {found}) and were skipped"
                 )
                 self.interrupt("too many skipped steps in a row")
-
-    def _end_after_too_many_skipped(self) -> None:
-        """Raise a TrainingError if too many steps in a row were skipped, after saving a checkpoint: skipped steps have
-        left the weights as they were.
-        """
-        self._count_skipped()
-        if self._too_many is None:
-            return
-        try:
-            saved = self.save()
-            kept = "" if saved is None else f"{saved} is saved, and --resume goes on from it with the next batch. "
-        except (StorageError, TrainingError) as error:
-            kept = f"{error}. "
-        raise TrainingError(
-            f"{self._too_many}: the run ends. {kept}A lower train.learning_rate or some train.warmup_steps may help; "
-            f"train.max_skipped_steps ({self.config.max_skipped_steps}) is how many in a row are too many"
-        )
 
     # Several ranks
 
