@@ -187,11 +187,6 @@ def test_a_comparison_that_cannot_begin_leaves_no_folder(tiny_plan, tmp_path, ch
     assert not (tmp_path / "made").exists()
 
 
-def test_one_at_a_time(tiny_plan, tmp_path):
-    with Folder(tmp_path).locked(), pytest.raises(ConfigError, match="a comparison is running in"):
-        run_comparison(tiny_plan(), tmp_path)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -110,12 +110,6 @@ def test_checkpoints_are_stock_checkpoints(folders, tmp_path, rows):
     )
 
 
-def test_without_a_teacher_it_is_training(folders, tmp_path):
-    student, _, text = folders()
-    start_uptraining(config(student, None, text), tmp_path / "run").train()
-    assert all("kl" not in line for line in log(tmp_path / "run", "train"))
-
-
 def test_a_step_without_numbers_is_skipped(folders, tmp_path):
     trainer = start_uptraining(config(*folders(), train__log_every=1), tmp_path / "run")
     weight, before = trainer.student.model.lm_head.weight, []

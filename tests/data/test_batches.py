@@ -229,15 +229,6 @@ class TestTokenStore:
         assert read.dtype == torch.int64
         assert read.tolist() == ids[places.numpy()].tolist()
 
-    def test_tokens_are_not_copied_and_may_be_read_only(self, recwarn):
-        ids = np.arange(7, dtype=np.uint16)
-        ids.flags.writeable = False
-        store = TokenStore(ids, torch.device("cpu"))
-        assert store._ids.data_ptr() == ids.ctypes.data
-        assert not recwarn.list
-        table = store.upload(np.arange(3), np.array([True, False, True]))  # integers and truth values
-        assert (table.dtype, table.tolist()) == (torch.int64, [[0, 1, 2], [1, 0, 1]])
-
     @pytest.mark.parametrize("room", [True, False])
     def test_a_gpu_keeps_them_where_it_has_room(self, room, monkeypatch, caplog):
         store = TokenStore(np.zeros(1000, np.uint16), torch.device("cpu"))

@@ -11,7 +11,6 @@ import pytest
 
 from sqat.checksums import MANIFEST, write_checksums
 from sqat.data import tokens as tokens_module
-from sqat.data.text import open_source
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
 from sqat.data.tokens import build_tokens, cached_tokens, open_tokens
 from sqat.errors import DataError
@@ -48,12 +47,6 @@ class TestContent:
         options = {"progress": lambda *numbers: calls.append(numbers), "batch_documents": 3}
         file = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file", **options)
         assert calls == [(documents, file.offsets[documents]) for documents in (3, 4, 5)]
-
-    def test_real_stories(self, tinystories, tmp_path):
-        source = open_source(str(tinystories), "validation")
-        tokenizer = train_tokenizer(source.documents(), 1009)
-        file = build_tokens(source, tokenizer, tmp_path / "file")
-        assert [tokenizer.decode(file.document(i)) for i in range(len(file))] == list(source.documents())
 
 
 class TestBuilding:

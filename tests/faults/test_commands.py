@@ -7,7 +7,7 @@ import shutil
 import signal
 
 import pytest
-from harness import FREEING, FULL, KILLED, assert_refused, assert_same_run, litter, log_of, newest_is_whole
+from harness import FREEING, FULL, KILLED, assert_refused, assert_same_run, litter, log_of
 
 pytestmark = pytest.mark.usefixtures("needs_shim")
 
@@ -137,27 +137,6 @@ def test_convert_to_fewer_heads(commands, stock_folder):
     kill_conversion(commands, ("convert", stock_folder, "--out", "out", "--query-heads", "2"), CONVERT)
 
 
-@pytest.mark.skipif(not FULL, reason="make test-faults runs it")
-@pytest.mark.parametrize("part", range(PARTS))
-def test_uptrain(commands, stock_folder, part):
-    from sqat.convert.files import read_model
-
-    options = ("--tokens", "500", "--data", "stories:61", "--batch-size", "3", "--context", "29", "--device", "cpu")
-    changes = ("train.tensorboard=false", "train.log_every=3", "train.checkpoint_every=2", "train.evaluate_every=3")
-    sets = [word for change in (*changes, "data.validation_limit=3") for word in ("--set", change)]
-    command = ("uptrain", stock_folder, "--teacher", stock_folder, *options, *sets, "--out", "run", "--resume")
-    whole = commands("whole-uptraining")
-    done = succeeded(whole(*command, modules=CONVERT)).changes
-    for n in numbers(done, 48, 1, part):
-        sqat = commands(f"at-{n}")
-        assert sqat(*command, action="kill", at=n).code == KILLED
-        newest_is_whole(sqat.folder / "run", read_model)
-        succeeded(sqat(*command))
-        assert_same_run(sqat.folder / "run", whole.folder / "run")
-        assert litter(sqat.folder) == []
-        shutil.rmtree(sqat.folder)
-
-
 @pytest.fixture
 def start(commands):
     """`start("name")`: as `commands`, with the plan of a comparison."""
@@ -196,18 +175,3 @@ def test_compare(start, part):
             assert_same_run(sqat.folder / "out" / "runs" / run.name, run)
         assert litter(sqat.folder) == []
         shutil.rmtree(sqat.folder)
-
-
-@pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py has two of its moments")
-def test_compare_on_a_full_disk(start):
-    """Where the comparison itself writes; its runs are training runs."""
-    command = ("compare", "plan.yaml", "--out", "out")
-    changes = succeeded(start("whole")(*command, modules=COMPARE)).changes
-    names = (".lock-runs", "plan.yaml", "setup.json", "-seed0", "output.log", "results.jsonl", "timing", "report.html")
-    for name in names:
-        n = next(i + 1 for i, change in enumerate(changes) if name in change)
-        sqat = start(f"at-{name}")
-        assert_refused(sqat(*command, action="fail", at=n, value=errno.ENOSPC), "No space left on device", "error: out")
-        assert litter(sqat.folder) == []
-        succeeded(sqat(*command))
-        assert litter(sqat.folder) == []

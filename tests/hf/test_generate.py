@@ -102,20 +102,3 @@ def test_own_masks_are_taken_as_they_are(implementation, tiny_model, tokens):
     found = model(tokens, attention_mask=mask, position_ids=positions).logits
     expected = core(tokens, positions=positions[0], documents=documents).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("windowed", [False, True])
-def test_a_decoding_step_is_one_graph(windowed, tiny_model):
-    from transformers import StaticCache
-
-    kind = {"window": 5, "global_tokens": 2} if windowed else {"moe": True}
-    kind |= {"hidden_size": 24, "intermediate_size": 16}  # of whole 16 bytes, as grouped products take them
-    model = from_decoder(tiny_model(**kind))
-    tokens = torch.tensor(PROMPTS[1:2])
-    expected = model(tokens).logits
-    cache = StaticCache(config=model.config, max_cache_len=16)
-    with torch.no_grad():
-        model(tokens[:, :-1], past_key_values=cache)
-        step = torch.compile(model, backend="eager", fullgraph=True)
-        found = step(tokens[:, -1:], past_key_values=cache, position_ids=torch.tensor([[len(PROMPTS[1]) - 1]])).logits
-    torch.testing.assert_close(found[:, -1], expected[:, -1], rtol=1e-5, atol=1e-5)
