@@ -12,11 +12,11 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,11 +85,10 @@ def bench(
         configs = {name: config.replace(context_length=context) for name, config in configs.items()}
     found: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        spawn = multiprocessing.get_context("spawn")
-        workers = {name: stack.enter_context(ProcessPoolExecutor(1, spawn)) for name in configs}
+        workers = {name: stack.enter_context(_Worker()) for name in configs}
         for name, config in configs.items():
             progress(f"{name}: first steps")
-            peak = workers[name].submit(_start, config.to_dict(), device, batch_size, prompt).result()
+            peak = workers[name].run(_start, config.to_dict(), device, batch_size, prompt)
             found[name] = {"training": [], "evaluation": [], "prompt": [], "decoding": [], "peak_bytes": peak}
         started, left = time.monotonic(), ""
         for number in range(rounds):
@@ -97,10 +96,54 @@ def bench(
                 left = f", about {(time.monotonic() - started) / number * (rounds - number):.0f} s left"
             for name, worker in workers.items():
                 progress(f"{name}: round {number + 1} of {rounds}{left}")
-                for what, rate in worker.submit(_measure).result().items():
+                for what, rate in worker.run(_measure).items():
                     found[name][what].append(rate)
     settings = {"device": device, "context": context, **numbers}
     return {"models": found, "settings": settings, "environment": environment()}
+
+
+class _Worker:
+    """A process that runs functions, one at a time. (Pools of the standard library need semaphores, and with them
+    /dev/shm, which some containers lack.)
+    """
+
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pipe.close()
+        self._process.join()
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The function's result. Raises what it raises, and a RuntimeError if the process ends."""
+        try:
+            self._pipe.send((function, args))
+            result, error = self._pipe.recv()
+        except (EOFError, ConnectionError) as problem:
+            self._process.join()
+            raise RuntimeError(f"the process that measures ended with exit code {self._process.exitcode}") from problem
+        if error is not None:
+            raise error
+        return result
+
+
+def _serve(pipe: Connection) -> None:
+    while True:
+        try:
+            function, args = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            pipe.send((function(*args), None))
+        except Exception as error:  # noqa: BLE001, raised again by `run`
+            pipe.send((None, error))
 
 
 _timer: ModelTimer  # the model of a worker process
@@ -156,7 +199,8 @@ class ModelTimer:
     ) -> None:
         self.batch, self.device, self.precision, self.new_tokens = batch, device, precision, new_tokens
         self.step = training_step(config, batch, device, precision=precision)
-        self.model = Decoder(config).to(device).eval()
+        length = max(config.context_length, prompt_tokens + new_tokens + 1)  # so that nobody is warned of longer text
+        self.model = Decoder(config.replace(context_length=length)).to(device).eval()
         self.prompt: list[int] = torch.randint(4, config.vocab_size, (prompt_tokens,)).tolist()
 
     def train(self) -> float:

@@ -27,7 +27,7 @@ def checkpoints(run):
     [("packed", "float32", 1), ("rows", "bf16", 1), ("packed", "bf16", 2), ("rows", "float32", 2)],
 )
 def test_resumed_run_is_uninterrupted_run_to_the_bit(trained, log, interrupt, monkeypatch, mode, precision, shards):
-    monkeypatch.setattr("sqat.train.trainer.suitable_shards", lambda model: shards)
+    monkeypatch.setattr("sqat.train.step.suitable_shards", lambda model: shards)
     monkeypatch.setattr("sqat.cpu.shards.SHARD_TOKENS", 1)
     settings = {"evaluate_every": 3, "precision": precision, "gradient_accumulation": 2, "data": {"mode": mode}}
     whole = trained("whole", **settings)

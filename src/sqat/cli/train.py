@@ -111,7 +111,7 @@ def evaluate(
     from sqat.train.run import DATA_FILE, begun_with
     from sqat.train.step import explain_out_of_memory
 
-    for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2)):
+    for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2), ("--limit", limit, 1)):
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}, but must be at least {least}")
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)

@@ -66,18 +66,15 @@ def write_checkpoint(
     state: TrainState,
     tensors: dict[str, Tensor],
     tokenizer: Tokenizer | None,
-) -> Path:
-    """Write the checkpoint of `state.step`, with the `tensors` of :func:`sqat.train.state.state_tensors`, unless it is
-    there; return its folder. After a StorageError earlier checkpoints are as they were.
+) -> None:
+    """Write the checkpoint of `state.step`, with the `tensors` of :func:`sqat.train.state.state_tensors`. After a
+    StorageError earlier checkpoints are as they were.
     """
-    folder = checkpoint_path(run, state.step)
-    if not folder.exists():
-        with write_folder(folder) as temporary:
-            write_model(temporary)
-            write_state(temporary, state, tensors)
-            if tokenizer is not None:
-                tokenizer.save(temporary)
-    return folder
+    with write_folder(checkpoint_path(run, state.step)) as temporary:
+        write_model(temporary)
+        write_state(temporary, state, tensors)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
 
 
 def rotate(run: Path, keep: int) -> None:
