@@ -92,10 +92,8 @@ HALF = CONVERT + "--query-heads 3 "
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (CONVERT + "--method mean", "--method is 'mean', but goes with --query-heads"),
-        (CONVERT + "--kv-heads 2", "--kv-heads is 2, but goes with --query-heads"),
-        (CONVERT + "--to native", "--to is 'native', but goes with --query-heads"),
-        (CONVERT + "--context 9", "--context is 9, but goes with --query-heads"),
+        (CONVERT + "--method mean", "--query-heads is missing, but must be the number to keep where --method is given"),
+        (CONVERT + "--context 9", "--query-heads is missing, but must be the number to keep where --context is given"),
         (CONVERT + "--query-heads 7", "query_heads is 7, but must be 1 to 6"),
         (HALF + "--layout sqat", "--layout is 'sqat', but goes without --query-heads"),
         (HALF + "--out text.txt", "--out is text.txt, which exists and is not empty"),

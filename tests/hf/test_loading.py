@@ -68,9 +68,7 @@ def test_rxnns_layout_with_a_config_of_ones_own(tiny_model, tokens, tmp_path):
     model = SQATForCausalLM.from_pretrained(folder, config=tmp_path / "config")
     torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
     other = to_transformers_config(core.config.replace(num_query_heads=3, rope_theta=7.0))
-    with pytest.raises(
-        ConfigError, match=r"config does not fit the tensors of .*original: num_query_heads is 3, there 6"
-    ):
+    with pytest.raises(ConfigError, match=r"config does not fit the tensors of .*original"):
         SQATForCausalLM.from_pretrained(folder, config=other)
     with pytest.raises(ConfigError, match="config is of type GPT2Config, but must be an SQATConfig"):
         SQATForCausalLM.from_pretrained(folder, config=GPT2Config())

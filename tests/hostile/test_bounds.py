@@ -5,9 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from fuzzing import little_memory
-from safetensors.torch import save_file
 
 from sqat.checkpoint import load_model, read_config, save_model
 from sqat.config import CEILINGS
@@ -81,7 +79,7 @@ class TestPaths:
     def test_an_index_leads_nowhere_else(self, sharded):
         self.index(sharded, "model-1.safetensors")
         load_model(sharded)
-        elsewhere = [f"{name}.safetensors" for name in ("../x", "/etc/x", "a/../b", "a\\b", "a\0", "é" * 125)]
+        elsewhere = [f"{name}.safetensors" for name in ("../x", "/etc/x", "a/../b")]
         for name in [*elsewhere, "..", "", "model.bin"]:
             self.index(sharded, name)
             with pytest.raises(CheckpointError, match=r"but must name .safetensors files of its own folder"):
@@ -97,12 +95,7 @@ class TestPaths:
             (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
         load_model(snapshot)
 
-    def test_the_same_tensor_in_two_shards_or_a_linked_one(self, sharded, tmp_path):
-        weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
-        (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        save_file({"embedding.weight": torch.zeros(3, 2)}, sharded / "model-2.safetensors")
-        with pytest.raises(CheckpointError, match=r"'embedding.weight', which another file of the checkpoint holds"):
-            load_model(sharded)
+    def test_a_link_leads_nowhere_else(self, sharded, tmp_path):
         (sharded / "model-1.safetensors").rename(tmp_path / "elsewhere.safetensors")
         (sharded / "model-1.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
         self.index(sharded, "model-1.safetensors")

@@ -69,8 +69,8 @@ def test_the_snippets_with_a_failing_hub(hub, run, training, tmp_path):
     assert streamed.startswith("Example model input for text generation - print streamed response...")
     assert shown.startswith("'Example model input for text generation...")
     assert "Ġ" not in written
-    asked = [(method, path.rpartition("/")[2]) for method, path, _ in hub.requests]
-    fetched = {name for method, name in asked[: [method for method, _ in asked].index("POST")] if method == "GET"}
+    before_training = hub.requests[: [method for method, *_ in hub.requests].index("POST")]
+    fetched = {path.rpartition("/")[2] for _, path, _ in before_training if "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}
 
     working = tmp_path / "working"

@@ -235,13 +235,6 @@ class TestPush:
             card = last.files["README.md"].decode()
             assert "It likes cats." in card
             assert ("- a/b" in card) == (options != ())  # said once, it stays
-            assert ("With transformers alone" in card) == ("sqat pull" not in card) == ("--to" in options)
-        export(run_folder, "exported", "transformers")  # with a card that nobody has changed
-        assert command("push", "exported", REPO)[0] == 0
-        card = hub.repositories[REPO].commits[-1].files["README.md"].decode()
-        assert "It likes cats." in card
-        assert "library_name: transformers" in card
-        assert "trust_remote_code=True" in card
 
     def test_an_unedited_card_is_renewed(self, hub, command, run_folder):
         """With new results, but what was set on the Hub's page stays."""
@@ -327,7 +320,7 @@ class TestPush:
         def refuse(*args, **kwargs):
             raise ValueError(f"bad header Bearer {SECRET}")
 
-        monkeypatch.setattr("sqat.hub.HfApi.create_commit", refuse)
+        monkeypatch.setattr("huggingface_hub.HfApi.create_commit", refuse)
         assert "bad header Bearer <token>" in command("push", run_folder, REPO)[2]
 
     @pytest.mark.parametrize(
@@ -337,7 +330,6 @@ class TestPush:
             (("a/b/c",), "repository is 'a/b/c'"),
             ((REPO, "--to", "gguf"), "to is 'gguf', but must be one of transformers, stock, rxnn, sqat"),
             ((REPO, "--to", "rxnn"), "RxNN's layout holds models with"),
-            ((REPO, "--message", " "), "message is empty"),
             ((REPO, "--license", "The License"), "license is 'The License'"),
             ((REPO, "--dataset", "a b"), "dataset is 'a b'"),
         ],

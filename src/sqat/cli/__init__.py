@@ -35,7 +35,7 @@ app.command("export")(export.export)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.add_typer(data_commands.tokenizer, name="tokenizer")
-app.command("bench", context_settings={"ignore_unknown_options": True})(bench.bench)
+app.command("bench")(bench.bench)
 
 
 def _version(wanted: bool) -> None:

@@ -42,20 +42,11 @@ def convert(
     from sqat.cli.export import current_name, export
     from sqat.errors import ConfigError
 
-    options = {
-        "--kv-heads": kv_heads,
-        "--method": method,
-        "--score": score,
-        "--calibrate": calibrate,
-        "--verify": verify,
-        "--layers": layers,
-        "--to": to,
-        "--context": context,
-    }
     if query_heads is None:
-        for name, value in options.items():
-            if value is not None:
-                raise ConfigError(f"{name} is {value!r}, but goes with --query-heads, which is missing")
+        options = {"--kv-heads": kv_heads, "--method": method, "--score": score, "--calibrate": calibrate}
+        options |= {"--verify": verify, "--layers": layers, "--to": to, "--context": context}
+        if given := [name for name, value in options.items() if value is not None]:
+            raise ConfigError(f"--query-heads is missing, but must be the number to keep where {given[0]} is given")
         layout = layout or "rxnn"
         typer.echo(f"hint: without --query-heads this is now `sqat export {model} --to {layout} --out {out}`", err=True)
         export(Path(model), out, layout)

@@ -50,8 +50,10 @@ def train(
         "train.seed": seed,
         "train.device": device,
     }
+    from sqat.train import start_run
+
     config, folder = read_run(model, training.overrides(options, set_)), out or Path("runs") / Path(model).stem
-    run_training(config, folder, resume=resume, accept_new_data=accept_new_data)
+    training.run(start_run, config, folder, resume=resume, accept_new_data=accept_new_data)
 
 
 def read_run(model: str, changes: list[str]) -> RunConfig:
@@ -60,26 +62,6 @@ def read_run(model: str, changes: list[str]) -> RunConfig:
 
     values: dict[str, Any] = read_yaml(model) if model.endswith((".yaml", ".yml")) else {"model": model}
     return RunConfig.from_dict(with_overrides(values, changes))
-
-
-def run_training(config: RunConfig, out: Path, **resuming: bool) -> None:
-    """Train with a progress bar, and print where the result is."""
-    from sqat.cli.console import console, tokenising
-    from sqat.cost import parameters
-    from sqat.train import start_run
-    from sqat.train.callbacks import ProgressBar
-
-    with tokenising() as progress:
-        trainer = start_run(config, out, **resuming, callbacks=[ProgressBar()], progress=progress)
-    model, tokens = config.model, trainer.batches.tokens
-    console.print(
-        f"{parameters(model).total / 1e6:.2f} M parameters · {model.num_query_heads} of {model.num_heads} query heads, "
-        f"{model.num_kv_heads} key/value · {len(tokens):,} documents, {tokens.num_tokens:,} tokens · "
-        f"{trainer.total_steps:,} steps",
-        highlight=False,
-        soft_wrap=True,
-    )
-    training.run_to_end(trainer, out)
 
 
 def evaluate(

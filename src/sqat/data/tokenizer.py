@@ -15,7 +15,7 @@ from typing import Any, Self
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from sqat.checksums import check_files, relisted
+from sqat.checksums import check_files, renew_checksums
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.folders import run_of
@@ -127,9 +127,9 @@ class Tokenizer:
             "add_prefix_space": self._prefix_space,
             "clean_up_tokenization_spaces": False,
         }
-        with relisted(folder, TOKENIZER_FILES):
-            replace_file(folder / TRANSFORMERS_FILE, json.dumps(settings, indent=2))
-            replace_file(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+        replace_file(folder / TRANSFORMERS_FILE, json.dumps(settings, indent=2))
+        replace_file(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+        renew_checksums(folder, TOKENIZER_FILES)
         return folder / TOKENIZER_FILE
 
     @classmethod
