@@ -11,12 +11,12 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +85,11 @@ def bench(
         configs = {name: config.replace(context_length=context) for name, config in configs.items()}
     found: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(_Worker()) for name in configs}
+        workers: dict[str, Connection] = {}
         for name, config in configs.items():
             progress(f"{name}: first steps")
-            peak = workers[name].run(_start, config.to_dict(), device, batch_size, prompt)
+            workers[name] = stack.enter_context(_worker(config, device, batch_size, prompt))
+            peak = _answer(workers[name])
             found[name] = {"training": [], "evaluation": [], "prompt": [], "decoding": [], "peak_bytes": peak}
         started, left = time.monotonic(), ""
         for number in range(rounds):
@@ -96,82 +97,69 @@ def bench(
                 left = f", about {(time.monotonic() - started) / number * (rounds - number):.0f} s left"
             for name, worker in workers.items():
                 progress(f"{name}: round {number + 1} of {rounds}{left}")
-                for what, rate in worker.run(_measure).items():
+                worker.send("a round")
+                for what, rate in _answer(worker).items():
                     found[name][what].append(rate)
     settings = {"device": device, "context": context, **numbers}
     return {"models": found, "settings": settings, "environment": environment()}
 
 
-class _Worker:
-    """A process that runs functions, one at a time. (Pools of the standard library need semaphores, and with them
+@contextmanager
+def _worker(*work: Any) -> Iterator[Connection]:
+    """A process that measures a model, by the pipe to it. (Pools of the standard library need semaphores, and with them
     /dev/shm, which some containers lack.)
     """
-
-    def __init__(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._pipe.close()
-        self._process.join()
-
-    def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The function's result. Raises what it raises, and a RuntimeError if the process ends."""
-        try:
-            self._pipe.send((function, args))
-            result, error = self._pipe.recv()
-        except (EOFError, ConnectionError) as problem:
-            self._process.join()
-            raise RuntimeError(f"the process that measures ended with exit code {self._process.exitcode}") from problem
-        if error is not None:
-            raise error
-        return result
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs, *work), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.join()
 
 
-def _serve(pipe: Connection) -> None:
-    while True:
-        try:
-            function, args = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            pipe.send((function(*args), None))
-        except Exception as error:  # noqa: BLE001, raised again by `run`
-            pipe.send((None, error))
+def _answer(worker: Connection) -> Any:
+    """What a worker sends. Raises what it raised, and a RuntimeError if it has ended."""
+    try:
+        found = worker.recv()
+    except (EOFError, ConnectionError) as error:
+        raise RuntimeError("the process that measures has ended; memory may be short") from error
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
-_timer: ModelTimer  # the model of a worker process
+def _serve(pipe: Connection, config: ModelConfig, device: str, batch_size: int, prompt: int) -> None:
+    """In a process of its own: train some steps, send the peak memory in bytes, and then a round whenever asked to."""
+    try:
+        tokens_BT = torch.randint(4, config.vocab_size, (batch_size, config.context_length), device=device)
+        batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
+        timer = ModelTimer(config, batch, device, prompt_tokens=prompt, new_tokens=NEW_TOKENS)
+        for _ in range(WARMUP_STEPS):
+            timer.train()
+        peak = peak_memory_bytes(device)
+        timer.evaluate()
+        timer.generate()
+        pipe.send(peak)
+        while pipe.recv():
+            pipe.send(_measure(timer))
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        pass  # nobody asks any more
+    except Exception as error:  # noqa: BLE001, raised again by `_answer`
+        pipe.send(error)
 
 
-def _start(model: Mapping[str, Any], device: str, batch_size: int, prompt: int) -> int:
-    """Build the model in a worker process and train some steps; returns the peak memory in bytes."""
-    global _timer
-    config = ModelConfig.from_dict(model)
-    tokens_BT = torch.randint(4, config.vocab_size, (batch_size, config.context_length), device=device)
-    batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
-    _timer = ModelTimer(config, batch, device, prompt_tokens=prompt, new_tokens=NEW_TOKENS)
-    for _ in range(WARMUP_STEPS):
-        _timer.train()
-    peak = peak_memory_bytes(device)
-    _timer.evaluate()
-    _timer.generate()
-    return peak
-
-
-def _measure() -> dict[str, float]:
-    """One round in a worker process, in tokens per second."""
-    tokens = _timer.batch.inputs.numel()
-    prompt_seconds, token_seconds = _timer.generate()
+def _measure(timer: ModelTimer) -> dict[str, float]:
+    """One round, in tokens per second."""
+    tokens = timer.batch.inputs.numel()
+    prompt_seconds, token_seconds = timer.generate()
     return {
-        "training": tokens * STEPS / sum(_timer.train() for _ in range(STEPS)),
-        "evaluation": tokens / _timer.evaluate(),
-        "prompt": len(_timer.prompt) / prompt_seconds,
+        "training": tokens * STEPS / sum(timer.train() for _ in range(STEPS)),
+        "evaluation": tokens / timer.evaluate(),
+        "prompt": len(timer.prompt) / prompt_seconds,
         "decoding": 1 / token_seconds,
     }
 

@@ -10,7 +10,7 @@ from sqat.errors import ConfigError
 @pytest.mark.parametrize("name", MODEL_TYPES)
 def test_plan_is_what_conversion_gives(name, stock_model):
     model = stock_model(name)
-    plan = plan_conversion(model.config, query_heads=6, kv_heads=2)
+    plan = plan_conversion(model.config, query_heads=6, kv_heads=2, method="mean")
     result = convert(model, plan)
     for costs, which in ((plan.before, model), (plan.after, result)):
         assert costs.parameters == sum(p.numel() for p in which.parameters())
@@ -82,7 +82,7 @@ def test_some_layers_save_their_share(stock_config):
         ({"kv_heads": 4}, r"query_heads is 6, but must be a multiple of kv_heads \(4\)"),
         ({"to": "onnx"}, "to is 'onnx', but must be one of stock, transformers"),
         ({"context_length": 0}, "context_length is 0, but must be at least 1"),
-        ({"method": "median"}, "method is 'median', but must be one of mean, select, cluster"),
+        ({"method": "median"}, "method is 'median', but must be one of fit, mean, select, cluster"),
         ({"score": "loss"}, "score is 'loss', but must be one of activation, norm"),
         ({"layers": "1-2"}, 'layers is 1-2, but must be 0-2 for to "stock": a llama checkpoint holds one number'),
         ({"layers": "0-3"}, "layers is 0-3, but must be a-b with 0 <= a <= b <= 2"),
@@ -138,7 +138,7 @@ def test_calibration_that_is_no_rows_of_tokens(calibration, message, stock_model
 def test_the_model_stays_as_it_is(stock_model, rows):
     model = stock_model("qwen2")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    result = convert(model, plan_conversion(model.config, query_heads=4))
+    result = convert(model, plan_conversion(model.config, query_heads=4, method="mean"))
     with torch.no_grad():
         for parameter in result.parameters():
             parameter += 1

@@ -395,7 +395,7 @@ class TestPull:
         Path("here").mkdir()
         assert command("pull", REPO, "here")[0] == 0  # an empty one may be there
         code, _, err = command("pull", REPO, "here")
-        assert (code, "out is here, which is not empty" in err) == (1, True)
+        assert (code, "out is here, which exists and is not empty" in err) == (1, True)
         Path("here/config.json").write_text('{"model_type": "sqat"}')
         assert command("pull", REPO, "here", "--force")[0] == 0
         assert files_of(Path("here")) == pushed
@@ -407,7 +407,7 @@ class TestPull:
         assert (code, "out is here, which --force does not replace, since it holds no model" in err) == (1, True)
         assert files_of(Path("here")) == {"thesis.txt": b"mine"}
         code, _, err = command("pull", REPO, "here/thesis.txt", "--force")
-        assert (code, "out is here/thesis.txt, a file" in err) == (1, True)
+        assert (code, "out is here/thesis.txt, which --force does not replace" in err) == (1, True)
 
     def test_a_failed_pull_leaves_the_model_that_was_there(self, hub, command, pushed):
         assert command("pull", REPO, "here")[0] == 0

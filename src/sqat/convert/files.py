@@ -22,7 +22,7 @@ from transformers.utils import logging
 from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, read_tensors, require_inside, weight_files
 from sqat.checksums import check_files
 from sqat.convert.architectures import heads_of, require_known
-from sqat.convert.heads import Groups
+from sqat.convert.heads import LayerHeads
 from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.convert.plan import ConversionPlan, described
 from sqat.convert.verify import Verification
@@ -129,7 +129,7 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
 def write_conversion(
     model: PreTrainedModel,
     plan: ConversionPlan,
-    groups: Sequence[Groups],
+    heads: Sequence[LayerHeads],
     source: Path,
     name: str,
     out: Path,
@@ -137,7 +137,7 @@ def write_conversion(
     verification: Verification | None = None,
     text: str | None = None,
 ) -> None:
-    """Write a model, converted by `plan` and `groups`, into an existing folder, with the tokenizer of the folder
+    """Write a model, converted by `plan` and `heads`, into an existing folder, with the tokenizer of the folder
     `source` that it was made of (`name`: as the user called it), a record of what was done (conversion.json) and a
     model card. `verification` and `text`: how close the result is, on what text, if that was measured.
     """
@@ -151,13 +151,13 @@ def write_conversion(
         "source": public_name(name),
         "base_model": name if source != Path(name).expanduser() else None,  # the Hub's, or only a folder here
         "method": plan.method,
-        "score": plan.score if plan.method != "mean" else None,
+        "score": plan.score if plan.method in ("select", "cluster") else None,
         "layers": plan.layers,
         "before": asdict(plan.before),
         "after": asdict(plan.after),
         "context_length": plan.context_length,
         "verification": verification and {"text": public_name(str(text)), **verification.scalars()},
-        "merged_heads": groups,  # per layer, for each query head
+        "merged_heads": [layer.groups for layer in heads],  # per layer, for each query head
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
     form = "stock" if plan.to == "stock" else "mixed"
