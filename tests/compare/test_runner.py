@@ -194,7 +194,7 @@ def test_a_comparison_that_cannot_begin_leaves_no_folder(tiny_plan, tmp_path, ch
         (["--report-only"], "--out is missing"),
         (["none.yaml"], "no configuration file at none.yaml"),
         (["--report-only", "--out", "."], "has no finished run to report on"),
-        (["none.yaml", "--seeds", "a,b"], "--seeds is 'a,b', but must be numbers like 0,1,2"),
+        (["compare/quick.yaml", "--seeds", "a,b"], "ComparePlan.seeds is 'a', but must be a whole number"),
     ],
 )
 def test_wrong_command_lines(monkeypatch, capsys, arguments, message):
