@@ -11,8 +11,6 @@ from huggingface_hub import ModelCard
 from sqat.checkpoint import save_model
 from sqat.cost import flops_per_token, kv_bytes_per_token, parameters
 from sqat.data.batches import BatchState
-from sqat.data.stories import story
-from sqat.data.tokenizer import train_tokenizer
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model_card import FORMS, Known, Origin, model_card, read_origin, with_metadata
 from sqat.run_config import RunConfig
@@ -138,10 +136,10 @@ class TestText:
             assert not any(words in text for words in ("## Results", "## Training", "okenizer"))
 
     @pytest.mark.parametrize("form", ["sqat", "rxnn"])
-    def test_code_runs(self, form, rxnn_model, tmp_path, monkeypatch, capsys):
+    def test_code_runs(self, form, rxnn_model, tokenizer, tmp_path, monkeypatch, capsys):
         model = rxnn_model(init="torch", vocab_size=303)
         folder = save_model(model, tmp_path / "model", layout=form)
-        train_tokenizer([story(i, seed=0, split="train") for i in range(20)], 303).save(folder)
+        tokenizer.save(folder)
         monkeypatch.chdir(folder)
         code = re.findall(r"```python\n(.*?)```", model_card(model.config, form), re.DOTALL)
         assert len(code) == 2

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM
 
 from sqat.convert import convert, plan_conversion
 from sqat.convert.architectures import MODEL_TYPES
@@ -87,19 +87,12 @@ def test_some_layers_save_their_share(stock_config):
         ({"layers": "1-2"}, 'layers is 1-2, but must be 0-2 for to "stock": a llama checkpoint holds one number'),
         ({"layers": "0-3"}, "layers is 0-3, but must be a-b with 0 <= a <= b <= 2"),
         ({"layers": "all"}, "layers is 'all', but must be a-b"),
-        ({"layers": (0,)}, r"layers is \(0,\), but must be a-b .*; or \(a, b\)"),
         ({"layers": (0, 1.5)}, r"layers is \(0, 1\.5\), but must be a-b"),
-        ({"layers": 2}, "layers is 2, but must be a-b"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message, stock_config):
     with pytest.raises(ConfigError, match=message):
         plan_conversion(stock_config("llama"), **{"query_heads": 6, **changes})
-
-
-def test_other_architectures_are_refused():
-    with pytest.raises(ConfigError, match=r"model_type is 'gpt2', but must be one of llama, mistral"):
-        plan_conversion(GPT2Config(), query_heads=6)
 
 
 def test_quantised_weights_are_refused(stock_config):
@@ -130,9 +123,7 @@ def test_missing_calibration_is_named(stock_model):
     [
         (torch.arange(4, 21), r"calibration has the shape \(17,\), but must be \(rows, tokens\) with at least one row"),
         (torch.empty(0, 17, dtype=torch.long), r"calibration has the shape \(0, 17\), but must be"),
-        (torch.empty(5, 0, dtype=torch.long), r"calibration has the shape \(5, 0\), but must be"),
         (torch.tensor([[4, 307]]), "calibration holds token 307, but must hold ids from 0 to 306"),
-        (torch.tensor([[-1, 5]]), "calibration holds token -1, but must hold ids from 0"),
         (torch.rand(5, 17), r"calibration holds torch\.float32, but must be a tensor of token ids"),
         ([[4, 5]], "calibration holds list, but must be a tensor"),
     ],
