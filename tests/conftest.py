@@ -11,6 +11,8 @@ import torch
 
 from sqat.cli import main
 from sqat.config import ModelConfig
+from sqat.data.stories import story
+from sqat.data.tokenizer import train_tokenizer
 from sqat.folders import default_cache
 from sqat.model import Decoder
 
@@ -32,6 +34,12 @@ SIZES = {
 MOE = {"num_experts": 7, "experts_per_token": 2}
 
 FLIPS = int(os.environ.get("SQAT_FLIPS", "30"))  # bytes of each file, chosen at random, that are flipped one by one
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """303 entries, learned from stories."""
+    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 303)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """`sqat.bench`: every measurement gives a plausible number, and the peak memory is each model's own."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from sqat.errors import ConfigError
 
 @pytest.mark.slow
 def test_models_are_measured_in_processes_of_their_own(monkeypatch, tiny_config):
+    monkeypatch.setattr("_multiprocessing.SemLock", Mock(side_effect=FileNotFoundError))  # as without /dev/shm
     monkeypatch.setattr(bench, "preset", lambda name: tiny_config(num_layers=1))
     found = bench.bench(["a"], device="cpu", batch_size=2, context=7, prompt=5, rounds=2)
     measured = found["models"]["a"]
@@ -31,8 +34,9 @@ def test_attention_runs_for_every_kind_of_heads(tiny_config, changes, backward):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rounds": 0}, "rounds is 0, but must be at least 1"),
-        ({"batch_size": -3}, "batch_size is -3, but must be at least 1"),
+        ({"rounds": 0}, "rounds is 0, but must be between 1 and 1,048,576"),
+        ({"batch_size": -3}, "batch_size is -3, but must be between 1 and 1,048,576"),
+        ({"prompt": 10**12}, "prompt is 1000000000000, but must be between 1 and 1,048,576"),
         ({"context": 0}, "context_length is 0, but must be at least 2"),
         ({"device": "tpu"}, "device is 'tpu', but must be one of auto, cpu, cuda"),
         ({"models": ["sqat-mmm"]}, "unknown preset 'sqat-mmm'; did you mean 'sqat-mm'"),

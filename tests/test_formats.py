@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from sqat.checkpoint import load_model, save_model
-from sqat.data.stories import story
-from sqat.data.tokenizer import train_tokenizer
 from sqat.errors import CheckpointError, ConfigError
 from sqat.formats import detect, export
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 303)
 
 
 @pytest.fixture
@@ -58,12 +51,6 @@ def test_what_was_exported_is_detected(to, checkpoint, tmp_path):
 def test_other_forms_are_detected(name, content, form, tmp_path):
     (tmp_path / name).write_text(content)
     assert detect(tmp_path) == form
-
-
-def test_former_names_are_understood_with_a_warning(checkpoint, tmp_path):
-    with pytest.warns(FutureWarning, match="the form 'native' is now called 'transformers'"):
-        export(checkpoint, tmp_path / "out", "native")
-    assert detect(tmp_path / "out") == "transformers"
 
 
 def test_nothing_is_half_written(checkpoint, tmp_path, monkeypatch):

@@ -135,13 +135,13 @@ class Experiment:
             rows = None
             if plan.needs_calibration:
                 spec = f"{self.options.data}:{self.options.calibration}"
-                sizes = self.sizes
-                rows = token_rows(spec, StockTokenizer(teacher), sizes["max_position_embeddings"], sizes["vocab_size"])
-            groups = choose_heads(model, plan, rows)
+                length, size = self.sizes["max_position_embeddings"], self.sizes["vocab_size"]
+                rows = token_rows([spec], StockTokenizer(teacher), length, size, tokens=1 << 20)
+            heads = choose_heads(model, plan, rows)
             with quiet():
-                result = convert(model, plan, groups=groups)
+                result = convert(model, plan, heads=heads)
             with write_folder(folder) as temporary:
-                write_conversion(result, plan, groups, teacher, str(teacher), temporary)
+                write_conversion(result, plan, heads, teacher, str(teacher), temporary)
         return folder
 
     def train(self, name: str, model: Path, share: float, lr: float, *, teacher: Path | None = None) -> Path:

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from benchmarks.harness import report
 from sqat.bench import environment
-from sqat.errors import DataError, SqatError
+from sqat.errors import ConfigError, DataError, SqatError
 
 BENCHMARKS = {
     "peers": ("peers:measure_peers", "which peers are installed, and how to get the others"),
@@ -92,6 +92,8 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 def _settings(options: argparse.Namespace) -> Settings:
     gpu = options.device == "cuda"
+    if options.lengths and options.benchmark not in ("attention", "long", "all"):
+        raise ConfigError(f"--lengths is of the benchmarks attention and long, not of {options.benchmark}")
     return Settings(
         device=options.device,
         model=options.model,

@@ -28,11 +28,15 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+NOISY = 1.5  # the largest ratio of a round over the smallest, from which their median says little
+
+
 def spread(values: Spread, suffix: str = "") -> str:
     """Median [smallest … largest]."""
     if values.low == values.high:
         return f"{number(values.median)}{suffix}"
-    return f"{number(values.median)}{suffix} [{number(values.low)} … {number(values.high)}]"
+    noisy = ", noisy" if suffix == "×" and values.high > NOISY * values.low else ""
+    return f"{number(values.median)}{suffix} [{number(values.low)} … {number(values.high)}{noisy}]"
 
 
 def cells(table: Table) -> Rows:

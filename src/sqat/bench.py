@@ -9,12 +9,14 @@ import datetime
 import multiprocessing
 import os
 import platform
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ VARIABLES = ("MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_VISIBLE_DEVI
 ROWS = {"cpu": 32, "cuda": 256}  # of a training step, unless told otherwise
 WARMUP_STEPS, STEPS = 3, 2  # training steps before the first round, and in every round
 NEW_TOKENS = 128  # decoded in every round
+SMALLER = "memory may be too small for this batch_size, context or prompt"
+MOST = 1 << 20  # rows, tokens of a prompt, rounds
 
 
 def bench(
@@ -78,18 +82,18 @@ def bench(
     batch_size = ROWS[device] if batch_size is None else batch_size
     numbers = {"batch_size": batch_size, "prompt": prompt, "rounds": rounds}
     for name, value in numbers.items():
-        if value < 1:
-            raise ConfigError(f"{name} is {value}, but must be at least 1")
+        if not 1 <= value <= MOST:
+            raise ConfigError(f"{name} is {value}, but must be between 1 and {MOST:,}")
     configs = {name: preset(name) for name in models}
     if context is not None:
         configs = {name: config.replace(context_length=context) for name, config in configs.items()}
     found: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
-        spawn = multiprocessing.get_context("spawn")
-        workers = {name: stack.enter_context(ProcessPoolExecutor(1, spawn)) for name in configs}
+        workers: dict[str, Connection] = {}
         for name, config in configs.items():
             progress(f"{name}: first steps")
-            peak = workers[name].submit(_start, config.to_dict(), device, batch_size, prompt).result()
+            workers[name] = stack.enter_context(_worker(config, device, batch_size, prompt))
+            peak = _answer(workers[name])
             found[name] = {"training": [], "evaluation": [], "prompt": [], "decoding": [], "peak_bytes": peak}
         started, left = time.monotonic(), ""
         for number in range(rounds):
@@ -97,38 +101,83 @@ def bench(
                 left = f", about {(time.monotonic() - started) / number * (rounds - number):.0f} s left"
             for name, worker in workers.items():
                 progress(f"{name}: round {number + 1} of {rounds}{left}")
-                for what, rate in worker.submit(_measure).result().items():
+                worker.send("a round")
+                for what, rate in _answer(worker).items():
                     found[name][what].append(rate)
     settings = {"device": device, "context": context, **numbers}
     return {"models": found, "settings": settings, "environment": environment()}
 
 
-_timer: ModelTimer  # the model of a worker process
+@contextmanager
+def _worker(*work: Any) -> Iterator[Connection]:
+    """A process that measures a model, by the pipe to it. (Pools of the standard library need semaphores, and with them
+    /dev/shm, which some containers lack.)
+    """
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs, *work), daemon=True)
+    with _ignoring_interrupts():  # inherited: Ctrl-C is for the process that waits
+        process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.terminate()
+        process.join()
 
 
-def _start(model: Mapping[str, Any], device: str, batch_size: int, prompt: int) -> int:
-    """Build the model in a worker process and train some steps; returns the peak memory in bytes."""
-    global _timer
-    config = ModelConfig.from_dict(model)
-    tokens_BT = torch.randint(4, config.vocab_size, (batch_size, config.context_length), device=device)
-    batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
-    _timer = ModelTimer(config, batch, device, prompt_tokens=prompt, new_tokens=NEW_TOKENS)
-    for _ in range(WARMUP_STEPS):
-        _timer.train()
-    peak = peak_memory_bytes(device)
-    _timer.evaluate()
-    _timer.generate()
-    return peak
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def _measure() -> dict[str, float]:
-    """One round in a worker process, in tokens per second."""
-    tokens = _timer.batch.inputs.numel()
-    prompt_seconds, token_seconds = _timer.generate()
+def _answer(worker: Connection) -> Any:
+    """What a worker sends. Raises a ConfigError if it failed or has ended."""
+    try:
+        found = worker.recv()
+    except (EOFError, ConnectionError) as error:
+        raise ConfigError(f"the process that measures has ended: {SMALLER}") from error
+    if isinstance(found, Exception):
+        raise ConfigError(f"{type(found).__name__}: {str(found)[:300]}: {SMALLER}") from found
+    return found
+
+
+def _serve(pipe: Connection, config: ModelConfig, device: str, batch_size: int, prompt: int) -> None:
+    """In a process of its own: train some steps, send the peak memory in bytes, and then a round whenever asked to."""
+    try:
+        tokens_BT = torch.randint(4, config.vocab_size, (batch_size, config.context_length), device=device)
+        batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
+        timer = ModelTimer(config, batch, device, prompt_tokens=prompt, new_tokens=NEW_TOKENS)
+        for _ in range(WARMUP_STEPS):
+            timer.train()
+        peak = peak_memory_bytes(device)
+        timer.evaluate()
+        timer.generate()
+        pipe.send(peak)
+        while pipe.recv():
+            pipe.send(_measure(timer))
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        pass  # nobody asks any more
+    except Exception as error:  # noqa: BLE001, raised again by `_answer`
+        pipe.send(error)
+
+
+def _measure(timer: ModelTimer) -> dict[str, float]:
+    """One round, in tokens per second."""
+    tokens = timer.batch.inputs.numel()
+    prompt_seconds, token_seconds = timer.generate()
     return {
-        "training": tokens * STEPS / sum(_timer.train() for _ in range(STEPS)),
-        "evaluation": tokens / _timer.evaluate(),
-        "prompt": len(_timer.prompt) / prompt_seconds,
+        "training": tokens * STEPS / sum(timer.train() for _ in range(STEPS)),
+        "evaluation": tokens / timer.evaluate(),
+        "prompt": len(timer.prompt) / prompt_seconds,
         "decoding": 1 / token_seconds,
     }
 
@@ -156,7 +205,8 @@ class ModelTimer:
     ) -> None:
         self.batch, self.device, self.precision, self.new_tokens = batch, device, precision, new_tokens
         self.step = training_step(config, batch, device, precision=precision)
-        self.model = Decoder(config).to(device).eval()
+        length = max(config.context_length, prompt_tokens + new_tokens + 1)  # so that nobody is warned of longer text
+        self.model = Decoder(config.replace(context_length=length)).to(device).eval()
         self.prompt: list[int] = torch.randint(4, config.vocab_size, (prompt_tokens,)).tolist()
 
     def train(self) -> float:

@@ -7,22 +7,16 @@ to `sha256sum`, is the checksum of the other lines, so that a damaged list is no
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from sqat.durable import replace_file
 from sqat.errors import CheckpointError, SqatError
-from sqat.untrusted import read_bytes, shown
-
-logger = logging.getLogger(__name__)
 
 MANIFEST = "checksums.sha256"
 _HEAD = "# SHA-256 of the lines below: "
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_LARGEST = 1 << 24  # bytes of a list
 
 
 def write_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
@@ -35,21 +29,12 @@ def write_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
 
 def add_checksums(folder: Path, names: Iterable[str]) -> None:
     """Add `names` to the folder's list, or make one; the entries of other files stay."""
-    _write(folder, {**_trusted(folder), **{name: _sha256(folder / name) for name in names}})
+    _write(folder, {**read_checksums(folder), **{name: _sha256(folder / name) for name in names}})
 
 
-@contextmanager
-def relisted(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """Wrap the replacement of the files `names` in a folder that may have a list of checksums.
-
-    The list lacks them until the end, when their new checksums are added. A process killed in between leaves the files
-    unlisted rather than seemingly damaged.
-    """
-    names = list(names)
-    if listed := (folder / MANIFEST).exists():
-        _write(folder, {name: value for name, value in _trusted(folder).items() if name not in names})
-    yield
-    if listed:
+def renew_checksums(folder: Path, names: Iterable[str]) -> None:
+    """If the folder has a list, enter the files `names`, which have been replaced, anew."""
+    if (folder / MANIFEST).exists():
         add_checksums(folder, names)
 
 
@@ -81,13 +66,11 @@ def read_checksums(folder: Path, error: type[SqatError] = CheckpointError) -> di
     """The checksums in a folder's list by file name; empty if there is no list. Raises `error` if it is damaged."""
     path = folder / MANIFEST
     try:
-        head, _, lines = read_bytes(path, _LARGEST).partition(b"\n")
+        head, _, lines = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return {}
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason}") from reason
-    except ValueError as reason:
-        raise error(f"{path} is damaged: {reason}") from reason
     if head != (_HEAD + hashlib.sha256(lines).hexdigest()).encode():
         raise error(
             f"{path} is damaged: its first line is not the checksum of the others. Without this file the folder is "
@@ -95,23 +78,11 @@ def read_checksums(folder: Path, error: type[SqatError] = CheckpointError) -> di
         )
     sums = {}
     for line in lines.decode(errors="replace").removesuffix("\n").split("\n") if lines else ():
-        if not (found := _LINE.fullmatch(line)):
-            raise error(f"{path} has the line {line[:200]!r}, but must have a SHA-256, two spaces and a file's name")
-        value, name = found.groups()
-        place = PurePosixPath(name)
-        if place.is_absolute() or ".." in place.parts:
-            raise error(f"{path} lists {shown(name)}, but must list files in its own folder")
-        sums[name] = value
+        found = _LINE.fullmatch(line)
+        if not found or PurePosixPath(found[2]).is_absolute() or ".." in PurePosixPath(found[2]).parts:
+            raise error(f"{path} has the line {line[:200]!r}, but must have a SHA-256 and a file in its own folder")
+        sums[found[2]] = found[1]
     return sums
-
-
-def _trusted(folder: Path) -> dict[str, str]:
-    """The checksums in a list that is about to be rewritten; a damaged one is dropped, with a warning."""
-    try:
-        return read_checksums(folder)
-    except CheckpointError as error:
-        logger.warning("%s. The new list has only the files that are written now", error)
-        return {}
 
 
 def _write(folder: Path, sums: Mapping[str, str]) -> None:

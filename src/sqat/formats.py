@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sqat.checkpoint import load_model, write_folder, write_model
-from sqat.checkpoint.model_files import CONFIG_FILE, MODEL_TYPE
+from sqat.checkpoint.model_files import CONFIG_FILE, MODEL_TYPE, read_config_file
 from sqat.checkpoint.rxnn import is_rxnn_config
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, require_room
 from sqat.errors import CheckpointError, ConfigError
@@ -20,7 +20,6 @@ from sqat.folders import require_free
 from sqat.model import Decoder
 from sqat.model_card import CARD_FILE, model_card, read_origin
 from sqat.train.checkpoints import find_model
-from sqat.untrusted import read_json
 
 
 class Format(NamedTuple):
@@ -65,7 +64,7 @@ def export(checkpoint: str | Path, out: str | Path, to: str = "transformers") ->
         to = FORMER_NAMES[to]
     if to not in FORMATS:
         raise ConfigError(f"to is {to!r}, but must be one of {', '.join(FORMATS)}")
-    out = Path(out)
+    out = Path(out).expanduser()
     require_free(out, "out")
     folder = find_model(checkpoint)
     model = load_model(folder, dtype=None)
@@ -104,16 +103,10 @@ def detect(folder: Path) -> str:
     for form, name in (("gguf", "model.gguf"), ("onnx", "model.onnx")):
         if (folder / name).is_file():
             return form
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}")
-    try:
-        values = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    values = read_config_file(folder)
     if is_rxnn_config(values):
         return "rxnn"
-    model_type = values.get("model_type") if isinstance(values, dict) else None
+    model_type = values.get("model_type")
     if model_type == MODEL_TYPE:
         return "transformers" if "auto_map" in values else "sqat"
     from sqat.convert.architectures import MODEL_TYPES  # late: it imports transformers
@@ -123,6 +116,5 @@ def detect(folder: Path) -> str:
         return "stock"
     if isinstance(model_type, str) and model_type.startswith(PREFIX):
         return "mixed"
-    raise CheckpointError(
-        f"{path}: model_type is {model_type!r}, but must be one of {MODEL_TYPE}, {', '.join(MODEL_TYPES)}"
-    )
+    known = ", ".join((MODEL_TYPE, *MODEL_TYPES))
+    raise CheckpointError(f"{folder / CONFIG_FILE}: model_type is {model_type!r}, but must be one of {known}")

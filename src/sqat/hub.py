@@ -2,42 +2,30 @@
 
 No access token is ever shown. The Hub's client takes one from $HF_TOKEN, from the file that `hf auth login` writes, or
 as an argument. Its own errors do not show it, but those of the HTTP library below do if a token cannot be sent
-("Illegal header value b'Bearer …'"), so :func:`without_tokens` cleans every message.
+("Illegal header value b'Bearer …'"), so :func:`usable_token` refuses such a token before every request.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, hf_hub_download
-from huggingface_hub.errors import (  # type: ignore[attr-defined]
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import huggingface_hub as client
+from huggingface_hub import constants, errors
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from sqat.checksums import MANIFEST
 from sqat.errors import CheckpointError, ConfigError, SqatError
 
+HTTPError = errors.HTTPError  # type: ignore[attr-defined]
+
 # What the client raises: its HTTP library's errors, OSError for connections and files, RuntimeError from its upload
 # threads, ValueError for ids and for answers that it cannot read.
 FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
-TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-HIDDEN = "<token>"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-_SHORTEST_TOKEN = 4  # anything shorter is not a token, and would be cut out of ordinary words
 
 
 def require_repo_id(repo_id: str | None, field: str) -> str:
@@ -46,7 +34,7 @@ def require_repo_id(repo_id: str | None, field: str) -> str:
         raise ConfigError(f'{field} is None, but must be a repository such as "owner/name"')
     try:
         validate_repo_id(repo_id)
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise ConfigError(f"{field} is {repo_id!r}: {error}") from error
     return repo_id
 
@@ -54,20 +42,17 @@ def require_repo_id(repo_id: str | None, field: str) -> str:
 def download(
     repo_id: str, names: Sequence[str], *, revision: str | None = None, token: str | bool | None = None, **options: Any
 ) -> Path:
-    """Fetch files at the top of a model repository into the client's cache, all of one commit; returns the folder they
-    are in. `options` (`cache_dir`, `force_download`, `local_files_only`) as `huggingface_hub.hf_hub_download` takes
-    them.
+    """Fetch files of a model repository, by names or patterns, into the client's cache, all of one commit; returns the
+    folder they are in. `options` (`cache_dir`, `force_download`, `local_files_only`) as
+    `huggingface_hub.snapshot_download` takes them. Files that are not there are left out.
 
     Raises:
-        CheckpointError: no such repository, revision or file, no access, or no connection.
+        CheckpointError: no such repository or revision, no access, or no connection.
     """
-    for name in names:
-        problem = f"{repo_id!r} is no local folder, and its {name} cannot be had from the Hub"
-        with hub_errors(problem, repo_id, token):
-            path = hf_hub_download(repo_id, name, revision=revision, token=token, **options)
-        folder = Path(path).parent
-        revision = folder.name  # the commit, so that the next file is of the same one
-    return folder
+    problem = f"{repo_id!r} is no local folder, and cannot be had from the Hub"
+    with hub_errors(problem, repo_id, token):
+        folder = client.snapshot_download(repo_id, allow_patterns=[*names], revision=revision, token=token, **options)
+    return Path(folder)
 
 
 def read_text(repo_id: str, name: str, *, branch: str | None = None, token: str | bool | None = None) -> str | None:
@@ -82,10 +67,10 @@ def read_text(repo_id: str, name: str, *, branch: str | None = None, token: str 
         hub_errors(f"{name} of {repo_id!r} cannot be had from the Hub", repo_id, token),
     ):
         try:
-            path = hf_hub_download(repo_id, name, revision=branch, token=token, cache_dir=folder)
-        except RevisionNotFoundError:
+            path = client.hf_hub_download(repo_id, name, revision=branch, token=token, cache_dir=folder)
+        except errors.RevisionNotFoundError:
             return None if branch is None else read_text(repo_id, name, token=token)
-        except (RemoteEntryNotFoundError, RepositoryNotFoundError):
+        except (errors.RemoteEntryNotFoundError, errors.RepositoryNotFoundError):
             return None
         return Path(path).read_text(encoding="utf-8")
 
@@ -128,16 +113,16 @@ def commit(
         CheckpointError: the Hub refused, or could not be reached.
     """
     with hub_errors(f"{what} cannot be uploaded to {repo_id!r}", repo_id, token):
-        api = HfApi(token=token)
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(name, content) for name, content in files.items()
+        api = client.HfApi(token=token)
+        operations: list[client.CommitOperationAdd | client.CommitOperationDelete] = [
+            client.CommitOperationAdd(name, content) for name, content in files.items()
         ]
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if branch is not None and branch != "main":
             api.create_branch(repo, branch=branch, exist_ok=True)
         if replaces is not None:
             there = api.list_repo_files(repo, revision=branch)
-            operations += [CommitOperationDelete(name) for name in there if name not in files and replaces(name)]
+            operations += [client.CommitOperationDelete(name) for name in there if name not in files and replaces(name)]
         # Not upload_folder, which may spread what belongs together over several commits.
         return str(api.create_commit(repo, operations, commit_message=message, revision=branch).commit_url)
 
@@ -145,30 +130,33 @@ def commit(
 @contextlib.contextmanager
 def hub_errors(problem: str, repo_id: str, token: str | bool | None = None) -> Iterator[None]:
     """Turn what the Hub's client raises into a CheckpointError: the problem, why, and what would help."""
-    usable_token(token)
+    used = usable_token(token)
     try:
         yield
     except FAILURES as error:
         if isinstance(error, SqatError):
             raise
-        raise CheckpointError(f"{problem}: {without_tokens(_explain(error, repo_id), token)}") from cause(error, token)
+        reason = _explain(error, repo_id)
+        if used and used in str(error):  # somebody's answer holds it
+            raise CheckpointError(f"{problem}: {reason.replace(used, '<token>')}") from None
+        raise CheckpointError(f"{problem}: {reason}") from error
 
 
 def _explain(error: BaseException, repo_id: str) -> str:
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, FAILURES):
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, FAILURES):
         return _explain(error.__cause__, repo_id)
-    response = error.response if isinstance(error, HfHubHTTPError) else None
+    response = error.response if isinstance(error, errors.HfHubHTTPError) else None
     status = None if response is None else response.status_code
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, but must not be where the Hub is needed"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return f"it is gated ({status}): ask for access at {constants.ENDPOINT}/{repo_id}, then {LOG_IN}"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no such revision ({status}): name a branch, tag or commit of it"
     # The Hub answers 401 for missing repositories too; it names a bad token in a header.
     if response is not None and status == 401 and "credentials" in response.headers.get("X-Error-Message", "").lower():
         return f"the Hub does not accept the token ({status}): {LOG_IN} to one that is valid"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return f"there is no such repository, or it is private ({status}): check its name; for private ones {LOG_IN}"
     if status == 401:
         return f"nobody is logged in (401): {LOG_IN}"
@@ -182,38 +170,13 @@ def _explain(error: BaseException, repo_id: str) -> str:
     return str(error)
 
 
-def without_tokens(error: object, *tokens: object) -> str:
-    """What an error says, with every token known to this process (and `tokens`) replaced by `HIDDEN`."""
-    known = [token for token in tokens if isinstance(token, str)]
-    known += [os.environ.get(name, "") for name in TOKEN_VARIABLES]
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        known.append(Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8"))
-    stripped = {token.strip() for token in known}
-    escaped = {repr(token)[1:-1] for token in stripped}  # messages may show a token escaped, as in b'Bearer hf_\x07…'
-    text = str(error)
-    for token in sorted(stripped | escaped, key=len, reverse=True):
-        if len(token) >= _SHORTEST_TOKEN:
-            text = text.replace(token, HIDDEN)
-    return text
-
-
-def cause(error: BaseException, *tokens: object) -> BaseException | None:
-    """The error, to raise ours `from`; `None` if its traceback would show a token."""
-    link: BaseException | None = error
-    while link is not None:
-        if without_tokens(link, *tokens) != str(link):
-            return None
-        link = link.__cause__ or link.__context__
-    return error
-
-
 def usable_token(token: str | bool | None = None) -> str | None:
     """The token that requests will carry, given or the user's own, or `None`.
 
     Raises:
         ConfigError: no HTTP header can hold it; the HTTP library would show it in its error and its log.
     """
-    found = token if isinstance(token, str) else None if token is False else get_token()
+    found = token if isinstance(token, str) else None if token is False else client.get_token()
     if found and not (found.isascii() and found.isprintable() and " " not in found):
         raise ConfigError(
             f"the access token for the Hub (HF_TOKEN) holds spaces or characters that no token has: {LOG_IN}"

@@ -45,6 +45,6 @@ def load_with_tokenizer(checkpoint: str | Path, tokenizer: Path | None = None) -
     folder = find_model(checkpoint)
     if tokenizer is None and not (folder / "tokenizer.json").is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json: name one with --tokenizer")
-    model, text_tokenizer = load_model(folder), Tokenizer.load(tokenizer or folder)
+    model, text_tokenizer = checkpoints.load_model(folder), Tokenizer.load(tokenizer or folder)
     require_room(text_tokenizer, model.config.vocab_size)
     return model, text_tokenizer

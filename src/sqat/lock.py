@@ -16,8 +16,6 @@ from sqat.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-OWNER_BYTES = 200
-
 
 @contextmanager
 def locked(path: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
@@ -38,8 +36,7 @@ def locked(path: Path, busy: str, *, shared: bool = False) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        with path.open("rb") as file:
-            owner = file.read(OWNER_BYTES).decode(errors="replace").strip()
+        owner = path.read_text(encoding="utf-8", errors="replace").strip()
         who = f" ({owner})" if owner else ""
         raise ConfigError(f"{busy}{who}: wait for it, stop it, or choose another folder (--out)") from None
     except OSError as error:

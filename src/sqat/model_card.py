@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from sqat.config import ModelConfig
 from sqat.cost import flops_per_token, kv_bytes_per_token, parameters
@@ -48,39 +45,7 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SEAL = re.compile(r"\n\n<!-- written by sqat, ([0-9a-f]{16}) -->\s*\Z")
 _RENEWED = ("metrics", "model-index", "tags", "library_name", "pipeline_tag")  # they describe the weights
 _RECORD = {"source", "method", "before", "after", "context_length"}  # what a card needs of conversion.json
-_COSTS = (
-    *("query_heads", "kv_heads", "parameters", "active_parameters"),
-    *("flops_per_token", "attention_flops_per_token", "kv_bytes_per_token"),
-)
-
-# Field of an evaluation -> name, format, meaning
-_RESULTS = {
-    "loss": ("loss", "{:.4f}", "mean cross-entropy in nats per real target; padding does not count"),
-    "perplexity": ("perplexity", "{:.2f}", "e to the loss"),
-    "accuracy": ("accuracy", "{:.2%}", "share of real targets that the model finds most likely"),
-    "bits_per_byte": ("bits per byte", "{:.3f}", "the loss in bits, per byte of text: comparable between tokenizers"),
-}
-_PADDED = "as RxNN counts: documents cut or padded to the context, padding included as a target"
-_PADDED_RESULTS = {
-    "padded_loss": ("loss, counting padding", "{:.4f}", f"{_PADDED}; not comparable with the loss above"),
-    "padded_accuracy": ("accuracy, counting padding", "{:.2%}", f"{_PADDED}; not comparable with the accuracy above"),
-}
-_VERIFICATION = {
-    "perplexity_before": ("perplexity before", "{:.2f}", "of the model it was made of"),
-    "perplexity_after": ("perplexity after", "{:.2f}", "right after conversion, without training"),
-    "kl": ("KL", "{:.4f}", "KL(before ‖ after) of the next token's distribution, nats, mean over positions"),
-    "agreement": ("agreement", "{:.2%}", "share of positions where both find the same token most likely"),
-}
-
 _PATHS = ("data.source", "data.validation", "data.tokenizer", "model.path", "model.teacher")
-
-
-class Metric(NamedTuple):
-    """A result and its definition: what was measured, how, and on what."""
-
-    name: str  # the Hub's, such as "perplexity"
-    value: float
-    meaning: str
 
 
 class StockModel(NamedTuple):
@@ -97,14 +62,12 @@ class Known:
     """What only the user can know of a model; what is not given is left out of its card.
 
     Raises:
-        ConfigError: a name that the Hub would not take, or a metric without a definition.
+        ConfigError: a name that the Hub would not take.
     """
 
     license: str | None = None  # the Hub's identifier, such as "apache-2.0"
     datasets: tuple[str, ...] = ()  # Hub ids of the training data
     base_model: str | None = None  # Hub id of the model that this one was made of
-    metrics: tuple[Metric, ...] = ()  # results that are not on record here
-    training: str | None = None  # the command that trained it, if none is on record here
 
     def __post_init__(self) -> None:
         if self.license is not None and not _LICENSE.fullmatch(self.license):
@@ -120,23 +83,12 @@ class Known:
             )
         for dataset in self.datasets:
             require_repo_id(dataset, "dataset")
-        for metric in self.metrics:
-            if not isinstance(metric, tuple) or len(metric) != 3:
-                raise ConfigError(f"metrics holds {metric!r}, but must hold Metric(name, value, meaning)")
-            for field, text in (("name", metric[0]), ("meaning", metric[2])):
-                if not isinstance(text, str) or not text.strip() or "\n" in text:
-                    raise ConfigError(f"a metric's {field} is {text!r}, but must be text of one line")
-            if not isinstance(metric[1], int | float):
-                raise ConfigError(f"the metric {metric[0]!r} is {metric[1]!r}, but must be a number")
-        if self.training is not None and (not self.training.strip() or "```" in self.training):
-            raise ConfigError(f"training is {self.training!r}, but must be a command, without ```")
 
     @property
     def metadata(self) -> dict[str, Any]:
         """The fields that are given, under their names in a card's metadata."""
-        names = list(dict.fromkeys(name for name, *_ in self.metrics))
         fields = {"license": self.license, "datasets": list(self.datasets), "base_model": self.base_model}
-        return {name: value for name, value in {**fields, "metrics": names}.items() if value}
+        return {name: value for name, value in fields.items() if value}
 
 
 @dataclass(frozen=True)
@@ -173,12 +125,10 @@ def read_origin(folder: str | Path) -> Origin:
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = dict(read_json(path))
-        missing = _RECORD - set(record) or set(_COSTS) - (set(record["before"]) & set(record["after"]))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if missing:
-        lacks = ", ".join(sorted(missing))
-        raise CheckpointError(f"{path} is damaged, or of another version of sqat: it lacks {lacks}")
+    if missing := ", ".join(sorted(_RECORD - set(record))):
+        raise CheckpointError(f"{path} is damaged, or of another version of sqat: it lacks {missing}")
     return record
 
 
@@ -202,52 +152,37 @@ def model_card(
         tokenizer: whether there is one beside the model.
     """
     origin, known = origin or Origin(), known or Known()
-    facts = _facts(model) if isinstance(model, ModelConfig) else _stock_facts(*model, origin.conversion)
-    kind, *tags = _kind(facts)
-    title = repo_id.rpartition("/")[2] if repo_id else f"{kind} transformer"
     evaluation, run, conversion = origin.evaluation or {}, origin.run, origin.conversion or {}
-    results = _eval_results(evaluation, run, known.datasets)
-    verification = conversion.get("verification") or {}
-    names = [name for name in ("perplexity", "accuracy") if evaluation.get(name) is not None]
-    given = known.metadata
+    facts = _facts(model) if isinstance(model, ModelConfig) else _stock_facts(model, conversion)
+    kind, *tags = _kind(facts)
     data = ModelCardData(
         license=known.license,
         library_name=LIBRARIES.get(form, "sqat"),
         pipeline_tag="text-generation",
-        datasets=given.get("datasets"),
+        datasets=known.metadata.get("datasets"),
         base_model=known.base_model or conversion.get("base_model"),
-        metrics=list(dict.fromkeys([*names, *given.get("metrics", ())])) or None,
-        model_name=title if results else None,
-        eval_results=results or None,
+        metrics=[name for name in ("perplexity", "accuracy") if evaluation.get(name) is not None] or None,
         tags=[*tags, *(RXNN_TAGS if form == "rxnn" else ())],
     )
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         **facts,
-        title=title,
+        title=repo_id.rpartition("/")[2] if repo_id else f"{kind} transformer",
         kind=kind,
         form=form,
         repo_id=repo_id,
         tokenizer=tokenizer,
         evaluation=evaluation,
-        evaluation_rows=_rows(evaluation, {**_RESULTS, **_PADDED_RESULTS}),
-        evaluated_on=run and _evaluated_on(run),
-        # Beside the metadata's `metrics`, which are names alone.
-        metrics=[(name, f"{value:.6g}", meaning) for name, value, meaning in known.metrics],
         conversion=conversion,
-        conversion_source=public_name(str(conversion.get("source"))),
-        verification_rows=_rows(verification, _VERIFICATION),
-        verification_text=public_name(str(verification.get("text"))),
-        trained=origin.state is not None,
-        command=known.training and known.training.strip(),
-        uptrained=isinstance(run, UptrainConfig),
-        settings=run and settings(run).rstrip(),
+        data=None if run is None else _shown(run)["data"],
+        settings=None if run is None else yaml.safe_dump(_shown(run), sort_keys=False).rstrip(),
         state=origin.state,
+        uptrained=isinstance(run, UptrainConfig),
         version=__version__,
         revision=revision(),
     )
-    text = _tidy(card.text)
+    text = re.sub(r"[ \t]*\n(?:[ \t]*\n)+", "\n\n", card.text).strip()
     card.text = f"\n{text}\n\n<!-- written by sqat, {_digest(text)} -->\n"
     return str(card)
 
@@ -255,56 +190,27 @@ def model_card(
 def _facts(config: ModelConfig) -> dict[str, Any]:
     """What the template shows of a model of this package."""
     query, kv = config.num_query_heads, config.num_kv_heads
-    costs = [_cost_row("this model", _costs_of(config))]
+    costs = {"this model": _costs_of(config)}
     for variant in ("mha", "gqa"):  # for comparison, in a model of otherwise the same shape
         with contextlib.suppress(ConfigError):  # this number of heads may have no such variant
             counts = head_counts(variant, config.num_heads)
             if counts != (query, kv):
                 other = config.replace(num_query_heads=counts[0], num_kv_heads=counts[1])
-                costs.append(_cost_row(f"{VARIANTS[variant].meaning} ({variant.upper()})", _costs_of(other)))
-    every = f"{query} query heads, {kv} key/value heads (full attention would have {config.num_heads})"
-    experts = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
-    inner = f"{config.activation}{', gated' if config.gated else ''}, hidden width {config.intermediate_size}"
-    shape = {
-        "attention": f"{attention_name(config)}: {every}",
-        "layers": config.num_layers,
-        "width": f"{config.hidden_size}, head_dim {config.head_dim}",
-        "feed-forward": experts + inner,
-        "vocabulary": config.vocab_size,
-        "context length in training": config.context_length,
-    }
+                costs[f"{VARIANTS[variant].meaning} ({variant.upper()})"] = _costs_of(other)
     heads = {"query_heads": query, "kv_heads": kv, "head_dim": config.head_dim, "full_heads": config.num_heads}
-    return {**heads, "shape": shape.items(), "costs": costs, "context_length": config.context_length}
+    more = {"attention": attention_name(config), "costs": costs, "context_length": config.context_length}
+    return {"config": config, **heads, **more}
 
 
-def _stock_facts(
-    config: PreTrainedConfig,
-    heads: Sequence[tuple[int, int, int]],
-    costs: dict[str, Any],
-    length: int,
-    conversion: dict[str, Any] | None,
-) -> dict[str, Any]:
+def _stock_facts(model: StockModel, conversion: dict[str, Any]) -> dict[str, Any]:
     """What the template shows of a stock model, or of one whose layers differ in their heads."""
-    before = conversion and conversion["before"]
-    query, kv, head_dim = min(heads)
-    rows = [_cost_row("this model", costs)]
-    counts = f"{query} query heads, {kv} key/value heads"
-    if mixed := len(set(heads)) > 1:
-        every = [", ".join(map(str, column)) for column in zip(*heads, strict=True)]
-        counts = f"by layer, {every[0]} query heads and {every[1]} key/value heads"
-    if before:
-        counts += f" ({before['query_heads']} and {before['kv_heads']} before conversion)"
-        rows.append(_cost_row("the model it was made of", before))
-    shape = {
-        "architecture": config.model_type,
-        "attention": counts,
-        "layers": config.num_hidden_layers,
-        "width": f"{config.hidden_size}, head_dim {head_dim}",
-        "vocabulary": config.vocab_size,
-    }
+    costs, (query, kv, head_dim) = {"this model": model.costs}, min(model.heads)
+    if before := conversion.get("before"):
+        costs["the model it was made of"] = before
     full = before["query_heads"] if before else query
-    numbers = {"query_heads": query, "kv_heads": kv, "head_dim": head_dim, "full_heads": full, "mixed": mixed}
-    return {**numbers, "shape": shape.items(), "costs": rows, "context_length": length}
+    numbers = {"query_heads": query, "kv_heads": kv, "head_dim": head_dim, "full_heads": full}
+    mixed = len(set(model.heads)) > 1
+    return {**model._asdict(), **numbers, "mixed": mixed, "costs": costs, "architecture": model.config.model_type}
 
 
 def _kind(facts: dict[str, Any]) -> tuple[str, str, str]:
@@ -321,59 +227,15 @@ def _kind(facts: dict[str, Any]) -> tuple[str, str, str]:
 def _costs_of(config: ModelConfig) -> dict[str, int]:
     """As `sqat.convert.Costs` has them: per token, forward, averaged over a causal sequence; 16-bit caches."""
     count, flops = parameters(config), flops_per_token(config)
-    values = (count.total, count.active, flops.total, flops.attention, kv_bytes_per_token(config))
-    return dict(zip(_COSTS, (config.num_query_heads, config.num_kv_heads, *values), strict=True))
-
-
-def _cost_row(name: str, costs: dict[str, Any]) -> tuple[object, ...]:
-    query, kv, total, active, flops, attention, cache = (costs[field] for field in _COSTS)
-    flops, attention = f"{flops / 1e6:,.2f} M", f"{attention / 1e6:,.2f} M"
-    return name, query, kv, f"{total:,}", f"{active:,}", flops, attention, f"{cache:,}"
-
-
-def _rows(values: dict[str, Any], meanings: dict[str, tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    return [
-        (name, form.format(values[field]), meaning)
-        for field, (name, form, meaning) in meanings.items()
-        if values.get(field) is not None
-    ]
-
-
-def _evaluated_on(run: RunConfig | UptrainConfig) -> str:
-    """The validation set of a run, in words."""
-    data = run.data
-    if data.validation is not None:
-        return f"`{public_name(data.validation)}`"
-    if _is_stories(data.source):
-        return f"the validation split of `{data.source}`, the stories that sqat generates"
-    return f"the validation split of `{public_name(data.source)}`, or, without one, every hundredth document, held out"
-
-
-def _eval_results(
-    evaluation: dict[str, Any], run: RunConfig | UptrainConfig | None, datasets: tuple[str, ...]
-) -> list[EvalResult]:
-    """The results as the Hub's metadata, if it is certain which data set they are of: one that the user named, and that
-    the run was validated on too. Those that count padding stay out, since nothing there would tell them apart.
-    """
-    if run is None or run.data.validation is not None or len(datasets) != 1 or _is_stories(run.data.source):
-        return []
-    return [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Text generation",
-            dataset_type=datasets[0],
-            dataset_name=datasets[0],
-            metric_type=field,
-            metric_name=f"Validation {name} ({meaning})",
-            metric_value=round(value, 4) if math.isfinite(value := evaluation[field]) else str(value),
-        )
-        for field, (name, _, meaning) in _RESULTS.items()
-        if evaluation.get(field) is not None
-    ]
-
-
-def _is_stories(source: str) -> bool:
-    return source == "stories" or source.startswith("stories:")
+    return {
+        "query_heads": config.num_query_heads,
+        "kv_heads": config.num_kv_heads,
+        "parameters": count.total,
+        "active_parameters": count.active,
+        "flops_per_token": flops.total,
+        "attention_flops_per_token": flops.attention,
+        "kv_bytes_per_token": kv_bytes_per_token(config),
+    }
 
 
 def public_name(name: str) -> str:
@@ -381,9 +243,9 @@ def public_name(name: str) -> str:
     return f"PATH/{Path(name).name}" if name.startswith(("/", "~")) or Path(name).is_absolute() else name
 
 
-def settings(run: RunConfig | UptrainConfig) -> str:
-    """The configuration of a run as YAML, without what does not change the result, such as where logs go."""
-    shown = {
+def _shown(run: RunConfig | UptrainConfig) -> dict[str, dict[str, Any]]:
+    """The configuration of a run, without what does not change the result, such as where logs go."""
+    return {
         section: {
             name: public_name(value) if f"{section}.{name}" in _PATHS and isinstance(value, str) else value
             for name, value in fields.items()
@@ -391,16 +253,18 @@ def settings(run: RunConfig | UptrainConfig) -> str:
         }
         for section, fields in run.to_dict().items()
     }
-    return yaml.safe_dump(shown, sort_keys=False)
 
 
-def with_known(card: str, known: Known) -> str:
-    """An existing card with the metadata that `known` gives. Its text stays: results and commands are not added.
+def with_metadata(card: str, values: dict[str, Any]) -> str:
+    """An existing card with some metadata set; its text stays.
 
     Raises:
         ConfigError: the card's metadata are not valid YAML.
     """
-    return _with_metadata(card, known.metadata)
+    result = read_card(card)
+    for name, value in values.items():
+        result.data[name] = value
+    return str(result) if values else card
 
 
 def kept_or_new(cards: Sequence[str], known: Known, new: Callable[[], str]) -> str:
@@ -409,19 +273,12 @@ def kept_or_new(cards: Sequence[str], known: Known, new: Callable[[], str]) -> s
     """
     for card in cards:
         if is_edited(card):
-            return with_known(card, known)
+            return with_metadata(card, known.metadata)
     result = new()
     for card in cards:
         own, old = read_card(result).data.to_dict(), read_card(card).data.to_dict()
-        result = _with_metadata(result, {n: v for n, v in old.items() if n not in own and n not in _RENEWED})
+        result = with_metadata(result, {n: v for n, v in old.items() if n not in own and n not in _RENEWED})
     return result
-
-
-def _with_metadata(card: str, values: dict[str, Any]) -> str:
-    result = read_card(card)
-    for name, value in values.items():
-        result.data[name] = value
-    return str(result) if values else card
 
 
 def is_edited(card: str) -> bool:
@@ -435,32 +292,12 @@ def is_edited(card: str) -> bool:
     return BLANK not in text and bool(text.strip())  # the Hub makes cards of metadata alone
 
 
-def for_form(card: str, form: str, repo_id: str | None, *, tokenizer: bool) -> str:
-    """A card with the loading code for `form`, if it has the code that is written for another one; all else stays."""
-    template = jinja2.Template(TEMPLATE.read_text(encoding="utf-8"))
-
-    def loading(form: str, repo_id: str | None, tokenizer: bool) -> str:
-        context = template.new_context({"form": form, "repo_id": repo_id, "tokenizer": tokenizer})
-        return _tidy("".join(template.blocks["loading"](context)))
-
-    for other, place, there in product(FORMS, {repo_id, None}, (True, False)):
-        wrong = loading(other, place, there)
-        if other != form and wrong in card:
-            changed = card.replace(wrong, loading(form, repo_id, tokenizer))
-            return _with_metadata(changed, {"library_name": LIBRARIES.get(form, "sqat")})
-    return card
-
-
 def read_card(card: str) -> ModelCard:
     """A card's metadata and text. Raises a ConfigError if its metadata are not valid YAML."""
     try:
         return ModelCard(card)
     except Exception as error:  # whatever its YAML library raises
         raise ConfigError(f"README.md has metadata that cannot be read: {error}") from error
-
-
-def _tidy(text: str) -> str:
-    return re.sub(r"[ \t]*\n(?:[ \t]*\n)+", "\n\n", text).strip()
 
 
 def _digest(text: str) -> str:

@@ -141,7 +141,7 @@ def find_config(path: str | Path) -> Path:
     """A configuration file by its path, or by its name among those in this package: `configs/card/sqat-mm.yaml` and
     `card/sqat-mm.yaml` are found from every folder. A file at `path` comes first.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
     packaged = (CONFIGS / name).resolve()
     if path.is_file() or not (packaged.is_file() and packaged.is_relative_to(CONFIGS.resolve())):

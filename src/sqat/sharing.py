@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 
+from sqat import model_card as cards
 from sqat.checkpoint import load_model, read_config, write_folder
 from sqat.checkpoint.model_files import CONFIG_FILE
 from sqat.convert.files import TOKENIZER_FILES, read_model
@@ -18,19 +19,10 @@ from sqat.convert.plan import described
 from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, require_room
 from sqat.errors import CheckpointError, ConfigError, SqatError
+from sqat.folders import require_free
 from sqat.formats import FORMER_NAMES, detect, export
 from sqat.hub import commit, hub_errors, read_text, require_repo_id, require_token
-from sqat.model_card import (
-    CARD_FILE,
-    RECORD_FILE,
-    Known,
-    for_form,
-    is_edited,
-    kept_or_new,
-    model_card,
-    read_origin,
-    with_known,
-)
+from sqat.model_card import Known
 from sqat.train.checkpoints import find_model
 from sqat.train.state import TENSORS_FILE
 
@@ -40,7 +32,7 @@ CODE = {"transformers": ("configuration_sqat.py", "modeling_sqat.py"), "mixed": 
 # What belongs to a model of any form, at the top of its folder. Pickles do not.
 PATTERNS = (
     *(CONFIG_FILE, "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
-    *(*TOKENIZER_FILES, *CODE["transformers"], *CODE["mixed"], RECORD_FILE, CARD_FILE),
+    *(*TOKENIZER_FILES, *CODE["transformers"], *CODE["mixed"], cards.RECORD_FILE, cards.CARD_FILE),
 )
 NOT_OF_IT = (TENSORS_FILE, "*/*")  # the optimizer's state; folders, in which repositories keep other checkpoints
 
@@ -91,8 +83,6 @@ def push(
     require_repo_id(repo_id, "repository")
     if "/" not in repo_id:
         raise ConfigError(f"repository is {repo_id!r}, but must be owner/name")
-    if message is not None and not message.strip():
-        raise ConfigError("message is empty, but must say something")
     for name in ("model.gguf", "model.onnx"):
         if (Path(folder) / name).is_file():
             raise ConfigError(
@@ -111,36 +101,33 @@ def push(
         paths = sorted(path for path in source.iterdir() if path.is_file() and belongs(path.name))
         files: dict[str, Path | bytes] = {path.name: path for path in paths}
         model = check_model(source)
-        there = read_text(repo_id, CARD_FILE, branch=branch, token=token)
-        files[CARD_FILE] = _card(model, found, known or Known(), repo_id, there).encode()
+        there = read_text(repo_id, cards.CARD_FILE, branch=branch, token=token)
+        files[cards.CARD_FILE] = _card(model, found, known or Known(), repo_id, there).encode()
         options: dict[str, Any] = {"branch": branch, "private": private, "token": token, "replaces": belongs}
         return commit(files, repo_id, message or "Upload model", what=str(found), **options)
 
 
 def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
     """The card to upload with `model`, which is `checkpoint` itself or was exported from it: one that a person wrote or
-    edited, beside the checkpoint or else on the Hub (`there`), with the loading code of the model's form; the one
-    beside a model that is uploaded as it is; or a new one from what is on record of `checkpoint`.
+    edited, beside the checkpoint or else on the Hub (`there`); the one beside a model that is uploaded as it is; or a
+    new one from what is on record of `checkpoint`.
     """
-    path, as_it_is = checkpoint / CARD_FILE, model.folder == checkpoint
+    path, as_it_is = checkpoint / cards.CARD_FILE, model.folder == checkpoint
     beside = path.read_text(encoding="utf-8") if path.is_file() else None
 
     def new() -> str:
         if beside is not None and as_it_is:
-            return with_known(beside, known)
-        origin = read_origin(checkpoint)
+            return cards.with_metadata(beside, known.metadata)
+        origin = cards.read_origin(checkpoint)
         if as_it_is and model.form in ("stock", "mixed"):
             facts: Any = described(model.config, (origin.conversion or {}).get("context_length"))
         else:
             facts = read_config(checkpoint)[0]
         options: dict[str, Any] = {"repo_id": repo_id, "tokenizer": model.tokenizer}
-        return model_card(facts, model.form, origin=origin, known=known, **options)
+        return cards.model_card(facts, model.form, origin=origin, known=known, **options)
 
-    cards = [card for card in (beside, there) if card is not None]
-    if any(map(is_edited, cards)):
-        right = [for_form(card, model.form, repo_id, tokenizer=model.tokenizer) for card in cards]
-        cards = [beside, *right[1:]] if beside is not None and as_it_is else right
-    return kept_or_new(cards, known, new)
+    there_already = [card for card in (beside, there) if card is not None]
+    return cards.kept_or_new(there_already, known, new)
 
 
 def pull(
@@ -169,14 +156,10 @@ def pull(
         CheckpointError: no such repository or revision, no access, no connection, or no model that can be loaded.
     """
     require_repo_id(repo_id, "repository")
-    folder = Path(repo_id.rpartition("/")[2] if out is None else out)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out is {folder}, a file, but must be a folder, or not exist yet")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not force:
-            raise ConfigError(
-                f"out is {folder}, which is not empty: choose a new or an empty folder, or --force to replace a model"
-            )
+    folder = Path(repo_id.rpartition("/")[2] if out is None else out).expanduser()
+    if not force:
+        require_free(folder, "out")
+    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         try:
             detect(folder)
         except CheckpointError as error:

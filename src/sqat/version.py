@@ -14,16 +14,14 @@ def revision() -> str | None:
     """The git revision that this package runs from, "+" if tracked files differ; None outside its repository."""
     folder = Path(__file__).parent
 
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
 
-    head = git("rev-parse", "--short=12", "HEAD")
-    if head is None or git("ls-files", "--error-unmatch", str(folder / "__init__.py")) is None:
-        return None  # installed inside another repository
-    return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails where it is installed inside another repository
+        return git("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
+    except (OSError, subprocess.SubprocessError):
+        return None

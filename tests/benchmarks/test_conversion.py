@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sqat.convert.uptrain import Uptraining
 from sqat.train.checkpoints import list_checkpoints
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "conversion"
@@ -23,17 +24,30 @@ def command(tmp_path, monkeypatch):
     monkeypatch.setenv("SQAT_CACHE", str(tmp_path / "cache"))
     sizes = {"vocab_size": 307, "hidden_size": 24, "intermediate_size": 13, "num_hidden_layers": 2, "head_dim": 6}
     sizes["max_position_embeddings"] = 29
-    options = ["stories:60", "--tokens", "2000", "--shares", "5", "20", "--methods", "mean", "cluster-activation"]
+    options = ["stories:60", "--tokens", "2000", "--shares", "10", "--methods", "mean", "cluster-activation"]
     options += ["--architectures", "llama", "--batch-size", "3", "--validation", "3", "--calibration", "5"]
     options += ["--device", "cpu", "--out", str(tmp_path / "out"), "--raw", str(tmp_path / "raw")]
     return ["run.py", *options, *(f"--size={name}={value}" for name, value in sizes.items())]
 
 
-def test_all_of_it_in_tiny_sizes(driver, command, monkeypatch, tmp_path, capsys):
+def test_all_of_it_in_tiny_sizes_stopped_once(driver, command, monkeypatch, tmp_path, capsys):
+    step = Uptraining._step
+
+    def interrupted(self, data):
+        if self.state.step == 5:
+            self.interrupt("a test")
+        return step(self, data)
+
     monkeypatch.setattr(sys, "argv", command)
+    with monkeypatch.context() as patch:
+        patch.setattr(Uptraining, "_step", interrupted)
+        with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+            driver.main()
+    checkpoints = list_checkpoints(tmp_path / "out/runs/llama-trained")
+    assert [path.name for path in checkpoints] == ["step-00000006"]
     driver.main()
     results = [json.loads(line) for line in (tmp_path / "raw/results.jsonl").read_text().splitlines()]
-    assert len(results) == 1 + 2 * (3 + 2 * 2)
+    assert len(results) == 1 + 2 * (2 + 2)
     trained = results[0]
     assert trained["method"] == "trained"
     assert trained["last"] < trained["first"]
@@ -48,28 +62,6 @@ def test_all_of_it_in_tiny_sizes(driver, command, monkeypatch, tmp_path, capsys)
     driver.main()  # all is done: the same results, and nothing is trained
     assert [json.loads(line) for line in (tmp_path / "raw/results.jsonl").read_text().splitlines()] == results
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")} == made
-
-
-def test_it_goes_on_where_it_was_stopped(driver, command, monkeypatch, tmp_path):
-    from sqat.convert.uptrain import Uptraining
-
-    step = Uptraining._step
-
-    def interrupted(self, data):
-        if self.state.step == 5:
-            self.interrupt("a test")
-        return step(self, data)
-
-    monkeypatch.setattr(sys, "argv", command)
-    with monkeypatch.context() as patch:
-        patch.setattr(Uptraining, "_step", interrupted)
-        with pytest.raises(SystemExit, match="stopped; the same command goes on"):
-            driver.main()
-    run = tmp_path / "out/runs/llama-trained"
-    assert [path.name for path in list_checkpoints(run)] == ["step-00000006"]
-    monkeypatch.setattr(sys, "argv", [*command, "--methods", "mean", "--shares", "5"])
-    driver.main()
-    assert len((tmp_path / "raw/results.jsonl").read_text().splitlines()) == 1 + 2 * (2 + 1)
 
 
 def test_the_table_has_a_row_for_every_method(driver):

@@ -39,11 +39,3 @@ def test_json_is_all_that_is_printed(bench):
     found = json.loads(out)
     assert (code, list(found["models"])) == (0, ["sqat-mm"])
     assert (found["settings"]["batch_size"], found["settings"]["rounds"]) == (3, 2)
-
-
-@pytest.mark.parametrize("gone", ["all", "training", "--quick", "--out"])
-def test_what_moved_is_named_with_its_new_place(bench, gone):
-    code, out, err = bench(gone)
-    assert (code, out) == (1, "")
-    assert f"sqat bench has no {gone} any more" in err
-    assert "make bench" in err

@@ -55,6 +55,17 @@ def test_streamed_and_json_answers_agree(sqat, run_folder):
     assert set(answer) == {"prompt", "text", "tokens", "finish_reason"}
 
 
+def test_home_is_meant_in_every_path(sqat, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("home").mkdir()
+    Path("home/text.txt").write_text("One cat sat.\n\nTwo cats ran.")
+    for out in ("~/one", "--out=~/two"):
+        command = ("tokenizer", "train", "~/text.txt", *(("--out", out) if out[0] == "~" else (out,)))
+        assert sqat(*command, "--vocab-size", "270")[0] == 0
+    assert {path.name for path in Path("home").iterdir()} == {"text.txt", "one", "two"}
+    assert not Path("~").exists()
+
+
 def test_evaluate_takes_the_runs_own_validation_data_and_names_what_it_scored(sqat, run_folder):
     own = json.loads(sqat("evaluate", run_folder, "--json")[1])
     (logged,) = [line for line in Path(run_folder, "metrics.jsonl").read_text().splitlines() if '"validation"' in line]
@@ -165,7 +176,10 @@ def test_tokenizer_train_and_encode(sqat):
         (("train", "sqat-xs", "--set", "nonsense"), "must look like train.learning_rate=1e-3"),
         (("generate", "nowhere"), "nowhere is neither a checkpoint"),
         (("generate", "nowhere", "--top-p", "0"), "SamplingConfig.top_p is 0.0, but must be above 0"),
-        (("generate", "nowhere", "-n", "0"), "-n is 0, but must be at least 1"),
+        (("generate", "nowhere", "-n", "0"), "-n is 0, but must be between 1 and 10,000"),
+        (("generate", "nowhere", "-n", "9" * 20), f"-n is {'9' * 20}, but must be between 1 and 10,000"),
+        (("generate", "nowhere", "--batch-size", "0"), "--batch-size is 0, but must be at least 1"),
+        (("evaluate", "nowhere", "--limit", "0"), "--limit is 0, but must be at least 1"),
         (("generate", "nowhere", "hi", "--prompts", "x"), "use one of them"),
         (("evaluate", "nowhere", "--batch-size", "0"), "--batch-size is 0, but must be at least 1"),
         (("info", "nothing"), "unknown preset 'nothing'"),

@@ -28,7 +28,12 @@ def _pretrained(sqat):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("mean", ""), ("select", "--score norm"), ("cluster", "--score activation --calibrate text.txt:31")],
+    [
+        ("fit", "--calibrate text.txt --calibrate stories:31"),
+        ("mean", ""),
+        ("select", "--score norm"),
+        ("cluster", "--score activation --calibrate text.txt:31"),
+    ],
 )
 def test_convert_writes_a_stock_checkpoint(method, options, sqat):
     command = f"convert pretrained --query-heads 3 --layers 0-1 --out half --method {method} {options}"
@@ -44,7 +49,7 @@ def test_convert_writes_a_stock_checkpoint(method, options, sqat):
 
 
 def test_some_layers_alone_go_to_transformers(sqat):
-    command = "convert pretrained --query-heads 3 --layers 1-1 --to transformers --out partly"
+    command = "convert pretrained --query-heads 3 --layers 1-1 --to transformers --method mean --out partly"
     code, out, err = sqat(*command.split())
     assert code == 0, err
     assert "pretrained written to partly with 3 query heads in layers 1-1 (mean)" in out
@@ -58,7 +63,18 @@ def test_some_layers_alone_go_to_transformers(sqat):
 
 def test_convert_verifies(sqat):
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
-    command = ("convert", "pretrained", "--query-heads", "2", "--verify", "stories:5", "--context", "19")
+    command = (
+        "convert",
+        "pretrained",
+        "--query-heads",
+        "2",
+        "--method",
+        "mean",
+        "--verify",
+        "stories:5",
+        "--context",
+        "19",
+    )
     code, out, _ = sqat(*command, "--out", "third")
     assert (code, "perplexity" in out) == (0, True)
     assert "<svg" in Path("third/verification.html").read_text()
@@ -73,7 +89,7 @@ def test_convert_verifies(sqat):
 
 
 def test_uptrain_goes_on_where_it_was_stopped(sqat):
-    assert sqat("convert", "pretrained", "--query-heads", "3", "--out", "half")[0] == 0
+    assert sqat("convert", "pretrained", "--query-heads", "3", "--method", "mean", "--out", "half")[0] == 0
     command = ("uptrain", "half", "--tokens", "700", *UPTRAIN)
     code, out, _ = sqat(*command)
     assert (code, "Best checkpoint: run/checkpoints/step-" in out) == (0, True)
@@ -92,20 +108,23 @@ HALF = CONVERT + "--query-heads 3 "
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (CONVERT + "--method mean", "--method is 'mean', but goes with --query-heads"),
-        (CONVERT + "--kv-heads 2", "--kv-heads is 2, but goes with --query-heads"),
-        (CONVERT + "--to native", "--to is 'native', but goes with --query-heads"),
-        (CONVERT + "--context 9", "--context is 9, but goes with --query-heads"),
+        (CONVERT + "--method mean", "--query-heads is missing, but must be the number to keep where --method is given"),
+        (CONVERT + "--context 9", "--query-heads is missing, but must be the number to keep where --context is given"),
         (CONVERT + "--query-heads 7", "query_heads is 7, but must be 1 to 6"),
         (HALF + "--layout sqat", "--layout is 'sqat', but goes without --query-heads"),
         (HALF + "--out text.txt", "--out is text.txt, which exists and is not empty"),
         (HALF + "--out pretrained", "choose a new or an empty folder"),
         (HALF + "--layers 0-0", 'layers is 0-0, but must be 0-1 for to "stock": a qwen3 checkpoint holds one number'),
-        (HALF + "--method select", '--calibrate is missing, but must name text for method "select"'),
+        (HALF + "--method select", '--calibrate is missing, but method "select" by score "activation" needs text'),
+        (
+            HALF,
+            '--calibrate is missing, but method "fit" needs text (--calibrate DATA[:n]); method "mean" does without',
+        ),
+        (HALF + "--calibrate text.txt --calibration-tokens 1", "--calibration-tokens is 1, but must be at least 2"),
         (HALF + "--context 1", "--context is 1, but must be at"),
         (
-            HALF + "--calibrate text.txt",
-            "--calibrate is 'text.txt', but goes with --method select or cluster, by --sco",
+            HALF + "--method mean --calibrate text.txt",
+            "--calibrate is text.txt, but goes with --method fit, or select and cluster",
         ),
         ("uptrain pretrained", "--tokens is missing, but must be the number of tokens"),
         ("uptrain ./nowhere --tokens 5", "'./nowhere' is no local folder"),

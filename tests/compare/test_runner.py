@@ -3,11 +3,10 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,32 +46,6 @@ def write_plan(plan):
     Path("plan.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(plan.to_dict()))))
 
 
-def start(plan, out):
-    write_plan(plan)
-    command = [sys.executable, "-m", "sqat", "compare", "plan.yaml", "--out", out.name]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def runs_alive(out):
-    """Process ids of a comparison's runs, also of those that outlived it."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_text()
-        except OSError:
-            continue
-        if "sqat.compare.run" in line and out.name in line:
-            found.append(int(entry.name))
-    return found
-
-
-def wait_for_lines(log, number, process):
-    """Until a run's log, which may shrink when the run goes on from a checkpoint, has so many."""
-    while not log.is_file() or len(log.read_bytes().splitlines()) < number:
-        assert process.poll() is None
-        time.sleep(0.01)
-
-
 def compare(monkeypatch, *arguments):
     """`sqat compare` in this process."""
     monkeypatch.setattr(sys, "argv", ["sqat", "compare", *arguments])
@@ -96,14 +69,21 @@ def assert_report_only_makes_the_same(out, monkeypatch):
 
 
 def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch, capfd):
-    plan, out = tiny_plan(), tmp_path / "whole"
+    """One of its runs fails at first, and is named; the others are done, and so is it by the same command."""
+    plan, out = tiny_plan(seeds=[3]), tmp_path / "whole"
     write_plan(plan)
+    broken = Folder(out).run("gqa", 3) / "checkpoints" / "step-00000002"
+    broken.mkdir(parents=True)  # an empty checkpoint
+    assert compare(monkeypatch, "plan.yaml", "--out", str(out)) == 1
+    (failure,) = re.findall("failed:\ngqa, seed 3: (.*)", capfd.readouterr().out)
+    assert "step-00000002" in failure
+    assert [result["variant"] for result in results(out)] == ["sqa"]
+
+    broken.rmdir()
     assert compare(monkeypatch, "plan.yaml", "--out", str(out)) == 0
-    said = "".join(capfd.readouterr())
-    for line in ("gqa, seed 0: done (", "(4 of 4, about 0 min left)", "timing all variants in turn"):
-        assert line in said
+    assert "gqa, seed 3: done (2 of 2, about 0 min left)" in capfd.readouterr().out
     whole = results(out)
-    assert [(r["variant"], r["seed"]) for r in whole] == [("gqa", 0), ("gqa", 1), ("sqa", 0), ("sqa", 1)]
+    assert [(result["variant"], result["seed"]) for result in whole] == [("gqa", 3), ("sqa", 3)]
     for result in whole:
         assert result["steps"] == 12
         assert result["shared_machine"]
@@ -112,24 +92,16 @@ def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch, capfd):
         assert result["probes"]["number"] == 5
         assert result["stories"][0].startswith("Once upon a time")
         assert result["flops"] == result["tokens"] * result["flops_per_token"]
-    assert whole[0]["tokens"] == whole[2]["tokens"]
-    timed = Folder(out).read_timing()["variants"]
-    assert all(len(times["step_seconds"]) == 2 * plan.timing.steps for times in timed.values())
+    assert whole[0]["tokens"] == whole[1]["tokens"]
     assert_report_only_makes_the_same(out, monkeypatch)
-    assert_results_are_enough_to_go_on(plan, out, tmp_path / "kept")
 
-
-def assert_results_are_enough_to_go_on(plan, out, kept):
-    kept.mkdir()
-    for name in (Folder.PLAN, Folder.SETUP, Folder.RESULTS, Folder.TIMING):
-        shutil.copy(out / name, kept / name)
-    said = []
-    run_comparison(plan, kept, said.append)
-    assert said == []
-    assert (kept / Folder.RESULTS).read_bytes() == (out / Folder.RESULTS).read_bytes()
-    (kept / Folder.RESULTS).write_text('{"variant": "gqa"')
+    shutil.rmtree(out / "runs")  # results are enough to go on
+    said, lines = [], (out / Folder.RESULTS).read_bytes()
+    run_comparison(plan, out, said.append)
+    assert (said, (out / Folder.RESULTS).read_bytes()) == ([], lines)
+    (out / Folder.RESULTS).write_text('{"variant": "gqa"')
     with pytest.raises(DataError, match="is damaged"):
-        run_comparison(plan, kept)
+        run_comparison(plan, out)
 
 
 def test_without_seeds_nothing_is_trained(tiny_plan, tmp_path, monkeypatch):
@@ -140,44 +112,11 @@ def test_without_seeds_nothing_is_trained(tiny_plan, tmp_path, monkeypatch):
     assert not (out / "runs").exists()
     assert not (out / Folder.RESULTS).exists()
     assert "Nothing was trained" in (out / "report.md").read_text()
-    assert_report_only_makes_the_same(out, monkeypatch)
-
-
-def test_killed_or_asked_to_stop_it_comes_to_the_same(tiny_plan, tmp_path):
-    long = {**tiny_plan().train.to_dict(), "max_steps": 100, "checkpoint_every": 7, "evaluate_every": 50}
-    plan = tiny_plan(seeds=[3], train=long, variants=["gqa"], probes=0, stories=0, timing={"rounds": 0})
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_comparison(plan, whole)
-    log = parts / "runs" / "gqa-seed3" / "metrics.jsonl"
-
-    process = start(plan, parts)
-    wait_for_lines(log, 3, process)
-    process.kill()
-    process.wait()
-    process = start(plan, parts)  # waits for the run, which is asked to stop when its parent is gone
-    wait_for_lines(log, 9, process)
-    assert len(runs_alive(parts)) == 1
-    process.kill()
-    process.wait()
-    while runs_alive(parts):
-        time.sleep(0.01)
-    assert list(log.parent.glob("checkpoints/step-*"))
-    assert not (log.parent / Folder.RESULT).exists()  # so it was in the middle
-
-    process = start(plan, parts)
-    wait_for_lines(log, 15, process)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on" in said
-    assert not (log.parent / Folder.RESULT).exists()
-
-    run_comparison(plan, parts)
-    assert results(parts) == results(whole)
 
 
 def test_equal_time_is_shared_by_measured_steps(tiny_plan, tmp_path):
-    plan, said = tiny_plan(match="time", variants=["mha", "xsqa"], reference="mha"), []
+    once = {**tiny_plan().timing.to_dict(), "rounds": 1}
+    plan, said = tiny_plan(match="time", variants=["mha", "xsqa"], reference="mha", timing=once), []
     folder = Folder(tmp_path)
     folder.begin(plan)
     variants = settle(plan, folder, said.append).variants
@@ -210,15 +149,6 @@ def test_asked_to_stop_in_its_last_evaluation_a_run_leaves_its_results_to_the_ne
     assert run.run(folder.out, "gqa", 0) == 0
     assert json.loads(result.read_text())["steps"] == 12
     assert len(evaluations) == 3  # the run was finished
-
-
-def test_a_failed_run_is_named_and_the_others_are_done(untimed, tmp_path):
-    out = tmp_path / "out"
-    (Folder(out).run("gqa", 0) / "checkpoints" / "step-00000002").mkdir(parents=True)  # an empty checkpoint
-    (failure,) = run_comparison(untimed, out)
-    assert failure.startswith("gqa, seed 0: ")
-    assert "step-00000002" in failure
-    assert [result["variant"] for result in results(out)] == ["sqa"]
 
 
 def test_storage_errors_say_what_to_do(untimed, tmp_path, monkeypatch):
@@ -257,11 +187,6 @@ def test_a_comparison_that_cannot_begin_leaves_no_folder(tiny_plan, tmp_path, ch
     assert not (tmp_path / "made").exists()
 
 
-def test_one_at_a_time(tiny_plan, tmp_path):
-    with Folder(tmp_path).locked(), pytest.raises(ConfigError, match="a comparison is running in"):
-        run_comparison(tiny_plan(), tmp_path)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -269,7 +194,7 @@ def test_one_at_a_time(tiny_plan, tmp_path):
         (["--report-only"], "--out is missing"),
         (["none.yaml"], "no configuration file at none.yaml"),
         (["--report-only", "--out", "."], "has no finished run to report on"),
-        (["none.yaml", "--seeds", "a,b"], "--seeds is 'a,b', but must be numbers like 0,1,2"),
+        (["compare/quick.yaml", "--seeds", "a,b"], "ComparePlan.seeds is 'a', but must be a whole number"),
     ],
 )
 def test_wrong_command_lines(monkeypatch, capsys, arguments, message):

@@ -81,10 +81,10 @@ def converted(stock_folder, tmp_path):
         folder, out = stock_folder(name), tmp_path / "out"
         model = read_model(folder)
         plan = plan_conversion(model.config, **changes)
-        groups = choose_heads(model, plan)
-        result = convert(model, plan, groups=groups)
+        heads = choose_heads(model, plan)
+        result = convert(model, plan, heads=heads)
         out.mkdir()
-        write_conversion(result, plan, groups, folder, "a model", out)
+        write_conversion(result, plan, heads, folder, "a model", out)
         return result, out
 
     return write

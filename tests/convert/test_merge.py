@@ -35,7 +35,7 @@ def make_alike(model, of, *, of_kv=1):
 def test_identical_heads_merge_exactly(name, alike, plan, stock_model, rows):
     model = stock_model(name)
     make_alike(model, **alike)
-    result = convert(model, plan_conversion(model.config, **plan))
+    result = convert(model, plan_conversion(model.config, **{"method": "mean", **plan}))
     assert result.config.num_attention_heads == plan["query_heads"]
     assert result.config.num_key_value_heads == plan.get("kv_heads", 4)
     torch.testing.assert_close(result(rows).logits, model(rows).logits, rtol=1e-4, atol=1e-5)
@@ -59,7 +59,7 @@ def test_normalised_heads_of_different_size_merge_exactly(stock_model, rows):
     with torch.no_grad():
         for attention in attention_layers(model):
             attention.q_proj.weight.unflatten(0, (12, 10)).mul_(1 + torch.rand(12)[:, None, None] * 5)
-    result = convert(model, plan_conversion(model.config, query_heads=4))
+    result = convert(model, plan_conversion(model.config, query_heads=4, method="mean"))
     torch.testing.assert_close(result(rows).logits, model(rows).logits, rtol=1e-4, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_values_of_different_heads_with_one_output_matrix_are_exact():
 
 def test_bfloat16_is_rounded_once(stock_model):
     model = stock_model("llama").bfloat16()
-    result = convert(model, plan_conversion(model.config, query_heads=4))
+    result = convert(model, plan_conversion(model.config, query_heads=4, method="mean"))
     assert result.dtype == torch.bfloat16
     rows = model.model.layers[1].self_attn.q_proj.weight.float().unflatten(0, (4, 3, 10)).mean(dim=1).flatten(0, 1)
     assert torch.equal(result.model.layers[1].self_attn.q_proj.weight, rows.bfloat16())

@@ -14,23 +14,23 @@ from sqat.convert.modeling_mixed_heads import CLASSES, STOCK
 from sqat.errors import ConfigError
 
 
-def by_hand(model, result, groups):
+def by_hand(model, result, heads):
     """The original with all its heads, those of a group made alike: they then add what the one of the result adds."""
     twin = AutoModelForCausalLM.from_config(model.config)
     twin.load_state_dict(model.state_dict())
     with torch.no_grad():
-        for attention, merged, group in zip(attention_layers(twin), attention_layers(result), groups, strict=True):
+        for attention, merged, layer in zip(attention_layers(twin), attention_layers(result), heads, strict=True):
             for name, old in merged.named_parameters():
                 if "_norm" in name:
                     continue
                 new = attention.get_parameter(name)
                 if name == "o_proj.weight":
                     columns = new.unflatten(1, (-1, 10))
-                    for i, heads in enumerate(group):
-                        columns[:, list(heads)] = old.unflatten(1, (-1, 10))[:, i : i + 1] / len(heads)
+                    for i, group in enumerate(layer.groups):
+                        columns[:, list(group)] = old.unflatten(1, (-1, 10))[:, i : i + 1] / len(group)
                 elif name.startswith("q_proj"):
-                    for i, heads in enumerate(group):
-                        new.unflatten(0, (-1, 10))[list(heads)] = old.unflatten(0, (-1, 10))[i]
+                    for i, group in enumerate(layer.groups):
+                        new.unflatten(0, (-1, 10))[list(group)] = old.unflatten(0, (-1, 10))[i]
                 elif name != "o_proj.bias":
                     heads = old.unflatten(0, (-1, 10))
                     new.copy_(heads.repeat_interleave(4 // len(heads), dim=0).flatten(0, 1))
@@ -43,21 +43,21 @@ def test_one_layer_is_converted_and_the_others_stay(name, stock_model, rows):
     plan = plan_conversion(
         model.config, query_heads=5, kv_heads=1, method="cluster", score="norm", layers="1-1", to="transformers"
     )
-    groups = choose_heads(model, plan)
-    assert [len(layer) for layer in groups] == [12, 5, 12]
-    result = convert(model, plan, groups=groups)
+    heads = choose_heads(model, plan)
+    assert [len(layer.groups) for layer in heads] == [12, 5, 12]
+    result = convert(model, plan, heads=heads)
     before = model.state_dict()
     assert {tensor_name.split(".")[2] for tensor_name in plan.shapes} == {"1"}
     for tensor_name, tensor in result.state_dict().items():
         assert tensor_name in plan.shapes or torch.equal(tensor, before[tensor_name])
     assert plan.after.parameters == sum(p.numel() for p in result.parameters())
     assert plan.after.kv_bytes_per_token == (4 + 1 + 4) * 2 * 10 * 2
-    torch.testing.assert_close(result(rows).logits, by_hand(model, result, groups)(rows).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result(rows).logits, by_hand(model, result, heads)(rows).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODEL_TYPES)
 def test_written_checkpoints_are_read_and_generate(name, converted, rows):
-    result, out = converted(name, query_heads=4, layers="0-1", to="transformers")
+    result, out = converted(name, query_heads=4, layers="0-1", to="transformers", method="mean")
     values = json.loads((out / "config.json").read_text())
     assert (values["model_type"], values["query_heads_per_layer"]) == (f"mixed_heads_{name}", [4, 4, 12])
     assert json.loads((out / "conversion.json").read_text())["layers"] == [0, 1]
@@ -75,7 +75,8 @@ def test_written_checkpoints_are_read_and_generate(name, converted, rows):
 
 def test_back_ends_are_chosen_for_the_whole_model(stock_model, rows):
     model = stock_model("qwen3_moe")
-    result = convert(model, plan_conversion(model.config, query_heads=6, layers="1-2", to="transformers"))
+    plan = plan_conversion(model.config, query_heads=6, layers="1-2", to="transformers", method="mean")
+    result = convert(model, plan)
     expected = result(rows).logits
     assert result.get_experts_implementation()[""] == model.get_experts_implementation()[""] == "grouped_mm"
     result.set_attn_implementation("eager")
@@ -87,7 +88,7 @@ def test_back_ends_are_chosen_for_the_whole_model(stock_model, rows):
 
 def test_new_models_are_initialised_as_stock_ones(stock_config):
     config = stock_config("llama", attention_bias=False, hidden_size=240, initializer_range=0.3)
-    plan = plan_conversion(config, query_heads=4, layers="1-1", to="transformers")
+    plan = plan_conversion(config, query_heads=4, layers="1-1", to="transformers", method="mean")
     for auto in (AutoModel, AutoModelForCausalLM):
         for attention in attention_layers(auto.from_config(plan.new_config)):
             assert attention.q_proj.weight.std().item() == pytest.approx(0.3, rel=0.1)
@@ -96,7 +97,7 @@ def test_new_models_are_initialised_as_stock_ones(stock_config):
 def test_a_mixed_model_is_verified_trained_on_and_saved_again(stock_folder, rows, tmp_path):
     folder = stock_folder("qwen3")
     model = read_model(folder)
-    plan = plan_conversion(model.config, query_heads=4, layers="2-2", to="transformers")
+    plan = plan_conversion(model.config, query_heads=4, layers="2-2", to="transformers", method="mean")
     result = convert(model, plan)
     figures = verify(model, result, rows)
     assert figures.similarity[0] == pytest.approx(1, abs=1e-5)
@@ -134,7 +135,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_it_runs_without_sqat(converted, without_sqat):
-    result, out = converted("qwen3", query_heads=4, layers="1-1", to="transformers")
+    result, out = converted("qwen3", query_heads=4, layers="1-1", to="transformers", method="mean")
     found = without_sqat(LOAD, out)
     assert (found["class"], found["base"]) == ("MixedHeadsQwen3ForCausalLM", "MixedHeadsQwen3Model")
     assert str(found["module"]).startswith("transformers_modules.")

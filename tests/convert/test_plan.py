@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM
 
 from sqat.convert import convert, plan_conversion
 from sqat.convert.architectures import MODEL_TYPES
@@ -10,7 +10,7 @@ from sqat.errors import ConfigError
 @pytest.mark.parametrize("name", MODEL_TYPES)
 def test_plan_is_what_conversion_gives(name, stock_model):
     model = stock_model(name)
-    plan = plan_conversion(model.config, query_heads=6, kv_heads=2)
+    plan = plan_conversion(model.config, query_heads=6, kv_heads=2, method="mean")
     result = convert(model, plan)
     for costs, which in ((plan.before, model), (plan.after, result)):
         assert costs.parameters == sum(p.numel() for p in which.parameters())
@@ -82,24 +82,17 @@ def test_some_layers_save_their_share(stock_config):
         ({"kv_heads": 4}, r"query_heads is 6, but must be a multiple of kv_heads \(4\)"),
         ({"to": "onnx"}, "to is 'onnx', but must be one of stock, transformers"),
         ({"context_length": 0}, "context_length is 0, but must be at least 1"),
-        ({"method": "median"}, "method is 'median', but must be one of mean, select, cluster"),
+        ({"method": "median"}, "method is 'median', but must be one of fit, mean, select, cluster"),
         ({"score": "loss"}, "score is 'loss', but must be one of activation, norm"),
         ({"layers": "1-2"}, 'layers is 1-2, but must be 0-2 for to "stock": a llama checkpoint holds one number'),
         ({"layers": "0-3"}, "layers is 0-3, but must be a-b with 0 <= a <= b <= 2"),
         ({"layers": "all"}, "layers is 'all', but must be a-b"),
-        ({"layers": (0,)}, r"layers is \(0,\), but must be a-b .*; or \(a, b\)"),
         ({"layers": (0, 1.5)}, r"layers is \(0, 1\.5\), but must be a-b"),
-        ({"layers": 2}, "layers is 2, but must be a-b"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message, stock_config):
     with pytest.raises(ConfigError, match=message):
         plan_conversion(stock_config("llama"), **{"query_heads": 6, **changes})
-
-
-def test_other_architectures_are_refused():
-    with pytest.raises(ConfigError, match=r"model_type is 'gpt2', but must be one of llama, mistral"):
-        plan_conversion(GPT2Config(), query_heads=6)
 
 
 def test_quantised_weights_are_refused(stock_config):
@@ -130,9 +123,7 @@ def test_missing_calibration_is_named(stock_model):
     [
         (torch.arange(4, 21), r"calibration has the shape \(17,\), but must be \(rows, tokens\) with at least one row"),
         (torch.empty(0, 17, dtype=torch.long), r"calibration has the shape \(0, 17\), but must be"),
-        (torch.empty(5, 0, dtype=torch.long), r"calibration has the shape \(5, 0\), but must be"),
         (torch.tensor([[4, 307]]), "calibration holds token 307, but must hold ids from 0 to 306"),
-        (torch.tensor([[-1, 5]]), "calibration holds token -1, but must hold ids from 0"),
         (torch.rand(5, 17), r"calibration holds torch\.float32, but must be a tensor of token ids"),
         ([[4, 5]], "calibration holds list, but must be a tensor"),
     ],
@@ -147,7 +138,7 @@ def test_calibration_that_is_no_rows_of_tokens(calibration, message, stock_model
 def test_the_model_stays_as_it_is(stock_model, rows):
     model = stock_model("qwen2")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    result = convert(model, plan_conversion(model.config, query_heads=4))
+    result = convert(model, plan_conversion(model.config, query_heads=4, method="mean"))
     with torch.no_grad():
         for parameter in result.parameters():
             parameter += 1

@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sqat.checksums import check_files
 from sqat.convert import convert, plan_conversion
 from sqat.convert.files import read_model
 from sqat.convert.tokenizer import StockTokenizer
@@ -33,7 +32,7 @@ def folders(stock_folder, tmp_path, monkeypatch):
         teacher = stock_folder(name, **changes)
         model = read_model(teacher)
         student = tmp_path / "converted"
-        convert(model, plan_conversion(model.config, query_heads=4)).save_pretrained(student)
+        convert(model, plan_conversion(model.config, query_heads=4, method="mean")).save_pretrained(student)
         for path in teacher.glob("token*"):
             (student / path.name).write_bytes(path.read_bytes())
         texts = [f"The cat number {n} sat on mat {n * 7}. It was happy, and so it purred." for n in range(210)]
@@ -75,10 +74,8 @@ def test_resumed_is_uninterrupted_to_the_bit(name, folders, tmp_path):
     assert ends[0].name == ends[1].name
     for file in ("model.safetensors", "training.safetensors", "training.json"):
         assert (ends[0] / file).read_bytes() == (ends[1] / file).read_bytes(), file
-    for key in ("loss", "kl", "grad_norm"):
-        assert [line[key] for line in log(tmp_path / "whole", "train")][-1] == pytest.approx(
-            log(tmp_path / "parts", "train")[-1][key]
-        )
+    whole, parts = (log(tmp_path / run, "train")[-1] for run in ("whole", "parts"))
+    assert [parts[key] for key in ("loss", "kl", "grad_norm")] == [whole[key] for key in ("loss", "kl", "grad_norm")]
 
 
 def test_the_student_comes_closer_to_its_teacher(folders, tmp_path):
@@ -111,12 +108,6 @@ def test_checkpoints_are_stock_checkpoints(folders, tmp_path, rows):
         AutoTokenizer.from_pretrained(folder)("cat").input_ids
         == AutoTokenizer.from_pretrained(teacher)("cat").input_ids
     )
-
-
-def test_without_a_teacher_it_is_training(folders, tmp_path):
-    student, _, text = folders()
-    start_uptraining(config(student, None, text), tmp_path / "run").train()
-    assert all("kl" not in line for line in log(tmp_path / "run", "train"))
 
 
 def test_a_step_without_numbers_is_skipped(folders, tmp_path):
@@ -159,19 +150,11 @@ def test_a_damaged_checkpoint_is_passed_over(folders, tmp_path, flip_bytes, capl
     settings = config(*folders(), train__checkpoint_every=3)
     start_uptraining(settings, tmp_path / "run").train()
     *_, older, newest = list_checkpoints(tmp_path / "run")
-    files = {path.name for path in newest.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "training.json", "training.safetensors"} <= files
-    for path in sorted(set(newest.iterdir()) - {newest / "evaluation.json"}):  # which comes after the checksums
-        for _ in flip_bytes(path):
-            with pytest.raises(CheckpointError, match=f"{path} is damaged"):
-                check_files(newest)
-    for name in ("config.json", "model.safetensors"):
-        for _ in flip_bytes(newest / name):
-            with pytest.raises(CheckpointError, match=f"{newest / name} is damaged"):
-                read_model(newest)
-    next(flip_bytes(newest / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is damaged"):
-        StockTokenizer(newest)
+    for name, read in {"model.safetensors": read_model, "tokenizer.json": StockTokenizer}.items():
+        flips = flip_bytes(newest / name)
+        next(flips)
+        with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+            read(newest)
     resumed = start_uptraining(settings, tmp_path / "run", resume=True)
     assert f"{newest}.damaged; going on from {older}" in caplog.text
     assert resumed.state.step == int(older.name[5:])

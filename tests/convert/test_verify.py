@@ -22,7 +22,7 @@ def test_a_model_is_close_to_itself(stock_model, rows):
 
 def test_figures_are_those_of_the_definition(stock_model, rows):
     model = stock_model("llama")
-    result = convert(model, plan_conversion(model.config, query_heads=4))
+    result = convert(model, plan_conversion(model.config, query_heads=4, method="mean"))
     figures = verify(model.train(), result, rows)
     assert (model.training, result.training) == (True, False)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_report_is_one_file_with_a_heat_map(stock_model, rows, tmp_path):
     pytest.importorskip("jinja2", reason="the extra `report` is not installed")
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     model = stock_model("qwen2")
-    plan = plan_conversion(model.config, query_heads=4)
+    plan = plan_conversion(model.config, query_heads=4, method="mean")
     figures = verify(model, convert(model, plan), rows)
     page = write_report(figures, tmp_path / "report.html", title="a <b> model", plan=plan).read_text()
     assert "a &lt;b&gt; model" in page

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sqat.cpu.dropout import dropout_mask, keep_bits
+from sqat.cpu.dropout import dropout_mask
 from sqat.model.feedforward import dropout
 
 
@@ -33,13 +33,3 @@ def test_the_generator_decides_and_nothing_happens_in_evaluation_or_at_zero():
     torch.manual_seed(5)
     assert torch.equal(first, dropout(x, 0.5, training=True))
     assert dropout(x, 0.5, training=False) is dropout(x, 0.0, training=True) is x
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_exactly_the_right_share_of_all_draws_is_dropped(p):
-    every = torch.arange(-(2**15), 2**15).to(torch.int16)
-    kept = keep_bits(every.clone(), p)
-    assert set(kept.unique().tolist()) == {-1, 0}
-    assert (kept == 0).sum().item() == 2 * round(p * 2**15)
-    wide = keep_bits(every.to(torch.int32), p)
-    assert torch.equal(wide, kept.to(torch.int32))

@@ -55,14 +55,6 @@ def test_attention_by_the_block_mask(make_mask, global_tokens):
     torch.testing.assert_close(found, attend_naive(q, k, v, mask.rows()), rtol=1e-5, atol=1e-5)
 
 
-def test_blocks_are_listed_from_the_first():
-    mask = AttentionMask(700, 700, torch.device("cpu"), window=130, global_tokens=2)
-    block_mask = flex.block_mask(mask)
-    assert block_mask.kv_num_blocks.tolist() == [[[1, 2, 3, 4, 4, 4]]]
-    assert block_mask.kv_indices[0, 0, 5, :4].tolist() == [0, 3, 4, 5]  # global, query 640 back to 511, itself
-    assert block_mask.q_num_blocks[0, 0].tolist() == [6, 3, 3, 3, 2, 1]
-
-
 def test_one_block_mask_for_all_layers(monkeypatch):
     """The way that `attend` takes on a GPU, with the plain function for the compiled one."""
     monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)

@@ -77,7 +77,7 @@ class TestPacked:
         assert len(batch.inputs) == batches.rows_per_epoch
         assert all(part.dtype == torch.int64 for part in batch[:4])
 
-    @pytest.mark.parametrize("context_length", [2, 3, 23, 500])
+    @pytest.mark.parametrize("context_length", [2, 23])
     def test_every_next_token_is_a_target_once(self, tokens, context_length):
         batch = whole_epoch(Batches(tokens, batch_size=3, context_length=context_length))
         is_target = batch.targets != IGNORE
@@ -136,15 +136,7 @@ class TestRows:
 
 
 @pytest.mark.parametrize("context_length", [2, 3, 7, 23, 500])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"mode": "packed"},
-        {"mode": "rows"},
-        {"mode": "rows", "padding_as_target": True},
-    ],
-    ids=lambda options: "-".join(map(str, options)) + "-" + options["mode"],
-)
+@pytest.mark.parametrize("options", [{}, {"mode": "rows"}, {"mode": "rows", "padding_as_target": True}], ids=str)
 def test_targets_are_counted_without_looking_at_them(tokens, options, context_length):
     for batch, _ in Batches(tokens, batch_size=3, context_length=context_length, **options).epoch(BatchState(0, 0)):
         assert batch.counted == batch.num_targets == batch._replace(counted=None).num_targets
@@ -236,15 +228,6 @@ class TestTokenStore:
         read = TokenStore(ids, torch.device("cpu")).read(places)
         assert read.dtype == torch.int64
         assert read.tolist() == ids[places.numpy()].tolist()
-
-    def test_tokens_are_not_copied_and_may_be_read_only(self, recwarn):
-        ids = np.arange(7, dtype=np.uint16)
-        ids.flags.writeable = False
-        store = TokenStore(ids, torch.device("cpu"))
-        assert store._ids.data_ptr() == ids.ctypes.data
-        assert not recwarn.list
-        table = store.upload(np.arange(3), np.array([True, False, True]))  # integers and truth values
-        assert (table.dtype, table.tolist()) == (torch.int64, [[0, 1, 2], [1, 0, 1]])
 
     @pytest.mark.parametrize("room", [True, False])
     def test_a_gpu_keeps_them_where_it_has_room(self, room, monkeypatch, caplog):

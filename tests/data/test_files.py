@@ -40,9 +40,11 @@ def chunks(request, monkeypatch):
     monkeypatch.setattr(files, "CHUNK_BYTES", request.param)
 
 
-def test_one_sentence_a_line_is_warned_of_once(tmp_path, caplog):
+@pytest.mark.parametrize("line", ["A cat sat.", "猫が座った。", "बिल्ली बैठी।"])
+@pytest.mark.parametrize("end", ["", "\n\n"])
+def test_one_sentence_a_line_is_warned_of_once(tmp_path, caplog, line, end):
     for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text("A cat sat.\n" * 10)
+        (tmp_path / name).write_text(f"{line}\n" * 10 + end, encoding="utf-8")
     (tmp_path / "verse").mkdir()
     (tmp_path / "verse" / "c.txt").write_text("A cat\nsat.\n" * 10)
     assert len(documents(tmp_path)) == 3

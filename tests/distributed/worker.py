@@ -62,7 +62,7 @@ def part(parameter):
 def run(job):
     """Train; what is left of it in this process."""
     deeds = [At(*deed) for deed in job.get("deeds", [])]
-    shards.SHARD_TOKENS, loop.suitable_shards = 1, lambda _: job.get("shards", 1)
+    shards.SHARD_TOKENS, loop.step.suitable_shards = 1, lambda _: job.get("shards", 1)
     steps = []
     if job.get("tell_steps"):
         loop.feed = told(loop.feed, steps)

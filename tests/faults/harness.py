@@ -18,7 +18,6 @@ from sqat.train.state import UNLOGGED, read_state
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"
 FULL = os.environ.get("SQAT_FAULTS") == "full"
-EVERY = int(os.environ.get("SQAT_FAULTS_EVERY", "1"))  # in the full form, the n-th part of it
 TIMES = ("tokens_per_second", "data_wait")  # what a log may differ in
 KILLED = -9
 FREEING = ("unlink", "rmdir", "rename", "chmod")  # what a full disk still does

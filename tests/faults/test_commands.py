@@ -4,15 +4,20 @@ import errno
 import random
 import re
 import shutil
+import signal
 
 import pytest
-from harness import EVERY, FREEING, FULL, KILLED, assert_refused, assert_same_run, litter, log_of, newest_is_whole
+from harness import FREEING, FULL, KILLED, assert_refused, assert_same_run, litter, log_of
 
 pytestmark = pytest.mark.usefixtures("needs_shim")
 
 CONVERT = ("sqat.convert", "sqat.convert.uptrain", "transformers.models.llama.modeling_llama")
 COMPARE = ("sqat.compare.run", "sqat.compare.runner", "sqat.compare.report", "matplotlib.pyplot", "scipy.stats")
 PARTS = 4 if FULL else 1
+UNDRAWN = """
+import collections, sqat.compare.report as module
+module.draw_all = lambda _: collections.defaultdict(lambda: ("a picture", b"<svg", b""))
+"""
 
 PLAN = """
 name: tiny
@@ -35,7 +40,7 @@ def numbers(changes, most, short, part=None):
     """At which changes to kill: `most` of them, or few; or a part of these."""
     everywhere, count = range(1, len(changes) + 1), most if FULL else short
     chosen = everywhere if count >= len(changes) else sorted(random.Random(3).sample(everywhere, count))
-    chosen = list(chosen)[::EVERY]
+    chosen = list(chosen)
     return chosen if part is None else chosen[part::PARTS]
 
 
@@ -74,7 +79,7 @@ def kill_and_fill(commands, command, changes, name, goes_on):
         goes_on(sqat)
     wanting = [i + 1 for i, change in enumerate(changes) if not change.startswith(FREEING)]
     first = next(n for n in wanting if changes[n - 1].startswith("write") and name in changes[n - 1])
-    for n in wanting[::EVERY] if FULL else [first]:
+    for n in wanting if FULL else [first]:
         sqat = commands(f"full-at-{n}")
         ended = sqat(*command, action="fail", at=n, value=errno.ENOSPC)
         assert_refused(ended, "No space left on device; free some space there")
@@ -132,27 +137,6 @@ def test_convert_to_fewer_heads(commands, stock_folder):
     kill_conversion(commands, ("convert", stock_folder, "--out", "out", "--query-heads", "2"), CONVERT)
 
 
-@pytest.mark.skipif(not FULL, reason="make test-faults runs it")
-@pytest.mark.parametrize("part", range(PARTS))
-def test_uptrain(commands, stock_folder, part):
-    from sqat.convert.files import read_model
-
-    options = ("--tokens", "500", "--data", "stories:61", "--batch-size", "3", "--context", "29", "--device", "cpu")
-    changes = ("train.tensorboard=false", "train.log_every=3", "train.checkpoint_every=2", "train.evaluate_every=3")
-    sets = [word for change in (*changes, "data.validation_limit=3") for word in ("--set", change)]
-    command = ("uptrain", stock_folder, "--teacher", stock_folder, *options, *sets, "--out", "run", "--resume")
-    whole = commands("whole-uptraining")
-    done = succeeded(whole(*command, modules=CONVERT)).changes
-    for n in numbers(done, 48, 1, part):
-        sqat = commands(f"at-{n}")
-        assert sqat(*command, action="kill", at=n).code == KILLED
-        newest_is_whole(sqat.folder / "run", read_model)
-        succeeded(sqat(*command))
-        assert_same_run(sqat.folder / "run", whole.folder / "run")
-        assert litter(sqat.folder) == []
-        shutil.rmtree(sqat.folder)
-
-
 @pytest.fixture
 def start(commands):
     """`start("name")`: as `commands`, with the plan of a comparison."""
@@ -171,35 +155,23 @@ def results(out):
     return log_of(out, "results.jsonl", of_the_machine)
 
 
-@pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py kills a comparison, too")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_compare(start, part):
-    """The comparison is killed, and its runs end by themselves; the next start waits for them."""
+    """The comparison is asked to stop, then killed, and its runs end by themselves; the next start waits for them."""
     command = ("compare", "plan.yaml", "--out", "out")
     whole = start("whole")
-    changes = succeeded(whole(*command, modules=COMPARE)).changes
-    for n in numbers(changes, 48, 1, part):
+    changes = succeeded(whole(*command, modules=COMPARE, before=UNDRAWN)).changes
+    begun = next(i + 1 for i, change in enumerate(changes) if "sqa-seed0/output.log" in change)  # and so the other, too
+    for n in numbers(changes, 48, 1, part) if FULL else [begun]:
         sqat = start(f"at-{n}")
-        assert sqat(*command, action="kill", at=n).code == KILLED
-        succeeded(sqat(*command))
+        if n == begun:
+            stopped = sqat(*command, action="signal", at=n, value=signal.SIGTERM)
+            assert (stopped.code, "the same command goes on" in stopped.output) == (143, True)
+        assert sqat(*command, action="kill", at=min(n, 4)).code == KILLED
+        succeeded(sqat(*command, before=UNDRAWN))
         assert results(sqat.folder / "out") == results(whole.folder / "out")
         assert {*content(sqat.folder / "out")} == {*content(whole.folder / "out")}
         for run in (whole.folder / "out" / "runs").iterdir():
             assert_same_run(sqat.folder / "out" / "runs" / run.name, run)
         assert litter(sqat.folder) == []
         shutil.rmtree(sqat.folder)
-
-
-@pytest.mark.skipif(not FULL, reason="make test-faults runs it; tests/compare/test_runner.py has two of its moments")
-def test_compare_on_a_full_disk(start):
-    """Where the comparison itself writes; its runs are training runs."""
-    command = ("compare", "plan.yaml", "--out", "out")
-    changes = succeeded(start("whole")(*command, modules=COMPARE)).changes
-    names = (".lock-runs", "plan.yaml", "setup.json", "-seed0", "output.log", "results.jsonl", "timing", "report.html")
-    for name in names:
-        n = next(i + 1 for i, change in enumerate(changes) if name in change)
-        sqat = start(f"at-{name}")
-        assert_refused(sqat(*command, action="fail", at=n, value=errno.ENOSPC), "No space left on device", "error: out")
-        assert litter(sqat.folder) == []
-        succeeded(sqat(*command))
-        assert litter(sqat.folder) == []

@@ -19,10 +19,9 @@ MORE = [
 # Python that has the command send itself a signal in the n-th call of a function of the training loop.
 IN_CALL = """
 import os
-import sqat.train.trainer as module
+from sqat.train import checkpoints, step, trainer
 
-if not hasattr(module, "{name}"):
-    module = module.checkpoints
+module = next(place for place in (trainer, step, checkpoints) if hasattr(place, "{name}"))
 original, calls = module.{name}, []
 
 def signalled(*arguments, **options):

@@ -3,7 +3,7 @@
 import errno
 
 import pytest
-from harness import EVERY, FULL, KILLED, TRAIN, assert_same_run, assert_whole_and_goes_on, litter
+from harness import FULL, KILLED, TRAIN, assert_same_run, assert_whole_and_goes_on, litter
 
 pytest.importorskip("tensorboard", reason="tensorboard is missing: make setup")
 
@@ -47,7 +47,7 @@ def test_full_or_killed_at_any_change_to_it(whole, commands):
     written = [n for n in ours if changes[n - 1].startswith("write")]
     assert_same_run(never.folder / "run", whole.folder / "run")
     assert steps(never) == [2, 4, 6, 7]
-    for n in ours[::EVERY] if FULL else written[2:3]:
+    for n in ours if FULL else written[2:3]:
         sqat = commands(f"full-at-{n}")
         ended = sqat(*WITH_EVENTS, action="fail", at=n, value=errno.ENOSPC)
         assert ended.code == 1

@@ -97,22 +97,25 @@ def test_attention(queries, padded, kv_heads):
 
 
 @pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["no padding", "left padding"])
-@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"moe": True}, {"window": 5}, {"window": 5, "global_tokens": 2}, {"window": 23}], ids=str
+)
 @torch.no_grad()
-def test_decoding_by_a_graph(tiny_model, moe, padding):
-    model = tiny_model(moe, feedforward_bias=True).cuda()
+def test_decoding_by_a_graph(tiny_model, changes, padding):
+    model = tiny_model(**changes, feedforward_bias=True).cuda()
     padding_B = None if padding is None else torch.tensor(padding, device="cuda")
     prompt = torch.randint(41, (3, 11), device="cuda")
     cache, grown = (KVCache(model.config, 3, 29, padding_B=padding_B, device="cuda") for _ in range(2))
     for filled in (cache, grown):
         model.hidden_states(prompt, cache=filled)
     step = StaticStep(model, cache)
-    for tokens_B in torch.randint(41, (18, 3), device="cuda"):
+    for tokens_B in torch.randint(41, (50 if "window" in changes else 18, 3), device="cuda"):
         expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
         assert_near(step(tokens_B), expected, 1e-5)
     assert step.graph is not None
-    with pytest.raises(ValueError, match="cache holds 29 positions"):
-        step(tokens_B)
+    if "window" not in changes:
+        with pytest.raises(ValueError, match="cache holds 29 positions"):
+            step(tokens_B)
 
 
 WINDOWS = {  # name: (window, global tokens)
@@ -165,20 +168,3 @@ def test_windowed_attention(window, rows, heads):
         with_gradients(lambda *qkv: attend(*qkv, mask=fresh), q, k, v)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("padding", [None, [0, 3, 1]], ids=["no padding", "left padding"])
-@pytest.mark.parametrize(("window", "global_tokens"), [(5, 0), (5, 2), (23, 0)])
-@torch.no_grad()
-def test_decoding_in_a_window_by_a_graph(tiny_model, window, global_tokens, padding):
-    model = tiny_model(window=window, global_tokens=global_tokens).cuda()
-    padding_B = None if padding is None else torch.tensor(padding, device="cuda")
-    prompt = torch.randint(41, (3, 11), device="cuda")
-    cache, grown = (KVCache(model.config, 3, 29, padding_B=padding_B, device="cuda") for _ in range(2))
-    for filled in (cache, grown):
-        model.hidden_states(prompt, cache=filled)
-    step = StaticStep(model, cache)
-    for tokens_B in torch.randint(41, (50, 3), device="cuda"):
-        expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
-        assert_near(step(tokens_B), expected, 1e-5)
-    assert step.graph is not None

@@ -1,12 +1,10 @@
 """transformers' own tests for models, from its source distribution, on our classes.
 
-`make interop-setup` fetches them into .venv; TRANSFORMERS_TESTS may name the folder `tests` of another copy. Only what
-is in that folder is run: a source distribution lacks the mixin for generation, which a clone of the repository has
-(`TRANSFORMERS_TESTS=transformers/tests`; test_generation.py has its behaviours in our words).
+`make interop-setup` fetches them into .venv. A source distribution lacks the mixin for generation: test_generation.py
+has its behaviours in our words.
 """
 
 import importlib
-import os
 import sys
 import types
 import unittest
@@ -28,37 +26,26 @@ ABSENT = {  # what their modules import, and a source distribution has not
 }
 
 
-def find_folder():
-    named = os.environ.get("TRANSFORMERS_TESTS")
-    found = [Path(named)] if named else sorted((ROOT / ".venv" / "transformers").glob("transformers-*/tests"))
-    return found[-1] if found else None
-
-
 def load(folder):
     """Their module of common tests, with empty mixins for those that are not there."""
     package = types.ModuleType(PACKAGE)
     package.__path__ = [str(folder)]
     sys.modules[PACKAGE] = package
     for name, mixins in ABSENT.items():
-        if folder.joinpath(*name.split(".")).with_suffix(".py").exists():
-            module = importlib.import_module(f"{PACKAGE}.{name}")
-        else:
-            module = types.ModuleType(f"{PACKAGE}.{name}")
-            outer = types.ModuleType(f"{PACKAGE}.{name.split('.')[0]}")
-            outer.__path__ = []
-            sys.modules[outer.__name__], sys.modules[module.__name__] = outer, module
-            for mixin in mixins:
-                setattr(module, mixin, type(mixin, (), {}))
-        sys.modules[f"tests.{name.split('.')[0]}"] = sys.modules[module.__name__.rpartition(".")[0]]
-        sys.modules[f"tests.{name}"] = module  # by which they import each other
+        module, outer = types.ModuleType(name), types.ModuleType(name.split(".")[0])
+        outer.__path__ = []
+        for mixin in mixins:
+            setattr(module, mixin, type(mixin, (), {}))
+        for root in (PACKAGE, "tests"):  # by both of which they import each other
+            sys.modules[f"{root}.{outer.__name__}"], sys.modules[f"{root}.{name}"] = outer, module
     return importlib.import_module(f"{PACKAGE}.test_modeling_common")
 
 
-_folder = find_folder()
-if _folder is None:
+_folders = sorted((ROOT / ".venv" / "transformers").glob("transformers-*/tests"))
+if not _folders:
     pytest.skip("transformers' tests are not here: make interop-setup", allow_module_level=True)
 pytest.importorskip("parameterized", reason="parameterized is in the extra 'interop'")
-common = load(_folder)
+common = load(_folders[-1])
 modeling_auto.MODEL_MAPPING_NAMES["sqat"] = "SQATModel"  # by which they know what kind of model a class is
 modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["sqat"] = "SQATForCausalLM"
 
@@ -83,12 +70,6 @@ KINDS = {
 OF_EXPERTS = (
     *(f"test_eager_matches_batched_and_grouped_inference_{dtype}" for dtype in ("0_fp16", "1_fp32", "2_bf16")),
     "test_output_router_logits_from_config",
-)
-OF_WHOLE_CACHES = (  # they count on a cache of the whole text: with a window of 5, Mistral fails these as well
-    *("test_assisted_decoding_matches_greedy_search_0_random", "test_assisted_decoding_matches_greedy_search_1_same"),
-    *("test_assisted_decoding_sample", "test_beam_search_generate_dict_outputs_use_cache"),
-    *("test_generate_compilation_all_outputs", "test_generate_from_inputs_embeds_with_static_cache"),
-    *("test_generate_with_static_cache", "test_greedy_generate_dict_outputs_use_cache", "test_past_key_values_format"),
 )
 
 
@@ -126,8 +107,6 @@ def make_tests(name, changes):
         contents |= dict.fromkeys(OF_EXPERTS)
     if name != "Experts":  # 28 loads of a model: of the kind that has experts and tied embeddings
         contents["test_bc_torch_dtype"] = None
-    if name == "Window":
-        contents |= dict.fromkeys(OF_WHOLE_CACHES)
     return type(f"Test{name}", (common.ModelTesterMixin, common.GenerationTesterMixin, unittest.TestCase), contents)
 
 

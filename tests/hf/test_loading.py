@@ -68,9 +68,7 @@ def test_rxnns_layout_with_a_config_of_ones_own(tiny_model, tokens, tmp_path):
     model = SQATForCausalLM.from_pretrained(folder, config=tmp_path / "config")
     torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
     other = to_transformers_config(core.config.replace(num_query_heads=3, rope_theta=7.0))
-    with pytest.raises(
-        ConfigError, match=r"config does not fit the tensors of .*original: num_query_heads is 3, there 6"
-    ):
+    with pytest.raises(ConfigError, match=r"config does not fit the tensors of .*original"):
         SQATForCausalLM.from_pretrained(folder, config=other)
     with pytest.raises(ConfigError, match="config is of type GPT2Config, but must be an SQATConfig"):
         SQATForCausalLM.from_pretrained(folder, config=GPT2Config())
@@ -81,11 +79,6 @@ def test_damage_in_rxnns_layout_is_named(tiny_model, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
         SQATForCausalLM.from_pretrained(folder)
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
-        SQATForCausalLM.from_pretrained(tmp_path / "nowhere")
 
 
 def test_damaged_indices_are_refused(tiny_model, tmp_path):
@@ -122,8 +115,9 @@ def test_a_missing_tensor_is_told_and_drawn(saved):
     assert 0.005 < model.model.layers[1].attention.out_proj.weight.std() < 0.02  # 0.02 / sqrt(2 · 2 layers)
 
 
-def test_auto_classes_know_sqat_after_one_import(saved):
-    code = f"import sqat.hf, transformers; transformers.AutoModelForCausalLM.from_pretrained({str(saved())!r})"
+def test_auto_classes_know_sqat_after_one_import_and_sqat_alone_does_not_import_transformers(saved):
+    code = "import sys, sqat; sqat.preset('sqat-s'); assert 'transformers' not in sys.modules; import sqat.hf\n"
+    code += f"import transformers; transformers.AutoModelForCausalLM.from_pretrained({str(saved())!r})"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 

@@ -20,7 +20,7 @@ def test_logits_and_the_code_of_the_card(tiny_model, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript", reason="onnxscript is an optional extra: pip install onnx onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is in the extra 'interop'")
     heads = {"num_query_heads": 3, "num_kv_heads": 6}
-    core = tiny_model(moe=True, **QUIRKS, **heads, window=5, global_tokens=2)
+    core = tiny_model(moe=True, **QUIRKS, **heads, window=5, global_tokens=2, num_layers=1)
     export(save_model(core, tmp_path / "checkpoint"), tmp_path / "out", "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     for rows, length in ((3, 17), (1, 2), (1, 1)):

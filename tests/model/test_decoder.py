@@ -196,15 +196,6 @@ def test_logits_of_a_uniform_model_are_uniform(tiny_model):
     torch.testing.assert_close(log_probs, torch.full((B, T, V), -math.log(V)))
 
 
-@pytest.mark.slow
-def test_dense_models_compile_without_a_graph_break(tiny_model):
-    model = tiny_model()
-    tokens, documents = torch.randint(41, (3, 17)), torch.arange(17).div(5, rounding_mode="floor").expand(3, -1)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for options in ({}, {"documents": documents}):
-        torch.testing.assert_close(compiled(tokens, **options).logits, model(tokens, **options).logits)
-
-
 def test_evaluating_is_undone_after_an_error(tiny_model):
     model = tiny_model().train()
     with pytest.raises(RuntimeError, match="size"), evaluating(model):

@@ -9,7 +9,6 @@ from rxnn.experimental.models import ExperimentalAttentionTransformer
 from rxnn.training import callbacks
 from rxnn.training.bml import AutoregressiveTrainer
 from rxnn.training.callbacks import (
-    EarlyStoppageCallback,
     ModelSaveCallback,
     PrintAccuracyCallback,
     PrintLossCallback,
@@ -73,26 +72,14 @@ def test_token_counter_counts_real_tokens_and_its_limit_stops_training(train, st
     assert "the limit of 200 tokens is reached" in capsys.readouterr().out
 
 
-def test_early_stoppage_stops_on_a_plateau(capsys):
-    callback = EarlyStoppageCallback(num_plateau_epochs=2)
-    losses = [3.0, 2.0, 2.5, 1.9, 1.9, 2.0]
-    assert [callback.on_validation_end(None, i, loss, {}) for i, loss in enumerate(losses)] == [False] * 5 + [True]
-    assert "validation loss has not fallen below 1.9000 for 2 epochs" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PrintLossCallback(joint_mode=True), "joint_mode is True"),
-        (lambda: PrintAccuracyCallback(joint_mode=True), "joint_mode is True"),
         (lambda: TokenCounterCallback(limit=0), "limit is 0"),
         (lambda: TokenCounterCallback(batch_log_interval=0), "batch_log_interval is 0"),
-        (lambda: EarlyStoppageCallback(0), "num_plateau_epochs is 0"),
         (lambda: ModelSaveCallback(".", max_keep=0), "max_keep is 0, but must be at least 1"),
-        (lambda: ModelSaveCallback(".", save_checkpoint_after_n_batches=0), "save_checkpoint_after_n_batches is 0"),
         (lambda: ModelSaveCallback(".", push_to_hub=True), "hub_model_id is None"),
         (lambda: ModelSaveCallback(".", push_to_hub=True, hub_model_id="a/b/c"), "hub_model_id is 'a/b/c'"),
-        (lambda: ModelSaveCallback(".", use_ddp=True), "use_ddp is True"),
     ],
 )
 def test_unusable_arguments(make, message):
@@ -113,14 +100,6 @@ class TestSaving:
         assert names == ["epoch_1_val_loss_2.0000", "epoch_3_val_loss_1.5000", "final_model"]
         loaded = ExperimentalAttentionTransformer.from_pretrained(tmp_path / "saved" / names[0])
         assert loaded.model.head.bias[0] == 2.0
-
-    def test_within_an_epoch_the_same_name_again_replaces_the_folder(self, small_model, train, tmp_path):
-        callback = ModelSaveCallback(tmp_path / "one", save_checkpoint_after_n_batches=1, max_keep=1)
-        for _ in range(2):
-            callback.on_batch_end(small_model(), 0, None, {})
-        assert [path.name for path in (tmp_path / "one").iterdir()] == ["epoch_0_batch_1"]
-        train(ModelSaveCallback(tmp_path, save_checkpoint_after_n_batches=2, max_keep=1), epochs=2)
-        assert [path.name for path in tmp_path.glob("*batch*")] == ["epoch_1_batch_2"]
 
     def test_an_older_runs_card_does_not_stay_and_a_failed_save_is_an_error(
         self, small_model, train, tmp_path, monkeypatch
@@ -171,13 +150,6 @@ class TestUploads:
         assert hub == messages
         assert "secret" not in repr(saving)
 
-    def test_batch_checkpoints(self, hub, callback, small_model):
-        saving = callback(save_checkpoint_after_n_batches=2, push_batch_checkpoint=True)
-        saving.on_epoch_start(None, 5)
-        for i in range(3):
-            saving.on_batch_end(small_model(), i, None, {})
-        assert hub == ["Epoch 5 - Batch 2"]
-
     def test_a_failed_upload_is_tried_again_before_the_next(self, hub, callback, small_model, capsys):
         saving = callback()
         hub.failing = {"Epoch 0 - Val loss 3.0000"}
@@ -210,9 +182,7 @@ class TestUploads:
     def test_training_survives_a_hub_that_refuses_everything(self, hub, train, callback, tmp_path, capsys):
         hub.failing = MagicMock()
         hub.failing.__contains__.return_value = True
-        train(callback(display_exc_trace=True), epochs=2)
+        train(callback(), epochs=2)
         assert hub == []
         ExperimentalAttentionTransformer.from_pretrained(tmp_path / "final_model")
-        output = capsys.readouterr()
-        assert f"Not uploaded: {tmp_path / 'final_model'} (Final model)" in output.out
-        assert "Traceback" in output.err
+        assert f"Not uploaded: {tmp_path / 'final_model'} (Final model)" in capsys.readouterr().out

@@ -36,18 +36,8 @@ class TestRows:
             assert torch.equal(row["input_ids"], expected.input_ids[i])
             assert torch.equal(row["attention_mask"], expected.attention_mask[i])
 
-    def test_get_tokenized_text(self, tokenizer, stories):
-        dataset = AutoregressiveLMDataset(stories, tokenizer, max_seq_len=31)
-        tokenized = dataset.get_tokenized_text(-1)
-        assert set(tokenized) == {"input_ids", "attention_mask"}
-        assert torch.equal(tokenized["input_ids"], dataset[len(stories) - 1]["input_ids"][None])
-        with pytest.raises(IndexError):
-            dataset[len(stories)]
-
-    def test_works_with_torchs_loader_and_is_tokenised_before(self, tokenizer, stories, capsys):
+    def test_works_with_torchs_loader_and_is_tokenised_before(self, tokenizer, stories):
         dataset = AutoregressiveLMDataset(stories, tokenizer, 17)
-        dataset.pre_tokenize(verbose=True)
-        assert "27 documents" in capsys.readouterr().out
         assert next(iter(torch.utils.data.DataLoader(dataset, batch_size=5)))["input_ids"].shape == (5, 17)
 
 

@@ -4,7 +4,6 @@ import copy
 import inspect
 import json
 import pickle
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from rxnn.experimental.models import ExperimentalAttentionTransformer
 from sqat.checkpoint import save_model
 from sqat.checkpoint.rxnn import DEFAULTS, config_to_rxnn
-from sqat.errors import CheckpointError, ConfigError, TrainingError
+from sqat.errors import ConfigError, TrainingError
 from sqat.variants import preset
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -104,9 +103,9 @@ class TestRouterLoss:
     def test_needs_a_pass_in_training_mode(self, small_model):
         model = small_model(moe=True).eval()
         model(torch.tensor([[2, 5, 7]]))
-        with pytest.raises(TrainingError, match=r"first run a forward pass in training mode, model.train\(\); model\("):
+        with pytest.raises(TrainingError, match=r"a forward pass in training mode, model.train\(\); model\("):
             model.model.moe_router_loss()
-        with pytest.raises(ConfigError, match="use_moe_ff is False"):
+        with pytest.raises(TrainingError, match="it needs experts"):
             small_model().model.moe_router_loss()  # dense
 
     def test_kept_statistics_are_not_copied(self, small_model):
@@ -152,28 +151,6 @@ class TestFiles:
         names = {"README.md", "config.json", "folder", "model.safetensors", "tokenizer.json"}
         assert {path.name for path in tmp_path.iterdir()} == names
         ExperimentalAttentionTransformer.from_pretrained(tmp_path)
-
-    @pytest.mark.parametrize("already", [False, True])
-    def test_a_failed_save_leaves_what_was_there(self, small_model, tmp_path, monkeypatch, already):
-        folder = tmp_path / "model"
-        if already:
-            small_model().save_pretrained(folder)
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-        monkeypatch.setattr("sqat.checkpoint.model_files.save_file", Mock(side_effect=OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
-            small_model().save_pretrained(folder)
-        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-        assert folder.exists() == already
-
-    def test_a_damaged_file_or_a_pickle_is_refused(self, small_model, tmp_path):
-        small_model().save_pretrained(tmp_path)
-        path = tmp_path / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-7])
-        with pytest.raises(CheckpointError, match="damaged or truncated"):
-            ExperimentalAttentionTransformer.from_pretrained(tmp_path)
-        path.rename(tmp_path / "pytorch_model.bin")
-        with pytest.raises(CheckpointError, match=r"has no model.safetensors"):
-            ExperimentalAttentionTransformer.from_pretrained(tmp_path)
 
     def test_this_packages_layout(self, small_model, tiny_model, tmp_path):
         model = small_model()

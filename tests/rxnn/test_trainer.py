@@ -238,8 +238,6 @@ class TestUnusable:
             ({"use_amp": True, "dtype": torch.float16}, "dtype is torch.float16, but must be torch.bfloat16"),
             ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0, but must be at least 1"),
             ({"tensorboard_interval": 0}, "tensorboard_interval is 0, but must be at least 1"),
-            ({"target_field_name": "labels"}, "target_field_name is 'labels', but must be 'targets'"),
-            ({"use_ddp": True}, "use_ddp is True, but must be False: training runs in one process"),
             ({"router_loss": "switch"}, "router_loss is 'switch', but must be one of balanced, rxnn"),
         ],
     )

@@ -58,7 +58,11 @@ def test_a_resumed_run_drops_damaged_and_later_log_lines(start, tmp_path):
     assert metrics.read_bytes() == b"".join(others)
 
 
-def test_without_a_terminal_every_log_line_is_a_line(start, capsys):
+@pytest.mark.parametrize("dumb", [False, True])
+def test_without_a_terminal_every_log_line_is_a_line(start, capsys, monkeypatch, dumb):
+    if dumb:  # a terminal that cannot move its cursor
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "dumb")
     start(max_steps=5, log_every=2, callbacks=[ProgressBar()]).train()
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" · ")[0] for line in lines[:3]] == ["step 2 of 5", "step 4 of 5", "step 5 of 5"]

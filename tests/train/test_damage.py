@@ -10,11 +10,10 @@ import torch
 
 from sqat.checkpoint import load_model
 from sqat.checksums import MANIFEST
-from sqat.data.tokenizer import Tokenizer
-from sqat.errors import CheckpointError, ConfigError, DataError
+from sqat.errors import CheckpointError, ConfigError
 from sqat.train.checkpoints import best_checkpoint, find_model, latest_checkpoint, list_checkpoints
 from sqat.train.checkpoints import newest_whole_checkpoint as newest_whole
-from sqat.train.state import read_state, restore, write_evaluation
+from sqat.train.state import read_state, write_evaluation
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 FILES += ["training.json", "training.safetensors"]
@@ -66,26 +65,9 @@ class TestDetection:
                 newest_whole(run)
         assert newest_whole(run) == newest
 
-    @pytest.mark.parametrize("name", FILES[:3] + FILES[4:])
-    def test_reading_one_file_alone_finds_it_too(self, run, flip_bytes, name):
-        folder = latest_checkpoint(run)
-        model = load_model(folder)
-        optimizer = torch.optim.AdamW(model.parameters())
-        read = {
-            "config.json": load_model,
-            "model.safetensors": load_model,
-            "tokenizer.json": Tokenizer.load,
-            "training.json": read_state,
-            "training.safetensors": lambda folder: restore(folder, model, optimizer),
-        }[name]
-        error = DataError if name == "tokenizer.json" else CheckpointError
-        for _ in flip_bytes(folder / name):
-            with pytest.raises(error, match=re.escape(f"{folder / name} is damaged")):
-                read(folder)
-
 
 class TestFallback:
-    @pytest.mark.parametrize("name", [*FILES, MANIFEST])
+    @pytest.mark.parametrize("name", ["training.safetensors", MANIFEST])
     def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_same_bits(self, resume, run, log, caplog, name):
         expected = copy.deepcopy(load_model(latest_checkpoint(run)).state_dict())  # not the file, which is mapped
         lines = log()
@@ -175,7 +157,6 @@ class TestBest:
     [
         ("batch_size: 5", "batch_size: 4", "train.batch_size is 5, but the run in .* has 4"),
         ("batch_size: 5", "catch_size: 5", r"config\.yaml is damaged, or of another version: .*catch_size"),
-        ("batch_size: 5", "batch_size: x", r"config\.yaml is damaged, or of another version: .*batch_size is 'x'"),
         ("train:", "tra\x00n:", r"config\.yaml is not valid YAML"),
     ],
 )

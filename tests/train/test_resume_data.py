@@ -7,7 +7,6 @@ import pytest
 from sqat.data.stories import story
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
 from sqat.errors import ConfigError
-from sqat.train import start_run
 from sqat.train.checkpoints import best_checkpoint
 from sqat.train.run import DATA_FILE
 from sqat.train.state import read_state, write_evaluation
@@ -80,19 +79,6 @@ def test_another_tokenizer_is_refused_or_ignored(start, trained, interrupt, tmp_
         start(**settings, resume=True)
     resumed = start(**settings, resume=True, accept_new_data=True)
     assert resumed.tokenizer.fingerprint() == first.tokenizer.fingerprint()
-
-
-def test_the_configuration_may_be_plain_data(tmp_path, shared_cache):
-    model = {"preset": "sqat-xs", "num_layers": 1, "vocab_size": 307, "context_length": 29}
-    data = {"source": "stories:61", "validation_limit": 1, "cache_dir": shared_cache}
-    trainer = start_run({"model": model, "data": data, "train": {"max_steps": 1, "device": "cpu"}}, tmp_path / "run")
-    assert trainer.total_steps == 1
-
-
-def test_a_run_that_cannot_begin_leaves_no_folder(start, tmp_path):
-    with pytest.raises(ValueError, match="no such file"):
-        start("made/run", data={"source": str(tmp_path / "nothing.txt")})
-    assert not (tmp_path / "made").exists()
 
 
 def test_the_best_is_chosen_among_evaluations_on_the_same_data(start, at, tmp_path):

@@ -85,7 +85,7 @@ class TestSkipping:
         ("kind", "accumulation", "shards"), [("loss", 1, 1), ("gradient", 3, 1), ("both", 2, 2), ("loss", 2, 2)]
     )
     def test_weights_and_optimizer_stay_the_schedule_goes_on(self, spoiled, monkeypatch, kind, accumulation, shards):
-        monkeypatch.setattr("sqat.train.trainer.suitable_shards", lambda model: shards)
+        monkeypatch.setattr("sqat.train.step.suitable_shards", lambda model: shards)
         monkeypatch.setattr("sqat.cpu.shards.SHARD_TOKENS", 1)
         copies = Copies()
         trainer = spoiled({1, 3, 4, 6}, kind, callbacks=[copies], gradient_accumulation=accumulation)
@@ -121,7 +121,7 @@ class TestSkipping:
     def test_reading_later_as_on_a_gpu_changes_nothing(self, spoiled, log, monkeypatch):
         at_once = spoiled({2, 3, 5}, folder="whole", log_every=3)
         at_once.train()
-        monkeypatch.setattr("sqat.train.trainer.waits", lambda skipped: True)
+        monkeypatch.setattr("sqat.train.step.waits", lambda skipped: True)
         later = spoiled({2, 3, 5}, folder="parts", log_every=3)
         later.train()
         assert_same_end(later, at_once, log)
@@ -130,7 +130,7 @@ class TestSkipping:
 class TestTheEnd:
     @pytest.mark.parametrize(("kind", "later"), [("loss", False), ("gradient", True), ("both", True)])
     def test_too_many_in_a_row_end_the_run(self, spoiled, tmp_path, monkeypatch, caplog, kind, later):
-        monkeypatch.setattr("sqat.train.trainer.waits", lambda skipped: later)
+        monkeypatch.setattr("sqat.train.step.waits", lambda skipped: later)
         trainer = spoiled({1, 3, 4, 5, 6}, kind, max_skipped_steps=3, checkpoint_every=2, log_every=7)
         with pytest.raises(TrainingError, match=r"last 3 steps, up to step 5, had no finite loss or gradient") as error:
             trainer.train()
@@ -145,7 +145,7 @@ class TestTheEnd:
 
     @pytest.mark.parametrize(("later", "log_every", "end"), [(False, 1, 5), (False, 3, 5), (True, 3, 6)])
     def test_the_saved_run_resumes_to_the_same_bits(self, spoiled, log, monkeypatch, later, log_every, end):
-        monkeypatch.setattr("sqat.train.trainer.waits", lambda skipped: later)
+        monkeypatch.setattr("sqat.train.step.waits", lambda skipped: later)
         settings = {"checkpoint_every": None, "log_every": log_every, "evaluate_every": end}
         whole = spoiled({3, 4, 5}, folder="whole", max_skipped_steps=4, **settings)
         whole.train()

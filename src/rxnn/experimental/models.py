@@ -11,16 +11,10 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from sqat.checkpoint.model_files import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    load_model,
-    native_tensors,
-    read_config,
-    write_model,
-)
+from sqat.checkpoint import load_model, read_config, write_folder, write_model
+from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, native_tensors
 from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
-from sqat.checkpoint.store import write_files, write_folder
+from sqat.checkpoint.store import write_files
 from sqat.checksums import MANIFEST
 from sqat.errors import ConfigError, TrainingError
 from sqat.hub import download
@@ -58,15 +52,11 @@ class RoutedDecoder(Decoder):
         counted.
 
         Raises:
-            ConfigError: the model has no experts.
-            TrainingError: there has been no forward pass in training mode.
+            TrainingError: the model has no experts, or there has been no forward pass in training mode.
         """
-        if not self.config.is_moe:
-            raise ConfigError("use_moe_ff is False: only a model with experts has a router loss")
         if not self.last_router:
-            raise TrainingError(
-                "no router loss yet: first run a forward pass in training mode, model.train(); model(x)"
-            )
+            needs = "experts (use_moe_ff) and a forward pass in training mode, model.train(); model(x)"
+            raise TrainingError(f"no router loss: it needs {needs}")
         return router_loss(self.last_router, "rxnn")
 
     def __getstate__(self) -> dict[str, Any]:

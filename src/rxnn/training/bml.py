@@ -43,9 +43,7 @@ class AutoregressiveTrainer:
         log_dir: folder for TensorBoard scalars.
         use_moe_aux_loss, moe_aux_loss_scale: whether to add the router loss, and its weight.
         gradient_accumulation_steps: batches per optimizer step; together they count as one batch.
-        target_field_name: must be "targets", the name in the batches that callbacks get.
         tensorboard_interval: batches between scalars.
-        use_ddp: must be False.
         padding_as_target: whether padding counts as a target, in training and in the metrics shown.
         router_loss: "balanced", or "rxnn" for RxNN's form, which does not balance.
 
@@ -65,10 +63,8 @@ class AutoregressiveTrainer:
     use_moe_aux_loss: bool = False
     moe_aux_loss_scale: float = 0.01
     gradient_accumulation_steps: int = 1
-    target_field_name: str = "targets"
     tensorboard_interval: int = 10
     optimizer: torch.optim.Optimizer | None = None
-    use_ddp: bool = False
     _: KW_ONLY
     padding_as_target: bool = False
     router_loss: str = "balanced"
@@ -85,8 +81,6 @@ class AutoregressiveTrainer:
         require_positive(self, "tensorboard_interval")
         self.router_loss = {"card": "rxnn"}.get(self.router_loss, self.router_loss)  # its former name
         require_choice(self, "router_loss", ("balanced", "rxnn"))
-        require(self.target_field_name == "targets", self, "target_field_name", "'targets'")
-        require(not self.use_ddp, self, "use_ddp", "False: training runs in one process")
         right = "left out while tensorboard is missing (pip install tensorboard)"
         require(self.log_dir is None or tensorboard_available(), self, "log_dir", right)
         decoder = self.model.to(self.device).model

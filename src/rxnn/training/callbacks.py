@@ -1,6 +1,5 @@
 """RxNN's callbacks: they observe a training run, print, count, save and upload, or stop it."""
 
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from sqat.errors import CheckpointError
 from sqat.hub import require_repo_id, upload
 
 FINAL_FOLDER = "final_model"
-_NOT_JOINT = "False: joint training of several models is not supported"
 
 
 class TrainerCallback:
@@ -64,20 +62,17 @@ class PrintLossCallback(TrainerCallback):
 
     Args:
         batch_log_interval: batches between lines.
-        joint_mode: must be False.
         batches_per_epoch: shown in the lines.
 
     Raises:
-        ConfigError: an interval below 1, or `joint_mode`.
+        ConfigError: an interval below 1.
     """
 
     batch_log_interval: int = 100
-    joint_mode: bool = False
     batches_per_epoch: int | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_log_interval")
-        require(not self.joint_mode, self, "joint_mode", _NOT_JOINT)
         self.label = ""
         self.epoch = 0
 
@@ -96,14 +91,8 @@ class PrintLossCallback(TrainerCallback):
         print(f"Epoch {epoch}: validation loss {val_loss:.4f} ({val_metrics['label']})")
 
 
-@dataclass(eq=False)
 class PrintAccuracyCallback(TrainerCallback):
-    """Prints validation accuracy, over real tokens and with padding counted. Raises ConfigError for `joint_mode`."""
-
-    joint_mode: bool = False
-
-    def __post_init__(self) -> None:
-        require(not self.joint_mode, self, "joint_mode", _NOT_JOINT)
+    """Prints validation accuracy, over real tokens and with padding counted."""
 
     def on_validation_end(self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]) -> None:
         real, padded = val_metrics["real_accuracy"], val_metrics["padded_accuracy"]
@@ -148,27 +137,6 @@ class TokenCounterCallback(TrainerCallback):
 
 
 @dataclass(eq=False)
-class EarlyStoppageCallback(TrainerCallback):
-    """Stops after `num_plateau_epochs` epochs in a row without a lower validation loss. Raises ConfigError below 1."""
-
-    num_plateau_epochs: int = 3
-
-    def __post_init__(self) -> None:
-        require_positive(self, "num_plateau_epochs")
-        self.best_loss = float("inf")
-        self.epochs_since = 0
-
-    def on_validation_end(self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]) -> bool:
-        self.epochs_since += 1
-        if val_loss < self.best_loss:
-            self.best_loss, self.epochs_since = val_loss, 0
-        if self.epochs_since < self.num_plateau_epochs:
-            return False
-        print(f"Stopping: validation loss has not fallen below {self.best_loss:.4f} for {self.epochs_since} epochs")
-        return True
-
-
-@dataclass(eq=False)
 class ModelSaveCallback(TrainerCallback):
     """Saves the model after every evaluation with a new lowest loss, and at the end of training.
 
@@ -176,16 +144,11 @@ class ModelSaveCallback(TrainerCallback):
     its folder is kept, and training goes on.
 
     Args:
-        save_dir: the folder for `epoch_…_val_loss_…`, `epoch_…_batch_…` and `final_model`.
-        max_keep: how many of the newest checkpoints to keep of each of the first two kinds, besides those not yet
-            uploaded.
+        save_dir: the folder for `epoch_…_val_loss_…` and `final_model`.
+        max_keep: how many of the newest checkpoints to keep, besides those not yet uploaded.
         push_to_hub: upload to `hub_model_id`, created if needed (`private_repo`), with `hf_token`.
         push_checkpoint_weights: upload checkpoints as well as the final model.
         final_commit_message: for the final model; "Final model" by default.
-        save_checkpoint_after_n_batches: also save every so many batches of an epoch; `push_batch_checkpoint` uploads
-            those too.
-        display_exc_trace: print the traceback of a failed upload.
-        use_ddp: must be False.
 
     Raises:
         ConfigError: an unusable argument.
@@ -199,33 +162,13 @@ class ModelSaveCallback(TrainerCallback):
     hf_token: str | None = field(default=None, repr=False)
     push_checkpoint_weights: bool = True
     final_commit_message: str | None = None
-    save_checkpoint_after_n_batches: int | None = None
-    push_batch_checkpoint: bool = False
-    display_exc_trace: bool = False
-    use_ddp: bool = False
 
     def __post_init__(self) -> None:
-        every = self.save_checkpoint_after_n_batches
         require_positive(self, "max_keep")
-        require(every is None or every >= 1, self, "save_checkpoint_after_n_batches", "at least 1, or None")
-        require(not self.use_ddp, self, "use_ddp", "False: training runs in one process")
         self.repo_id = require_repo_id(self.hub_model_id, "hub_model_id") if self.push_to_hub else None
         self.best_loss = float("inf")
-        self.epoch = 0
-        self.epoch_checkpoints: list[Path] = []
-        self.batch_checkpoints: list[Path] = []
+        self.checkpoints: list[Path] = []
         self.waiting: list[tuple[Path, str]] = []  # uploads still to do: folder and commit message, oldest first
-
-    def on_epoch_start(self, model: Model, epoch: int) -> None:
-        self.epoch = epoch
-
-    def on_batch_end(self, model: Model, batch_idx: int, loss: Tensor, batch: dict[str, Tensor]) -> None:
-        every = self.save_checkpoint_after_n_batches
-        if every is not None and (batch_idx + 1) % every == 0:
-            folder = self._save(model, f"epoch_{self.epoch}_batch_{batch_idx + 1}")
-            if self.push_batch_checkpoint:
-                self._push(folder, f"Epoch {self.epoch} - Batch {batch_idx + 1}")
-            self._keep_newest(self.batch_checkpoints, folder)
 
     def on_validation_end(self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]) -> None:
         if val_loss < self.best_loss:  # never true of NaN
@@ -233,7 +176,7 @@ class ModelSaveCallback(TrainerCallback):
             folder = self._save(model, f"epoch_{epoch}_val_loss_{val_loss:.4f}")
             if self.push_checkpoint_weights:
                 self._push(folder, f"Epoch {epoch} - Val loss {val_loss:.4f}")
-            self._keep_newest(self.epoch_checkpoints, folder)
+            self._keep_newest(folder)
 
     def on_training_end(self, model: Model) -> None:
         self._push(self._save(model, FINAL_FOLDER), self.final_commit_message or "Final model")
@@ -257,20 +200,16 @@ class ModelSaveCallback(TrainerCallback):
             try:
                 upload(folder, self.repo_id, message, private=self.private_repo, token=self.hf_token)
             except CheckpointError as error:
-                if self.display_exc_trace:
-                    traceback.print_exc()
                 print(f"Upload failed: {error}. The files stay in {folder}; it will be tried again")
                 return
             print(f"Uploaded {folder} to {self.repo_id}")
             del self.waiting[0]
 
-    def _keep_newest(self, checkpoints: list[Path], newest: Path) -> None:
+    def _keep_newest(self, newest: Path) -> None:
         """Add the newest checkpoint; delete old ones unless they still wait for their upload."""
-        if newest in checkpoints:  # replaced, in a second run with the same callback
-            checkpoints.remove(newest)
-        checkpoints.append(newest)
+        self.checkpoints = [folder for folder in self.checkpoints if folder != newest] + [newest]
         waiting = {folder for folder, _ in self.waiting}
-        for folder in checkpoints[: -self.max_keep]:
+        for folder in self.checkpoints[: -self.max_keep]:
             if folder not in waiting:
-                checkpoints.remove(folder)
+                self.checkpoints.remove(folder)
                 remove_folder(folder)

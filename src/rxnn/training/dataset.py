@@ -62,8 +62,6 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         tokenizer: PreTrainedTokenizerFast | Tokenizer | None = None,
         max_seq_len: int = 1024,
         tokenizer_hub_id: str | None = None,
-        load_kwargs: dict[str, Any] | None = None,
-        load_tokenizer_kwargs: dict[str, Any] | None = None,
     ) -> Self:
         """A data set of the Hub, or a local folder or file. Tokens are cached, see
         :func:`sqat.data.tokens.cached_tokens`.
@@ -73,23 +71,16 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
             subset: the configuration on the Hub; for a local folder, its subfolder of that name, if any.
             split: "train", "validation", …
             target_field: the column with the text.
-            tokenizer: the model's; if None, it comes from `tokenizer_hub_id`, with `load_tokenizer_kwargs`.
+            tokenizer: the model's; if None, it comes from `tokenizer_hub_id`.
             max_seq_len: S, at least 2.
-            load_kwargs: for `datasets.load_dataset`, such as `revision` or `token`; tokens are then not cached.
 
         Raises:
             ConfigError: no tokenizer, or an unusable argument.
             DataError, CheckpointError: the data set or the tokenizer cannot be loaded.
         """
         if tokenizer is None and tokenizer_hub_id is not None:
-            tokenizer = load_tokenizer_from_hf_hub(tokenizer_hub_id, **(load_tokenizer_kwargs or {}))
+            tokenizer = load_tokenizer_from_hf_hub(tokenizer_hub_id)
         converted = to_sqat(tokenizer)
-        if load_kwargs:
-            from datasets import load_dataset
-
-            return cls(
-                load_dataset(dataset_id, subset, split=split, **load_kwargs), converted, max_seq_len, target_field
-            )
         source = open_source(_source_name(dataset_id, subset), split, field=target_field)
         return cls(cached_tokens(source, converted), max_seq_len=max_seq_len)
 
@@ -112,15 +103,6 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         input_ids = torch.from_numpy(row)
         attention_mask = (torch.arange(self.max_seq_len) < len(kept)).long()
         return {"input_ids": input_ids, "attention_mask": attention_mask, "targets": input_ids.clone()}
-
-    def get_tokenized_text(self, idx: int) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask` of one document, each (1, S)."""
-        return {name: tensor.unsqueeze(0) for name, tensor in self[idx].items() if name != "targets"}
-
-    def pre_tokenize(self, verbose: bool = False, **kwargs: Any) -> None:
-        """Does nothing, since a data set is always tokenised; accepted as in RxNN."""
-        if verbose:
-            print(f"{len(self):,} documents, {self.tokens.num_tokens:,} tokens: tokenised already")
 
 
 def _source_name(dataset_id: str, subset: str | None) -> str:

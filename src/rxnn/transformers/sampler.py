@@ -34,8 +34,6 @@ class Sampler:
         top_k: int | None = None,
         top_p: float | None = None,
         max_seq_len: int = 50,
-        attention_mask: Tensor | None = None,
-        no_grad: bool = True,
     ) -> Iterator[int]:
         """Yield at most `max_seq_len` new token ids, up to and including `end_token_id`.
 
@@ -45,7 +43,6 @@ class Sampler:
             initial_tokens: token ids, (1, T).
             temperature: 0 is greedy.
             top_k, top_p: see :class:`sqat.generate.SamplingConfig`; None means no limit.
-            attention_mask, no_grad: accepted as in RxNN, without effect.
 
         Raises:
             ConfigError: another shape, no tokens, ids outside the vocabulary, or a sampling argument out of range.

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sqat.checkpoint import rxnn
-from sqat.checkpoint.store import recover, write_folder
+from sqat.checkpoint.store import write_folder
 from sqat.checksums import check_files
 from sqat.config import ModelConfig
 from sqat.errors import CheckpointError, ConfigError
@@ -32,8 +32,6 @@ TRANSFORMERS_PREFIX = "model."  # transformers puts it before every tensor's nam
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 1 << 24
-MAX_NAME_BYTES = 255  # the limit of file systems
-_SPARE_TENSORS = 64  # how many may be missing before the number of layers is blamed instead of naming them
 
 # Fields that transformers adds to config.json.
 _NOT_OF_THE_MODEL = {
@@ -41,25 +39,6 @@ _NOT_OF_THE_MODEL = {
     *("id2label", "label2id", "chunk_size_feed_forward", "is_encoder_decoder", "return_dict"),
     *("output_hidden_states", "output_attentions", "initializer_range", "use_cache"),
     *("output_router_logits", "router_aux_loss_coef", "pad_token_id", "bos_token_id", "eos_token_id"),
-}
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "C64": torch.complex64,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
 }
 
 
@@ -79,7 +58,7 @@ def save_model(model: Decoder, folder: str | Path, *, layout: str = "sqat") -> P
         CheckpointError: `folder` holds something other than a checkpoint; it is left alone.
         StorageError: the system refuses, for example because the disk is full.
     """
-    existing = Path(folder)
+    folder = existing = Path(folder).expanduser()
     if existing.is_file() or (existing.is_dir() and any(existing.iterdir()) and not (existing / CONFIG_FILE).is_file()):
         raise CheckpointError(
             f"{folder} exists and is not a checkpoint (it has no {CONFIG_FILE}): choose a new or an empty folder"
@@ -121,12 +100,16 @@ def load_model(
     folder = Path(folder)
     config, is_rxnn = read_config(folder)
     files = weight_files(folder, WEIGHTS_FILE)
-    headers = read_headers(files)
-    _require_plausible(config, headers, folder / CONFIG_FILE, experts_apart=is_rxnn)
+    tensors = read_tensors(files)
+    _require_plausible(config, tensors, folder / CONFIG_FILE, experts_apart=is_rxnn)
     expected = expected_shapes(config)
-    names = rxnn.shapes_to_rxnn(expected, config) if is_rxnn else expected
-    check_tensors(_own_names(headers, is_rxnn), names, folder / WEIGHTS_FILE)
-    tensors = _own_names(_read_tensors(files), is_rxnn)
+    if is_rxnn:
+        tensors = rxnn.drop_buffers(tensors)
+        check_tensors(tensors, rxnn.shapes_to_rxnn(expected, config), folder / WEIGHTS_FILE)
+    else:
+        tensors = {name.removeprefix(TRANSFORMERS_PREFIX): tensor for name, tensor in tensors.items()}
+        check_tensors(tensors, expected, folder / WEIGHTS_FILE)
+    check_files(folder, [path.name for path in files])
     if is_rxnn:
         tensors = rxnn.tensors_from_rxnn(tensors, config, expected)
     if dtype is not None:
@@ -140,29 +123,32 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
     Raises:
         CheckpointError: no folder, no `config.json`, not JSON, or a field this package does not know.
     """
-    folder = Path(folder)
-    recover(folder)
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        reason = f"{folder} is not a checkpoint: it has no {CONFIG_FILE}"
-        raise CheckpointError(reason if folder.is_dir() else f"no checkpoint at {folder}")
-    check_files(folder, [CONFIG_FILE])
-    try:
-        values: Any = read_json(path, MAX_CONFIG_BYTES)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    check_files(Path(folder), [CONFIG_FILE])
+    values, path = read_config_file(Path(folder)), Path(folder, CONFIG_FILE)
     try:
         if rxnn.is_rxnn_config(values):
             return rxnn.config_from_rxnn(values), True
-        if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
-            found = values.get("model_type") if isinstance(values, dict) else values
+        if values.get("model_type") != MODEL_TYPE:
             raise CheckpointError(
-                f"{path}: model_type is {shown(found)}, but must be {MODEL_TYPE!r}; or, in RxNN's layout, "
-                "att_type and embed_dim must be there"
+                f"{path}: model_type is {shown(values.get('model_type'))}, but must be {MODEL_TYPE!r}; or, in RxNN's "
+                "layout, att_type and embed_dim must be there"
             )
         return ModelConfig.from_dict({k: v for k, v in values.items() if k not in _NOT_OF_THE_MODEL}), False
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The fields in the `config.json` of a checkpoint of any kind; raises as :func:`read_config`."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        reason = f"{folder} is not a checkpoint: it has no {CONFIG_FILE}"
+        raise CheckpointError(reason if folder.is_dir() else f"no checkpoint at {folder}")
+    try:
+        values: dict[str, Any] = dict(read_json(path, MAX_CONFIG_BYTES))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    return values
 
 
 def unwrapped(model: Any) -> Any:
@@ -236,8 +222,7 @@ def weight_files(folder: Path, single: str) -> list[Path]:
     if not names:
         raise CheckpointError(f"{index} is damaged: its weight_map names no file")
     for name in names:
-        is_plain = name == Path(name).name and "\\" not in name and name.isprintable()
-        if not is_plain or not name.endswith(".safetensors") or len(name.encode()) > MAX_NAME_BYTES:
+        if name != Path(name).name or not name.endswith(".safetensors"):
             raise CheckpointError(
                 f"{index}: weight_map names {shown(name)}, but must name .safetensors files of its own folder"
             )
@@ -255,68 +240,31 @@ def require_inside(path: Path) -> None:
         raise CheckpointError(f"{path} is a link to {target}, but a checkpoint's files must lie in its folder")
 
 
-def read_headers(paths: list[Path]) -> dict[str, Tensor]:
-    """The tensors of safetensors files without their values, on the device "meta".
+def read_tensors(paths: list[Path]) -> dict[str, Tensor]:
+    """The tensors of safetensors files, which are mapped into memory, so that values are read when they are used.
 
     Raises:
-        CheckpointError: a file is missing, damaged or truncated, holds an unknown type, or a tensor is there twice.
+        CheckpointError: a file is missing, damaged or truncated.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in paths:
         if not path.is_file():
             raise CheckpointError(f"{path.parent} has no {path.name}")
         try:
-            with safe_open(path, framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                headers = {name: (piece.get_dtype(), piece.get_shape()) for name, piece in slices.items()}
-            for name, (kind, shape) in headers.items():
-                if name in found:
-                    raise CheckpointError(
-                        f"{path} holds {shown(name)}, which another file of the checkpoint holds, too"
-                    )
-                if kind not in _DTYPES:
-                    raise CheckpointError(f"{path}: {shown(name)} holds {kind}, but must hold floating-point numbers")
-                found[name] = torch.empty(shape, dtype=_DTYPES[kind], device="meta")
-        except CheckpointError:
-            raise
-        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-            raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
-    return found
-
-
-def _read_tensors(paths: list[Path]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        check_files(path.parent, [path.name])
-        try:
             tensors |= load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
             raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
     return tensors
 
 
-def _own_names(tensors: Mapping[str, Tensor], is_rxnn: bool) -> dict[str, Tensor]:
-    """RxNN's tensors without its rotary tables; or this package's, without the prefix that transformers adds."""
-    if is_rxnn:
-        return rxnn.drop_buffers(tensors)
-    own = {name.removeprefix(TRANSFORMERS_PREFIX): tensor for name, tensor in tensors.items()}
-    if len(own) != len(tensors):
-        twice = next(name for name in own if name in tensors and TRANSFORMERS_PREFIX + name in tensors)
-        raise CheckpointError(f"{twice} is there twice: with and without {TRANSFORMERS_PREFIX!r} before it")
-    return own
-
-
 def _require_plausible(config: ModelConfig, found: Mapping[str, Tensor], where: Path, *, experts_apart: bool) -> None:
-    """Raise a CheckpointError if a configuration asks for many more tensors than there are: a list of those missing
+    """Raise a CheckpointError if a configuration asks for more layers than there are tensors: a list of those missing
     would take as much memory as they do. `experts_apart`: each expert has tensors of its own.
     """
-    most = len(found) + _SPARE_TENSORS
-    there = f"but the weights beside it are {len(found):,} tensors"
-    if config.num_layers > most:
-        raise CheckpointError(f"{where}: num_layers is {config.num_layers:,}, {there}")
-    if experts_apart and config.num_layers * config.num_experts > 2 * most:
-        asked = f"{config.num_layers:,} x {config.num_experts:,}"
-        raise CheckpointError(f"{where}: num_layers x num_experts is {asked}, {there}")
+    experts = config.num_experts if experts_apart and config.is_moe else 1
+    if config.num_layers * experts > len(found):
+        asked = f"num_layers is {config.num_layers:,}" + (f" and num_experts {experts:,}" if experts > 1 else "")
+        raise CheckpointError(f"{where}: {asked}, but the weights beside it are {len(found):,} tensors")
 
 
 def _some(names: list[str], most: int = 4) -> str:

@@ -1,41 +1,35 @@
 """Folders, and files in shared folders, that are there whole or not at all.
 
 A folder is written under a hidden name beside its destination, flushed to disk, and renamed into place. If there is
-one already, it moves to `.NAME.previous` first; if the writer is killed between the two renames, :func:`recover` puts
-it back. Every folder lists its files' checksums (:mod:`sqat.checksums`).
+one already, it is `.NAME.previous` between the two renames. Every folder lists its files' checksums
+(:mod:`sqat.checksums`).
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqat.checksums import relisted, write_checksums
+from sqat.checksums import renew_checksums, write_checksums
 from sqat.durable import flush, make_folder, temporary_beside, writing
-from sqat.errors import StorageError
-
-logger = logging.getLogger(__name__)
+from sqat.folders import removed_if_unused
 
 
 @contextmanager
 def write_folder(destination: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `destination` at the end, replacing what was there.
 
-    After an error, `destination` is what it was before.
+    After an error, `destination` is what it was before, and folders above it that were made are gone.
 
     Raises:
         StorageError: the system refuses, for example because the disk is full.
     """
-    destination = Path(destination).resolve()  # a link stays a link; its target is replaced
-    if not destination.name:
-        raise StorageError(f"{destination} cannot be replaced: it is the root of all folders; name one within it")
-    with writing(destination):
+    destination = Path(destination).expanduser().resolve()  # a link stays a link; its target is replaced
+    with writing(destination), removed_if_unused(destination.parent, frozenset()):
         make_folder(destination.parent)
-        recover(destination)
         with temporary_beside(destination, folder=True) as temporary:
             yield temporary
             write_checksums(temporary)
@@ -62,40 +56,21 @@ def write_files(folder: str | Path) -> Iterator[Path]:
         paths = sorted(temporary.iterdir())
         for path in paths:
             flush(path)
-        with relisted(folder, [path.name for path in paths]):
-            for path in paths:
-                os.replace(path, folder / path.name)
+        for path in paths:
+            os.replace(path, folder / path.name)
+        renew_checksums(folder, [path.name for path in paths])
         flush(folder)
 
 
-def recover(destination: str | Path) -> None:
-    """Put back the folder that a killed writer had moved aside, or remove it if the new one is in place."""
-    destination = Path(destination).resolve()
-    previous = _previous(destination)
-    if previous is None or not previous.exists():
-        return
-    with writing(destination):
-        if destination.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-        else:
-            logger.warning("%s was being replaced when its writer stopped; the previous one is put back", destination)
-            previous.rename(destination)
-
-
 def _replace(temporary: Path, destination: Path) -> None:
-    previous = _previous(destination)
-    if previous is None or not destination.exists():
-        temporary.rename(destination)
-        return
-    destination.rename(previous)
+    previous = destination.with_name(f".{destination.name}.previous")
+    if destination.exists():
+        shutil.rmtree(previous, ignore_errors=True)  # of a writer killed between the two renames
+        destination.rename(previous)
     try:
         temporary.rename(destination)
     except OSError:
-        previous.rename(destination)
+        if previous.exists():
+            previous.rename(destination)
         raise
     shutil.rmtree(previous, ignore_errors=True)
-
-
-def _previous(destination: Path) -> Path | None:
-    """Where a folder goes while it is replaced; `None` for the root, which has no neighbours."""
-    return destination.with_name(f".{destination.name}.previous") if destination.name else None

@@ -35,7 +35,7 @@ app.command("export")(export.export)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.add_typer(data_commands.tokenizer, name="tokenizer")
-app.command("bench", context_settings={"ignore_unknown_options": True})(bench.bench)
+app.command("bench")(bench.bench)
 
 
 def _version(wanted: bool) -> None:
@@ -61,8 +61,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may contain characters that the terminal cannot show
     try:
-        # `--out=~/run` reaches us as it is: shells expand `~` only at the beginning of a word.
-        home = re.compile(r"^(--[\w-]+=)(~/.*)")
+        # Shells expand `~` only at the beginning of a word, and other callers (make, subprocess) do not at all.
+        home = re.compile(r"^(--[\w-]+=|)(~(?:/.*)?)$", re.DOTALL)
         sys.argv[1:] = [home.sub(lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in sys.argv[1:]]
         launched.check_command(sys.argv[1:])
         app()

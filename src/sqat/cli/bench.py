@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-# What `sqat bench` measured beside other libraries, before that moved to benchmarks/harness.
-MOVED = {"attention", "long", "training", "generation", "memory", "startup", "peers", "all"}
 NOISY = 1.5  # the largest ratio of a round over the smallest, from which their median says little
 COLUMNS = ("training", "evaluation", "prompt", "decoding")
 
@@ -28,18 +26,11 @@ def bench(
     In a clone of the repository, `make bench` compares with other libraries.
     """
     from sqat.bench import bench as measure
-    from sqat.cli.console import console, errors
-    from sqat.errors import ConfigError
+    from sqat.cli.console import console, errors, is_live
 
     names = list(dict.fromkeys(models or ["sqat-mm"]))
-    for name in names:
-        if name in MOVED or name.startswith("-"):
-            raise ConfigError(
-                f"sqat bench has no {name} any more: name presets, as in sqat bench sqat-mm; to compare with other "
-                "libraries, run make bench in a clone of the repository"
-            )
     with errors.status("measuring ...") as status:
-        say = status.update if errors.is_terminal else lambda text: errors.print(text, highlight=False)
+        say = status.update if is_live(errors) else lambda text: errors.print(text, highlight=False)
         found = measure(
             names, device=device, batch_size=batch_size, context=context, prompt=prompt, rounds=rounds, progress=say
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -32,36 +31,26 @@ def compare(
     from sqat.cli.console import console
     from sqat.errors import ConfigError
 
-    if report_only and out is None:
-        raise ConfigError("--out is missing, but must name the comparison's folder where there is --report-only")
-    if not report_only:
-        options = {"match": match, "seeds": _numbers(seeds) if seeds else None, "processes": processes}
-        changes = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    if report_only:
+        if out is None:
+            raise ConfigError("--out is missing, but must name the comparison's folder where there is --report-only")
+    elif plan is None:
+        raise ConfigError("PLAN is missing, but must be a YAML file such as configs/compare/quick.yaml")
+    else:
+        values = {"match": match, "seeds": seeds and f"[{seeds}]", "processes": processes}
+        changes = [f"{name}={value}" for name, value in values.items() if value is not None]
         out = _run(plan, out, [*changes, *(set_ or [])])
     from sqat.compare.report import write_report
 
-    assert out is not None
     console.print(f"report: {write_report(out)}", highlight=False)
 
 
-def _numbers(seeds: str) -> list[int]:
-    from sqat.errors import ConfigError
-
-    try:
-        return [int(part) for part in seeds.split(",")]
-    except ValueError:
-        raise ConfigError(f"--seeds is {seeds!r}, but must be numbers like 0,1,2") from None
-
-
-def _run(path: Path | None, out: Path | None, overrides: list[str]) -> Path:
+def _run(path: Path, out: Path | None, overrides: list[str]) -> Path:
     """Run what is still missing, training or timing; returns the comparison's folder."""
     from sqat.cli.console import console
     from sqat.compare.plan import read_plan
     from sqat.compare.runner import Interrupted, run_comparison
-    from sqat.errors import ConfigError
 
-    if path is None:
-        raise ConfigError("PLAN is missing, but must be a YAML file such as configs/compare/quick.yaml")
     plan = read_plan(path, overrides)
     folder = out or Path("runs") / plan.name
     try:

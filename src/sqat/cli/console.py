@@ -20,6 +20,11 @@ console = Console(quiet=not FIRST)
 errors = Console(stderr=True)
 
 
+def is_live(console: Console) -> bool:
+    """Whether a console can show what changes in place."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 @contextmanager
 def tokenising() -> Iterator[Callable[[int, int], None]]:
     """Show a status line while token files are built, or without a terminal a line every ten seconds; yields the
@@ -33,11 +38,11 @@ def tokenising() -> Iterator[Callable[[int, int], None]]:
         doing = f"tokenising: {tokens:,} tokens of" if tokens else "training a tokenizer on"
         text = f"{doing} {documents:,} documents, {now - started:.0f} s"
         status.update(text)
-        if not console.is_terminal and now - shown > 10:
-            console.print(text, highlight=False)
+        if not is_live(errors) and now - shown > 10 and FIRST:
+            errors.print(text, highlight=False)
             shown = now
 
-    with console.status("reading data …") as status:
+    with errors.status("reading data …") as status:
         yield update
 
 

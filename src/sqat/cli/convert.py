@@ -16,12 +16,17 @@ def convert(
         int | None, typer.Option(help="Key/value heads; default: the most that divide both numbers.")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="mean: merge neighbours; select: keep the best; cluster: merge what is alike.")
+        str | None,
+        typer.Option(help="fit (default): keep what explains most, fit the output; mean, select, cluster."),
     ] = None,
     score: Annotated[
         str | None, typer.Option(help="activation: by what heads do on --calibrate; norm: by weights.")
     ] = None,
-    calibrate: Annotated[str | None, typer.Option(metavar="DATA[:n]", help="Text for --score activation.")] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATA[:n]", help="Text to choose heads by; give it several times to mix kinds of text."),
+    ] = None,
+    calibration_tokens: Annotated[int, typer.Option(help="Tokens of it, in equal parts.")] = 20_480,
     verify: Annotated[
         str | None, typer.Option(metavar="DATA[:n]", help="Compare both on this text; report in OUT/verification.html.")
     ] = None,
@@ -42,20 +47,11 @@ def convert(
     from sqat.cli.export import current_name, export
     from sqat.errors import ConfigError
 
-    options = {
-        "--kv-heads": kv_heads,
-        "--method": method,
-        "--score": score,
-        "--calibrate": calibrate,
-        "--verify": verify,
-        "--layers": layers,
-        "--to": to,
-        "--context": context,
-    }
     if query_heads is None:
-        for name, value in options.items():
-            if value is not None:
-                raise ConfigError(f"{name} is {value!r}, but goes with --query-heads, which is missing")
+        options = {"--kv-heads": kv_heads, "--method": method, "--score": score, "--calibrate": calibrate or None}
+        options |= {"--verify": verify, "--layers": layers, "--to": to, "--context": context}
+        if given := [name for name, value in options.items() if value is not None]:
+            raise ConfigError(f"--query-heads is missing, but must be the number to keep where {given[0]} is given")
         layout = layout or "rxnn"
         typer.echo(f"hint: without --query-heads this is now `sqat export {model} --to {layout} --out {out}`", err=True)
         export(Path(model), out, layout)
@@ -67,14 +63,22 @@ def convert(
     changes = {"query_heads": query_heads, "kv_heads": kv_heads, "layers": layers}
     choices = (("method", method), ("score", score), ("to", to and current_name(to)))
     changes |= {name: value for name, value in choices if value is not None}
-    convert_heads(model, out, changes, calibrate=calibrate, verify_on=verify, context=context or 512)
+    if calibration_tokens < 2:
+        raise ConfigError(f"--calibration-tokens is {calibration_tokens}, but must be at least 2")
+    text = (calibrate or [], calibration_tokens)
+    convert_heads(model, out, changes, text=text, verify_on=verify, context=context or 512)
 
 
 def convert_heads(
-    name: str, out: Path, changes: dict[str, Any], *, calibrate: str | None, verify_on: str | None, context: int
+    name: str, out: Path, changes: dict[str, Any], *, text: tuple[list[str], int], verify_on: str | None, context: int
 ) -> None:
-    """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read."""
+    """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read. `text`: sources
+    to choose heads by, and how many tokens.
+    """
+    from rich.progress import Progress
+
     from sqat.checkpoint import write_folder
+    from sqat.cli.console import console
     from sqat.compare.report import require_packages
     from sqat.convert import choose_heads, convert, plan_conversion, verify
     from sqat.convert.files import locate, quiet, read_config, read_model, require_weights, write_conversion
@@ -88,30 +92,33 @@ def convert_heads(
     config = read_config(folder)
     require_weights(folder, config)
     plan = plan_conversion(config, **changes)
-    if plan.needs_calibration and calibrate is None:
+    calibrate, tokens = text
+    if plan.needs_calibration and not calibrate:
+        raise ConfigError(f"--calibrate is missing, but {plan.calibration_reason}")
+    if calibrate and not plan.needs_calibration:
         raise ConfigError(
-            f'--calibrate is missing, but must name text for method "{plan.method}" by score "activation"; '
-            "--score norm does without"
-        )
-    if calibrate is not None and not plan.needs_calibration:
-        raise ConfigError(
-            f"--calibrate is {calibrate!r}, but goes with --method select or cluster, by --score activation"
+            f"--calibrate is {', '.join(calibrate)}, but goes with --method fit, or select and cluster by activation"
         )
     if verify_on is not None:
         require_packages()
-    context = min(context, getattr(config, "max_position_embeddings", context))
+    most = getattr(config, "max_position_embeddings", None) or context + 1
+    context, window = min(context, most), min(context + 1, most)  # as many targets as `sqat evaluate` has in a window
     size = config.vocab_size
-    rows = None if calibrate is None else token_rows(calibrate, StockTokenizer(folder), context, size)
-    texts = None if verify_on is None else document_rows(verify_on, StockTokenizer(folder), context, size)
+    rows = token_rows(calibrate, StockTokenizer(folder), context, size, tokens=tokens) if calibrate else None
+    texts = None if verify_on is None else document_rows(verify_on, StockTokenizer(folder), window, size)
     typer.echo(plan.summary())
     where = "" if plan.to == "stock" else f" in layers {plan.layers[0]}-{plan.layers[1]}"
     model = read_model(folder)
-    groups = choose_heads(model, plan, rows)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("fitting layers", total=None)
+        heads = choose_heads(
+            model, plan, rows, progress=lambda done, count: bar.update(task, completed=done, total=count)
+        )
     with quiet():
-        result = convert(model, plan, groups=groups)
+        result = convert(model, plan, heads=heads)
     verification = None if texts is None else verify(model, result, *texts)
     with write_folder(out) as temporary:
-        write_conversion(result, plan, groups, folder, name, temporary, verification=verification, text=verify_on)
+        write_conversion(result, plan, heads, folder, name, temporary, verification=verification, text=verify_on)
         if verification is not None:
             title = f"{name} with {plan.after.query_heads} of {plan.before.query_heads} query heads{where}"
             write_report(verification, temporary / "verification.html", title=title, plan=plan)

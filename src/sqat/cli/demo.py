@@ -31,16 +31,17 @@ def demo(
     """Train a small SQA model on the built-in stories, then let it write one. Needs no network."""
     from sqat.cli.console import console
     from sqat.cli.generate import print_stream
-    from sqat.cli.train import run_training
+    from sqat.cli.training import run
     from sqat.generate import SamplingConfig
     from sqat.load import load_with_tokenizer
     from sqat.run_config import RunConfig, with_overrides
+    from sqat.train import start_run
     from sqat.train.checkpoints import list_checkpoints
 
     out = _free_folder(out)
     console.rule("1 · training on the built-in stories")
     overrides = [f"train.max_steps={steps}", f"data.source=stories:{stories}"]
-    run_training(RunConfig.from_dict(with_overrides(DEMO, overrides)), out)
+    run(start_run, RunConfig.from_dict(with_overrides(DEMO, overrides)), out)
     console.rule("2 · a story")
     model, tokenizer = load_with_tokenizer(list_checkpoints(out)[-1])
     print_stream(model, tokenizer, PROMPT, SamplingConfig(temperature=0.7))

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sqat.generate import SamplingConfig
     from sqat.model import Decoder
 
+MOST_ANSWERS = 10_000  # to one prompt
+
 
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder (its best checkpoint).")],
@@ -41,8 +43,10 @@ def generate(
     from sqat.generate import SamplingConfig
     from sqat.load import load_with_tokenizer
 
-    if number < 1:
-        raise ConfigError(f"-n is {number}, but must be at least 1")
+    if not 1 <= number <= MOST_ANSWERS:
+        raise ConfigError(f"-n is {number}, but must be between 1 and {MOST_ANSWERS:,}")
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"--batch-size is {batch_size}, but must be at least 1")
     config = SamplingConfig(
         temperature=temperature,
         top_k=top_k,

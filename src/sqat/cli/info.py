@@ -41,7 +41,6 @@ def _print_presets(context: int | None) -> None:
     from rich.table import Table
 
     from sqat.cli.console import console
-    from sqat.cost import attention_speedup, flops_per_token, kv_bytes_per_token, parameters
     from sqat.variants import PRESETS, preset, variant_name
 
     table = Table("preset", "variant", box=None, header_style="bold", padding=(0, 1, 0, 0))
@@ -51,16 +50,17 @@ def _print_presets(context: int | None) -> None:
         column.no_wrap = True
     for name in PRESETS:
         config = preset(name)
+        record = as_record(config, context)
+        window = "" if config.window is None else f" w{config.window}"
         table.add_row(
             name,
-            f"{variant_name(config)}{'' if config.window is None else f' w{config.window}'}"
-            f"{f' g{config.global_tokens}' if config.global_tokens else ''}",
+            f"{variant_name(config)}{window}{f' g{config.global_tokens}' if config.global_tokens else ''}",
             f"{config.num_query_heads}/{config.num_kv_heads}/{config.num_heads}",
-            f"{parameters(config).total / 1e6:.2f} M",
-            f"{context or config.context_length:,}",
-            f"{flops_per_token(config, context).total / 1e6:.2f}",
-            f"{kv_bytes_per_token(config):,}",
-            f"{attention_speedup(config):.3g}",
+            f"{record['parameters']['total'] / 1e6:.2f} M",
+            f"{record['context']:,}",
+            f"{record['flops_per_token']['total'] / 1e6:.2f}",
+            f"{record['kv_bytes_per_token']:,}",
+            f"{record['attention_speedup']:.3g}",
         )
     console.print(table)
 
@@ -71,14 +71,14 @@ def _print_model(model: str, context: int | None) -> None:
     from sqat.cli.console import console
 
     table = Table(box=None, show_header=False)
-    for name, value in describe(_config(model), context):
+    for name, value in describe(_config(model), context).items():
         table.add_row(name, value)
     console.print(f"[bold]{model}[/bold]", highlight=False)
     console.print(table)
 
 
 def as_record(config: ModelConfig, context: int | None = None) -> dict[str, Any]:
-    """What :func:`describe` says, as numbers: the configuration, and its cost."""
+    """The configuration and its cost, as numbers."""
     from sqat.cost import attention_speedup, flops_per_token, kv_bytes_per_token, parameters
     from sqat.variants import attention_name
 
@@ -95,52 +95,35 @@ def as_record(config: ModelConfig, context: int | None = None) -> dict[str, Any]
     }
 
 
-def describe(config: ModelConfig, context: int | None = None) -> list[tuple[str, str]]:
-    """A configuration's properties, as (name, value) lines."""
-    from sqat.cost import attention_speedup, flops_per_token, kv_bytes, kv_bytes_per_token, parameters
-    from sqat.variants import attention_name
+def describe(config: ModelConfig, context: int | None = None) -> dict[str, str]:
+    """The same in words, by name."""
+    from sqat.cost import kv_bytes
 
-    count, flops = parameters(config), flops_per_token(config, context)
+    record = as_record(config, context)
+    count, flops = record["parameters"], record["flops_per_token"]
+    share = "H/Hq" if config.num_query_heads >= config.num_kv_heads else "H/Hkv"
     experts = f"{config.num_experts} experts, {config.experts_per_token} per token, " if config.is_moe else ""
-    feedforward = f"{experts}{'gated ' if config.gated else ''}{config.activation}, hidden {config.intermediate_size:,}"
+    heads = f"{config.num_query_heads} query, {config.num_kv_heads} key/value heads of {config.head_dim}"
+    vocabulary = f"vocabulary {config.vocab_size:,}, context {config.context_length:,}"
     bound = ""
     if config.window is not None:
+        share += ", at equal windows,"
         bound = f", {kv_bytes(config, config.window + config.global_tokens):,} at most"
-    return [
-        (
-            "attention",
-            f"{attention_name(config)}: {config.num_query_heads} query, "
-            f"{config.num_kv_heads} key/value heads of {config.head_dim}",
-        ),
-        (
-            "full attention has",
-            f"{config.num_heads} heads; {_share(config)} = {attention_speedup(config):.3g} times the attention cost of "
-            "this model",
-        ),
-        (
-            "shape",
-            f"{config.num_layers} layers of width {config.hidden_size:,}, vocabulary {config.vocab_size:,}, "
-            f"context {config.context_length:,}",
-        ),
-        ("feed-forward", feedforward),
-        ("parameters", f"{count.total:,} ({count.active:,} active)"),
-        (
-            "  of these",
-            f"{count.embedding:,} embedding and head, {count.attention:,} attention, "
-            f"{count.feedforward:,} feed-forward",
-        ),
-        (
-            f"forward at {context or config.context_length:,}",
-            f"{flops.total / 1e6:.2f} MFLOP per token ({flops.attention / flops.total:.0%} scores and weighted sums)",
-        ),
-        ("training step", f"{3 * flops.total / 1e6:.2f} MFLOP per token"),
-        ("key/value cache", f"{kv_bytes_per_token(config):,} bytes per token (16-bit){bound}"),
-    ]
-
-
-def _share(config: ModelConfig) -> str:
-    heads = "H/Hq" if config.num_query_heads >= config.num_kv_heads else "H/Hkv"
-    return heads if config.window is None else f"{heads}, at equal windows,"
+    return {
+        "attention": f"{record['attention']}: {heads}",
+        "full attention has": f"{config.num_heads} heads; {share} = {record['attention_speedup']:.3g} times the "
+        "attention cost of this model",
+        "shape": f"{config.num_layers} layers of width {config.hidden_size:,}, {vocabulary}",
+        "feed-forward": f"{experts}{'gated ' if config.gated else ''}{config.activation}, "
+        f"hidden {config.intermediate_size:,}",
+        "parameters": f"{count['total']:,} ({count['active']:,} active)",
+        "  of these": f"{count['embedding']:,} embedding and head, {count['attention']:,} attention, "
+        f"{count['feedforward']:,} feed-forward",
+        f"forward at {record['context']:,}": f"{flops['total'] / 1e6:.2f} MFLOP per token "
+        f"({flops['attention'] / flops['total']:.0%} scores and weighted sums)",
+        "training step": f"{3 * flops['total'] / 1e6:.2f} MFLOP per token",
+        "key/value cache": f"{record['kv_bytes_per_token']:,} bytes per token (16-bit){bound}",
+    }
 
 
 def _config(model: str) -> ModelConfig:

@@ -50,8 +50,10 @@ def train(
         "train.seed": seed,
         "train.device": device,
     }
+    from sqat.train import start_run
+
     config, folder = read_run(model, training.overrides(options, set_)), out or Path("runs") / Path(model).stem
-    run_training(config, folder, resume=resume, accept_new_data=accept_new_data)
+    training.run(start_run, config, folder, resume=resume, accept_new_data=accept_new_data)
 
 
 def read_run(model: str, changes: list[str]) -> RunConfig:
@@ -60,26 +62,6 @@ def read_run(model: str, changes: list[str]) -> RunConfig:
 
     values: dict[str, Any] = read_yaml(model) if model.endswith((".yaml", ".yml")) else {"model": model}
     return RunConfig.from_dict(with_overrides(values, changes))
-
-
-def run_training(config: RunConfig, out: Path, **resuming: bool) -> None:
-    """Train with a progress bar, and print where the result is."""
-    from sqat.cli.console import console, tokenising
-    from sqat.cost import parameters
-    from sqat.train import start_run
-    from sqat.train.callbacks import ProgressBar
-
-    with tokenising() as progress:
-        trainer = start_run(config, out, **resuming, callbacks=[ProgressBar()], progress=progress)
-    model, tokens = config.model, trainer.batches.tokens
-    console.print(
-        f"{parameters(model).total / 1e6:.2f} M parameters · {model.num_query_heads} of {model.num_heads} query heads, "
-        f"{model.num_kv_heads} key/value · {len(tokens):,} documents, {tokens.num_tokens:,} tokens · "
-        f"{trainer.total_steps:,} steps",
-        highlight=False,
-        soft_wrap=True,
-    )
-    training.run_to_end(trainer, out)
 
 
 def evaluate(
@@ -100,7 +82,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print loss, perplexity, accuracy and bits per byte over real tokens, and what was scored."""
-    from sqat.cli.console import tokenising
+    from sqat.cli.console import errors, tokenising
     from sqat.data.text import open_source, split_within
     from sqat.data.tokens import cached_tokens
     from sqat.errors import ConfigError
@@ -111,7 +93,7 @@ def evaluate(
     from sqat.train.run import DATA_FILE, begun_with
     from sqat.train.step import explain_out_of_memory
 
-    for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2)):
+    for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2), ("--limit", limit, 1)):
         if value is not None and value < least:
             raise ConfigError(f"{name} is {value}, but must be at least {least}")
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
@@ -132,7 +114,7 @@ def evaluate(
         tokens = cached_tokens(source, text_tokenizer, progress=progress)
     if began not in (None, tokens.digest):
         typer.echo(f"note: these are other validation data than the run in {run} began with", err=True)
-    with explain_out_of_memory("evaluation", batch_size):
+    with explain_out_of_memory("evaluation", batch_size), errors.status(f"scoring {tokens.num_tokens:,} tokens …"):
         result = evaluate_model(model, tokens, batch_size=batch_size, context_length=context, padded_metrics=padded)
     record = {"data": source.name, **result.to_dict()}
     typer.echo(json.dumps(record) if as_json else f"{source.name}: {result.summary()}")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sqat.cli import training
-
-if TYPE_CHECKING:
-    from sqat.uptrain_config import UptrainConfig
 
 
 def uptrain(
@@ -57,20 +54,6 @@ def uptrain(
     }
     config = UptrainConfig.from_dict(with_overrides({}, training.overrides(options, set_)))
     folder = out or Path("runs") / f"uptrain-{Path(model).name}"
-    run_uptraining(config, folder, resume=resume, accept_new_data=accept_new_data)
-
-
-def run_uptraining(config: UptrainConfig, out: Path, **resuming: bool) -> None:
-    """Train with a progress bar, and print where the result is."""
-    from sqat.cli.console import console, tokenising
     from sqat.convert.uptrain import start_uptraining
-    from sqat.train.callbacks import ProgressBar
 
-    with tokenising() as progress:
-        trainer = start_uptraining(config, out, **resuming, callbacks=[ProgressBar()], progress=progress)
-    console.print(
-        f"{len(trainer.batches.tokens):,} documents, {trainer.batches.tokens.num_tokens:,} tokens · "
-        f"{trainer.total_steps:,} steps",
-        highlight=False,
-    )
-    training.run_to_end(trainer, out)
+    training.run(start_uptraining, config, folder, resume=resume, accept_new_data=accept_new_data)

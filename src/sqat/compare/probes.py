@@ -4,7 +4,6 @@ Shape letters: B rows, T tokens.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,17 +18,10 @@ from sqat.train.loss import token_losses
 ROWS = 64  # scored at a time
 
 
-class ProbeResult(NamedTuple):
-    """The share of probes whose answer the model finds likelier than each of the four distractors."""
-
-    accuracy: float
-    number: int
-    chance: float = 0.2
-
-
 @torch.no_grad()
-def score_probes(model: Decoder, tokenizer: Tokenizer, count: int, seed: int = 0) -> ProbeResult:
-    """Ask a model `count` recall probes of the built-in stories.
+def score_probes(model: Decoder, tokenizer: Tokenizer, count: int, seed: int = 0) -> float:
+    """Ask a model `count` recall probes of the built-in stories; returns the share whose answer it finds likelier than
+    each of the four distractors. Chance is 0.2.
 
     A word's likelihood is that of all its tokens together, given the prompt. A prompt longer than the model's context
     loses its beginning; the built-in stories are shorter than that with all presets.
@@ -46,7 +38,7 @@ def score_probes(model: Decoder, tokenizer: Tokenizer, count: int, seed: int = 0
             likelihoods[chosen] = _log_likelihoods(model, [rows[i] for i in chosen])
     by_probe = likelihoods.split([len(own) for own in words])
     right = sum(bool((own[0] > own[1:]).all()) for own in by_probe)
-    return ProbeResult(right / count, count)
+    return right / count
 
 
 def _row(tokenizer: Tokenizer, prompt: str, word: str, context_length: int) -> tuple[list[int], int]:

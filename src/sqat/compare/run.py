@@ -80,7 +80,7 @@ def _probes(plan: ComparePlan, trainer: Trainer) -> dict[str, Any] | None:
     """Recall probes ask about the built-in stories, so only models that learned those are asked."""
     if not plan.probes or plan.data.source.partition(":")[0] != "stories" or trainer.tokenizer is None:
         return None
-    return score_probes(trainer.model, trainer.tokenizer, plan.probes)._asdict()
+    return {"accuracy": score_probes(trainer.model, trainer.tokenizer, plan.probes), "number": plan.probes}
 
 
 def _stories(plan: ComparePlan, trainer: Trainer, seed: int) -> list[str]:

@@ -1,7 +1,6 @@
 """Sparse Query Attention for pretrained models: fewer query heads, what that costs, how close the result is."""
 
-from sqat.convert.heads import choose_heads
-from sqat.convert.merge import convert
+from sqat.convert.conversion import choose_heads, convert
 from sqat.convert.plan import ConversionPlan, Costs, plan_conversion
 from sqat.convert.verify import Verification, verify
 

@@ -16,21 +16,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, read_headers, require_inside, weight_files
+from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, read_tensors, require_inside, weight_files
 from sqat.checksums import check_files
 from sqat.convert.architectures import heads_of, require_known
-from sqat.convert.heads import Groups
+from sqat.convert.heads import LayerHeads
 from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.convert.plan import ConversionPlan, described
 from sqat.convert.verify import Verification
 from sqat.data.tokenizer import TOKENIZER_FILE, read_tokenizer_file
 from sqat.errors import CheckpointError, ConfigError
-from sqat.hub import FAILURES, cause, usable_token, without_tokens
+from sqat.hub import download
 from sqat.model_card import CARD_FILE, RECORD_FILE, model_card, public_name, read_origin
 from sqat.train.checkpoints import best_checkpoint
 from sqat.untrusted import MAX_JSON_BYTES, read_json, shown
@@ -71,12 +69,7 @@ def locate(model: str | Path) -> Path:
         return best
     if there:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {CONFIG_FILE}")
-    usable_token()
-    try:
-        return Path(snapshot_download(str(model), allow_patterns=[*TOKENIZER_FILES, "*.json", "*.safetensors"]))
-    except (HfHubHTTPError, *FAILURES) as error:
-        problem = f"{str(model)!r} is no local folder, and cannot be had from the Hub"
-        raise CheckpointError(f"{problem}: {without_tokens(error)}") from cause(error)
+    return download(str(model), [*TOKENIZER_FILES, "*.json", "*.safetensors"])
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -136,7 +129,7 @@ def read_model(folder: Path, *, dtype: Any = "auto") -> PreTrainedModel:
 def write_conversion(
     model: PreTrainedModel,
     plan: ConversionPlan,
-    groups: Sequence[Groups],
+    heads: Sequence[LayerHeads],
     source: Path,
     name: str,
     out: Path,
@@ -144,7 +137,7 @@ def write_conversion(
     verification: Verification | None = None,
     text: str | None = None,
 ) -> None:
-    """Write a model, converted by `plan` and `groups`, into an existing folder, with the tokenizer of the folder
+    """Write a model, converted by `plan` and `heads`, into an existing folder, with the tokenizer of the folder
     `source` that it was made of (`name`: as the user called it), a record of what was done (conversion.json) and a
     model card. `verification` and `text`: how close the result is, on what text, if that was measured.
     """
@@ -158,13 +151,13 @@ def write_conversion(
         "source": public_name(name),
         "base_model": name if source != Path(name).expanduser() else None,  # the Hub's, or only a folder here
         "method": plan.method,
-        "score": plan.score if plan.method != "mean" else None,
+        "score": plan.score if plan.method in ("select", "cluster") else None,
         "layers": plan.layers,
         "before": asdict(plan.before),
         "after": asdict(plan.after),
         "context_length": plan.context_length,
         "verification": verification and {"text": public_name(str(text)), **verification.scalars()},
-        "merged_heads": groups,  # per layer, for each query head
+        "merged_heads": [layer.groups for layer in heads],  # per layer, for each query head
     }
     (out / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
     form = "stock" if plan.to == "stock" else "mixed"
@@ -195,7 +188,7 @@ def require_weights(folder: Path, config: PreTrainedConfig) -> None:
         )
     if (folder / "generation_config.json").exists():
         _read_plain_json(folder / "generation_config.json")
-    found = sum(tensor.numel() for tensor in read_headers(weight_files(folder, WEIGHTS_FILE)).values())
+    found = sum(tensor.numel() for tensor in read_tensors(weight_files(folder, WEIGHTS_FILE)).values())
     wanted = _least_elements(config)
     if wanted > found:
         raise CheckpointError(

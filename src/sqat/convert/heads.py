@@ -5,7 +5,8 @@ Shape letters: H query heads, C head_dim, D hidden size, N tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,39 +24,21 @@ Groups = list[tuple[int, ...]]  # for each head of the result, the heads that it
 
 
 @dataclass(frozen=True)
+class LayerHeads:
+    """What becomes of a layer's query heads."""
+
+    groups: Groups
+    output: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # fitted "o_proj.weight" and ".bias"; empty: summed columns
+
+
+@dataclass(frozen=True)
 class Observed:
     """What is known of a layer's heads."""
 
     score_H: Tensor  # the higher, the better worth keeping
     similarity_HH: Tensor  # cosine, 1 for the same direction
-
-
-def choose_heads(model: PreTrainedModel, plan: ConversionPlan, calibration: Tensor | None = None) -> list[Groups]:
-    """For every layer, for each head of the result, the heads that it is made of.
-
-    Args:
-        model: a causal language model of the plan's configuration.
-        plan: from :func:`sqat.convert.plan_conversion`.
-        calibration: (rows, tokens) int64 token ids; only needed if `plan.needs_calibration`.
-
-    Raises:
-        ConfigError: the plan is for another model; calibration text is missing, or not made of the model's token ids.
-    """
-    old = heads_of(plan.config)
-    require_planned_for(model, plan)
-    if plan.needs_calibration:
-        if calibration is None:
-            raise ConfigError(
-                f'calibration is None, but method "{plan.method}" by score "activation" needs text (--calibrate '
-                'DATA[:n]); score "norm" does without'
-            )
-        require_token_ids(calibration, "calibration", plan.config.vocab_size, least=1)
-        observed: list[Observed | None] = [*observe_activations(model, old, calibration)]
-    elif plan.method == "mean":
-        observed = [None] * plan.config.num_hidden_layers
-    else:
-        observed = [observe_weights(attention, old) for attention in attention_layers(model)]
-    return [group_heads(plan.method, old, new, layer) for new, layer in zip(plan.heads, observed, strict=True)]
 
 
 def observe_weights(attention: Any, heads: Heads) -> Observed:

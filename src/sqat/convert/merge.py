@@ -5,58 +5,15 @@ Shape letters: H query heads, C head_dim, D hidden size; X several of these flat
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from sqat.convert.architectures import Heads, heads_of
-from sqat.convert.heads import Groups, choose_heads, require_planned_for
-from sqat.convert.modeling_mixed_heads import CLASSES
-from sqat.convert.plan import ConversionPlan
+from sqat.convert.architectures import Heads
+from sqat.convert.heads import Groups
 
 Tensors = dict[str, Tensor]
-
-
-def convert(
-    model: PreTrainedModel,
-    plan: ConversionPlan,
-    calibration: Tensor | None = None,
-    *,
-    groups: Sequence[Groups] | None = None,
-) -> PreTrainedModel:
-    """Make a new model with the plan's heads; `model` itself does not change, nor do layers that keep their heads.
-
-    Args:
-        model: a causal language model of the plan's configuration.
-        plan: from :func:`sqat.convert.plan_conversion`.
-        calibration: (rows, tokens) int64 token ids; only needed if `plan.needs_calibration`.
-        groups: from :func:`sqat.convert.choose_heads` for this plan, if already known.
-
-    Returns:
-        A model of the same class or, with a plan to "transformers", of its twin with heads for each layer
-        (:mod:`sqat.convert.modeling_mixed_heads`).
-
-    Raises:
-        ConfigError: the plan is for another model; calibration text is missing, or not made of the model's token ids.
-    """
-    old = heads_of(plan.config)
-    require_planned_for(model, plan)
-    groups = choose_heads(model, plan, calibration) if groups is None else groups
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for layer, (merged, new) in enumerate(zip(groups, plan.heads, strict=True)):
-        if new == old:
-            continue
-        prefix = f"model.layers.{layer}.self_attn."
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        tensors |= {prefix + name: tensor for name, tensor in merge_attention(own, merged, old, new).items()}
-    kind: Any = type(model) if plan.to == "stock" else CLASSES[plan.new_config.model_type][2]
-    result: PreTrainedModel = kind.from_pretrained(None, config=plan.new_config, state_dict=tensors, dtype=model.dtype)
-    result.generation_config = copy.deepcopy(model.generation_config)
-    return result.to(model.device).eval()
 
 
 def merge_attention(tensors: Mapping[str, Tensor], groups: Groups, heads: Heads, new: Heads) -> Tensors:
@@ -73,11 +30,7 @@ def merge_attention(tensors: Mapping[str, Tensor], groups: Groups, heads: Heads,
 
     Sums are taken in float32 and rounded once.
     """
-    result, size = dict(tensors), heads.kv // new.kv
-    pools = [tuple(range(start, start + size)) for start in range(0, heads.kv, size)]
-    for name, merged in (("q_proj", groups), ("k_proj", pools), ("v_proj", pools)):
-        normalised = name.replace("_proj", "_norm") + ".weight" in tensors
-        result |= _averaged(tensors, name, merged, heads.head_dim, equalise=normalised)
+    result = {**tensors, **_averaged(tensors, "q_proj", groups, heads), **_merged_keys_and_values(tensors, heads, new)}
     weight_DX = tensors["o_proj.weight"]
     columns_HDC = weight_DX.float().unflatten(1, (heads.query, heads.head_dim)).transpose(0, 1)
     summed_HDC = torch.stack([columns_HDC[list(group)].sum(dim=0) for group in groups])
@@ -85,13 +38,29 @@ def merge_attention(tensors: Mapping[str, Tensor], groups: Groups, heads: Heads,
     return result
 
 
-def _averaged(tensors: Mapping[str, Tensor], name: str, groups: Groups, head_dim: int, *, equalise: bool) -> Tensors:
+def shared_keys_and_values(tensors: Mapping[str, Tensor], heads: Heads, new: Heads) -> Tensors:
+    """The key and value projections of :func:`merge_attention`, repeated for the old number of heads: a layer with them
+    attends as the merged one will.
+    """
+    merged, times = _merged_keys_and_values(tensors, heads, new), heads.kv // new.kv
+    by_head = {name: tensor.unflatten(0, (new.kv, heads.head_dim)) for name, tensor in merged.items()}
+    return {name: tensor.repeat_interleave(times, dim=0).flatten(0, 1) for name, tensor in by_head.items()}
+
+
+def _merged_keys_and_values(tensors: Mapping[str, Tensor], heads: Heads, new: Heads) -> Tensors:
+    size = heads.kv // new.kv
+    pools = [tuple(range(start, start + size)) for start in range(0, heads.kv, size)]
+    return _averaged(tensors, "k_proj", pools, heads) | _averaged(tensors, "v_proj", pools, heads)
+
+
+def _averaged(tensors: Mapping[str, Tensor], name: str, groups: Groups, heads: Heads) -> Tensors:
+    equalise = name.replace("_proj", "_norm") + ".weight" in tensors
     weight_XD = tensors[f"{name}.weight"]
     bias_X = tensors.get(f"{name}.bias")
     rows_XD = weight_XD.float()
     if bias_X is not None:  # one more column, which the input multiplies by one
         rows_XD = torch.cat((rows_XD, bias_X.float().unsqueeze(1)), dim=1)
-    rows_HCD, means = rows_XD.unflatten(0, (-1, head_dim)), []
+    rows_HCD, means = rows_XD.unflatten(0, (-1, heads.head_dim)), []
     for group in groups:
         own_HCD = rows_HCD[list(group)]
         if equalise:

@@ -26,7 +26,11 @@ from sqat.cost import visible_keys
 from sqat.errors import ConfigError
 from sqat.model_card import StockModel
 
-CHOICES = {"method": ("mean", "select", "cluster"), "score": ("activation", "norm"), "to": ("stock", "transformers")}
+CHOICES = {
+    "method": ("fit", "mean", "select", "cluster"),
+    "score": ("activation", "norm"),
+    "to": ("stock", "transformers"),
+}
 DEFAULT_CONTEXT = 1024  # tokens, where costs depend on the length; at most the model's own
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -65,7 +69,16 @@ class ConversionPlan:
     @property
     def needs_calibration(self) -> bool:
         """Whether heads are chosen by what they do on text, which :func:`sqat.convert.convert` then needs."""
-        return self.method != "mean" and self.score == "activation"
+        return self.method == "fit" or (self.method != "mean" and self.score == "activation")
+
+    @property
+    def calibration_reason(self) -> str:
+        """Why there must be calibration text, for error messages."""
+        if self.method == "fit":
+            return 'method "fit" needs text (--calibrate DATA[:n]); method "mean" does without'
+        return (
+            f'method "{self.method}" by score "activation" needs text (--calibrate DATA[:n]); score "norm" does without'
+        )
 
     def summary(self) -> str:
         """A table for the terminal: costs before and after."""
@@ -87,7 +100,7 @@ def plan_conversion(
     *,
     query_heads: int,
     kv_heads: int | None = None,
-    method: str = "mean",
+    method: str = "fit",
     score: str = "activation",
     layers: str | tuple[int, int] | None = None,
     to: str = "stock",
@@ -99,9 +112,12 @@ def plan_conversion(
         config: of a Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE or SmolLM3 model.
         query_heads: how many the model shall have.
         kv_heads: how many key/value heads; by default the most of the present ones that also divide `query_heads`.
-        method: "mean" merges neighbours, "select" keeps the best by `score`, "cluster" merges heads that are alike;
-            all stay within the query heads that share a key/value head in the result.
-        score: "activation" (what heads do on calibration text) or "norm" (their weights alone); "mean" needs neither.
+        method: "fit" keeps the heads that explain each layer's output best on calibration text, and fits the output
+            projections to them (:mod:`sqat.convert.fit`); "mean" merges neighbours, "select" keeps the best by `score`,
+            "cluster" merges heads that are alike. All stay within the query heads that share a key/value head in the
+            result.
+        score: of "select" and "cluster": "activation" (what heads do on calibration text) or "norm" (their weights
+            alone).
         layers: "a-b" or (a, b), first and last layer to lose heads, from 0; default: all. Fewer need "transformers".
         to: "stock", a model of the same architecture; or "transformers", one with its own modelling code
             (:mod:`sqat.convert.modeling_mixed_heads`), whose layers may differ in their heads.

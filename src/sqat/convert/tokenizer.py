@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +74,29 @@ class StockTokenizer:
         self.backend.save_pretrained(folder)
 
 
-def token_rows(spec: str, tokenizer: StockTokenizer, length: int, vocab_size: int, *, split: str = "train") -> Tensor:
+def token_rows(
+    specs: Sequence[str], tokenizer: StockTokenizer, length: int, vocab_size: int, *, tokens: int, split: str = "train"
+) -> Tensor:
     """Put documents end to end and cut them into rows of `length` tokens: (rows, length) int64. What is left over is
     dropped; text too short for a row gives one shorter row.
 
     Args:
-        spec: DATA or DATA:n for the first n documents; DATA as :func:`sqat.data.text.open_source` takes it.
+        specs: sources, each DATA or DATA:n for the first n documents; DATA as :func:`sqat.data.text.open_source` takes
+            it.
         tokenizer: encodes the documents.
         length: tokens of a row.
         vocab_size: the model's.
+        tokens: how many at most, in equal parts from the beginning of each source.
         split: of the data, where it has several.
 
     Raises:
-        DataError: the source cannot be read, or has no text.
+        DataError: a source cannot be read, or has no text.
         ConfigError: n is 0, or the tokenizer gives a token that the model does not have.
     """
-    ids = list(chain.from_iterable(_documents(spec, tokenizer, vocab_size, split)))
+    ids: list[int] = []
+    for spec in specs:
+        part = chain.from_iterable(_documents(spec, tokenizer, vocab_size, split))
+        ids += islice(part, max(tokens // len(specs), 2))
     rows = max(1, len(ids) // length)
     return torch.tensor(ids[: rows * length]).view(rows, -1)
 
@@ -100,7 +108,7 @@ def document_rows(
     (rows, length) int64, filled up at the end, and where they are real, boolean. Arguments and errors as
     :func:`token_rows`.
     """
-    documents = _documents(spec, tokenizer, vocab_size, split)
+    documents = [*_documents(spec, tokenizer, vocab_size, split)]
     # A part begins with the last token of the one before, so that every next token is scored once.
     parts = [ids[i : i + length] for ids in documents for i in range(0, max(len(ids) - 1, 1), length - 1)]
     parts.sort(key=len)
@@ -109,16 +117,19 @@ def document_rows(
     return rows, torch.arange(width) < torch.tensor([len(part) for part in parts]).unsqueeze(1)
 
 
-def _documents(spec: str, tokenizer: StockTokenizer, vocab_size: int, split: str) -> list[list[int]]:
+def _documents(spec: str, tokenizer: StockTokenizer, vocab_size: int, split: str) -> Iterator[list[int]]:
     name, _, count = spec.rpartition(":")
     limit = int(count) if name and count.isascii() and count.isdecimal() and len(count) < 19 else None
     if limit == 0:
         raise ConfigError(f"{spec!r} asks for 0 documents, but must ask for 1 or more")
     plain = spec if limit is None or name == "stories" else name
     source = open_source(plain, split_within(plain, split), limit=limit)
-    documents = [tokenizer.encode_documents([text])[0] for text in source.documents()]
-    if (found := sum(map(len, documents))) < 2:
+    found = 0
+    for text in source.documents():
+        ids = tokenizer.encode_documents([text])[0]
+        if (largest := max(ids, default=0)) >= vocab_size:
+            raise ConfigError(f"the tokenizer gives token {largest}, but the model's vocab_size is {vocab_size}")
+        found += len(ids)
+        yield ids
+    if found < 2:
         raise DataError(f"{source.name} has {found} tokens, but must have at least 2")
-    if (largest := max(map(max, filter(None, documents)))) >= vocab_size:
-        raise ConfigError(f"the tokenizer gives token {largest}, but the model's vocab_size is {vocab_size}")
-    return documents

@@ -23,7 +23,7 @@ from sqat.model_card import RECORD_FILE
 from sqat.run_config import TrainConfig
 from sqat.train.distributed import naming_lost_ranks
 from sqat.train.evaluate import Evaluation, evaluate
-from sqat.train.prepare import PreparedData, Progress, build_token_files, open_sources
+from sqat.train.prepare import PreparedData, Progress, prepare_data
 from sqat.train.run import begin_run, make_logs
 from sqat.train.step import autocast
 from sqat.train.trainer import Callback, Trainer
@@ -109,8 +109,8 @@ def start_uptraining(
 
     def prepare(_: bool) -> Parts:
         student, teacher, tokenizer = _models(config)
-        sources, size = open_sources(config.data), student.config.vocab_size
-        return student, teacher, build_token_files(*sources, tokenizer, config.data, size, progress=progress)
+        size = student.config.vocab_size
+        return student, teacher, prepare_data(config.data, size, tokenizer=tokenizer, progress=progress)
 
     def make(parts: Parts) -> Uptraining:
         student, teacher, data = parts

@@ -29,6 +29,7 @@ CHUNK_BYTES = 1 << 20
 ROWS_AT_A_TIME = 256
 MAX_DOCUMENT_BYTES = 1 << 26  # of JSON lines and text, where a forgotten separator would fill the memory
 MANY_LINES, MOSTLY = 10, 0.8  # what makes a text file without separators look like one sentence a line
+SENTENCE_ENDS = (".", "!", "?", '"', "”", ")", "…", "。", "！", "？", "」", "।")
 THRIFT_LIMITS = {"thrift_string_size_limit": 1 << 24, "thrift_container_size_limit": 1 << 20}  # of Parquet footers
 
 logger = logging.getLogger(__name__)
@@ -180,24 +181,29 @@ def _between_markers(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
 
 def _between_blank_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
     document: list[str] = []
-    length = separators = 0
+    only: list[str] | None = None  # the lines of the one document, unless there are several
+    length = documents = 0
     while line := text.readline(MAX_DOCUMENT_BYTES + 1):
         if line.isspace():
-            yield "".join(document)
-            document, length, separators = [], 0, separators + 1
+            if document:
+                only, documents = document, documents + 1
+                yield "".join(document)
+            document, length = [], 0
         else:
             document.append(line)
             length += len(line)
             _require_length(length, path)
-    if not separators and len(document) >= MANY_LINES:
-        sentences = sum(line.rstrip().endswith((".", "!", "?", '"', "”")) for line in document)
-        if sentences >= MOSTLY * len(document) and path.parent not in _warned:
+    if document:
+        only, documents = document, documents + 1
+    if only is not None and documents == 1 and len(only) >= MANY_LINES:
+        sentences = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in only)
+        if sentences >= MOSTLY * len(only) and path.parent not in _warned:
             _warned.add(path.parent)  # once, not for each of thousands of files
             logger.warning(
                 "%s has %d lines, most of them whole sentences, but no blank line or %s between any two: it is read as "
                 "one document. If every line is one, put blank lines between them",
                 path,
-                len(document),
+                len(only),
                 END_OF_TEXT,
             )
     yield "".join(document)

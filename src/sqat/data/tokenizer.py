@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Self
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from sqat.checksums import check_files, relisted
+from sqat.checksums import check_files, renew_checksums
 from sqat.durable import make_folder, replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.folders import run_of
@@ -34,7 +35,7 @@ MAX_TOKENIZER_BYTES = 1 << 26
 
 CHUNK = 1 << 18  # characters that are encoded at a time
 LONGEST_RUN = 1000
-_LONG_RUN = re.compile(rf"\S{{{LONGEST_RUN}}}|\s{{{LONGEST_RUN}}}")
+_RUN = re.compile(rf"\S{{1,{LONGEST_RUN}}}|\s{{1,{LONGEST_RUN}}}")
 
 logger = logging.getLogger(__name__)
 
@@ -75,11 +76,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without special tokens. Raises DataError for half a surrogate pair in it."""
-        return self._encode([text])[0]
+        return [*self._encode([text])[0]]
 
-    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+    def encode_documents(self, texts: list[str]) -> list[Sequence[int]]:
         """The ids of each text between [BOS] and [EOS]; texts are encoded in parallel. Raises DataError as `encode`."""
-        return [[BOS, *ids, EOS] for ids in self._encode(texts)]
+        return [_framed(ids) for ids in self._encode(texts)]
 
     def decode(self, ids: Iterable[int], *, continuation: bool = False) -> str:
         """The text of token ids. Special tokens are dropped; invalid UTF-8 and ids without a token become U+FFFD.
@@ -119,7 +120,7 @@ class Tokenizer:
         Raises:
             StorageError: the files cannot be written.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         with writing(folder):
             make_folder(folder)
         names = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True))
@@ -129,9 +130,9 @@ class Tokenizer:
             "add_prefix_space": self._prefix_space,
             "clean_up_tokenization_spaces": False,
         }
-        with relisted(folder, TOKENIZER_FILES):
-            replace_file(folder / TRANSFORMERS_FILE, json.dumps(settings, indent=2))
-            replace_file(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+        replace_file(folder / TRANSFORMERS_FILE, json.dumps(settings, indent=2))
+        replace_file(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True))
+        renew_checksums(folder, TOKENIZER_FILES)
         return folder / TOKENIZER_FILE
 
     @classmethod
@@ -153,7 +154,7 @@ class Tokenizer:
         except ValueError as error:  # a DataError is one, too
             raise DataError(f"{path}: {error}") from error
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: list[str]) -> list[Sequence[int]]:
         try:
             if any(len(text) > CHUNK for text in texts):  # the library takes over 100 bytes a character
                 return [self._encode_long(text) for text in texts]
@@ -165,18 +166,18 @@ class Tokenizer:
                     raise DataError(f"the text holds half a surrogate pair {place}, which UTF-8 cannot hold") from None
             raise
 
-    def _encode_long(self, text: str) -> list[int]:
+    def _encode_long(self, text: str) -> "array[int]":
         """Encode in chunks that end before a single space, where no token crosses; only text without any for a whole
         chunk may get other tokens at its end.
         """
-        ids: list[int] = []
-        start = 0
+        ids, start = array("I"), 0
         while len(text) - start > CHUNK:
             spaces = [match.end() for match in re.finditer(r"\S(?= \S)", text[start + CHUNK // 2 : start + CHUNK])]
             end = start + CHUNK // 2 + spaces[-1] if spaces else start + CHUNK
-            ids += self._encode([text[start:end]])[0]
+            ids.extend(self._encode([text[start:end]])[0])
             start = end
-        return ids + self._encode([text[start:]])[0]
+        ids.extend(self._encode([text[start:]])[0])
+        return ids
 
 
 class TextStream:
@@ -260,15 +261,24 @@ def train_tokenizer(
     return tokenizer
 
 
+def _framed(ids: Sequence[int]) -> Sequence[int]:
+    if not isinstance(ids, array):
+        return [BOS, *ids, EOS]
+    ids.insert(0, BOS)  # of a long text: not copied
+    ids.append(EOS)
+    return ids
+
+
 def _pieces(documents: Iterable[str], progress: Callable[[int, int], None] | None) -> Iterator[str]:
     """The documents, runs of `LONGEST_RUN` characters without or of white space cut: learning from words without end
     takes time that grows with the square of their length.
     """
     for number, text in enumerate(documents, 1):
         start = 0
-        for match in _LONG_RUN.finditer(text):
-            yield text[start : match.end()]
-            start = match.end()
+        for match in _RUN.finditer(text):
+            if match.end() - match.start() == LONGEST_RUN:
+                yield text[start : match.end()]
+                start = match.end()
         yield text[start:]
         if progress is not None and number % 1000 == 0:
             progress(number, 0)

@@ -103,7 +103,7 @@ def build_tokens(
         DataError: the source has no documents or cannot be read, or `folder` holds anything but a token file.
         StorageError: the files cannot be written.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= FILES):
         raise DataError(f"{folder}: not a token file, so it is not overwritten; choose another place")
     made_from = {"source": source.fingerprint(), "tokenizer": tokenizer.fingerprint()}
@@ -178,7 +178,7 @@ def _write_arrays(
             ids = tokenizer.encode_documents(texts)
             ends = num_tokens + np.cumsum([len(document) for document in ids], dtype=np.int64)
             lengths = np.array([len(text.encode()) for text in texts], np.int64)
-            tokens.write(np.fromiter(chain.from_iterable(ids), dtype).tobytes())
+            tokens.write(np.fromiter(chain.from_iterable(ids), dtype, count=int(ends[-1]) - num_tokens).tobytes())
             offsets.write(ends.tobytes())
             byte_lengths.write(lengths.tobytes())
             documents += len(texts)

@@ -10,7 +10,7 @@ import torch
 
 from sqat.config import ModelConfig
 from sqat.cost import kv_bytes
-from sqat.data.tokenizer import TextStream, Tokenizer
+from sqat.data.tokenizer import TextStream, Tokenizer, require_room
 from sqat.errors import ConfigError
 from sqat.generate.decode import decode_tokens
 from sqat.generate.sampling import RowSampler, SamplingConfig
@@ -142,6 +142,7 @@ def generate_each(
         raise ConfigError("prompts is empty, but must hold at least one")
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}, but must be at least 1")
+    require_room(tokenizer, model.config.vocab_size)
     if config.seed is None:
         config = replace(config, seed=torch.Generator().seed() % 2**62)  # one for all batches
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
@@ -209,6 +210,7 @@ def _answer(
 def stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: SamplingConfig | None = None) -> Iterator[str]:
     """Answer one prompt, yielding text as soon as it is certain; joined, the pieces are what :func:`generate` gives."""
     config = config or SamplingConfig()
+    require_room(tokenizer, model.config.vocab_size)
     row, ids = _Row(prompt, tokenizer, config.stop), _encode(tokenizer, prompt)
     device = model.embedding.weight.device
     choose = RowSampler(config, [ids], model.config.vocab_size, device, num_ids=tokenizer.vocab_size)

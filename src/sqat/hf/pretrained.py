@@ -6,7 +6,6 @@ RxNN's checkpoints are read, and a model card and the modelling code are written
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from sqat.checkpoint import load_model
@@ -34,14 +32,11 @@ from sqat.model import Decoder
 from sqat.model_card import CARD_FILE, Known, kept_or_new, model_card, read_card
 from sqat.untrusted import read_json
 
-logger = logging.getLogger(__name__)
-
 AUTO_MAP = {
     "AutoConfig": "configuration_sqat.SQATConfig",
     "AutoModel": "modeling_sqat.SQATModel",
     "AutoModelForCausalLM": "modeling_sqat.SQATForCausalLM",
 }
-_PATHS = (str, os.PathLike)
 _FOR_THE_HUB = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _FOR_UPLOADS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
@@ -50,16 +45,25 @@ def resolve(name: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The arguments for transformers' `from_pretrained`. For a checkpoint in RxNN's layout they are its configuration
     and tensors in place of a name.
     """
-    found = None if name is None else _read_rxnn(name, **options)
-    return (name, options) if found is None else (None, {**options, "config": found[0], "state_dict": found[1]})
+    model = None if name is None else _load_rxnn(name, **options)
+    if model is None:
+        return name, options
+    tensors = native_tensors(model)
+    config = options.get("config")  # the caller's, or its location, replaces the checkpoint's own
+    if config is None:
+        config = to_transformers_config(model.config)
+    elif isinstance(config, str | os.PathLike):
+        config = AutoConfig.from_pretrained(config, trust_remote_code=False)
+    if not isinstance(config, SQATConfig):
+        raise ConfigError(f"config is of type {type(config).__name__}, but must be an SQATConfig for such a checkpoint")
+    if expected_shapes(to_model_config(config)) != {key: tensor.shape for key, tensor in tensors.items()}:
+        raise ConfigError(f"config does not fit the tensors of {name}")
+    return None, {**options, "config": config, "state_dict": prefixed(tensors)}
 
 
-def _read_rxnn(
-    name: str | Path, *, config: object = None, **options: Any
-) -> tuple[SQATConfig, dict[str, Tensor]] | None:
-    """Configuration and tensors of a checkpoint in RxNN's layout, a folder or a repository such as
-    "ReactiveAI/SQAT-mm"; `None` if it is in another one, or not there. `config`, the caller's or its location, replaces
-    the checkpoint's own if the tensors fit it; `options` are those of `from_pretrained`.
+def _load_rxnn(name: str | Path, **options: Any) -> Decoder | None:
+    """The model of a checkpoint in RxNN's layout, a folder or a repository such as "ReactiveAI/SQAT-mm"; `None` if it
+    is in another one, or not there.
     """
     options = {key: options[key] for key in _FOR_THE_HUB if options.get(key) is not None}
     folder = Path(name)
@@ -73,20 +77,7 @@ def _read_rxnn(
         return None
     if not folder.is_dir():
         folder = download(str(name), [CONFIG_FILE, WEIGHTS_FILE], **options)
-    model = load_model(folder, dtype=None)
-    own: Any = to_transformers_config(model.config)
-    tensors = native_tensors(model)
-    if config is not None:
-        own = AutoConfig.from_pretrained(config, trust_remote_code=False) if isinstance(config, _PATHS) else config
-        if not isinstance(own, SQATConfig):
-            kind = type(own).__name__
-            raise ConfigError(f"config is of type {kind}, but must be an SQATConfig for such a checkpoint")
-        given = to_model_config(own)
-        if expected_shapes(given) != {key: tensor.shape for key, tensor in tensors.items()}:
-            ours, theirs = given.to_dict(), model.config.to_dict()
-            differences = [f"{key} is {ours[key]!r}, there {theirs[key]!r}" for key in ours if ours[key] != theirs[key]]
-            raise ConfigError(f"config does not fit the tensors of {name}: {', '.join(differences)}")
-    return own, prefixed(tensors)
+    return load_model(folder, dtype=None)
 
 
 def save(
@@ -144,7 +135,7 @@ def push(
         if (there := read_text(repo_id, CARD_FILE, branch=revision, token=token)) is not None:
             path.write_text(there, encoding="utf-8")
         _write_card(model, Path(folder), known or Known(), repo_id)
-        if tags and path.is_file():
+        if tags:
             card = read_card(path.read_text(encoding="utf-8"))
             card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or ()), *tags]))
             path.write_text(str(card), encoding="utf-8")
@@ -171,16 +162,10 @@ def _write_card(model: PreTrainedModel, folder: Path, known: Known, repo_id: str
     """Write README.md; if somebody wrote or changed the one that is there, change its metadata alone."""
     path = folder / CARD_FILE
     cards = [path.read_text(encoding="utf-8")] if path.is_file() else []
-    try:
-        config = to_model_config(model.config)
-    except ConfigError as error:  # the weights are saved all the same
-        logger.warning("no model card: %s", error)
-        return
     form, tokenizer = "transformers" if _carries_code(model) else "sqat", (folder / TOKENIZER_FILE).is_file()
+    config = to_model_config(model.config)
     new = partial(model_card, config, form, known=known, repo_id=repo_id, tokenizer=tokenizer)
-    card = kept_or_new(cards, known, new)
-    if card not in cards:
-        path.write_text(card, encoding="utf-8")
+    path.write_text(kept_or_new(cards, known, new), encoding="utf-8")
 
 
 def _carries_code(model: PreTrainedModel) -> bool:

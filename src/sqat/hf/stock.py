@@ -107,7 +107,7 @@ def _config(config: ModelConfig, architecture: Architecture) -> Any:
     if architecture.window:
         values["sliding_window"] = config.window
     if architecture.biases:
-        values |= {"attention_bias": _attention_bias(config), "mlp_bias": config.feedforward_bias}
+        values |= {"attention_bias": config.qkv_bias or config.attention_out_bias, "mlp_bias": config.feedforward_bias}
     if config.is_moe:
         values |= {"num_local_experts": config.num_experts, "num_experts_per_tok": config.experts_per_token}
     return getattr(transformers, f"{architecture.name}Config")(**values)
@@ -116,10 +116,6 @@ def _config(config: ModelConfig, architecture: Architecture) -> Any:
 def norm_eps(config: ModelConfig) -> float:
     """RMSNorm's epsilon; torch's default is that of the input's type, and training computes norms in float32."""
     return torch.finfo(torch.float32).eps if config.norm_eps is None else config.norm_eps
-
-
-def _attention_bias(config: ModelConfig) -> bool:
-    return config.qkv_bias or config.attention_out_bias
 
 
 # This package's names -> transformers', tried in this order
@@ -151,7 +147,7 @@ def stock_tensors(model: Decoder, architecture: Architecture) -> dict[str, Tenso
     config = model.config
     if config.tie_embeddings:
         result["lm_head.weight"] = result["model.embed_tokens.weight"]
-    if architecture.biases and _attention_bias(config):
+    if architecture.biases and (config.qkv_bias or config.attention_out_bias):
         for i in range(config.num_layers):
             for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
                 name = f"model.layers.{i}.self_attn.{projection}"

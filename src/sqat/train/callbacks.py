@@ -33,7 +33,7 @@ class ProgressBar(Callback):
         from rich.console import Console
 
         self.console = Console(soft_wrap=True)
-        if not self.console.is_terminal:
+        if not self.console.is_terminal or self.console.is_dumb_terminal:
             return
         self.progress = parts.Progress(
             parts.TextColumn("{task.description}"),

@@ -16,7 +16,6 @@ from pathlib import Path
 from torch import Tensor
 
 from sqat.checkpoint import write_folder
-from sqat.checkpoint.store import recover
 from sqat.checksums import MANIFEST, check_files
 from sqat.data.tokenizer import Tokenizer
 from sqat.durable import make_folder, remove_folder, remove_remains, writing
@@ -66,18 +65,15 @@ def write_checkpoint(
     state: TrainState,
     tensors: dict[str, Tensor],
     tokenizer: Tokenizer | None,
-) -> Path:
-    """Write the checkpoint of `state.step`, with the `tensors` of :func:`sqat.train.state.state_tensors`, unless it is
-    there; return its folder. After a StorageError earlier checkpoints are as they were.
+) -> None:
+    """Write the checkpoint of `state.step`, with the `tensors` of :func:`sqat.train.state.state_tensors`. After a
+    StorageError earlier checkpoints are as they were.
     """
-    folder = checkpoint_path(run, state.step)
-    if not folder.exists():
-        with write_folder(folder) as temporary:
-            write_model(temporary)
-            write_state(temporary, state, tensors)
-            if tokenizer is not None:
-                tokenizer.save(temporary)
-    return folder
+    with write_folder(checkpoint_path(run, state.step)) as temporary:
+        write_model(temporary)
+        write_state(temporary, state, tensors)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
 
 
 def rotate(run: Path, keep: int) -> None:
@@ -99,8 +95,6 @@ def list_checkpoints(run: Path) -> list[Path]:
     folder = run / FOLDER
     if not folder.is_dir():
         return []
-    for previous in folder.glob(".step-*.previous"):  # left by kills of older versions, which replaced checkpoints
-        recover(folder / previous.name.removeprefix(".").removesuffix(".previous"))
     return sorted(
         (path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=lambda path: int(path.name[5:])
     )
@@ -129,7 +123,6 @@ def find_model(path: str | Path) -> Path:
         CheckpointError: neither.
     """
     path = Path(path).expanduser()
-    recover(path)
     if (path / "config.json").is_file():
         return path
     if (best := best_checkpoint(run_of(path))) is not None:

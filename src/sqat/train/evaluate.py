@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqat.data.batches import IGNORE, Batches, BatchState
+from sqat.data.batches import IGNORE, START, Batches
 from sqat.data.tokenizer import PAD
 from sqat.data.tokens import TokenFile
 from sqat.model import Decoder
@@ -81,7 +81,11 @@ def evaluate(
     context_length = context_length or decoder.config.context_length
     with evaluating(decoder), autocast or nullcontext():
         right = _score(decoder, _windows(tokens, batch_size, context_length))
-        padded = _score(decoder, _padded_rows(tokens, batch_size, context_length)) if padded_metrics else None
+        padded = None
+        if padded_metrics:  # as in the published results: rows of a document each, with padding as targets
+            how: dict[str, Any] = {"mode": "rows", "shuffle": False, "padding_as_target": True}
+            rows = Batches(tokens, batch_size=batch_size, context_length=context_length, **how)
+            padded = _score(decoder, ((batch.inputs, batch.targets) for batch, _ in rows.epoch(START)))
     targets = right["targets"].item()
     return Evaluation(
         loss=right["loss"].item() / targets,
@@ -113,20 +117,6 @@ def _score(decoder: Decoder, rows: Iterable[tuple[Tensor, Tensor]]) -> dict[str,
             exact = on_host.double().sum() if name in ("loss", "correct", "targets") else on_host
             sums[name] = sums.get(name, 0) + exact * counts
     return sum_over_ranks(sums)
-
-
-def _padded_rows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows as in the published results: documents truncated or padded to the context, with padding as targets."""
-    batches = Batches(
-        tokens,
-        batch_size=batch_size,
-        context_length=context_length,
-        mode="rows",
-        shuffle=False,
-        padding_as_target=True,
-    )
-    for batch, _ in batches.epoch(BatchState(0, 0)):
-        yield batch.inputs, batch.targets
 
 
 def _windows(tokens: TokenFile, batch_size: int, context_length: int) -> Iterator[tuple[Tensor, Tensor]]:

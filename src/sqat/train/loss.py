@@ -12,14 +12,7 @@ from torch import Tensor
 
 from sqat.data.batches import IGNORE
 from sqat.errors import ConfigError
-from sqat.model.dispatch import (
-    autocast_dtype,
-    has_values,
-    is_plain,
-    once_differentiable,
-    operation,
-    without_autocast,
-)
+from sqat.model import dispatch
 from sqat.model.moe import RouterStats
 
 # Rows whose logits exist at once, and rows of these whose softmax does, by device; on a CPU they stay in its caches.
@@ -40,13 +33,13 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | 
     Logits exist for some rows at a time (`CHUNK_ROWS`), and the gradients are taken while they do (so the backward pass
     only scales them). The products run in the autocast type if one is set; softmax and sums are float32.
     """
-    if is_plain() or not (torch.compiler.is_compiling() or has_values(hidden_ND, weight_VD)):
+    if dispatch.is_plain() or not (torch.compiler.is_compiling() or dispatch.has_values(hidden_ND, weight_VD)):
         return cross_entropy_naive(hidden_ND, weight_VD, bias_V, targets_N)
-    device, compute = hidden_ND.device.type, autocast_dtype(hidden_ND)
+    device, compute = hidden_ND.device.type, dispatch.autocast_dtype(hidden_ND)
     keep = torch.arange(len(targets_N), device=targets_N.device)
     if not _counting_waits(device):
         keep = (targets_N != IGNORE).nonzero().squeeze(1)
-    with without_autocast(hidden_ND):
+    with dispatch.without_autocast(hidden_ND):
         loss, correct = _ChunkedCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, keep, compute)
     return LossSums(loss, correct, (targets_N != IGNORE).sum())
 
@@ -97,7 +90,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    @once_differentiable
+    @dispatch.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (None if d is None else d * grad_loss for d in ctx.saved_tensors)
         return *scaled, None, None, None
@@ -115,7 +108,7 @@ def _chunks(hidden_ND: Tensor, weight_VD: Tensor, keep: Tensor) -> Iterator[tupl
         yield rows, hidden, torch.mm(hidden, weight_VD.T, out=buffer[: len(rows)])
 
 
-@operation
+@dispatch.operation
 def cross_entropy(
     logits_RV: Tensor, bias_V: Tensor | None, targets_R: Tensor, train: bool, d_bias_V: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -155,8 +148,8 @@ def token_losses(
     """Each row's cross-entropy (nats, float32), and whether its likeliest token was right, without gradients. Every row
     must have a target.
     """
-    compute = autocast_dtype(hidden_ND)
-    with without_autocast(hidden_ND):
+    compute = dispatch.autocast_dtype(hidden_ND)
+    with dispatch.without_autocast(hidden_ND):
         everything = torch.arange(len(targets_N), device=targets_N.device)
         parts = [
             cross_entropy(logits, bias_V, targets_N.index_select(0, rows), train=False)

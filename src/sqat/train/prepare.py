@@ -73,19 +73,6 @@ def prepare_data(
     if tokenizer is None and config.tokenizer is not None:
         tokenizer = Tokenizer.load(config.tokenizer)
     tokenizer = tokenizer or cached_tokenizer(train, vocab_size, config.cache_dir, progress=progress)
-    return build_token_files(train, validation, tokenizer, config, vocab_size, progress=progress)
-
-
-def build_token_files(
-    train: Source,
-    validation: Source,
-    tokenizer: Tokenizer,
-    config: DataConfig,
-    vocab_size: int,
-    *,
-    progress: Progress | None = None,
-) -> PreparedData:
-    """The token files of both sources, built where the cache has none. Arguments and errors as :func:`prepare_data`."""
     require_room(tokenizer, vocab_size)
     train_tokens = cached_tokens(train, tokenizer, config.cache_dir, progress=progress)
     if isinstance(validation, HeldOut) and next(validation.documents(), None) is None:

@@ -77,10 +77,7 @@ def start_run(
         own = _tokenizer_of(out, run, accept_new_data) if goes_on else None
         return prepare_data(run.data, run.model.vocab_size, tokenizer=own, progress=progress)
 
-    def make(data: PreparedData) -> Trainer:
-        return make_trainer(run, data, out, callbacks)
-
-    return begin_run(run, out, resume, accept_new_data, prepare, make)
+    return begin_run(run, out, resume, accept_new_data, prepare, lambda data: make_trainer(run, data, out, callbacks))
 
 
 def _tokenizer_of(out: Path, config: RunConfig, accept_new_data: bool) -> Tokenizer | None:

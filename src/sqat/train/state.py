@@ -59,11 +59,6 @@ class TrainState(Config):
         due = self.step % every == 0 if self.step and every else self.step == 0 and config.evaluate_first
         return due and self.step < total_steps and self.own_evaluation is None
 
-    def progress(self, learning_rate: float) -> dict[str, Any]:
-        """What every log line begins with."""
-        counts = {"step": self.step, "tokens": self.tokens, "learning_rate": learning_rate}
-        return {**counts, "skipped_steps": self.skipped_steps}
-
     def record(self, evaluation: Mapping[str, Any]) -> None:
         """Remember an evaluation of this very step. A NaN or infinite loss is never the best."""
         self.evaluation = {"step": self.step, **evaluation}

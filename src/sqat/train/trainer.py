@@ -23,23 +23,13 @@ from sqat.data.tokens import TokenFile
 from sqat.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from sqat.model import Decoder
 from sqat.run_config import TrainConfig
-from sqat.train import checkpoints, distributed
+from sqat.train import checkpoints, distributed, step
 from sqat.train.distributed import first_does, is_first
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.metrics import MetricsWindow
 from sqat.train.optim import learning_rate, make_optimizer, set_learning_rate
 from sqat.train.signals import StopOnSignals
 from sqat.train.state import TrainState, restore, state_tensors, write_evaluation
-from sqat.train.step import (
-    Sums,
-    TrainingLoss,
-    autocast,
-    explain_out_of_memory,
-    keep_freed_memory,
-    suitable_shards,
-    train_step,
-    waits,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +126,7 @@ class Trainer:
         self.interrupted = False
         self.signals = StopOnSignals(self.interrupt)
         self._asked: tuple[bool, str | None] = False, None  # of this rank: whether to leave at once, and why to stop
-        self._unread: list[tuple[int, BatchState, Sums]] = []  # steps not yet known to be skipped, and where they began
+        self._unread: list[tuple[int, BatchState, step.Sums]] = []  # steps, and where they began, until they are read
         self._too_many: str | None = None  # why the run ends, once too many steps in a row were skipped
         self._held = ExitStack()  # the run folder's lock
         self._held.enter_context(checkpoints.run_folder(self.out))
@@ -145,7 +135,7 @@ class Trainer:
         check_settings(model, config)
         self.device = distributed.choose_device(config.device)
         if self.device.type == "cpu":
-            keep_freed_memory()
+            step.keep_freed_memory()
         model.gradient_checkpointing = config.gradient_checkpointing
         model.to(self.device)
         self.sharded = distributed.world_size() > 1 and config.parallel == "fsdp"
@@ -165,11 +155,11 @@ class Trainer:
 
     # What a subclass may override
 
-    def make_task(self) -> TrainingLoss:
+    def make_task(self) -> step.TrainingLoss:
         """Model and loss as one module, which steps run. The model is on its device already."""
         config = self.config
-        shards = 1 if self.sharded else suitable_shards(self.model)
-        return TrainingLoss(
+        shards = 1 if self.sharded else step.suitable_shards(self.model)
+        return step.TrainingLoss(
             self.model, config.router_loss, config.router_loss_weight, shards=shards, compiled=config.compile
         )
 
@@ -180,7 +170,7 @@ class Trainer:
             validation,
             batch_size=self.config.batch_size,
             padded_metrics=self.batches.padding_as_target,
-            autocast=autocast(self.config.precision, self.device.type),
+            autocast=step.autocast(self.config.precision, self.device.type),
         )
 
     def write_model(self, model: Any, folder: Path) -> None:
@@ -252,15 +242,15 @@ class Trainer:
             with self.signals:
                 yield
 
-    def _step(self, data: StepData) -> Sums:
+    def _step(self, data: StepData) -> step.Sums:
         config, state = self.config, self.state
         self.model.train()
         set_learning_rate(self.optimizer.param_groups, learning_rate(config, state.step, self.total_steps))
         with (
-            explain_out_of_memory(f"step {state.step + 1}", config.batch_size, config.gradient_accumulation),
-            autocast(config.precision, self.device.type),
+            step.explain_out_of_memory(f"step {state.step + 1}", config.batch_size, config.gradient_accumulation),
+            step.autocast(config.precision, self.device.type),
         ):
-            sums = train_step(
+            sums = step.train_step(
                 self.task,
                 data.micro_batches,
                 self.optimizer,
@@ -272,19 +262,20 @@ class Trainer:
         before, state.data = state.data, data.after
         state.tokens += data.targets
         self._unread.append((state.step, before, sums))
-        if not waits(sums["skipped"]):
+        if not step.waits(sums["skipped"]):
             self._count_skipped()
         return sums
 
     def _after_step(self) -> Evaluation | None:
-        config, step = self.config, self.state.step
+        config, done = self.config, self.state.step
         for callback in self.callbacks:
             callback.on_step(self)
         self._stop_at_token_limit()
-        last = step == self.total_steps
-        if step % config.log_every == 0 or last:
+        last = done == self.total_steps
+        if done % config.log_every == 0 or last:
             self._count_skipped()
-            metrics = self.state.progress(self.optimizer.param_groups[0]["lr"]) | self.window.read()
+            counts = {"step": done, "tokens": self.state.tokens, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+            metrics = {**counts, "skipped_steps": self.state.skipped_steps, **self.window.read()}
             for callback in self.callbacks:
                 callback.on_log(self, metrics)
         self._agree()
@@ -292,8 +283,8 @@ class Trainer:
             return None
         best_before = self.state.best_loss
         # The checkpoint comes first: an evaluation may fail, or be killed.
-        saved = self.save() if config.checkpoint_every and step % config.checkpoint_every == 0 else None
-        evaluation = self.evaluate() if config.evaluate_every and step % config.evaluate_every == 0 else None
+        saved = self.save() if config.checkpoint_every and done % config.checkpoint_every == 0 else None
+        evaluation = self.evaluate() if config.evaluate_every and done % config.evaluate_every == 0 else None
         if not saved and self.state.best_loss != best_before:
             saved = self.save()
         if saved or evaluation:
@@ -337,7 +328,7 @@ class Trainer:
         """
         if self.validation is None:
             return None
-        with explain_out_of_memory("validation", self.config.batch_size, self.config.gradient_accumulation):
+        with step.explain_out_of_memory("validation", self.config.batch_size, self.config.gradient_accumulation):
             result = self.measure(self.validation)
         self.state.record({**result.to_dict(), "data": self.validation.digest})
         for callback in self.callbacks:
@@ -402,7 +393,9 @@ class Trainer:
         try:
             yield
         except StorageError as error:
-            raise StorageError(f"{error}. Earlier checkpoints are whole; --resume goes on from the newest") from error
+            raise StorageError(
+                f"{error}. Earlier checkpoints, if there are any, are whole; --resume goes on from the newest"
+            ) from error
 
     # Skipped steps
 
@@ -437,7 +430,7 @@ class Trainer:
             return
         self.model.train()
         row = distributed.without_targets(self.batches.batch(0, 0)).to(self.device)
-        precision = autocast(self.config.precision, self.device.type)
+        precision = step.autocast(self.config.precision, self.device.type)
         with torch.random.fork_rng(devices=[]), precision, distributed.own_draws():
             loss, _ = self.task(row, 1, 0.0)
             loss.backward()
@@ -457,13 +450,13 @@ class Trainer:
 
 def warn_of_schedule(config: TrainConfig, total_steps: int, tokens_per_step: float) -> None:
     """Warn of a learning rate that never reaches its peak, or never falls from it."""
-    if 0 < total_steps <= config.warmup_steps:
+    most_tokens = math.inf if config.max_tokens is None else config.max_tokens
+    last = total_steps if most_tokens == math.inf else min(total_steps, math.ceil(most_tokens / tokens_per_step))
+    high = 0.5 * config.learning_rate
+    if 0 < last < config.warmup_steps:
         text = "warmup_steps is %d, but the run has %d steps: the learning rate never reaches its peak"
-        logger.warning(text, config.warmup_steps, total_steps)
-    if config.max_tokens is None:
-        return
-    last = min(total_steps, math.ceil(config.max_tokens / tokens_per_step))
-    if learning_rate(config, last, total_steps) > 0.5 * config.learning_rate:
+        logger.warning(text, config.warmup_steps, last)
+    elif last < total_steps and learning_rate(config, last, total_steps) > high >= config.min_learning_rate:
         logger.warning(
             "max_tokens %d ends the run at about step %d of a schedule of %d, where the learning rate is still high: "
             "set max_steps to %d instead",

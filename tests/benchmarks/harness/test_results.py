@@ -54,7 +54,7 @@ def test_reports_for_people(result, tmp_path, capsys):
     assert [report.number(x) for x in (12345.6, 99.96, 0.012345, 0)] == ["12,346", "100", "0.0123", "0"]
     page = (tmp_path / "new" / "summary.md").read_text()
     assert "`make bench`" in page
-    assert "| ours | 20 [10 … 30] | 2× [2 … 10] | 7 |" in page
+    assert "| ours | 20 [10 … 30] | 2× [2 … 10, noisy] | 7 |" in page
     assert len(json.loads((tmp_path / "new" / "targets.json").read_text())) == len(outcomes([]))
 
 
