@@ -158,7 +158,7 @@ class TestFolder:
         with caplog.at_level(logging.INFO):
             assert documents(tmp_path) == ["train.txt"]
         left_out, read = caplog.messages
-        assert left_out.endswith("left out, as they belong to no split or are not text: b.txt, more/c.txt, table.csv")
+        assert left_out.endswith("left out, as they belong to no split or are no text: b.txt, more/c.txt, table.csv")
         assert read.endswith("the split 'train' is train.txt")
 
     def test_patterns(self, tmp_path, monkeypatch):
@@ -228,3 +228,13 @@ class TestHub:
             open_source("some/set", "validation")
         with pytest.raises(DataError, match=r"'some/set'.*subset 'small'"):
             open_source("some/set:small")
+
+
+def test_what_cannot_be_read_is_named_and_left_out(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert [*open_source(str(tmp_path), "train").documents()] == ["one"]
+    assert "left out, as they belong to no split or are no text: gone.txt, pipe.txt" in caplog.text
+    with pytest.raises(DataError, match=r"pipe\.txt: not a regular file"):
+        open_source(str(tmp_path / "pipe.txt"), "train")

@@ -111,6 +111,8 @@ def open_source(
     if path is not None and (path.is_dir() or not path.exists()):
         return _open_files(limit, f"{spec} ({split})", find_shards(path, split), field, encoding_errors)
     if path is not None:
+        if not path.is_file():
+            raise DataError(f"{path}: not a regular file")
         if text_format(path) is None:
             raise DataError(
                 f"{path}: the name must end in {', '.join(FORMATS)}, also with {' or '.join(COMPRESSIONS)} after it"
@@ -251,7 +253,7 @@ def find_shards(place: Path, split: str) -> tuple[Path, ...]:
             same documents.
     """
     root, files = _files_at(place)
-    found = [path for path in files if text_format(path)]
+    found = [path for path in files if text_format(path) and path.is_file()]
     if not found:
         raise DataError(f"{place}: no {', '.join(FORMATS)} files {'in it' if place.is_dir() else 'match it'}")
     named_for = _sort_into_splits(root, found)
@@ -272,20 +274,22 @@ def find_shards(place: Path, split: str) -> tuple[Path, ...]:
         )
     left_out = [path for path in files if not named_for.get(path) and not _is_about(path)]
     if left_out and split == "train":
-        logger.warning("%s: left out, as they belong to no split or are not text: %s", place, _listed(root, left_out))
+        logger.warning("%s: left out, as they belong to no split or are no text: %s", place, _listed(root, left_out))
     logger.info("%s: the split %r is %s", place, split, _listed(root, shards))
     return tuple(shards)
 
 
 def _files_at(place: Path) -> tuple[Path, list[Path]]:
-    """A folder and all files in and below it; or the deepest folder that a pattern names, and the files it matches."""
+    """A folder and all in and below it that is no folder, links to nothing, too; or the deepest folder that a pattern
+    names, and what it matches.
+    """
     if place.is_dir():
         root, paths = place, (Path(folder, name) for folder, _, names in _walk(place) for name in names)
     else:
         root = next(folder for folder in place.parents if not WILDCARDS.search(str(folder)))
         paths = (Path(path) for path in glob.glob(str(place), recursive=True))
     visible = (path for path in paths if not any(part[:1] == "." for part in path.relative_to(root).parts))
-    return root, sorted(path for path in visible if path.is_file())
+    return root, sorted(path for path in visible if not path.is_dir())
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
