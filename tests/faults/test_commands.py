@@ -134,7 +134,9 @@ def stock_folder(tmp_path):
 
 @pytest.mark.skipif(not FULL, reason="make test-faults runs it")
 def test_convert_to_fewer_heads(commands, stock_folder):
-    kill_conversion(commands, ("convert", stock_folder, "--out", "out", "--query-heads", "2"), CONVERT)
+    kill_conversion(
+        commands, ("convert", stock_folder, "--out", "out", "--query-heads", "2", "--method", "mean"), CONVERT
+    )
 
 
 @pytest.fixture
