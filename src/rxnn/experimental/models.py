@@ -19,6 +19,7 @@ from sqat.checksums import MANIFEST
 from sqat.errors import ConfigError, TrainingError
 from sqat.hub import download
 from sqat.model import Decoder, DecoderOutput, RouterStats
+from sqat.model.decoder import without_values
 from sqat.train.loss import router_loss
 
 CARD_FILE = "README.md"
@@ -156,7 +157,7 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         config, is_rxnn = read_config(folder)
         saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) if is_rxnn else config_to_rxnn(config)
         arguments = {**saved, **options}
-        with torch.device("meta"):
+        with without_values():
             model = cls(**arguments)
         model.arguments = arguments
         model.model.load_state_dict(tensors, assign=True)

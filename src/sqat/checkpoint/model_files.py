@@ -22,6 +22,7 @@ from sqat.checksums import check_files
 from sqat.config import ModelConfig
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder
+from sqat.model.decoder import without_values
 from sqat.untrusted import read_json, shown
 
 CONFIG_FILE = "config.json"
@@ -168,7 +169,7 @@ def native_tensors(model: Decoder) -> dict[str, Tensor]:
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Decoder:
     """A model that takes over these tensors without a copy. The random generator is left alone."""
-    with torch.device("meta"):
+    with without_values():
         model = Decoder(config)
     tied = {"head.weight": tensors["embedding.weight"]} if config.tie_embeddings else {}
     model.load_state_dict({**tensors, **tied}, assign=True)
@@ -179,7 +180,7 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor]) -> Decoder:
 
 def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Shape of every tensor in a checkpoint of this configuration."""
-    with torch.device("meta"):
+    with without_values():
         shapes = {name: tensor.shape for name, tensor in Decoder(config).state_dict().items()}
     if config.tie_embeddings:
         del shapes["head.weight"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import Tensor
 
 from sqat.checkpoint.model_files import TRANSFORMERS_PREFIX, build, native_tensors
@@ -12,6 +11,7 @@ from sqat.config import ModelConfig
 from sqat.hf.configuration_sqat import SQATConfig
 from sqat.hf.modeling_sqat import SQATForCausalLM
 from sqat.model import Decoder
+from sqat.model.decoder import without_values
 
 
 def to_transformers_config(config: ModelConfig) -> SQATConfig:
@@ -35,7 +35,7 @@ def prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_decoder(model: Decoder) -> SQATForCausalLM:
     """A decoder as a transformers model, in evaluation mode. Weights on the CPU are shared, others copied."""
-    with torch.device("meta"):
+    with without_values():
         result = SQATForCausalLM(to_transformers_config(model.config))
     tied = {"head.weight": model.embedding.weight} if model.config.tie_embeddings else {}
     result.load_state_dict({**prefixed(native_tensors(model)), **tied}, assign=True)

@@ -9,12 +9,13 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from sqat import cost
@@ -182,6 +183,25 @@ class Decoder(nn.Module):
             mask.window, mask.global_tokens = self.config.window, self.config.global_tokens
             return mask
         return None if documents is None else mask
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Within it, models are built on the device "meta", of shapes alone. No first values are drawn there: to draw on
+    that device, torch imports its compiler, which takes seconds.
+    """
+    with torch.device("meta"), _NoFirstValues():
+        yield
+
+
+class _NoFirstValues(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", args[0] if args else None)
+        return function(*args, **kwargs)
 
 
 @functools.cache
