@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from sqat.cli.bench import NOISY
 from sqat.durable import replace_file
 
 SUMMARY_FILE = "summary.md"
@@ -26,9 +27,6 @@ def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
-
-
-NOISY = 1.5  # the largest ratio of a round over the smallest, from which their median says little
 
 
 def spread(values: Spread, suffix: str = "") -> str:

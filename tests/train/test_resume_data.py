@@ -6,7 +6,7 @@ import pytest
 
 from sqat.data.stories import story
 from sqat.data.tokenizer import Tokenizer, train_tokenizer
-from sqat.errors import ConfigError
+from sqat.errors import CheckpointError, ConfigError
 from sqat.train.checkpoints import best_checkpoint
 from sqat.train.run import DATA_FILE
 from sqat.train.state import read_state, write_evaluation
@@ -106,3 +106,10 @@ def test_the_best_is_chosen_among_evaluations_on_the_same_data(start, at, tmp_pa
 def test_a_missing_record_of_the_data_is_warned_of(resumed, tmp_path, caplog):
     assert resumed((tmp_path / "run" / DATA_FILE).unlink).state.step == 2
     assert "has no data.json: whether its data" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["{", "[3]"])
+def test_a_damaged_record_of_the_data_is_named(resumed, tmp_path, damage):
+    path = tmp_path / "run" / DATA_FILE
+    with pytest.raises(CheckpointError, match=r"data\.json is damaged: .*Without it, --resume goes on"):
+        resumed(lambda: path.write_text(damage))

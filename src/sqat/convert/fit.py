@@ -46,9 +46,8 @@ class Walk:
         self.model, self.layers = model, list(model.get_decoder().layers)
         self.batches = rows.to(model.device).split(max(1, BATCH_TOKENS // rows.shape[1]))
         # What each layer is called with beside the stream (positions, masks): the same for all batches of one size.
-        self._calls = {
-            len(batch): self._inputs(batch, last=len(self.layers) - 1) for batch in self.batches[-1:] + self.batches[:1]
-        }
+        sizes = {len(batch): batch for batch in (self.batches[0], self.batches[-1])}
+        self._calls = {size: self._inputs(batch, last=len(self.layers) - 1) for size, batch in sizes.items()}
 
     def embedded(self) -> list[Tensor]:
         """The residual stream before the first layer, for each batch."""

@@ -14,7 +14,7 @@ from sqat.config import Config
 from sqat.data.batches import Batches, BatchState
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.durable import replace_file
-from sqat.errors import ConfigError, DataError
+from sqat.errors import CheckpointError, ConfigError, DataError
 from sqat.model import Decoder
 from sqat.run_config import RunConfig, TrainConfig, read_yaml
 from sqat.train import distributed
@@ -152,7 +152,12 @@ def begun_with(out: Path) -> dict[str, Any]:
     if not path.is_file():
         logger.warning("%s has no %s: whether its data are those that it began with is not known", out, DATA_FILE)
         return {}
-    return read_json(path)
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}. Without it, --resume goes on and compares nothing"
+        ) from error
 
 
 def _refuse_or_warn(out: Path, changed: list[str], accept_new_data: bool, where: str) -> None:
