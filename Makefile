@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
-.PHONY: setup demo test test-fast test-faults fuzz bench bench-setup interop-setup real-models lint types dist clean
+.PHONY: setup demo test test-fast test-faults bench bench-setup interop-setup real-models lint types dist clean
 
 setup: .venv/.complete
 
@@ -30,11 +30,6 @@ test-fast: setup
 # Runs killed at every change to the disk and at random moments: 20 minutes on two cores; `make test` does a few of them.
 test-faults: setup
 	SQAT_FAULTS=full $(BIN)/python -m pytest tests/faults tests/distributed $(PYTEST_ARGS)
-
-# So many changed inputs for every reader of files and settings; `make test` tries tens to hundreds.
-FUZZ ?= 1000
-fuzz: setup
-	SQAT_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/hostile -k fuzz $(PYTEST_ARGS)
 
 # sqat beside its peers, or beside another checkout: make bench BENCH_ARGS="training --against ../before"
 BENCH_ARGS ?= all --out results

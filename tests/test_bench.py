@@ -1,6 +1,4 @@
-"""`sqat.bench`: every measurement gives a plausible number, and the peak memory is each model's own."""
-
-from unittest.mock import Mock
+"""`sqat.bench`: every measurement gives a plausible number."""
 
 import pytest
 import torch
@@ -9,13 +7,10 @@ from sqat import bench
 from sqat.errors import ConfigError
 
 
-@pytest.mark.slow
-def test_models_are_measured_in_processes_of_their_own(monkeypatch, tiny_config):
-    monkeypatch.setattr("_multiprocessing.SemLock", Mock(side_effect=FileNotFoundError))  # as without /dev/shm
+def test_models_are_measured_in_every_round(monkeypatch, tiny_config):
     monkeypatch.setattr(bench, "preset", lambda name: tiny_config(num_layers=1))
     found = bench.bench(["a"], device="cpu", batch_size=2, context=7, prompt=5, rounds=2)
     measured = found["models"]["a"]
-    assert measured.pop("peak_bytes") > 100e6  # Python and torch alone take more
     assert set(measured) == {"training", "evaluation", "prompt", "decoding"}
     assert all(len(rates) == 2 and min(rates) > 0 for rates in measured.values())
     assert found["settings"] == {"device": "cpu", "batch_size": 2, "context": 7, "prompt": 5, "rounds": 2}

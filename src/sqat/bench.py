@@ -6,17 +6,13 @@ Shape letters: B rows, T tokens, H query heads, K key/value heads, C head_dim.
 from __future__ import annotations
 
 import datetime
-import multiprocessing
 import os
 import platform
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +39,6 @@ VARIABLES = ("MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_VISIBLE_DEVI
 ROWS = {"cpu": 32, "cuda": 256}  # of a training step, unless told otherwise
 WARMUP_STEPS, STEPS = 3, 2  # training steps before the first round, and in every round
 NEW_TOKENS = 128  # decoded in every round
-SMALLER = "memory may be too small for this batch_size, context or prompt"
 MOST = 1 << 20  # rows, tokens of a prompt, rounds
 
 
@@ -57,7 +52,7 @@ def bench(
     rounds: int = 3,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure presets in turn, each in a process of its own, on random tokens and random weights.
+    """Measure presets in turn, on random tokens and random weights.
 
     Args:
         models: names of presets.
@@ -70,11 +65,10 @@ def bench(
 
     Returns:
         "models" maps each name to lists with a value per round: "training", "evaluation", "prompt" and "decoding" in
-        tokens per second, and to "peak_bytes", the peak memory of training (resident memory of the process on a CPU,
-        allocated memory on a GPU). "environment" describes the machine, "settings" repeats the arguments.
+        tokens per second. "environment" describes the machine, "settings" repeats the arguments.
 
     Raises:
-        ConfigError: an unknown preset, an unusable number, or a device that is not available.
+        ConfigError: an unknown preset, an unusable number, a device that is not available, or too little memory.
     """
     if device not in ("auto", *ROWS):
         raise ConfigError(f"device is {device!r}, but must be one of auto, cpu, cuda")
@@ -87,99 +81,48 @@ def bench(
     configs = {name: preset(name) for name in models}
     if context is not None:
         configs = {name: config.replace(context_length=context) for name, config in configs.items()}
-    found: dict[str, dict[str, Any]] = {}
-    with ExitStack() as stack:
-        workers: dict[str, Connection] = {}
-        for name, config in configs.items():
-            progress(f"{name}: first steps")
-            workers[name] = stack.enter_context(_worker(config, device, batch_size, prompt))
-            peak = _answer(workers[name])
-            found[name] = {"training": [], "evaluation": [], "prompt": [], "decoding": [], "peak_bytes": peak}
-        started, left = time.monotonic(), ""
-        for number in range(rounds):
-            if number:
-                left = f", about {(time.monotonic() - started) / number * (rounds - number):.0f} s left"
-            for name, worker in workers.items():
-                progress(f"{name}: round {number + 1} of {rounds}{left}")
-                worker.send("a round")
-                for what, rate in _answer(worker).items():
-                    found[name][what].append(rate)
+    try:
+        found = _measure(configs, device, batch_size, prompt, rounds, progress)
+    except (MemoryError, RuntimeError) as error:  # how torch tells that memory is short
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ConfigError(f"{reason}: memory may be too small for this batch_size, context or prompt") from error
     settings = {"device": device, "context": context, **numbers}
     return {"models": found, "settings": settings, "environment": environment()}
 
 
-@contextmanager
-def _worker(*work: Any) -> Iterator[Connection]:
-    """A process that measures a model, by the pipe to it. (Pools of the standard library need semaphores, and with them
-    /dev/shm, which some containers lack.)
-    """
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs, *work), daemon=True)
-    with _ignoring_interrupts():  # inherited: Ctrl-C is for the process that waits
-        process.start()
-    theirs.close()
-    try:
-        yield ours
-    finally:
-        ours.close()
-        process.terminate()
-        process.join()
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _answer(worker: Connection) -> Any:
-    """What a worker sends. Raises a ConfigError if it failed or has ended."""
-    try:
-        found = worker.recv()
-    except (EOFError, ConnectionError) as error:
-        raise ConfigError(f"the process that measures has ended: {SMALLER}") from error
-    if isinstance(found, Exception):
-        raise ConfigError(f"{type(found).__name__}: {str(found)[:300]}: {SMALLER}") from found
-    return found
-
-
-def _serve(pipe: Connection, config: ModelConfig, device: str, batch_size: int, prompt: int) -> None:
-    """In a process of its own: train some steps, send the peak memory in bytes, and then a round whenever asked to."""
-    try:
+def _measure(
+    configs: Mapping[str, ModelConfig],
+    device: str,
+    batch_size: int,
+    prompt: int,
+    rounds: int,
+    progress: Callable[[str], None],
+) -> dict[str, dict[str, list[float]]]:
+    timers: dict[str, ModelTimer] = {}
+    for name, config in configs.items():
+        progress(f"{name}: first steps")
         tokens_BT = torch.randint(4, config.vocab_size, (batch_size, config.context_length), device=device)
         batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
-        timer = ModelTimer(config, batch, device, prompt_tokens=prompt, new_tokens=NEW_TOKENS)
+        timers[name] = timer = ModelTimer(config, batch, device, prompt_tokens=prompt, new_tokens=NEW_TOKENS)
         for _ in range(WARMUP_STEPS):
             timer.train()
-        peak = peak_memory_bytes(device)
         timer.evaluate()
         timer.generate()
-        pipe.send(peak)
-        while pipe.recv():
-            pipe.send(_measure(timer))
-    except (EOFError, ConnectionError, KeyboardInterrupt):
-        pass  # nobody asks any more
-    except Exception as error:  # noqa: BLE001, raised again by `_answer`
-        pipe.send(error)
-
-
-def _measure(timer: ModelTimer) -> dict[str, float]:
-    """One round, in tokens per second."""
-    tokens = timer.batch.inputs.numel()
-    prompt_seconds, token_seconds = timer.generate()
-    return {
-        "training": tokens * STEPS / sum(timer.train() for _ in range(STEPS)),
-        "evaluation": tokens / timer.evaluate(),
-        "prompt": len(timer.prompt) / prompt_seconds,
-        "decoding": 1 / token_seconds,
-    }
+    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in configs}
+    started, left = time.monotonic(), ""
+    for number in range(rounds):
+        if number:
+            left = f", about {(time.monotonic() - started) / number * (rounds - number):.0f} s left"
+        for name, timer in timers.items():
+            progress(f"{name}: round {number + 1} of {rounds}{left}")
+            tokens = timer.batch.inputs.numel()
+            rates = found[name]
+            rates["training"].append(tokens * STEPS / sum(timer.train() for _ in range(STEPS)))
+            rates["evaluation"].append(tokens / timer.evaluate())
+            prompt_seconds, token_seconds = timer.generate()
+            rates["prompt"].append(prompt / prompt_seconds)
+            rates["decoding"].append(1 / token_seconds)
+    return found
 
 
 class ModelTimer:

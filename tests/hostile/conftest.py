@@ -1,16 +1,12 @@
-"""A small checkpoint and its tokenizer, to be damaged.
+"""A small checkpoint and its tokenizer, to be damaged, and a bound on memory."""
 
-`make test` tries tens of inputs of each kind; `SQAT_FUZZ=N` (`make fuzz`) tries N.
-"""
-
-import sys
-from pathlib import Path
+import resource
 
 import pytest
 
 from sqat.checkpoint import save_model
 
-sys.path.append(str(Path(__file__).parent))
+SPARE_BYTES = 3 << 30  # of addresses, beyond what the process has when a test begins
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +22,14 @@ def checkpoint(tmp_path, tiny_model, tokenizer):
     folder = save_model(tiny_model(vocab_size=307), tmp_path / "checkpoint")
     tokenizer.save(folder)
     return folder
+
+
+@pytest.fixture
+def little_memory():
+    """What asks for more than `SPARE_BYTES` gets a MemoryError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm", encoding="ascii") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + SPARE_BYTES, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from fuzzing import little_memory
 
 from sqat.checkpoint import load_model, read_config, save_model
 from sqat.config import CEILINGS
@@ -39,11 +38,13 @@ def test_no_field_is_larger_than_in_any_model(checkpoint, field):
     ],
     ids=["vocabulary", "experts"],
 )
+@pytest.mark.usefixtures("little_memory")
 def test_a_model_larger_than_the_memory_is_refused(changes):
-    with little_memory(), pytest.raises(ConfigError, match=r"[0-9] GB of weights; but this machine has"):
+    with pytest.raises(ConfigError, match=r"[0-9] GB of weights; but this machine has"):
         Decoder(preset("sqat-mm").replace(**changes))
 
 
+@pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize(("layout", "experts"), [("sqat", "num_experts"), ("rxnn", "ff_num_experts")])
 def test_a_config_is_compared_with_the_weights_before_a_model_is_built(tmp_path, layout, experts):
     model = Decoder(preset("sqat-mm").replace(vocab_size=41, num_layers=1, num_experts=2))
@@ -51,7 +52,7 @@ def test_a_config_is_compared_with_the_weights_before_a_model_is_built(tmp_path,
         folder = save_model(model, tmp_path / "model", layout=layout)
         load_model(folder)
         change(folder, **{field: value})
-        with little_memory(), pytest.raises(CheckpointError, match=r"not fit its config|but the weights beside it"):
+        with pytest.raises(CheckpointError, match=r"not fit its config|but the weights beside it"):
             load_model(folder)
 
 
@@ -120,10 +121,11 @@ def test_impossible_names_of_data(spec):
         (lambda v: v.update(model=None), "damaged, or not a tokenizer"),
     ],
 )
+@pytest.mark.usefixtures("little_memory")
 def test_unfit_tokenizers(tokenizer, tmp_path, change, message):
     path = tokenizer.save(tmp_path)
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
-    with little_memory(), pytest.raises(DataError, match=re.escape(message)):
+    with pytest.raises(DataError, match=re.escape(message)):
         Tokenizer.load(path)

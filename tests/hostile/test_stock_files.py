@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-from fuzzing import little_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sqat.convert.files import locate, read_config, read_model
@@ -69,9 +68,10 @@ def test_a_tokenizer_s_code_adapters_and_pickled_weights_are_not_read(folder):
         ("hidden_size", True, "hidden_size is True, but must be a whole number|cannot be read"),
     ],
 )
+@pytest.mark.usefixtures("little_memory")
 def test_sizes_are_held_to_the_weights(folder, field, value, message):
     change(folder / "config.json", **{field: value})
-    with little_memory(), pytest.raises((CheckpointError, ConfigError), match=message):
+    with pytest.raises((CheckpointError, ConfigError), match=message):
         read_model(folder)
 
 

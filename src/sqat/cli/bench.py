@@ -45,12 +45,12 @@ def _table(models: dict[str, dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table("tokens/s", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for heading in (*COLUMNS, "peak MB"):
+    for heading in COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     first = next(iter(models.values()))
     for name, measured in models.items():
         cells = [_cell(measured[what], first[what], compare=measured is not first) for what in COLUMNS]
-        table.add_row(name, *cells, f"{measured['peak_bytes'] / 1e6:,.0f}")
+        table.add_row(name, *cells)
     return table
 
 
