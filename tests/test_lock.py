@@ -11,16 +11,16 @@ from unittest.mock import Mock
 import pytest
 
 from sqat.errors import ConfigError
-from sqat.lock import locked, take
+from sqat.lock import locked
 
 BUSY = "a run is going on in here"
-
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 
 # A process that holds the lock until its input ends.
 OWNER = """
 from pathlib import Path
 from sqat.lock import locked
-with locked(Path({path!r}), ""):
+with locked(Path({path!r}), "", wait={wait}):
     print(1, flush=True)
     input()
 """
@@ -28,8 +28,7 @@ with locked(Path({path!r}), ""):
 
 def test_one_process_at_a_time_and_a_killed_one_leaves_nothing(tmp_path):
     path = tmp_path / ".lock"
-    program = [sys.executable, "-c", OWNER.format(path=str(path))]
-    owner = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    owner = subprocess.Popen([sys.executable, "-c", OWNER.format(path=str(path), wait=False)], **PIPES)
     owner.stdout.readline()
     message = rf"^{BUSY} \(process {owner.pid} on .+\): wait for it, stop it, or choose another folder \(--out\)$"
     with pytest.raises(ConfigError, match=message), locked(path, BUSY):
@@ -48,38 +47,13 @@ def test_a_process_is_refused_its_own_lock_but_its_objects_can_share_one(tmp_pat
     with locked(path, BUSY, shared=True):
         with locked(tmp_path / "." / ".lock", BUSY, shared=True):
             pass
-        with pytest.raises(BlockingIOError):
-            take(path)
-    os.close(take(path))
+        waiting = subprocess.Popen([sys.executable, "-c", OWNER.format(path=str(path), wait=True)], **PIPES)
+        assert waiting.poll() is None
+    assert waiting.stdout.readline() == b"1\n"  # the last of them let go
+    waiting.communicate(b"\n")
 
 
 def test_without_locks_the_block_still_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOSYS, "not supported")))
     with locked(tmp_path / ".lock", BUSY):
         pass
-    with pytest.raises(OSError, match="not supported"):
-        take(tmp_path)
-
-
-@pytest.mark.parametrize("then", ["replaced", "removed"])
-def test_a_folder_replaced_while_waiting_is_not_what_is_locked(tmp_path, monkeypatch, then):
-    path = tmp_path / "folder"
-    path.mkdir()
-    flock, calls = fcntl.flock, []
-
-    def late(handle, how):
-        if not calls:
-            path.rename(tmp_path / "aside")
-            if then == "replaced":
-                path.mkdir()
-        calls.append(handle)
-        flock(handle, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    if then == "removed":
-        with pytest.raises(FileNotFoundError):
-            take(path, wait=True)
-        return
-    handle = take(path, wait=True)
-    assert os.path.samestat(os.fstat(handle), path.stat())
-    os.close(handle)

@@ -37,7 +37,7 @@ PACKAGES = ("sqat", "torch", "transformers", "rxlm", "tokenizers", "datasets", "
 VARIABLES = ("MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "PYTORCH_", "TOKENIZERS_")
 
 ROWS = {"cpu": 32, "cuda": 256}  # of a training step, unless told otherwise
-WARMUP_STEPS, STEPS = 3, 2  # training steps before the first round, and in every round
+WARMUP_STEPS, STEPS = 2, 1  # training steps before the first round, and in every round
 NEW_TOKENS = 128  # decoded in every round
 MOST = 1 << 20  # rows, tokens of a prompt, rounds
 

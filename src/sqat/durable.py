@@ -1,7 +1,7 @@
-"""Atomic writes: a file or folder is written under a hidden name beside its destination, then renamed.
+"""Atomic writes: a file or folder is written as `.NAME.sqat-tmp` beside its destination, then renamed.
 
-Hidden names end in `.sqat-tmp`. The writer holds a lock on it; one without a lock was left by a killed writer,
-and the next writer in that folder removes it.
+What a killed writer left under that name goes when the same thing is written again. Two writers of one thing at once
+are kept apart by a lock of the run, the comparison or the cache entry that it belongs to (:mod:`sqat.lock`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from sqat.errors import StorageError
-from sqat.lock import take
 
 SUFFIX = ".sqat-tmp"
 
@@ -42,10 +40,6 @@ def writing(path: str | Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise _explained(path, error) from error
-    except UnicodeEncodeError as error:
-        if not re.search("[\ud800-\udfff]", str(path)):  # what is written has half a surrogate pair, not its name
-            raise
-        raise StorageError(f"{str(path)!r} cannot be written: its name is no UTF-8; choose another") from error
 
 
 def _explained(path: str | Path, error: BaseException) -> StorageError:
@@ -59,33 +53,31 @@ def _explained(path: str | Path, error: BaseException) -> StorageError:
 
 @contextmanager
 def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """Yield a new empty file, or folder, under a hidden name beside `path`: renaming it to `path` is one step. Removed
-    at the end, if it is still there.
+    """Yield a new empty file, or folder, under the hidden name beside `path`: renaming it to `path` is one step.
+    Removed at the end, if it is still there.
     """
-    remove_remains(path.parent)
-    temporary, handle = _claimed(path, folder)
+    temporary = _hidden(path)
+    _remove(temporary)
     try:
+        if folder:
+            temporary.mkdir()
+        else:
+            temporary.touch()
         yield temporary
     finally:
         _remove(temporary)
-        if handle is not None:
-            os.close(handle)
 
 
 def remove_remains(folder: Path) -> None:
-    """Remove from a folder what killed writers left under hidden names; live writers' files stay."""
+    """Remove from a folder, in which nobody else writes now, what killed writers left under hidden names."""
     for path in folder.glob(f".*{SUFFIX}"):
-        with contextlib.suppress(OSError):  # another process has it or removed it, or permission is missing
-            handle = take(path)
-            try:
-                _remove(path)
-            finally:
-                os.close(handle)
+        _remove(path)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder that may be missing, so that it is never seen with only some of its files."""
     hidden = _hidden(folder)
+    _remove(hidden)
     with contextlib.suppress(FileNotFoundError):
         os.replace(folder, hidden)
     _remove(hidden)
@@ -130,22 +122,7 @@ def flush(path: Path) -> None:
 
 
 def _hidden(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{SUFFIX}")
-
-
-def _claimed(path: Path, folder: bool) -> tuple[Path, int | None]:
-    while True:
-        temporary = _hidden(path)
-        if folder:
-            temporary.mkdir()
-        else:
-            temporary.touch(exist_ok=False)
-        try:
-            return temporary, take(temporary, wait=True)
-        except FileNotFoundError:
-            continue  # another process removed it between the two lines
-        except OSError:
-            return temporary, None  # a file system without locks, where no other process cleans up either
+    return path.with_name(f".{path.name}{SUFFIX}")
 
 
 def _remove(path: Path) -> None:

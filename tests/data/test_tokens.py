@@ -2,7 +2,6 @@
 
 import logging
 import os
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
@@ -65,19 +64,6 @@ class TestBuilding:
         assert list(tmp_path.iterdir()) == []
         assert len(build_tokens(list_source(TEXTS), tokenizer, folder)) == 5
 
-    def test_killed(self, tokenizer, tmp_path, list_source, monkeypatch):
-        """What a killed process leaves behind neither looks complete nor is in the way."""
-        with monkeypatch.context() as patch:
-            patch.setattr("sqat.durable.shutil.rmtree", lambda *args, **options: None)
-            patch.setattr(tokens_module, "_publish", lambda *args: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")
-        assert len(list(tmp_path.iterdir())) == 1
-        with pytest.raises(DataError, match="is not a complete token file"):
-            open_tokens(tmp_path / "file")
-        assert len(build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")) == 5
-        assert list(tmp_path.iterdir()) == [tmp_path / "file"]
-
     def test_replaces_an_older_file(self, tokenizer, tmp_path, list_source):
         folder = tmp_path / "file"
         older = build_tokens(list_source(TEXTS[:2]), tokenizer, folder)
@@ -93,22 +79,6 @@ class TestBuilding:
             build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")
         with pytest.raises(DataError, match=r"thesis\.txt: not a token file"):
             build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file" / "thesis.txt")
-
-    def test_builders_at_once(self, tokenizer, tmp_path, list_source):
-        """All get the same file, whoever ends first."""
-        meet = threading.Barrier(3)
-
-        class Together(list_source):
-            def documents(self):
-                meet.wait(timeout=10)
-                yield from self.texts
-                meet.wait(timeout=10)
-
-        build = lambda _: build_tokens(Together(TEXTS), tokenizer, tmp_path / "file")  # noqa: E731
-        with ThreadPoolExecutor(3) as pool:
-            files = list(pool.map(build, range(3)))
-        assert [file.tokens.tolist() for file in files] == [list(chain(*tokenizer.encode_documents(TEXTS)))] * 3
-        assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 class TestDamage:
@@ -156,6 +126,15 @@ class TestCache:
         assert len(builds) == 1
         assert len({first, built(TEXTS[:3]), built(TEXTS, train_tokenizer(["other"], 263))}) == 3
         assert len(builds) == 3
+
+    def test_of_builders_at_once_one_builds(self, tokenizer, tmp_path, list_source):
+        builds = []
+        progress = lambda *numbers: builds.append(numbers)  # noqa: E731
+        build = lambda _: cached_tokens(list_source(TEXTS), tokenizer, tmp_path, progress=progress)  # noqa: E731
+        with ThreadPoolExecutor(3) as pool:
+            files = list(pool.map(build, range(3)))
+        assert [len(file) for file in files] == [5, 5, 5]
+        assert len(builds) == 1
 
     def test_damaged_file_is_built_again(self, tokenizer, tmp_path, list_source, caplog):
         caplog.set_level(logging.WARNING)

@@ -13,7 +13,7 @@ SPARE_BYTES = 3 << 30  # of addresses, beyond what the process has when a test b
 def _readers_alone(sqat, monkeypatch):
     """Checksums would find all damage; without them, the readers themselves must."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("sqat.checkpoint.store.write_checksums", lambda *arguments: None)
+    monkeypatch.setattr("sqat.store.write_checksums", lambda *arguments: None)
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from sqat.checkpoint import load_model, read_config, write_folder, write_model
 from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, native_tensors
 from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
-from sqat.checkpoint.store import write_files
 from sqat.checksums import MANIFEST
 from sqat.errors import ConfigError, TrainingError
 from sqat.hub import download
 from sqat.model import Decoder, DecoderOutput, RouterStats
 from sqat.model.decoder import without_values
+from sqat.store import write_files
 from sqat.train.loss import router_loss
 
 CARD_FILE = "README.md"

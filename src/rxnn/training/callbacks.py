@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from rxnn.experimental.models import ExperimentalAttentionTransformer as Model
-from sqat.checkpoint.store import write_folder
 from sqat.config import require, require_positive
 from sqat.durable import remove_folder
 from sqat.errors import CheckpointError
 from sqat.hub import require_repo_id, upload
+from sqat.store import write_folder
 
 FINAL_FOLDER = "final_model"
 

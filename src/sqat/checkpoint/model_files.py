@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sqat.checkpoint import rxnn
-from sqat.checkpoint.store import write_folder
 from sqat.checksums import check_files
 from sqat.config import ModelConfig
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder
 from sqat.model.decoder import without_values
+from sqat.store import write_folder
 from sqat.untrusted import read_json, shown
 
 CONFIG_FILE = "config.json"

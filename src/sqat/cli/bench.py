@@ -44,9 +44,10 @@ def _table(models: dict[str, dict[str, Any]]) -> Any:
     """Medians over the rounds; with several models, also the ratios to the first, taken within each round."""
     from rich.table import Table
 
-    table = Table("tokens/s", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("tokens/s", no_wrap=True)
     for heading in COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     first = next(iter(models.values()))
     for name, measured in models.items():
         cells = [_cell(measured[what], first[what], compare=measured is not first) for what in COLUMNS]

@@ -9,12 +9,11 @@ A token file is a folder:
 - `checksums.sha256`: the checksums of all of them, compared whenever the token file is opened.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -23,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from sqat.checksums import MANIFEST, check_files, read_checksums, write_checksums
+from sqat.checksums import MANIFEST, check_files, read_checksums
 from sqat.data.text import Source
 from sqat.data.tokenizer import Tokenizer
-from sqat.durable import flush, make_folder, remove_folder, temporary_beside, write_durably, writing
+from sqat.durable import make_folder, writing
 from sqat.errors import DataError
 from sqat.folders import default_cache
+from sqat.lock import locked
+from sqat.store import write_folder
 from sqat.untrusted import read_json
 
 FORMAT_VERSION = 1
@@ -90,8 +91,6 @@ def build_tokens(
 ) -> TokenFile:
     """Tokenize a source into `folder`, which appears complete or not at all; a token file that is there is replaced.
 
-    Several processes may build the same folder at once: the first to finish wins.
-
     Args:
         source: the documents.
         tokenizer: anything with `encode_documents`, `vocab_size` and `fingerprint`.
@@ -107,15 +106,9 @@ def build_tokens(
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= FILES):
         raise DataError(f"{folder}: not a token file, so it is not overwritten; choose another place")
     made_from = {"source": source.fingerprint(), "tokenizer": tokenizer.fingerprint()}
-    with writing(folder):
-        make_folder(folder.parent)
-        with temporary_beside(folder, folder=True) as temporary:
-            meta = _write_arrays(source, tokenizer, temporary, progress, batch_documents)
-            write_durably(temporary / META, json.dumps(meta | made_from, indent=2))
-            write_checksums(temporary)
-            flush(temporary)
-            _publish(temporary, folder)
-            flush(folder.parent)
+    with write_folder(folder) as temporary:
+        meta = _write_arrays(source, tokenizer, temporary, progress, batch_documents)
+        (temporary / META).write_text(json.dumps(meta | made_from, indent=2), encoding="utf-8")
     return open_tokens(folder)
 
 
@@ -150,12 +143,28 @@ def cached_tokens(
     folder = (
         Path(cache_dir or default_cache()).expanduser() / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:32]
     )
+    if found := _whole(folder, source.name):
+        return found
+    with building(folder):
+        return _whole(folder, source.name) or build_tokens(source, tokenizer, folder, progress=progress)
+
+
+def _whole(folder: Path, name: str) -> TokenFile | None:
     if folder.exists():
         try:
             return open_tokens(folder)
         except DataError as error:
-            logger.warning("building the token file of %s again: %s", source.name, error)
-    return build_tokens(source, tokenizer, folder, progress=progress)
+            logger.warning("building the token file of %s again: %s", name, error)
+    return None
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[None]:
+    """Let one process at a time make a folder of the cache; others wait. Raises StorageError."""
+    with writing(folder), ExitStack() as held:
+        make_folder(folder.parent)
+        held.enter_context(locked(folder.with_name(f"{folder.name}.lock"), "it is being made", wait=True))
+        yield
 
 
 def _dtype(vocab_size: int) -> np.dtype:
@@ -186,9 +195,6 @@ def _write_arrays(
             document_bytes += int(lengths.sum())
             if progress is not None:
                 progress(documents, num_tokens)
-        for file in (tokens, offsets, byte_lengths):
-            file.flush()
-            os.fsync(file.fileno())
     if documents == 0:
         raise DataError(f"{source.name}: there are no documents in it")
     return {
@@ -211,20 +217,3 @@ def _text_batches(documents: Iterator[str], batch_documents: int) -> Iterator[li
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-def _publish(built: Path, folder: Path) -> None:
-    """Rename a finished folder to its place, and remove what is there, unless another process built the same file:
-    replacing that would leave a moment without one."""
-    while True:
-        try:
-            os.replace(built, folder)
-            return
-        except OSError:
-            if not folder.is_dir():
-                raise
-        with contextlib.suppress(DataError):
-            open_tokens(folder)
-            if (folder / META).read_bytes() == (built / META).read_bytes():
-                return
-        remove_folder(folder)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sqat.checkpoint import write_folder
 from sqat.data.text import NoSplitError, Source, open_source, split_within
 from sqat.data.tokenizer import Tokenizer, require_room, train_tokenizer
-from sqat.data.tokens import TokenFile, cached_tokens
+from sqat.data.tokens import TokenFile, building, cached_tokens
 from sqat.errors import DataError
 from sqat.folders import default_cache
 from sqat.run_config import DataConfig
@@ -114,6 +114,6 @@ def cached_tokenizer(
     if next(source.documents(), None) is None:
         raise DataError(f"{source.name} has no documents to train a tokenizer on")
     tokenizer = train_tokenizer(islice(source.documents(), TOKENIZER_DOCUMENTS), vocab_size, progress=progress)
-    with write_folder(folder) as temporary:
+    with building(folder), write_folder(folder) as temporary:
         tokenizer.save(temporary)
     return tokenizer

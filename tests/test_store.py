@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sqat.checkpoint.store import write_files, write_folder
 from sqat.checksums import MANIFEST, check_files
 from sqat.errors import CheckpointError
+from sqat.store import write_files, write_folder
 
 CHANGES = ("open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp")
 KILLED, ALIVE, FAILED = 9, 0, 1
