@@ -1,13 +1,12 @@
 """Lists of checksums: whatever changes in a folder that has one is seen, and what others made is left alone."""
 
-import hashlib
 import re
 import shutil
 import subprocess
 
 import pytest
 
-from sqat.checksums import MANIFEST, add_checksums, check_files, renew_checksums, write_checksums
+from sqat.checksums import MANIFEST, check_files, renew_checksums, write_checksums
 from sqat.errors import CheckpointError, DataError
 
 CONTENT = {"a.json": b"{}", "below/b.bin": bytes(range(251)), "empty": b"", "naïve name.txt": b"text\n"}
@@ -20,12 +19,6 @@ def folder(tmp_path):
         (tmp_path / name).write_bytes(content)
     write_checksums(tmp_path)
     return tmp_path
-
-
-def rewrite(folder, lines):
-    """A list that is whole, but says something else."""
-    head = f"# SHA-256 of the lines below: {hashlib.sha256(lines.encode()).hexdigest()}\n"
-    (folder / MANIFEST).write_text(head + lines)
 
 
 def test_an_untouched_folder_and_one_without_a_list(folder, tmp_path):
@@ -52,29 +45,23 @@ def test_any_flipped_byte_names_its_file(folder, flip_bytes, name):
     check_files(folder)
 
 
-def test_any_flipped_byte_of_the_list_names_the_list(folder, flip_bytes):
-    for _ in flip_bytes(folder / MANIFEST):
-        with pytest.raises(CheckpointError, match=re.escape(f"{folder / MANIFEST} is damaged")):
-            check_files(folder, ["a.json"])
-
-
-def test_a_truncated_list_or_a_missing_file(folder):
+def test_a_missing_file_is_named(folder):
     (folder / "below" / "b.bin").unlink()
     with pytest.raises(DataError, match=rf"below/b\.bin is missing, although {MANIFEST} lists it"):
         check_files(folder, error=DataError)
     check_files(folder, ["a.json"])
-    path = folder / MANIFEST
-    whole = path.read_bytes()
-    for kept in (0, 1, 31, 95, 96, 97, 180, -1):
-        path.write_bytes(whole[:kept])
-        with pytest.raises(CheckpointError, match=re.escape(f"{path} is damaged: its first line is not the checksum")):
-            check_files(folder)
+
+
+def test_comments_are_passed_over(folder):
+    """The first version wrote one."""
+    (folder / MANIFEST).write_text(f"# SHA-256 of the lines below: {'0' * 64}\n" + (folder / MANIFEST).read_text())
+    check_files(folder)
 
 
 def test_files_elsewhere_are_not_touched_and_malformed_lines_quoted(folder):
     elsewhere = [f"{'0' * 64}  {name}" for name in ("/etc/hostname", "../outside", "below/../../outside")]
-    for line in (*elsewhere, "nonsense", "", "0  a.json", f"{'0' * 64} a.json", f"{'0' * 64}  "):
-        rewrite(folder, line + "\n")
+    for line in (*elsewhere, "nonsense", f"{'0' * 64} a.json", f"{'0' * 64}  "):
+        (folder / MANIFEST).write_text(line + "\n")
         message = re.escape(f"{MANIFEST} has the line {line!r}, but must have a SHA-256 and a file in its own folder")
         with pytest.raises(CheckpointError, match=message):
             check_files(folder)
@@ -97,7 +84,7 @@ class TestReplacing:
         (folder / MANIFEST).unlink()
         renew_checksums(folder, ["a.json"])
         assert not (folder / MANIFEST).exists()
-        add_checksums(folder, ["a.json"])
+        write_checksums(folder, ["a.json"])
         assert (folder / MANIFEST).exists()
 
 

@@ -19,7 +19,7 @@ def train_tokenizer(
     limit: Annotated[int | None, typer.Option(help="At most this many documents.")] = None,
 ) -> None:
     """Train a byte-level BPE tokenizer on any text source."""
-    from sqat.checksums import add_checksums
+    from sqat.checksums import write_checksums
     from sqat.cli.console import tokenising
     from sqat.data.text import open_source
     from sqat.data.tokenizer import TOKENIZER_FILES
@@ -29,7 +29,7 @@ def train_tokenizer(
     with tokenising() as progress:
         result = train_on(source.documents(), vocab_size, progress=progress)
     path = result.save(out)
-    add_checksums(out, TOKENIZER_FILES)
+    write_checksums(out, TOKENIZER_FILES)
     typer.echo(f"{result.vocab_size:,} entries, written to {path}")
 
 
