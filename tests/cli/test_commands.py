@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sqat as sqat_package
+from sqat.cli.console import tokenising
 from sqat.cli.demo import DEMO
 from sqat.variants import PRESETS
 
@@ -193,6 +194,33 @@ def test_tokenizer_train_and_encode(sqat):
 def test_wrong_input_is_one_clear_line(sqat, arguments, message):
     code, _, err = sqat(*arguments)
     assert (code, message in err, "Traceback" in err) == (1, True, False), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "--steps", "1O"), ("'--steps'", "integer", "'1O'")),
+        (("train", "--lr", "fast"), ("'--lr'", "number", "'fast'")),
+        (("generate", "--batchsize", "3"), ("--batchsize", "--batch-size")),
+        (("nonsense",), ("'nonsense'",)),
+        (("tokenizer",), ("command",)),
+        (("generate",), ("checkpoint",)),
+    ],
+)
+def test_options_that_cannot_be_read_are_one_line_too(sqat, arguments, words):
+    code, _, err = sqat(*arguments)
+    assert (code, err.count("\n"), [word for word in words if word not in err]) == (2, 1, []), err
+
+
+def test_tokenising_shows_the_time_left_without_a_terminal(sqat, monkeypatch, capsys):
+    clock = iter(range(0, 9999, 20))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with tokenising() as progress:
+        progress(1000, 0, None)
+        progress(1, 5, 4)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training a tokenizer on 1,000 documents, 20 s"
+    assert lines[1].startswith("tokenising: 5 tokens, 1 of 4 documents, 40 s, about 120 s left")
 
 
 def test_former_spellings_still_work_and_give_a_hint(sqat, run_folder):

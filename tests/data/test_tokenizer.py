@@ -263,4 +263,4 @@ def test_learning_can_be_interrupted():
 def test_learning_shows_progress(monkeypatch):
     calls = []
     train_tokenizer((f"document {i}" for i in range(2001)), 300, progress=lambda *counts: calls.append(counts))
-    assert calls == [(1000, 0), (2000, 0)]
+    assert calls == [(1000, 0, None), (2000, 0, None)]

@@ -45,7 +45,7 @@ class TestContent:
         monkeypatch.setattr(tokens_module, "BATCH_CHARACTERS", 20)  # the fourth text fills a batch by itself
         options = {"progress": lambda *numbers: calls.append(numbers), "batch_documents": 3}
         file = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file", **options)
-        assert calls == [(documents, file.offsets[documents]) for documents in (3, 4, 5)]
+        assert calls == [(documents, file.offsets[documents], 5) for documents in (3, 4, 5)]
 
 
 class TestBuilding:

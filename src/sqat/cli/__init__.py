@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,6 @@ from sqat.version import __version__
 app = typer.Typer(
     name="sqat",
     help="Sparse Query Attention transformers: train, compare and run them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -36,6 +35,9 @@ app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.add_typer(data_commands.tokenizer, name="tokenizer")
 app.command("bench")(bench.bench)
+
+
+_UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 
 
 def _version(wanted: bool) -> None:
@@ -63,9 +65,18 @@ def main() -> None:
     try:
         # Shells expand `~` only at the beginning of a word, and other callers (make, subprocess) do not at all.
         home = re.compile(r"^(--[\w-]+=|)(~(?:/.*)?)$", re.DOTALL)
-        sys.argv[1:] = [home.sub(lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = [home.sub(lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in sys.argv[1:]] or [
+            "--help"
+        ]
         launched.check_command(sys.argv[1:])
-        app()
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        given: Any = getattr(
+            error.__cause__, "errors", list
+        )()  # pydantic's, which keep the value that typer leaves out
+        _fail(" ".join([error.format_message(), *(f"(it is {problem['input']!r})" for problem in given)]), 2)
+    except typer.Abort:  # Ctrl-C
+        sys.exit(130)
     except SqatError as error:
         if launched.is_ours_to_say(error):
             _fail(str(error))
@@ -81,10 +92,10 @@ def main() -> None:
         _fail(f"out of memory {error}".strip())
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = 1) -> None:
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(one_line(message), err=True)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def one_line(message: str) -> str:

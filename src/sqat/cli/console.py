@@ -26,24 +26,41 @@ def is_live(console: Console) -> bool:
 
 
 @contextmanager
-def tokenising() -> Iterator[Callable[[int, int], None]]:
-    """Show a status line while token files are built, or without a terminal a line every ten seconds; yields the
-    callback that updates it.
+def progress(doing: str) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show a bar with the time left or, without a terminal, a line every ten seconds; yields what moves it: what is
+    being done, how much of it is done, and how much there is, if that is known.
     """
-    started = shown = time.monotonic()
+    import rich.progress as parts
 
-    def update(documents: int, tokens: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        doing = f"tokenising: {tokens:,} tokens of" if tokens else "training a tokenizer on"
-        text = f"{doing} {documents:,} documents, {now - started:.0f} s"
-        status.update(text)
-        if not is_live(errors) and now - shown > 10 and FIRST:
-            errors.print(text, highlight=False)
-            shown = now
+    live = is_live(errors)
+    columns = parts.TextColumn("{task.description}"), parts.BarColumn(), parts.TimeRemainingColumn()
+    began = shown = time.monotonic()
+    with parts.Progress(*columns, console=errors, transient=True, disable=not live) as bar:
+        task = bar.add_task(doing, total=None)
 
-    with errors.status("reading data …") as status:
+        def update(doing: str, done: int, total: int | None) -> None:
+            nonlocal shown
+            bar.update(task, description=doing, completed=done, total=total)
+            now = time.monotonic()
+            if not live and now - shown > 10 and FIRST:
+                left = f", about {(now - began) / done * (total - done):.0f} s left" if total and done else ""
+                errors.print(f"{doing}, {now - began:.0f} s{left}", highlight=False, soft_wrap=True)
+                shown = now
+
         yield update
+
+
+@contextmanager
+def tokenising() -> Iterator[Callable[[int, int, int | None], None]]:
+    """Show progress while a tokenizer is trained and token files are built; yields the callback for it."""
+    with progress("reading data") as update:
+
+        def tokenised(documents: int, tokens: int, total: int | None) -> None:
+            done = f"{documents:,} of {total:,} documents" if total else f"{documents:,} documents"
+            doing = f"tokenising: {tokens:,} tokens," if tokens else "training a tokenizer on"
+            update(f"{doing} {done}", documents, total)
+
+        yield tokenised
 
 
 def leave_if_interrupted(trainer: Trainer) -> None:

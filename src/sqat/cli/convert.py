@@ -75,10 +75,8 @@ def convert_heads(
     """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read. `text`: sources
     to choose heads by, and how many tokens.
     """
-    from rich.progress import Progress
-
     from sqat.checkpoint import write_folder
-    from sqat.cli.console import console
+    from sqat.cli.console import progress
     from sqat.compare.report import require_packages
     from sqat.convert import choose_heads, convert, plan_conversion, verify
     from sqat.convert.files import locate, quiet, read_config, read_model, require_weights, write_conversion
@@ -109,11 +107,9 @@ def convert_heads(
     typer.echo(plan.summary())
     where = "" if plan.to == "stock" else f" in layers {plan.layers[0]}-{plan.layers[1]}"
     model = read_model(folder)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("fitting layers", total=None)
-        heads = choose_heads(
-            model, plan, rows, progress=lambda done, count: bar.update(task, completed=done, total=count)
-        )
+    with progress("choosing heads") as update:
+        say = lambda done, count: update(f"{done} of {count} layers fitted", done, count)  # noqa: E731
+        heads = choose_heads(model, plan, rows, progress=say)
     with quiet():
         result = convert(model, plan, heads=heads)
     verification = None if texts is None else verify(model, result, *texts)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-tokenizer = typer.Typer(help="Train a tokenizer, or see what one does.", no_args_is_help=True)
+tokenizer = typer.Typer(help="Train a tokenizer, or see what one does.")
 
 
 @tokenizer.command("train")

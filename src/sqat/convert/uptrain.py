@@ -17,13 +17,13 @@ from sqat.convert.files import locate, quiet, read_model
 from sqat.convert.plan import DEFAULT_CONTEXT
 from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.batches import Batches
-from sqat.data.tokens import TokenFile
+from sqat.data.tokens import Progress, TokenFile
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model_card import RECORD_FILE
 from sqat.run_config import TrainConfig
 from sqat.train.distributed import naming_lost_ranks
 from sqat.train.evaluate import Evaluation, evaluate
-from sqat.train.prepare import PreparedData, Progress, prepare_data
+from sqat.train.prepare import PreparedData, prepare_data
 from sqat.train.run import begin_run, make_logs
 from sqat.train.step import autocast
 from sqat.train.trainer import Callback, Trainer

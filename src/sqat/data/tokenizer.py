@@ -218,7 +218,7 @@ def require_room(tokenizer: Any, vocab_size: int) -> None:
 
 
 def train_tokenizer(
-    documents: Iterable[str], vocab_size: int = 5000, *, progress: Callable[[int, int], None] | None = None
+    documents: Iterable[str], vocab_size: int = 5000, *, progress: Callable[[int, int, int | None], None] | None = None
 ) -> Tokenizer:
     """Learn a byte-level BPE from a stream of documents. The same documents give the same tokenizer.
 
@@ -228,7 +228,7 @@ def train_tokenizer(
     Args:
         documents: the text to learn from.
         vocab_size: entries, the 4 special tokens and 256 bytes included.
-        progress: called with (documents read, 0) now and then.
+        progress: called with (documents read, 0, None) now and then.
 
     Raises:
         ConfigError: `vocab_size` is less than 260 or more than `MAX_VOCABULARY`.
@@ -269,7 +269,7 @@ def _framed(ids: Sequence[int]) -> Sequence[int]:
     return ids
 
 
-def _pieces(documents: Iterable[str], progress: Callable[[int, int], None] | None) -> Iterator[str]:
+def _pieces(documents: Iterable[str], progress: Callable[[int, int, int | None], None] | None) -> Iterator[str]:
     """The documents, runs of `LONGEST_RUN` characters without or of white space cut: learning from words without end
     takes time that grows with the square of their length.
     """
@@ -281,7 +281,7 @@ def _pieces(documents: Iterable[str], progress: Callable[[int, int], None] | Non
                 start = match.end()
         yield text[start:]
         if progress is not None and number % 1000 == 0:
-            progress(number, 0)
+            progress(number, 0, None)
 
 
 def _interruptible(call: Callable[..., object], *arguments: object) -> None:

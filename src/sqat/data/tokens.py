@@ -40,7 +40,7 @@ BATCH_CHARACTERS = 1 << 22  # bounds the memory of a batch of long documents
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, int | None], None]  # documents, tokens, documents in all where that is known
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def build_tokens(
         source: the documents.
         tokenizer: anything with `encode_documents`, `vocab_size` and `fingerprint`.
         folder: where the token file goes.
-        progress: called after every batch with the numbers of documents and of tokens so far.
+        progress: called after every batch with the documents and tokens so far, and the documents in all, which are
+            counted for it first.
         batch_documents: documents that are tokenized in parallel.
 
     Raises:
@@ -177,6 +178,7 @@ def _write_arrays(
     """Write all but meta.json into `folder`; returns the sizes that meta.json records."""
     dtype = _dtype(tokenizer.vocab_size)
     documents = num_tokens = document_bytes = 0
+    total = None if progress is None else sum(1 for _ in source.documents())
     with (
         open(folder / TOKENS, "wb") as tokens,
         open(folder / OFFSETS, "wb") as offsets,
@@ -194,7 +196,7 @@ def _write_arrays(
             num_tokens = int(ends[-1])
             document_bytes += int(lengths.sum())
             if progress is not None:
-                progress(documents, num_tokens)
+                progress(documents, num_tokens, total)
     if documents == 0:
         raise DataError(f"{source.name}: there are no documents in it")
     return {

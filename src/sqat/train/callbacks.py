@@ -54,7 +54,8 @@ class ProgressBar(Callback):
     def on_step(self, trainer: Trainer) -> None:
         if self.progress is not None and not self.progress.tasks[0].started:
             self.progress.start_task(self.task)
-        self._update(completed=trainer.state.step, description="training")
+        last = trainer.state.step == trainer.total_steps
+        self._update(completed=trainer.state.step, description="finishing" if last else "training")
 
     def on_log(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         status = f"loss {metrics['loss']:.3f} · {metrics['tokens_per_second']:,.0f} tokens/s"

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sqat.checkpoint import write_folder
 from sqat.data.text import NoSplitError, Source, open_source, split_within
 from sqat.data.tokenizer import Tokenizer, require_room, train_tokenizer
-from sqat.data.tokens import TokenFile, building, cached_tokens
+from sqat.data.tokens import Progress, TokenFile, building, cached_tokens
 from sqat.errors import DataError
 from sqat.folders import default_cache
 from sqat.run_config import DataConfig
@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_EVERY = 100  # documents; where a source has no validation split
 TOKENIZER_DOCUMENTS = 200_000  # more change a small vocabulary very little
-
-Progress = Callable[[int, int], None]
 
 
 class PreparedData(NamedTuple):
@@ -63,7 +61,7 @@ def prepare_data(
     Args:
         vocab_size: the model's; a tokenizer trained here has at most that many entries.
         tokenizer: the one to use, instead of the configured one.
-        progress: called with (documents, tokens) while a token file is built.
+        progress: called with (documents, tokens, documents in all or None) while a token file is built.
 
     Raises:
         ConfigError: the tokenizer has more entries than the model.

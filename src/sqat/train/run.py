@@ -13,6 +13,7 @@ import yaml
 from sqat.config import Config
 from sqat.data.batches import Batches, BatchState
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from sqat.data.tokens import Progress
 from sqat.durable import replace_file
 from sqat.errors import CheckpointError, ConfigError, DataError
 from sqat.model import Decoder
@@ -20,7 +21,7 @@ from sqat.run_config import RunConfig, TrainConfig, read_yaml
 from sqat.train import distributed
 from sqat.train.callbacks import JsonlLog, TensorBoard, tensorboard_available
 from sqat.train.checkpoints import list_checkpoints, run_folder
-from sqat.train.prepare import PreparedData, Progress, prepare_data
+from sqat.train.prepare import PreparedData, prepare_data
 from sqat.train.trainer import Callback, Trainer
 from sqat.untrusted import read_json
 
@@ -61,7 +62,7 @@ def start_run(
             restarted always does.
         accept_new_data: resume even if the data are not those that the run began with.
         callbacks: in addition to the logs, which are always written.
-        progress: called with (documents, tokens) so far while text is tokenised.
+        progress: called with (documents, tokens, documents in all or None) while text is tokenised.
 
     Raises:
         ConfigError: `out` holds a run and `resume` is false, or a run of another configuration or other data, or one
