@@ -66,15 +66,6 @@ def test_max_tokens(model, max_tokens, dtype):
     assert all(0 <= token < V for row in tokens for token in row)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["many", "one"])
-def test_the_fast_step_gives_the_tokens_of_the_model(model, monkeypatch, prompts, way):
-    config = SamplingConfig(max_tokens=23, **WAYS[way])
-    fast = decode(model, prompts, config)
-    monkeypatch.setattr("sqat.generate.decode.make_step", PlainStep)
-    assert fast == decode(model, prompts, config)
-
-
 def test_weights_may_change_between_answers(model):
     config = SamplingConfig(temperature=0, max_tokens=13)
     before = decode(model, PROMPTS[:1], config)

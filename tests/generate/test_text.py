@@ -177,14 +177,6 @@ class TestModel:
         assert "".join(stream(model, tokenizer, "The cat", config)) == answer.text
         assert not any(text in answer.text for text in stop)
 
-    def test_together_is_alone(self, model, tokenizer):
-        prompts = ["The cat sat", "", "The dog sat on the mat."]
-        together = generate(model, tokenizer, prompts, SamplingConfig(seed=11, max_tokens=31))
-        alone = [
-            generate(model, tokenizer, p, SamplingConfig(seed=11 + i, max_tokens=31))[0] for i, p in enumerate(prompts)
-        ]
-        assert together == alone
-
     def test_rows_that_leave_a_batch_change_no_other(self, model, tokenizer):
         prompts = ["cat " * n for n in range(LEAVE_FROM + 5)]
         config = SamplingConfig(temperature=1.0, top_p=1.0, seed=3, max_tokens=40, stop=("a", "e", "o"))

@@ -10,15 +10,13 @@ a block.
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from sqat.cpu import vector as v
-from sqat.cpu.arguments import arguments, float32s, inline, int64s, share
-from sqat.cpu.threads import Loop, compiled_loop
+from sqat.cpu.arguments import float32s, inline, int64s, share
+from sqat.cpu.threads import Loop
 from sqat.cpu.tiles import Q, dot, exp_below_zero, give_rows, make_tiles, mix, products, spread, store_rows, take_rows
 from sqat.cpu.vector import LANES
 
@@ -37,7 +35,7 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, first_BT: Tensor) 
     kv_heads = k_BTKC.shape[2]
     out_BTHC, sums_BHT = torch.empty_like(q_BTHC), q_BTHC.new_empty(rows, heads, tokens)
     sizes = (rows, tokens, heads, kv_heads, head_dim, len(first_BT))
-    _forward()(rows * kv_heads, q_BTHC, k_BTKC, v_BTKC, first_BT, out_BTHC, sums_BHT, *sizes, elements=q_BTHC.numel())
+    _forward(rows * kv_heads, q_BTHC, k_BTKC, v_BTKC, first_BT, out_BTHC, sums_BHT, *sizes, elements=q_BTHC.numel())
     return out_BTHC, sums_BHT
 
 
@@ -56,7 +54,7 @@ def attention_backward(
     d_q, d_k, d_v = (torch.empty_like(x) for x in (q_BTHC, k_BTKC, v_BTKC))
     places = (q_BTHC, k_BTKC, v_BTKC, first_BT, out_BTHC, sums_BHT, grad_BTHC, d_q, d_k, d_v)
     sizes = (rows, tokens, heads, kv_heads, head_dim, len(first_BT))
-    _backward()(rows * kv_heads, *places, *sizes, elements=q_BTHC.numel())
+    _backward(rows * kv_heads, *places, *sizes, elements=q_BTHC.numel())
     return d_q, d_k, d_v
 
 
@@ -134,105 +132,82 @@ def _backward_block(
     return start, end
 
 
-@inline
-def _forward_unit(unit, queries, keys, values, firsts, out, sums, rows, tokens, heads, kv_heads, width):
-    """All queries of one key/value head in one row of the batch."""
-    row, kv = unit // kv_heads, unit % kv_heads
-    padded, whole = (width + LANES - 1) // LANES * LANES, (tokens + LANES - 1) // LANES * LANES
-    keys_TP, values_TP = np.empty((whole, padded), np.float32), np.empty((whole, padded), np.float32)
-    key_tiles = np.empty((whole // LANES * width, LANES), np.float32)
-    queries_QP, out_QP = np.empty((Q, padded), np.float32), np.empty((Q, padded), np.float32)
-    scores_QT, sums_Q = np.empty((Q, whole), np.float32), np.empty(Q, np.float32)
-    take_rows(keys, row * tokens, kv_heads, kv, tokens, np.float32(1), keys_TP)
-    take_rows(values, row * tokens, kv_heads, kv, tokens, np.float32(1), values_TP)
-    make_tiles(keys_TP, width, key_tiles)
-    first, scale = firsts[row % len(firsts)], np.float32(1) / np.sqrt(np.float32(width))
-    groups = heads // kv_heads
-    for head in range(kv * groups, (kv + 1) * groups):
-        for q0 in range(0, tokens, Q):
-            count = min(Q, tokens - q0)
-            take_rows(queries, row * tokens + q0, heads, head, count, scale, queries_QP)
-            _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, scores_QT, sums_Q, out_QP)
-            give_rows(out_QP, row * tokens + q0, heads, head, count, np.float32(1), out)
-            for t in range(count):
-                sums[row * heads + head, q0 + t] = sums_Q[t]
+@Loop
+def _forward(data):
+    """All queries of some key/value heads, each in one row of the batch."""
+    call, _, start, stop = share(data)
+    q_at, k_at, v_at, first_at, out_at, sums_at, rows, tokens, heads, kv_heads, width, periods = call[1:13]
+    queries, out = float32s(q_at, rows * tokens * heads, width), float32s(out_at, rows * tokens * heads, width)
+    keys, values = float32s(k_at, rows * tokens * kv_heads, width), float32s(v_at, rows * tokens * kv_heads, width)
+    firsts = int64s(first_at, periods * tokens).reshape(periods, tokens)
+    sums = float32s(sums_at, rows * heads, tokens)
+    for unit in range(start, stop):
+        row, kv = unit // kv_heads, unit % kv_heads
+        padded, whole = (width + LANES - 1) // LANES * LANES, (tokens + LANES - 1) // LANES * LANES
+        keys_TP, values_TP = np.empty((whole, padded), np.float32), np.empty((whole, padded), np.float32)
+        key_tiles = np.empty((whole // LANES * width, LANES), np.float32)
+        queries_QP, out_QP = np.empty((Q, padded), np.float32), np.empty((Q, padded), np.float32)
+        scores_QT, sums_Q = np.empty((Q, whole), np.float32), np.empty(Q, np.float32)
+        take_rows(keys, row * tokens, kv_heads, kv, tokens, np.float32(1), keys_TP)
+        take_rows(values, row * tokens, kv_heads, kv, tokens, np.float32(1), values_TP)
+        make_tiles(keys_TP, width, key_tiles)
+        first, scale = firsts[row % len(firsts)], np.float32(1) / np.sqrt(np.float32(width))
+        groups = heads // kv_heads
+        for head in range(kv * groups, (kv + 1) * groups):
+            for q0 in range(0, tokens, Q):
+                count = min(Q, tokens - q0)
+                take_rows(queries, row * tokens + q0, heads, head, count, scale, queries_QP)
+                _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, scores_QT, sums_Q, out_QP)
+                give_rows(out_QP, row * tokens + q0, heads, head, count, np.float32(1), out)
+                for t in range(count):
+                    sums[row * heads + head, q0 + t] = sums_Q[t]
 
 
-@inline
-def _backward_unit(
-    unit, queries, keys, values, firsts, out, sums, grads, d_q, d_k, d_v, rows, tokens, heads, kv_heads, width
-):
-    row, kv = unit // kv_heads, unit % kv_heads
-    padded, whole = (width + LANES - 1) // LANES * LANES, (tokens + LANES - 1) // LANES * LANES
-    keys_TP, values_TP = np.empty((whole, padded), np.float32), np.empty((whole, padded), np.float32)
-    tiles = whole // LANES * width
-    key_tiles, value_tiles = np.empty((tiles, LANES), np.float32), np.empty((tiles, LANES), np.float32)
-    d_keys_TP, d_values_TP = np.zeros((whole, padded), np.float32), np.zeros((whole, padded), np.float32)
-    queries_QP, grads_QP = np.empty((Q, padded), np.float32), np.empty((Q, padded), np.float32)
-    out_QP = np.empty((Q, padded), np.float32)
-    probs_QT, d_scores_QT = np.empty((Q, whole), np.float32), np.empty((Q, whole), np.float32)
-    sums_Q, along_Q = np.empty(Q, np.float32), np.empty(Q, np.float32)
-    take_rows(keys, row * tokens, kv_heads, kv, tokens, np.float32(1), keys_TP)
-    take_rows(values, row * tokens, kv_heads, kv, tokens, np.float32(1), values_TP)
-    make_tiles(keys_TP, width, key_tiles)
-    make_tiles(values_TP, width, value_tiles)
-    first, scale = firsts[row % len(firsts)], np.float32(1) / np.sqrt(np.float32(width))
-    groups = heads // kv_heads
-    for head in range(kv * groups, (kv + 1) * groups):
-        for q0 in range(0, tokens, Q):
-            count, at = min(Q, tokens - q0), row * tokens + q0
-            take_rows(queries, at, heads, head, count, scale, queries_QP)
-            take_rows(grads, at, heads, head, count, np.float32(1), grads_QP)
-            take_rows(out, at, heads, head, count, np.float32(1), out_QP)
-            for t in range(Q):
-                along_Q[t] = dot(grads_QP, out_QP, t)
-                sums_Q[t] = sums[row * heads + head, q0 + min(t, count - 1)]
-            start, end = _backward_block(
-                *(queries_QP, grads_QP, key_tiles, value_tiles, first, q0, tokens, width),
-                *(sums_Q, along_Q, probs_QT, d_scores_QT),
-            )
-            for column in range(0, padded, LANES):
-                mix(d_scores_QT, start, end, keys_TP, column, out_QP)
-                spread(d_scores_QT, start, end, queries_QP, column, d_keys_TP)
-                spread(probs_QT, start, end, grads_QP, column, d_values_TP)
-            give_rows(out_QP, at, heads, head, count, scale, d_q)
-    give_rows(d_keys_TP, row * tokens, kv_heads, kv, tokens, np.float32(1), d_k)
-    give_rows(d_values_TP, row * tokens, kv_heads, kv, tokens, np.float32(1), d_v)
-
-
-@cache
-def _forward() -> Loop:
-    def loop(data):
-        call = arguments(data)
-        _, start, stop = share(call)
-        q_at, k_at, v_at, first_at, out_at, sums_at, rows, tokens, heads, kv_heads, width, periods = call[1:13]
-        queries, out = float32s(q_at, rows * tokens * heads, width), float32s(out_at, rows * tokens * heads, width)
-        keys, values = float32s(k_at, rows * tokens * kv_heads, width), float32s(v_at, rows * tokens * kv_heads, width)
-        firsts = int64s(first_at, periods * tokens).reshape(periods, tokens)
-        sums = float32s(sums_at, rows * heads, tokens)
-        for unit in range(start, stop):
-            _forward_unit(unit, queries, keys, values, firsts, out, sums, rows, tokens, heads, kv_heads, width)
-
-    return compiled_loop(loop)
-
-
-@cache
-def _backward() -> Loop:
-    def loop(data):
-        call = arguments(data)
-        _, start, stop = share(call)
-        q_at, k_at, v_at, first_at, out_at, sums_at, grad_at, d_q_at, d_k_at, d_v_at = call[1:11]
-        rows, tokens, heads, kv_heads, width, periods = call[11:17]
-        queries, out = float32s(q_at, rows * tokens * heads, width), float32s(out_at, rows * tokens * heads, width)
-        grads, d_q = float32s(grad_at, rows * tokens * heads, width), float32s(d_q_at, rows * tokens * heads, width)
-        keys, values = float32s(k_at, rows * tokens * kv_heads, width), float32s(v_at, rows * tokens * kv_heads, width)
-        d_k, d_v = float32s(d_k_at, rows * tokens * kv_heads, width), float32s(d_v_at, rows * tokens * kv_heads, width)
-        firsts = int64s(first_at, periods * tokens).reshape(periods, tokens)
-        sums = float32s(sums_at, rows * heads, tokens)
-        for unit in range(start, stop):
-            _backward_unit(
-                *(unit, queries, keys, values, firsts, out, sums, grads, d_q, d_k, d_v),
-                *(rows, tokens, heads, kv_heads, width),
-            )
-
-    return compiled_loop(loop)
+@Loop
+def _backward(data):
+    call, _, start, stop = share(data)
+    q_at, k_at, v_at, first_at, out_at, sums_at, grad_at, d_q_at, d_k_at, d_v_at = call[1:11]
+    rows, tokens, heads, kv_heads, width, periods = call[11:17]
+    queries, out = float32s(q_at, rows * tokens * heads, width), float32s(out_at, rows * tokens * heads, width)
+    grads, d_q = float32s(grad_at, rows * tokens * heads, width), float32s(d_q_at, rows * tokens * heads, width)
+    keys, values = float32s(k_at, rows * tokens * kv_heads, width), float32s(v_at, rows * tokens * kv_heads, width)
+    d_k, d_v = float32s(d_k_at, rows * tokens * kv_heads, width), float32s(d_v_at, rows * tokens * kv_heads, width)
+    firsts = int64s(first_at, periods * tokens).reshape(periods, tokens)
+    sums = float32s(sums_at, rows * heads, tokens)
+    for unit in range(start, stop):
+        row, kv = unit // kv_heads, unit % kv_heads
+        padded, whole = (width + LANES - 1) // LANES * LANES, (tokens + LANES - 1) // LANES * LANES
+        keys_TP, values_TP = np.empty((whole, padded), np.float32), np.empty((whole, padded), np.float32)
+        tiles = whole // LANES * width
+        key_tiles, value_tiles = np.empty((tiles, LANES), np.float32), np.empty((tiles, LANES), np.float32)
+        d_keys_TP, d_values_TP = np.zeros((whole, padded), np.float32), np.zeros((whole, padded), np.float32)
+        queries_QP, grads_QP = np.empty((Q, padded), np.float32), np.empty((Q, padded), np.float32)
+        out_QP = np.empty((Q, padded), np.float32)
+        probs_QT, d_scores_QT = np.empty((Q, whole), np.float32), np.empty((Q, whole), np.float32)
+        sums_Q, along_Q = np.empty(Q, np.float32), np.empty(Q, np.float32)
+        take_rows(keys, row * tokens, kv_heads, kv, tokens, np.float32(1), keys_TP)
+        take_rows(values, row * tokens, kv_heads, kv, tokens, np.float32(1), values_TP)
+        make_tiles(keys_TP, width, key_tiles)
+        make_tiles(values_TP, width, value_tiles)
+        first, scale = firsts[row % len(firsts)], np.float32(1) / np.sqrt(np.float32(width))
+        groups = heads // kv_heads
+        for head in range(kv * groups, (kv + 1) * groups):
+            for q0 in range(0, tokens, Q):
+                count, at = min(Q, tokens - q0), row * tokens + q0
+                take_rows(queries, at, heads, head, count, scale, queries_QP)
+                take_rows(grads, at, heads, head, count, np.float32(1), grads_QP)
+                take_rows(out, at, heads, head, count, np.float32(1), out_QP)
+                for t in range(Q):
+                    along_Q[t] = dot(grads_QP, out_QP, t)
+                    sums_Q[t] = sums[row * heads + head, q0 + min(t, count - 1)]
+                low, high = _backward_block(
+                    *(queries_QP, grads_QP, key_tiles, value_tiles, first, q0, tokens, width),
+                    *(sums_Q, along_Q, probs_QT, d_scores_QT),
+                )
+                for column in range(0, padded, LANES):
+                    mix(d_scores_QT, low, high, keys_TP, column, out_QP)
+                    spread(d_scores_QT, low, high, queries_QP, column, d_keys_TP)
+                    spread(probs_QT, low, high, grads_QP, column, d_values_TP)
+                give_rows(out_QP, at, heads, head, count, scale, d_q)
+        give_rows(d_keys_TP, row * tokens, kv_heads, kv, tokens, np.float32(1), d_k)
+        give_rows(d_values_TP, row * tokens, kv_heads, kv, tokens, np.float32(1), d_v)

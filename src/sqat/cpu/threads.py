@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +60,24 @@ def openmp() -> ctypes.CDLL | None:
 
 
 class Loop:
-    """A compiled loop over rows, shared among torch's threads.
+    """A loop over rows, shared among torch's threads and compiled on its first call.
 
-    Args:
-        body: a numba `cfunc` of one pointer, to 64-bit integers: the number of rows, then the arguments. It processes
-            the rows that :func:`sqat.cpu.arguments.share` assigns to it.
+    Its `body` takes a pointer to 64-bit integers: the number of rows, then the arguments. It processes the rows that
+    :func:`sqat.cpu.arguments.share` assigns to it.
     """
 
-    def __init__(self, body: Any) -> None:
-        self.body = body  # keeps its code alive
+    def __init__(self, body: Callable[[Any], None]) -> None:
+        self.body = body
+
+    @cached_property
+    def compiled(self) -> Any:
+        from numba import types
+
+        return compile_callback(self.body, types.CPointer(types.int64))
 
     def __call__(self, num_rows: int, *arguments: Tensor | int | float, elements: int) -> None:
-        """Run over rows 0 … num_rows - 1.
-
-        Args:
-            arguments: tensors, passed as addresses (the caller ensures that they are contiguous), and numbers.
-            elements: the total amount of work, which determines the number of threads.
+        """Run over rows 0 … num_rows - 1. Tensors must be contiguous; `elements`, the total amount of work, determines
+        the number of threads.
         """
         threads = min(torch.get_num_threads(), num_rows) if elements >= SERIAL_ELEMENTS else 1
         packed = [x.data_ptr() if isinstance(x, Tensor) else _bits(x) for x in arguments]
@@ -83,18 +85,11 @@ class Loop:
         data[: 1 + len(packed)] = num_rows, *packed
         library = openmp()
         assert library is not None
-        library.GOMP_parallel(self.body.address, data.ctypes.data, threads, 0)
+        library.GOMP_parallel(self.compiled.address, data.ctypes.data, threads, 0)
 
 
 def _bits(number: int | float) -> int:
     return int(np.float64(number).view(np.int64)) if isinstance(number, float) else number
-
-
-def compiled_loop(body: Callable[[Any], None]) -> Loop:
-    """Compile a loop and make it callable."""
-    from numba import types
-
-    return Loop(compile_callback(body, types.CPointer(types.int64)))
 
 
 def compile_callback(body: Callable[[Any], None], argument: Any, level: int = 3) -> Any:
