@@ -193,10 +193,3 @@ class TestFits:
             assert not fits(model, KVCache(model.config, 2, 3))
         model.__class__ = type("Other", (Decoder,), {})
         assert not fits(model, KVCache(model.config, 2, 3))
-
-    def test_many_rows_only_where_products_are_small(self, tiny_model, monkeypatch):
-        model = tiny_model()
-        assert fits(model, KVCache(model.config, 97, 5))
-        monkeypatch.setattr(lean, "ONE_THREAD_PRODUCT", 1000)
-        assert fits(model, KVCache(model.config, lean.FEW_ROWS, 5))
-        assert not fits(model, KVCache(model.config, lean.FEW_ROWS + 1, 5))

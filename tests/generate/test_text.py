@@ -140,12 +140,6 @@ class TestStop:
         pieces = list(stream(model, tokenizer, "x", SamplingConfig(stop=("b d", "!"))))
         assert pieces == ["a", " ", "b c", " ", "d"]
 
-    def test_tokens_of_the_stop_string_are_kept(self, model, tokenizer, says):
-        tokens = tokenizer.encode("a b c")
-        says(tokens)
-        (answer,) = generate(model, tokenizer, "x", SamplingConfig(stop=("c",)))
-        assert answer.tokens == tuple(tokens)
-
 
 class TestPrompts:
     def test_bos_comes_first_and_alone_for_an_empty_prompt(self, model, tokenizer, prompts_read):

@@ -9,7 +9,7 @@ from torch import nn
 from sqat import Attention
 from sqat.errors import ConfigError
 from sqat.model.attend import attend_naive
-from sqat.model.mask import AttentionMask, window_naive
+from sqat.model.mask import AttentionMask
 from sqat.model.rope import rotary_tables, rotate
 from sqat.variants import VARIANTS, head_counts
 
@@ -21,10 +21,8 @@ def by_definition(layer, x):
     if layer.rope_theta is not None:
         tables = rotary_tables(torch.arange(x.shape[1]), C, layer.rope_theta)
         q, k = rotate(q, tables), rotate(k, tables)
-    seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
-    if layer.window is not None:
-        seen = window_naive(x.shape[1], x.shape[1], layer.window, layer.global_tokens)
-    out = attend_naive(q, k, v, seen.tril() if layer.causal else seen)
+    limits = {"window": layer.window, "global_tokens": layer.global_tokens}
+    out = attend_naive(q, k, v, AttentionMask(*[x.shape[1]] * 2, x.device, layer.causal, **limits).rows())
     return layer.out_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -120,16 +118,10 @@ def test_weights_on_request(options):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (
-            torch.ones(T, T + 1, dtype=torch.bool),
-            r"mask has the shape \(11, 12\), but must have \(11, 11\), \(1 or 5, 11",
-        ),
-        (torch.ones(4, T, T, dtype=torch.bool), r"mask has the shape \(4, 11, 11\)"),
-        (
-            torch.ones(B, 2, T, T, dtype=torch.bool),
-            r"mask has the shape \(5, 2, 11, 11\), .* \(1 or 5, 1 or 6, 11, 11\)",
-        ),
-        (torch.ones(T, dtype=torch.bool), r"mask has the shape \(11,\)"),
+        (torch.ones(T, T + 1), r"mask has the shape \(11, 12\), but must have \(11, 11\), \(1 or 5, 11"),
+        (torch.ones(4, T, T), r"mask has the shape \(4, 11, 11\)"),
+        (torch.ones(B, 2, T, T), r"mask has the shape \(5, 2, 11, 11\), .* \(1 or 5, 1 or 6, 11, 11\)"),
+        (torch.ones(T), r"mask has the shape \(11,\)"),
         (torch.ones(T, T, dtype=torch.long), r"mask is torch\.int64, but must be an AttentionMask, or a tensor of boo"),
         ("causal", r"mask is str, but must be"),
         (AttentionMask(3, 3, torch.device("cpu")), r"mask is for 3 queries and 3 keys, but must be for 11 and 11"),

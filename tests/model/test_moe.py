@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sqat.model.feedforward import FeedForward
 from sqat.model.moe import Experts, MoE, RouterStats, router_stats, run_experts_naive
 
 B, T, D, E, K = 5, 11, 23, 7, 2
@@ -38,28 +37,11 @@ def test_equals_the_definition(moe):
     torch.testing.assert_close(out, expected.view(B, T, D), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("experts", "k"), [(1, 1), (7, 2), (3, 3)])
-def test_equal_experts_are_one_feedforward(tiny_config, experts, k):
-    """The weights of a token's experts sum to one."""
-    config = tiny_config(num_experts=experts, experts_per_token=k, feedforward_bias=True)
-    dense, moe = FeedForward(config), make_moe(config)
-    with torch.no_grad():
-        for name, parameter in dense.named_parameters():
-            moe.get_parameter(name.replace(".", "_")).copy_(parameter.expand(experts, *parameter.shape))
-    x = torch.randn(B, T, D)
-    torch.testing.assert_close(moe(x)[0], dense(x))
-
-
 def test_routing_is_decided_in_full_precision(moe):
     x = torch.randn(B, T, D)
     with torch.autocast("cpu", torch.bfloat16):
         _, lower = moe(x)
     torch.testing.assert_close(lower, moe(x)[1], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_type_is_kept(moe, dtype):
-    assert moe.to(dtype)(torch.randn(B, T, D, dtype=dtype))[0].dtype == dtype
 
 
 class TestStatistics:

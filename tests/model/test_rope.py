@@ -29,10 +29,3 @@ def test_length_and_type_are_kept_and_position_zero_stays():
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert rotate(x.to(dtype), rotary_tables(torch.arange(T), C, THETA)).dtype == dtype
-
-
-def test_positions_of_each_row():
-    x, positions = draw(B, H, T), torch.randint(0, 100, (B, T))
-    together = rotate(x, rotary_tables(positions, C, THETA))
-    for row in range(B):
-        torch.testing.assert_close(together[row], rotate(x[row : row + 1], rotary_tables(positions[row], C, THETA))[0])

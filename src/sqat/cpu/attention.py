@@ -26,10 +26,7 @@ HIDDEN = np.float32(-1e30)
 def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, first_BT: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(q·kᵀ / sqrt(C)) · v, and the log-sum-exp of the scores, (B, H, T), for the backward pass.
 
-    Args:
-        q_BTHC, k_BTKC, v_BTKC: contiguous, float32; H is a multiple of K.
-        first_BT: the first key that each query sees (the last is its own), non-decreasing in T; (1, T) applies to all
-            rows.
+    `first_BT`, (1 or B, T), is the first key that each query sees, non-decreasing in T; the last is its own.
     """
     rows, tokens, heads, head_dim = q_BTHC.shape
     kv_heads = k_BTKC.shape[2]
@@ -39,15 +36,7 @@ def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, first_BT: Tensor) 
     return out_BTHC, sums_BHT
 
 
-def attention_backward(
-    grad_BTHC: Tensor,
-    q_BTHC: Tensor,
-    k_BTKC: Tensor,
-    v_BTKC: Tensor,
-    first_BT: Tensor,
-    out_BTHC: Tensor,
-    sums_BHT: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def attention_backward(grad_BTHC, q_BTHC, k_BTKC, v_BTKC, first_BT, out_BTHC, sums_BHT):
     """The gradients of queries, keys and values."""
     rows, tokens, heads, head_dim = q_BTHC.shape
     kv_heads = k_BTKC.shape[2]
@@ -68,17 +57,6 @@ def _seen(x, tile, query, tokens, first, edge):
 
 
 @inline
-def _softmax(scores_QT, i, start, stop, peak):
-    """Replace a row's scores by their exponentials; returns the sum."""
-    total, shift = v.splat(np.float32(0)), v.splat(peak)
-    for t in range(start, stop, LANES):
-        x = exp_below_zero(v.sub(v.load(scores_QT, i, t), shift))
-        v.store(scores_QT, i, t, x)
-        total = v.add(total, x)
-    return v.sum_across(total)
-
-
-@inline
 def _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, scores_QT, sums_Q, out_QP):
     """Forward pass for the Q queries from `q0` on."""
     stop = min(q0 + Q, tokens)
@@ -86,7 +64,7 @@ def _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, s
     inside = first[stop - 1]  # from here to q0, all of them see every key
     ma = mb = mc = md = me = mf = mg = mh = v.splat(HIDDEN)
     for tile in range(start, end, LANES):
-        a, b, c, d, e, f, g, h = products(queries_QP, key_tiles, tile // LANES * width, width)
+        a, b, c, d, e, f, g, h = products(queries_QP, 0, width, key_tiles, tile // LANES * width, 0)
         edge = tile < inside or tile + LANES > q0 + 1
         a, b = _seen(a, tile, q0, tokens, first, edge), _seen(b, tile, q0 + 1, tokens, first, edge)
         c, d = _seen(c, tile, q0 + 2, tokens, first, edge), _seen(d, tile, q0 + 3, tokens, first, edge)
@@ -97,22 +75,17 @@ def _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, s
         store_rows(scores_QT, tile, (a, b, c, d, e, f, g, h))
     peaks = (ma, mb, mc, md, me, mf, mg, mh)
     for i in range(Q):
-        peak = v.largest_across(peaks[i])
-        total = _softmax(scores_QT, i, start, end, peak)
-        sums_Q[i] = peak + np.log(total)
-        shrink = np.float32(1) / total
+        peak, totals = v.largest_across(peaks[i]), v.splat(np.float32(0))
+        for t in range(start, end, LANES):
+            x = exp_below_zero(v.sub(v.load(scores_QT, i, t), v.splat(peak)))
+            v.store(scores_QT, i, t, x)
+            totals = v.add(totals, x)
+        total = v.sum_across(totals)
+        sums_Q[i], shrink = peak + np.log(total), np.float32(1) / total
         for t in range(start, end, LANES):
             v.store(scores_QT, i, t, v.mul(v.load(scores_QT, i, t), v.splat(shrink)))
     for column in range(0, out_QP.shape[1], LANES):
         mix(scores_QT, start, stop, values_TP, column, out_QP)
-
-
-@inline
-def _gradient(i, scores, above, tile, query, tokens, first, edge, sums_Q, along_Q, probs_QT, d_scores_QT):
-    """One query's probabilities of a tile's keys and the gradients of their scores."""
-    probs = exp_below_zero(v.sub(_seen(scores, tile, query, tokens, first, edge), v.splat(sums_Q[i])))
-    v.store(probs_QT, i, tile, probs)
-    v.store(d_scores_QT, i, tile, v.mul(probs, v.sub(above, v.splat(along_Q[i]))))
 
 
 @inline
@@ -126,9 +99,13 @@ def _backward_block(
     for tile in range(start, end, LANES):
         at = tile // LANES * width
         edge = tile < inside or tile + LANES > q0 + 1
-        scores, above = products(queries_QP, key_tiles, at, width), products(grads_QP, value_tiles, at, width)
+        scores = products(queries_QP, 0, width, key_tiles, at, 0)
+        above = products(grads_QP, 0, width, value_tiles, at, 0)
         for i in range(Q):
-            _gradient(i, scores[i], above[i], tile, q0 + i, tokens, first, edge, sums_Q, along_Q, probs_QT, d_scores_QT)
+            seen = _seen(scores[i], tile, q0 + i, tokens, first, edge)
+            probs = exp_below_zero(v.sub(seen, v.splat(sums_Q[i])))
+            v.store(probs_QT, i, tile, probs)
+            v.store(d_scores_QT, i, tile, v.mul(probs, v.sub(above[i], v.splat(along_Q[i]))))
     return start, end
 
 

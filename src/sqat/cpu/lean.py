@@ -40,14 +40,14 @@ def fits(model: Decoder, cache: KVCache) -> bool:
     """Whether :class:`LeanStep` supports this model and cache, and is faster than the model itself.
 
     It reads weights directly, so no module may compute anything else (adapters, quantised layers, parametrisations),
-    and all weights must be plain float32 tensors. Models with RMSNorm and gated SiLU are those that are common.
+    and all weights must be plain float32 tensors. Norms and activations are those that most models have.
     """
-    rows, config = len(cache.layers[0].keys), model.config
+    rows, config, tensors = len(cache.layers[0].keys), model.config, (*model.parameters(), cache.layers[0].keys)
     return (
         config.gated
         and config.activation in ("silu", "swish")
         and all(type(module) in MODULES for module in model.modules())
-        and all(_is_plain(tensor) for tensor in (*model.parameters(), cache.layers[0].keys))
+        and all(type(x.data) is Tensor and x.dtype == torch.float32 for x in tensors)
         and (rows <= FEW_ROWS or _largest_product(config, rows) <= ONE_THREAD_PRODUCT)
         and not isinstance(cache.layers[0], RollingLayer)
         and not torch.is_autocast_enabled("cpu")
@@ -142,13 +142,6 @@ class LeanStep:
 
     def _write_matrix(self, record: Any, weight: Tensor, bias: Tensor | None) -> None:
         self._write(record, weight=weight, bias=torch.zeros(weight.shape[:-1]) if bias is None else bias)
-
-
-make_step = LeanStep  # the name that sqat.generate.decode expects
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor.data) is Tensor and tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def _largest_product(config: ModelConfig, rows: int) -> float:

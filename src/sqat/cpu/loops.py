@@ -80,10 +80,7 @@ def _norm_backward(data):
 
 def rotate(x_BTHC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dtype) -> Tensor:
     """Rotate every pair (x[j], x[j + C/2]) by its position's angle times `sign`, 1.0 or -1.0; (B, T, H, C) as `dtype`.
-
-    Args:
-        x_BTHC: contiguous, float32 or bfloat16; so is the result, of either type.
-        cos, sin: float32, for T positions or for all N tokens.
+    Tables are for T positions or for all N tokens.
     """
     rows, positions, heads, head_dim = x_BTHC.shape
     out_BTHC = torch.empty(x_BTHC.shape, dtype=dtype)
@@ -194,12 +191,8 @@ def swiglu(hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped) 
     return out_MF
 
 
-def swiglu_backward(
-    grad_MF: Tensor, hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of `hidden_MI`, the result of :func:`swiglu` (which overwrites `grad_MF`), and the gradient of the
-    bias, (I,), float32.
-    """
+def swiglu_backward(grad_MF, hidden_MI, bias_I, first_row, dropped):
+    """The gradient of `hidden_MI`, the result of :func:`swiglu` (which overwrites `grad_MF`), and that of the bias."""
     rows, hidden = grad_MF.shape
     d_hidden_MI, d_bias_TI = torch.empty_like(hidden_MI), torch.zeros(torch.get_num_threads(), 2 * hidden)
     places = (hidden_MI, grad_MF, d_hidden_MI, bias_I, d_bias_TI)
@@ -257,16 +250,12 @@ def _swiglu_backward(of_hidden: type) -> Loop:
 # --- softmax, cross-entropy and its gradient of a block of logits
 
 
-def cross_entropy(
-    logits_RV: Tensor, bias_V: Tensor, targets_R: Tensor, d_bias_TV: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def cross_entropy(logits_RV, bias_V, targets_R, d_bias_TV=None):
     """Each row's cross-entropy in nats (float32), and whether its most likely token (the first if several are) is the
     target; zero and false in rows whose target is negative.
 
-    Args:
-        logits_RV: without bias, bfloat16 or float32; overwritten with their gradients if `d_bias_TV` is given.
-        bias_V: float32.
-        d_bias_TV: one row per thread of torch, float32; the bias's gradient is added to it.
+    If `d_bias_TV` is given, a row for each thread of torch, the gradient of the bias is added to it, and that of the
+    logits overwrites them.
     """
     rows, size = logits_RV.shape
     losses_R = torch.empty(rows)

@@ -15,11 +15,8 @@ from sqat.model.mask import AttentionMask
 
 
 class LayerCache:
-    """One layer's keys and values, (B, K, capacity, C), of which the first `length` positions are filled.
-
-    Args:
-        shape: (B, K, capacity, C).
-        padding_B: left padding of each row, if any.
+    """One layer's keys and values, (B, K, capacity, C), of which the first `length` positions are filled, and the left
+    padding of each row, if any.
     """
 
     def __init__(
@@ -63,10 +60,7 @@ class RollingLayer(LayerCache):
     until the place that comes W later takes it over. P is 0 without global tokens, G without padding, and with it G
     more than the most padded row needs.
 
-    Args:
-        shape: (B, K, any, C).
-        window, global_tokens: W and G.
-        padding_B, place: as of :class:`LayerCache`.
+    The capacity that `shape` names does not count.
     """
 
     def __init__(

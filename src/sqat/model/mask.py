@@ -170,9 +170,3 @@ def check_window(window: int | None, global_tokens: int, causal: bool) -> None:
     if global_tokens < 0 or (global_tokens and window is None):
         right = "0 (none) or more" if window is not None else "0 where window is None"
         raise ConfigError(f"global_tokens is {global_tokens}, but must be {right}")
-
-
-def window_naive(num_queries: int, num_keys: int, window: int | None, global_tokens: int = 0) -> Tensor:
-    """The definition, for tests: (T, S), true where a query, one of the last T of S positions, sees a key."""
-    i, j = torch.arange(num_keys - num_queries, num_keys).unsqueeze(1), torch.arange(num_keys)
-    return (j <= i) & ((i - j < (window or num_keys)) | (j < global_tokens))
