@@ -40,6 +40,13 @@ class Config:
     :func:`require` and its short forms.
     """
 
+    def __new__(cls, *_: Any, **values: Any) -> Self:
+        for name, value in values.items():  # a dataclass checks no types: text is the wrong one that people give
+            kind = _types_of(cls).get(name, Any)  # type: ignore[arg-type]
+            if isinstance(value, str) and convert(value, kind, f"{cls.__name__}.{name}") != value:
+                raise ConfigError(f"{cls.__name__}.{name} is {value!r}, but must not be text")
+        return super().__new__(cls)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a configuration from plain data, such as parsed YAML or JSON.
