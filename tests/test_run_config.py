@@ -178,3 +178,8 @@ class TestOverrides:
     def test_errors(self, override, message):
         with pytest.raises(ConfigError, match=re.escape(f"override {override!r}") + ".*" + re.escape(message)):
             with_overrides({"train": {"epochs": 2}}, [override])
+
+
+def test_text_for_a_number_is_named_in_python_too():
+    with pytest.raises(ConfigError, match=r"TrainConfig.batch_size is '3', but must not be text"):
+        TrainConfig(batch_size="3")

@@ -4,7 +4,6 @@ import os
 import shutil
 import stat
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -105,24 +104,6 @@ def test_a_failing_writer_changes_nothing(folder, exists, error):
         fail()
     assert names(folder.parent) == ({"model"} if exists else set())
     assert not exists or content(folder) == of("old")
-
-
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_failing_rename_changes_nothing(folder, monkeypatch, failing):
-    write(folder, "old")
-    rename, calls = Path.rename, []
-
-    def sometimes(self, target):
-        calls.append(target)
-        if len(calls) == failing:
-            raise OSError("no")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", sometimes)
-    with pytest.raises(OSError, match="no"):
-        write(folder, "new")
-    assert content(folder) == of("old")
-    assert names(folder.parent) == {"model"}
 
 
 class TestChecksums:

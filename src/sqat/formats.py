@@ -6,7 +6,6 @@ Every form has one name, in `sqat export --to`, in `sqat push --to` and in :data
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +36,6 @@ FORMATS = {
     "gguf": Format("for llama.cpp", "sqat.hf.gguf_file:write_gguf"),
     "onnx": Format("for ONNX runtimes", "sqat.hf.onnx_file:write_onnx"),
 }
-FORMER_NAMES = {"native": "transformers", "original": "rxnn"}  # still understood, for one version
 
 Writer = Callable[[Decoder, Tokenizer | None, Path], str]
 
@@ -59,9 +57,6 @@ def export(checkpoint: str | Path, out: str | Path, to: str = "transformers") ->
         DataError: a damaged tokenizer.
         StorageError: `out` cannot be written.
     """
-    if to in FORMER_NAMES:
-        warnings.warn(f"the form {to!r} is now called {FORMER_NAMES[to]!r}", FutureWarning, stacklevel=2)
-        to = FORMER_NAMES[to]
     if to not in FORMATS:
         raise ConfigError(f"to is {to!r}, but must be one of {', '.join(FORMATS)}")
     out = Path(out).expanduser()

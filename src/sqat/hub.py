@@ -143,31 +143,20 @@ def hub_errors(problem: str, repo_id: str, token: str | bool | None = None) -> I
 
 
 def _explain(error: BaseException, repo_id: str) -> str:
+    """Why, and what would help: in one line where the client takes several, else in its words."""
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, FAILURES):
         return _explain(error.__cause__, repo_id)
-    response = error.response if isinstance(error, errors.HfHubHTTPError) else None
-    status = None if response is None else response.status_code
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, but must not be where the Hub is needed"
-    if isinstance(error, errors.GatedRepoError):
-        return f"it is gated ({status}): ask for access at {constants.ENDPOINT}/{repo_id}, then {LOG_IN}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"it has no such revision ({status}): name a branch, tag or commit of it"
-    # The Hub answers 401 for missing repositories too; it names a bad token in a header.
-    if response is not None and status == 401 and "credentials" in response.headers.get("X-Error-Message", "").lower():
-        return f"the Hub does not accept the token ({status}): {LOG_IN} to one that is valid"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no such repository, or it is private ({status}): check its name; for private ones {LOG_IN}"
-    if status == 401:
-        return f"nobody is logged in (401): {LOG_IN}"
-    if status == 403:
-        return (
-            f"the token has no permission (403): it needs write access, and its owner a right to {repo_id}; "
-            f"tokens are made at {constants.ENDPOINT}/settings/tokens"
-        )
-    if status is None and isinstance(error, HTTPError):
+    kinds: list[tuple[type[Exception], str]] = [
+        (errors.GatedRepoError, f"it is gated: ask for access at {constants.ENDPOINT}/{repo_id}, then {LOG_IN}"),
+        (errors.RevisionNotFoundError, "it has no such revision: name a branch, tag or commit of it"),
+        (
+            errors.RepositoryNotFoundError,
+            f"there is no such repository, or it is private: check its name; for private ones {LOG_IN}",
+        ),
+    ]
+    if not isinstance(error, errors.HfHubHTTPError) and isinstance(error, HTTPError):
         return f"the Hub at {constants.ENDPOINT} cannot be reached: check the network ({error})"
-    return str(error)
+    return next((words for kind, words in kinds if isinstance(error, kind)), str(error))
 
 
 def usable_token(token: str | bool | None = None) -> str | None:

@@ -20,7 +20,7 @@ from sqat.convert.tokenizer import StockTokenizer
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer, require_room
 from sqat.errors import CheckpointError, ConfigError, SqatError
 from sqat.folders import require_free
-from sqat.formats import FORMER_NAMES, detect, export
+from sqat.formats import detect, export
 from sqat.hub import commit, hub_errors, read_text, require_repo_id, require_token
 from sqat.model_card import Known
 from sqat.train.checkpoints import find_model
@@ -88,7 +88,6 @@ def push(
             raise ConfigError(
                 f"{folder} holds {name}, which can only be uploaded as it is: `hf upload {repo_id} {folder}`"
             )
-    to = None if to is None else FORMER_NAMES.get(to, to)
     if to not in (None, *UPLOADED):
         raise ConfigError(f"to is {to!r}, but must be one of {', '.join(UPLOADED)}")
     require_token(token)

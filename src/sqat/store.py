@@ -67,10 +67,5 @@ def _replace(temporary: Path, destination: Path) -> None:
     if destination.exists():
         shutil.rmtree(previous, ignore_errors=True)  # of a writer killed between the two renames
         destination.rename(previous)
-    try:
-        temporary.rename(destination)
-    except OSError:
-        if previous.exists():
-            previous.rename(destination)
-        raise
+    temporary.rename(destination)
     shutil.rmtree(previous, ignore_errors=True)

@@ -223,14 +223,12 @@ def test_tokenising_shows_the_time_left_without_a_terminal(sqat, monkeypatch, ca
     assert lines[1].startswith("tokenising: 5 tokens, 1 of 4 documents, 40 s, about 120 s left")
 
 
-def test_former_spellings_still_work_and_give_a_hint(sqat, run_folder):
+def test_the_former_spelling_still_works_and_gives_a_hint(sqat, run_folder):
     code, _, err = sqat("convert", run_folder, "--out", "own", "--layout", "sqat")
     assert (code, err) == (0, "hint: without --query-heads this is now `sqat export run --to sqat --out own`\n")
     assert sqat("generate", "own", "Once upon", "--max-tokens", "5", "--seed", "3")[1].startswith("Once upon")
     code, _, err = sqat("convert", run_folder, "--out", run_folder)
     assert (code, "which exists and is not empty" in err) == (1, True)
-    code, _, err = sqat("export", run_folder, "--to", "native", "--out", "with-code")
-    assert (code, "hint: --to native is now called --to transformers" in err) == (0, True)
 
 
 def test_export(sqat, run_folder):

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ def untimed(tiny_plan):
     return tiny_plan(seeds=[0], timing={"rounds": 0}, probes=0, stories=0)
 
 
+def silent(doing):
+    return nullcontext(lambda *_: None)
+
+
 def results(out):
     """What does not depend on the machine."""
     lines = [json.loads(line) for line in (out / Folder.RESULTS).read_text().splitlines()]
@@ -51,7 +56,7 @@ def compare(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["sqat", "compare", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
-    return ended.value.code
+    return ended.value.code or 0
 
 
 def assert_report_only_makes_the_same(out, monkeypatch):
@@ -81,7 +86,7 @@ def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch, capfd):
 
     broken.rmdir()
     assert compare(monkeypatch, "plan.yaml", "--out", str(out)) == 0
-    assert "gqa, seed 3: done (2 of 2, about 0 min left)" in capfd.readouterr().out
+    assert "gqa, seed 3: done (2 of 2)" in capfd.readouterr().out
     whole = results(out)
     assert [(result["variant"], result["seed"]) for result in whole] == [("gqa", 3), ("sqa", 3)]
     for result in whole:
@@ -104,6 +109,31 @@ def test_a_whole_comparison(tiny_plan, tmp_path, monkeypatch, capfd):
         run_comparison(plan, out)
 
 
+def test_progress_counts_documents_steps_and_rounds(tiny_plan, tmp_path):
+    parts = {}
+    run_comparison(
+        tiny_plan(seeds=[0], processes=1, probes=0, stories=0),
+        tmp_path / "out",
+        progress=lambda doing: nullcontext(lambda *shown: parts.setdefault(doing, []).append(shown)),
+    )
+    assert [*parts] == ["reading data", "training", "timing"]
+    assert any(done == total == 53 for _, done, total in parts["reading data"])
+    assert {total for _, _, total in parts["training"]} == {24}
+    assert parts["training"][-1][1] > 12
+    assert any("sqa, seed 0: step " in doing for doing, *_ in parts["training"])
+    turns = 2 * (1 + 2 * 2 + 3)
+    assert [shown[1:] for shown in parts["timing"]] == [(done, turns) for done in range(turns)]
+
+
+@pytest.mark.parametrize("name", [Folder.SETUP, Folder.TIMING])
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_file_of_the_folder_is_named(tiny_plan, tmp_path, name, content):
+    folder = Folder(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name} is damaged .* delete it, and the same command makes it again"):
+        folder.read_setup() if name == Folder.SETUP else folder.read_timing()
+
+
 def test_without_seeds_nothing_is_trained(tiny_plan, tmp_path, monkeypatch):
     out = tmp_path / "timed"
     write_plan(tiny_plan(seeds=[]))
@@ -119,7 +149,7 @@ def test_equal_time_is_shared_by_measured_steps(tiny_plan, tmp_path):
     plan, said = tiny_plan(match="time", variants=["mha", "xsqa"], reference="mha", timing=once), []
     folder = Folder(tmp_path)
     folder.begin(plan)
-    variants = settle(plan, folder, said.append).variants
+    variants = settle(plan, folder, said.append, silent).variants
     seconds = {name: times["step_seconds"] for name, times in folder.read_timing()["variants"].items()}
     assert [*variants.values()] == share_budget(plan, 1, 1.0, seconds)
     assert variants["mha"].steps == 12
@@ -133,7 +163,7 @@ def test_asked_to_stop_in_its_last_evaluation_a_run_leaves_its_results_to_the_ne
     folder = Folder(tmp_path / "out")
     with folder.locked():
         folder.begin(plan)
-        settle(plan, folder, str)
+        settle(plan, folder, str, silent)
 
     def signalled(*arguments, **options):
         evaluations.append(1)
@@ -154,7 +184,7 @@ def test_asked_to_stop_in_its_last_evaluation_a_run_leaves_its_results_to_the_ne
 def test_storage_errors_say_what_to_do(untimed, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "runs").touch()
-    with pytest.raises(StorageError, match=r"runs/gqa-seed0 cannot be written: .*; choose another name"):
+    with pytest.raises(StorageError, match=r"runs/s?[gx]?qa-seed0 cannot be written: .*; choose another name"):
         run_comparison(untimed, tmp_path / "out")
 
     def full(path, **_):
@@ -171,7 +201,7 @@ def test_another_plan_in_the_same_folder_is_refused(tiny_plan, tmp_path):
     folder.begin(tiny_plan(processes=1))  # may change
     other = {**tiny_plan().timing.to_dict(), "rounds": 3}
     folder.begin(tiny_plan(timing=other))  # while nothing is timed
-    (tmp_path / Folder.TIMING).write_text("{}")
+    (tmp_path / Folder.TIMING).touch()
     with pytest.raises(ConfigError, match=r"timing is .* but the comparison in"):
         folder.begin(tiny_plan())
     folder.begin(tiny_plan(timing=other))

@@ -49,7 +49,7 @@ def test_one_sentence_a_line_is_warned_of_once(tmp_path, caplog, line, end):
     (tmp_path / "verse" / "c.txt").write_text("A cat\nsat.\n" * 10)
     assert len(documents(tmp_path)) == 3
     (message,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert "a.txt has 10 lines, most of them whole sentences, but no blank line or <|endoftext|>" in message
+    assert "a.txt has 10 lines or more, most of them whole sentences, but no blank line or <|endoftext|>" in message
 
 
 class TestText:
@@ -74,22 +74,21 @@ class TestText:
         assert documents(write("stories.txt", content)) == texts
 
     @pytest.mark.parametrize(
-        ("data", "offset"), [(b"caf\xc3\xa9 \xff!", 6), (b"a\r\n\xe2\x82", 3), (b"\xf0\x9f\x99 x", 0)]
+        ("data", "line", "offset"),
+        [(b"caf\xc3\xa9 \xff!", 1, 6), (b"a\r\n\xe2\x82", 2, 0), (b"\xf0\x9f\x99 x", 1, 0)],
     )
-    def test_invalid_utf8(self, write, chunks, data, offset):
+    def test_invalid_utf8(self, write, chunks, data, line, offset):
         path = write("stories.txt", data)
-        message = re.escape(f'{path}: invalid UTF-8 at byte {offset}; encoding_errors="replace" reads on')
+        message = re.escape(f'{path}, line {line}: invalid UTF-8 at byte {offset}; encoding_errors="replace" reads on')
         with pytest.raises(DataError, match=message):
             documents(path)
         expected = data.decode("utf-8", "replace").replace("\r\n", "\n")
         assert documents(path, encoding_errors="replace") == [expected]
 
-    def test_invalid_utf8_is_counted_in_the_unpacked_text_and_padding_after_its_end_is_left_out(self, write):
+    def test_padding_after_packed_text_is_left_out(self, write):
         path = write("stories.txt.gz", "one")
         path.write_bytes(path.read_bytes() + bytes(512))
         assert documents(path) == ["one"]
-        with pytest.raises(DataError, match="invalid UTF-8 at byte 49865"):
-            documents(write("stories.txt.gz", b"one\n\n" * 9973 + b"\xff"))
 
     @pytest.mark.parametrize("suffix", [".gz", ".zst"])
     def test_damaged_compression(self, write, suffix):

@@ -189,7 +189,7 @@ class TestModel:
         assert [answer.prompt for answer in answers] == prompts
 
     def test_batch_size_below_one(self, model, tokenizer):
-        with pytest.raises(ConfigError, match="batch_size is 0, but must be at least 1"):
+        with pytest.raises(ConfigError, match="batch_size is 0, but must be a whole number of at least 1"):
             generate(model, tokenizer, "x", batch_size=0)
 
     def test_a_long_prompt_does_not_pad_short_ones(self, model):

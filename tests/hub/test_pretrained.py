@@ -1,7 +1,6 @@
 """`sqat convert` of a pretrained model on a Hub, through the real client."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from sqat.cli import main
 from sqat.convert.files import locate, quiet
 from sqat.errors import CheckpointError
 from sqat.sharing import pull, push
@@ -36,12 +34,8 @@ def pretrained(hub, client, tmp_path, monkeypatch):
     hub.add(MODEL, {**files, "pytorch_model.bin": b"never to be fetched"})
 
 
-def test_a_hub_id_is_converted(hub, monkeypatch):
-    monkeypatch.setattr(
-        sys, "argv", ["sqat", "convert", MODEL, "--query-heads", "2", "--method", "mean", "--out", "out"]
-    )
-    with pytest.raises(SystemExit, match="0"):
-        main()
+def test_a_hub_id_is_converted(hub, sqat):
+    assert sqat("convert", MODEL, "--query-heads", "2", "--method", "mean", "--out", "out")[0] == 0
     model = AutoModelForCausalLM.from_pretrained("out")
     assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 2)
     assert not [path for _, path, _ in hub.requests if path.endswith(".bin")]
@@ -55,13 +49,10 @@ def test_a_hub_id_is_converted(hub, monkeypatch):
     assert f"Made by `sqat convert` from `{MODEL}`, whose 6 query heads became 2 (method `mean`)." in card.text
 
 
-def test_what_was_converted_is_pushed_and_pulled(hub, monkeypatch):
+def test_what_was_converted_is_pushed_and_pulled(hub, sqat, monkeypatch):
     """Also after uptraining, whose checkpoints tell of the conversion."""
     folder = Path("run/checkpoints/step-00000007")
-    convert = ["convert", MODEL, "--query-heads", "2", "--method", "mean", "--out", str(folder)]
-    monkeypatch.setattr(sys, "argv", ["sqat", *convert])
-    with pytest.raises(SystemExit, match="0"):
-        main()
+    assert sqat("convert", MODEL, "--query-heads", "2", "--method", "mean", "--out", str(folder))[0] == 0
     (folder / "README.md").unlink()  # as an uptrained one
     (folder / "training.json").write_text(json.dumps({**asdict(STATE), "data": STATE.data._asdict()}))
     run = UptrainConfig.from_dict({"model": {"path": "half", "tokens": 300, "teacher": MODEL}})

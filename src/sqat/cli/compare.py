@@ -47,14 +47,14 @@ def compare(
 
 def _run(path: Path, out: Path | None, overrides: list[str]) -> Path:
     """Run what is still missing, training or timing; returns the comparison's folder."""
-    from sqat.cli.console import console
+    from sqat.cli.console import console, progress
     from sqat.compare.plan import read_plan
     from sqat.compare.runner import Interrupted, run_comparison
 
     plan = read_plan(path, overrides)
     folder = out or Path("runs") / plan.name
     try:
-        failures = run_comparison(plan, folder, lambda text: console.print(text, highlight=False))
+        failures = run_comparison(plan, folder, lambda text: console.print(text, highlight=False), progress)
     except Interrupted as stopped:
         console.print(str(stopped), highlight=False)
         raise typer.Exit(128 + stopped.number) from None

@@ -44,7 +44,7 @@ def convert(
     """Give a pretrained model fewer query heads, in its own stock architecture or, for some layers, with modelling
     code beside it (--to transformers).
     """
-    from sqat.cli.export import current_name, export
+    from sqat.cli.export import export
     from sqat.errors import ConfigError
 
     if query_heads is None:
@@ -61,7 +61,7 @@ def convert(
     if context is not None and context < 2:
         raise ConfigError(f"--context is {context}, but must be at least 2")
     changes = {"query_heads": query_heads, "kv_heads": kv_heads, "layers": layers}
-    choices = (("method", method), ("score", score), ("to", to and current_name(to)))
+    choices = (("method", method), ("score", score), ("to", to))
     changes |= {name: value for name, value in choices if value is not None}
     if calibration_tokens < 2:
         raise ConfigError(f"--calibration-tokens is {calibration_tokens}, but must be at least 2")

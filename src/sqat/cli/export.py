@@ -27,13 +27,4 @@ def export(
 
     disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about packages that are not needed here
-    typer.echo(f"{checkpoint} written to {out} as {write(checkpoint, out, current_name(to))}")
-
-
-def current_name(to: str) -> str:
-    """The name of a form; an old name works, with a hint on stderr."""
-    from sqat.formats import FORMER_NAMES
-
-    if (name := FORMER_NAMES.get(to, to)) != to:
-        typer.echo(f"hint: --to {to} is now called --to {name}; the old name goes with the next version", err=True)
-    return name
+    typer.echo(f"{checkpoint} written to {out} as {write(checkpoint, out, to)}")

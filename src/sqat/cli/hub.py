@@ -35,13 +35,11 @@ def push(
 
     The token comes from HF_TOKEN or `hf auth login`. A README.md beside the model is used as its card.
     """
-    from sqat.cli.export import current_name
     from sqat.model_card import Known
     from sqat.sharing import push as upload
 
     _quiet_unless_watched()
     known = Known(license=license_, datasets=tuple(dataset or ()), base_model=base_model)
-    to = None if to is None else current_name(to)
     address = upload(folder, repo, to=to, branch=branch, message=message, private=private or None, known=known)
     typer.echo(f"{folder} uploaded: {address}")
     for option, value, meaning in (("--license", license_, "licence"), ("--dataset", dataset, "training data")):

@@ -83,10 +83,10 @@ class Folder:
 
     def read_setup(self) -> Setup:
         """Read setup.json."""
-        values = read_json(self.out / self.SETUP)
-        shares = values["shares"].items()
-        variants = {name: Variant(name, ModelConfig.from_dict(s["model"]), s["steps"]) for name, s in shares}
-        return Setup(values["threads"], variants)
+        with _naming(self.out / self.SETUP) as values:
+            shares = values["shares"].items()
+            variants = {name: Variant(name, ModelConfig.from_dict(s["model"]), s["steps"]) for name, s in shares}
+            return Setup(values["threads"], variants)
 
     def write_setup(self, setup: Setup) -> None:
         """Write setup.json."""
@@ -111,8 +111,22 @@ class Folder:
 
     def read_timing(self) -> dict[str, Any] | None:
         """Read timing.json; `None` if time has not been measured yet."""
-        path = self.out / self.TIMING
-        return read_json(path) if path.is_file() else None
+        if not (path := self.out / self.TIMING).is_file():
+            return None
+        with _naming(path) as timing:
+            return {**timing, "variants": {**timing["variants"]}}
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[dict[str, Any]]:
+    """The values in a JSON file; errors in reading and using them are a DataError that names it."""
+    try:
+        yield read_json(path)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        right = (
+            "but must be as the comparison wrote it: bring it back, or delete it, and the same command makes it again"
+        )
+        raise DataError(f"{path} is damaged ({error!r}), {right}") from error
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -5,14 +5,15 @@ All of it can be stopped at any moment; the same command goes on.
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -24,13 +25,17 @@ from sqat.durable import make_folder, writing
 from sqat.train.checkpoints import LOCK_FILE
 from sqat.train.distributed import choose_device
 from sqat.train.prepare import prepare_data
+from sqat.train.run import METRICS_FILE
 from sqat.train.signals import StopOnSignals
 
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
+Show = Callable[[str, int, int | None], None]  # what is done now; how much is done, and how much there is
+Progress = Callable[[str], AbstractContextManager[Show]]
 POLL_SECONDS = 0.2
 PATIENCE = 60  # seconds, with a run that a killed comparison left behind
+METRICS_TAIL = 1 << 16  # bytes in which a run's latest step is looked for
 LOG_FILE = "output.log"  # of a run: all it said
 
 
@@ -42,9 +47,16 @@ class Interrupted(Exception):
         self.number = number  # of the signal
 
 
-def run_comparison(plan: ComparePlan, out: Path, say: Say = logger.info) -> list[str]:
+def run_comparison(
+    plan: ComparePlan,
+    out: Path,
+    say: Say = logger.info,
+    progress: Progress = lambda doing: nullcontext(lambda *_: None),
+) -> list[str]:
     """Train and time what is not done yet in the folder `out`. A run that fails does not stop the others; returns a
     line for each that did.
+
+    `say` gets a line when a run begins or ends; `progress` is entered for each part of the work, and shows it.
 
     Raises:
         ConfigError: `out` holds another comparison, or one is running there.
@@ -55,22 +67,26 @@ def run_comparison(plan: ComparePlan, out: Path, say: Say = logger.info) -> list
     choose_device(plan.train.device)  # an error here, not in every run
     with folder.locked():
         folder.begin(plan)
-        setup = settle(plan, folder, say)
-        failures = train_all(plan, folder, setup, say)
+        setup = settle(plan, folder, say, progress)
+        with progress("training") as show:
+            failures = train_all(plan, folder, setup, say, show)
         if plan.seeds:
             folder.write_results(plan)
         if plan.timing.rounds and folder.read_timing() is None:
             say("timing all variants in turn")
-            time_variants(plan, list(setup.variants.values()), out)
+            with progress("timing") as show:
+                time_variants(plan, list(setup.variants.values()), out, show)
     return failures
 
 
-def settle(plan: ComparePlan, folder: Folder, say: Say) -> Setup:
+def settle(plan: ComparePlan, folder: Folder, say: Say, progress: Progress) -> Setup:
     """Fix each variant's steps, or read what an earlier start fixed. The data are tokenized first, so that the runs
     find them in the cache.
     """
     models = plan.models()
-    data = prepare_data(plan.data, models[0].model.vocab_size)
+    with progress("reading data") as show:
+        tokenised = lambda documents, _, total: show(f"tokenising: {documents:,} documents", documents, total)  # noqa: E731
+        data = prepare_data(plan.data, models[0].model.vocab_size, progress=tokenised)
     if (folder.out / folder.SETUP).is_file():
         return folder.read_setup()
     batches = batches_of(plan, data)
@@ -78,7 +94,8 @@ def settle(plan: ComparePlan, folder: Folder, say: Say) -> Setup:
     seconds: dict[str, list[float]] = {}
     if plan.match == "time":
         say("timing all variants in turn, for the budget")
-        timing = folder.read_timing() or time_variants(plan, models, folder.out)
+        with progress("timing") as show:
+            timing = folder.read_timing() or time_variants(plan, models, folder.out, show)
         seconds = {name: times["step_seconds"] for name, times in timing["variants"].items()}
     variants = share_budget(plan, steps_per_epoch, batches.targets_per_epoch / steps_per_epoch, seconds)
     threads = max(1, (os.cpu_count() or 1) // plan.processes)
@@ -87,23 +104,31 @@ def settle(plan: ComparePlan, folder: Folder, say: Say) -> Setup:
     return setup
 
 
-def train_all(plan: ComparePlan, folder: Folder, setup: Setup, say: Say) -> list[str]:
+def train_all(plan: ComparePlan, folder: Folder, setup: Setup, say: Say, show: Show) -> list[str]:
     """Train what is not done, some runs at a time; returns a line for each run that failed."""
     runs = [(name, seed) for seed in plan.seeds for name in setup.variants]  # seed by seed: pairs can be compared early
     done = folder.finished()
     waiting = [run for run in runs if run not in done]
     failures: list[str] = []
-    started, stopping = time.monotonic(), threading.Event()
+    began = {run: _last_step(folder.run(*run)) for run in waiting}
+    reached, steps = dict(began), {run: setup.variants[run[0]].steps for run in waiting}
+    total = sum(steps.values()) - sum(began.values())
+
+    def look(*run: Any) -> None:
+        reached[run] = _last_step(folder.run(*run))
+        under_way = [f"{r[0]}, seed {r[1]}: step {n:,} of {steps[r]:,}" for r, n in reached.items() if 0 < n < steps[r]]
+        show("; ".join(under_way) or "training", sum(reached.values()) - sum(began.values()), total)
+
+    stopping = threading.Event()
     with StopOnSignals(lambda reason: stopping.set()) as signals, ThreadPoolExecutor(plan.processes) as pool:
         try:
-            tasks = {pool.submit(_train, folder, setup, *run, say, stopping): run for run in waiting}
+            tasks = {pool.submit(_train, folder, setup, *run, say, look, stopping): run for run in waiting}
             for task in as_completed(tasks):
                 name, seed = tasks[task]
                 code = task.result()
                 if code == 0:
                     number = folder.write_results(plan)
-                    left = (time.monotonic() - started) / (number - len(runs) + len(waiting)) * (len(runs) - number)
-                    say(f"{name}, seed {seed}: done ({number} of {len(runs)}, about {left / 60:.0f} min left)")
+                    say(f"{name}, seed {seed}: done ({number} of {len(runs)})")
                 elif code != INTERRUPTED and not stopping.is_set():
                     log = folder.run(name, seed) / LOG_FILE
                     said = log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
@@ -117,7 +142,9 @@ def train_all(plan: ComparePlan, folder: Folder, setup: Setup, say: Say) -> list
     return failures
 
 
-def _train(folder: Folder, setup: Setup, name: str, seed: int, say: Say, stopping: threading.Event) -> int:
+def _train(
+    folder: Folder, setup: Setup, name: str, seed: int, say: Say, look: Callable[..., None], stopping: threading.Event
+) -> int:
     """Train one run in a process of its own, which is asked to stop when `stopping` is set; returns its exit code."""
     if stopping.is_set():
         return INTERRUPTED
@@ -139,10 +166,21 @@ def _train(folder: Folder, setup: Setup, name: str, seed: int, say: Say, stoppin
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
     while process.poll() is None:
+        look(name, seed)
         if stopping.wait(POLL_SECONDS):
             process.terminate()  # it saves its checkpoint; a second signal would end it at once
             process.wait()
     return process.returncode
+
+
+def _last_step(run: Path) -> int:
+    """The last step in a run's log."""
+    try:
+        with (run / METRICS_FILE).open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - METRICS_TAIL))
+            return int(re.findall(rb'"step": (\d+)', log.read())[-1])
+    except (OSError, IndexError):
+        return 0
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -5,7 +5,8 @@ Wall clocks of training runs depend on when they ran and beside what; ratios wit
 
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +32,29 @@ def batches_of(plan: ComparePlan, data: PreparedData) -> Batches:
     )
 
 
-def time_variants(plan: ComparePlan, variants: Sequence[Variant], out: Path) -> dict[str, Any]:
-    """Measure every variant, write timing.json, and return what it holds."""
+def time_variants(
+    plan: ComparePlan, variants: Sequence[Variant], out: Path, show: Callable[[str, int, int | None], None]
+) -> dict[str, Any]:
+    """Measure every variant, write timing.json, and return what it holds. `show` is called before each measurement."""
     device, timing = choose_device(plan.train.device).type, plan.timing
     batches = batches_of(plan, prepare_data(plan.data, variants[0].model.vocab_size))
     batch = batches.batch(0, 0).to(device)
     lengths = {"prompt_tokens": timing.prompt_tokens, "new_tokens": timing.new_tokens}
     timers = {v.name: ModelTimer(v.model, batch, device, precision=plan.train.precision, **lengths) for v in variants}
     times: dict[str, dict[str, Any]] = {}
+    done, turns = count(), len(variants) * (timing.warmup + timing.rounds * timing.steps + timing.rounds + 1)
     for round_ in range(timing.rounds + 1):
         if round_ < 2:  # the first round prepares kernels and caches, and does not count
             times = {variant.name: _no_times(plan) for variant in variants}
         # Variants take turns step by step: whatever slows the machine for a while slows all alike.
         for _ in range(timing.steps if round_ else timing.warmup):
-            for name, timer in timers.items():  # each micro-batch with an optimizer's step of its own
+            for name, timer in timers.items():
+                show(f"timing {name}, round {round_} of {timing.rounds}", next(done), turns)
+                # each micro-batch with an optimizer's step of its own
                 taken = sum(timer.train() for _ in range(plan.train.gradient_accumulation))
                 times[name]["step_seconds"].append(taken)
         for variant in variants:
+            show(f"timing {variant.name}, round {round_} of {timing.rounds}", next(done), turns)
             _measure(variant, timers[variant.name], times[variant.name], device)
             gc.collect()
     result = {

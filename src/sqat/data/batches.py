@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqat.config import CEILINGS
 from sqat.data.tokenizer import EOS, PAD
 from sqat.data.tokens import TokenFile
 from sqat.errors import ConfigError
 
 IGNORE = -100
-MODES = ("packed", "rows")
 MEMORY_SHARE = 0.25  # of a GPU's free memory, that the tokens may take there
 
 logger = logging.getLogger(__name__)
@@ -93,7 +91,7 @@ class Batches:
         device: where batches are needed; see :meth:`place`.
 
     Raises:
-        ConfigError: an unusable argument; the message names it.
+        ConfigError: `batch_size` is below 1, or `context_length` below 2.
     """
 
     def __init__(
@@ -108,15 +106,9 @@ class Batches:
         padding_as_target: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("context_length", context_length, 2)
-        if context_length > CEILINGS["context_length"]:
-            raise ConfigError(f"context_length is {context_length}; it must be at most {CEILINGS['context_length']:,}")
-        _check_at_least("seed", seed, 0)
-        if mode not in MODES:
-            raise ConfigError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
-        if mode == "packed" and padding_as_target:
-            raise ConfigError('padding_as_target is for mode "rows", not "packed"')
+        for name, value, least in (("batch_size", batch_size, 1), ("context_length", context_length, 2)):
+            if value < least:
+                raise ConfigError(f"{name} is {value}; it must be at least {least}")
         self.tokens = tokens
         self.batch_size = batch_size
         self.context_length = context_length
@@ -132,10 +124,11 @@ class Batches:
         self.place(device)
 
     def place(self, device: torch.device | str) -> None:
-        """Make the following batches for a device: on a GPU itself, if it has room for the tokens (see `TokenStore`);
-        otherwise on the host, and copy them."""
+        """Make the following batches for a device: on a GPU itself, if it has room for the tokens (see `load_ids`);
+        otherwise on the host, and copy them.
+        """
         self.device = torch.device(device)
-        self._store = TokenStore(self.tokens.tokens, self.device)
+        self._ids = load_ids(self.tokens.tokens, self.device)
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
@@ -151,7 +144,6 @@ class Batches:
 
     def epoch(self, state: BatchState) -> Iterator[tuple[Batch, BatchState]]:
         """(batch, state after it) from `state` to the end of its epoch; the last state begins the next epoch."""
-        self._check_place(state.epoch, state.row)
         starts = range(state.row, self.rows_per_epoch, self.batch_size)
         for row in starts:
             following = row + self.batch_size
@@ -165,12 +157,7 @@ class Batches:
             state = BatchState(state.epoch + 1, 0)
 
     def batch(self, epoch: int, row: int) -> Batch:
-        """The batch that starts at a row; at the end of the epoch it has fewer than `batch_size` rows.
-
-        Raises:
-            ConfigError: the epoch is negative, or has no such row.
-        """
-        self._check_place(epoch, row)
+        """The batch that starts at a row; at the end of the epoch it has fewer than `batch_size` rows."""
         end = min(row + self.batch_size, self.rows_per_epoch)
         make = self._rows if self.mode == "rows" else self._packed
         return make(self._order(epoch), row, end).to(self.device)
@@ -179,11 +166,11 @@ class Batches:
         documents = order.documents[first:last]
         whole = self._lengths[documents]
         lengths = np.minimum(whole, self.context_length)
-        table = self._store.upload(self._offsets[documents], lengths, whole > lengths)
+        table = self._upload(self._offsets[documents], lengths, whole > lengths)
         offset_L1, length_L1, cut_L1 = table.unsqueeze(-1)
-        columns = torch.arange(self.context_length, device=self._store.device)
+        columns = torch.arange(self.context_length, device=self._ids.device)
         real = columns < length_L1
-        inputs = torch.where(real, self._store.read(offset_L1 + columns.minimum(length_L1 - 1)), PAD)
+        inputs = torch.where(real, self._read(offset_L1 + columns.minimum(length_L1 - 1)), PAD)
         if self.padding_as_target:
             inputs[:, -1:].masked_fill_(cut_L1.bool(), EOS)
         targets = torch.full_like(inputs, IGNORE)
@@ -203,15 +190,15 @@ class Batches:
         shifts = self._offsets[order.documents[a:b]] - starts
         padding = (size, end, 0, 0, b)  # padding acts as one more document
         parts = (np.cumsum(tokens_each), starts, ends, shifts, np.arange(a, b))
-        table = self._store.upload(*(np.append(part, filler) for part, filler in zip(parts, padding, strict=True)))
-        column = torch.arange(size, device=self._store.device)
+        table = self._upload(*(np.append(part, filler) for part, filler in zip(parts, padding, strict=True)))
+        column = torch.arange(size, device=self._ids.device)
         which = torch.searchsorted(table[0], column, right=True)  # the document of each token
         document_starts, document_ends, shift, numbers = table[1:].index_select(1, which)
         stream = column + begin
         real, has_next = stream < end, stream + 1 < document_ends
         places = torch.where(real, stream + shift, 0)
-        inputs = torch.where(real, self._store.read(places), PAD)
-        targets = torch.where(has_next, self._store.read(places + has_next), IGNORE)
+        inputs = torch.where(real, self._read(places), PAD)
+        targets = torch.where(has_next, self._read(places + has_next), IGNORE)
         positions = torch.minimum(stream - document_starts, stream % self.context_length)
         inputs, targets, positions, numbers = (
             flat.view(-1, self.context_length) for flat in (inputs, targets, positions, numbers)
@@ -228,58 +215,31 @@ class Batches:
             self._order_of = _Order(epoch, documents, starts)
         return self._order_of
 
-    def _check_place(self, epoch: int, row: int) -> None:
-        _check_at_least("epoch", epoch, 0)
-        if not 0 <= row < self.rows_per_epoch:
-            raise ConfigError(f"row is {row}; an epoch has the rows 0 to {self.rows_per_epoch - 1}")
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} is {value}; it must be at least {least}")
-
-
-class TokenStore:
-    """The token ids of a corpus, indexed by tensors on the same device: no step waits for the GPU.
-
-    A GPU holds the ids in its own memory if they take at most `MEMORY_SHARE` of what is free. Otherwise, and on every
-    other device, they stay in the memory map, and `device` is the CPU.
-
-    Args:
-        tokens: uint16 or uint32 (num_tokens,).
-        device: where batches are needed.
-    """
-
-    def __init__(self, tokens: np.ndarray, device: torch.device) -> None:
-        bits = 8 * tokens.itemsize
-        self._bits = 2**bits - 1
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
-            # As signed integers, which more of torch's kernels take; `read` undoes it.
-            self._ids = torch.from_numpy(np.asarray(tokens).view(f"int{bits}"))
-        if device.type == "cuda" and self._fits(device):
-            self._ids = self._ids.to(device)
-
-    @property
-    def device(self) -> torch.device:
-        return self._ids.device
-
-    def read(self, places: Tensor) -> Tensor:
+    def _read(self, places: Tensor) -> Tensor:
         """The ids at some places: int64, in the shape of `places`."""
-        return self._ids[places].long() & self._bits
+        return self._ids[places].long() & (256**self._ids.itemsize - 1)
 
-    def upload(self, *columns: np.ndarray) -> Tensor:
-        """Integers or booleans, each (L,), as one int64 tensor (columns, L) on `device`."""
+    def _upload(self, *columns: np.ndarray) -> Tensor:
+        """Integers or booleans, each (L,), as one int64 tensor (columns, L) where the ids are."""
         table = torch.from_numpy(np.stack(columns).astype(np.int64, copy=False))
-        return to_device(table, self.device)
+        return to_device(table, self._ids.device)
 
-    def _fits(self, device: torch.device) -> bool:
-        size, free = self._ids.nbytes, torch.cuda.mem_get_info(device)[0]
-        if size > MEMORY_SHARE * free:
-            template = "the tokens (%.1f GB) stay on the host: more than %.0f %% of the free GPU memory (%.1f GB)"
-            logger.info(template, size / 1e9, 100 * MEMORY_SHARE, free / 1e9)
-            return False
-        return True
+
+def load_ids(tokens: np.ndarray, device: torch.device) -> Tensor:
+    """Token ids, (num_tokens,), as signed integers of their size, which more of torch's kernels take. A GPU holds them
+    if they take at most `MEMORY_SHARE` of its free memory; otherwise they stay in the memory map.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nobody writes to it
+        ids = torch.from_numpy(np.asarray(tokens).view(f"int{8 * tokens.itemsize}"))
+    if device.type != "cuda":
+        return ids
+    free = torch.cuda.mem_get_info(device)[0]
+    if ids.nbytes <= MEMORY_SHARE * free:
+        return ids.to(device)
+    template = "the tokens (%.1f GB) stay on the host: more than %.0f %% of the free GPU memory (%.1f GB)"
+    logger.info(template, ids.nbytes / 1e9, 100 * MEMORY_SHARE, free / 1e9)
+    return ids
 
 
 def to_device(part: Tensor, device: torch.device | str) -> Tensor:

@@ -57,27 +57,19 @@ def read_file(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-class _Unpacked(io.BufferedReader):
-    """The bytes of a file, unpacked. It counts those that a TextIOWrapper has read: no compressed stream tells them."""
-
-    def __init__(self, path: Path) -> None:
-        # Arrow opens no names that are not UTF-8, and its gzip takes no padding after the end.
-        kind = path.suffix.lower()
-        raw: Any = gzip.open(path) if kind == ".gz" else path.open("rb", buffering=0)  # noqa: SIM115
-        super().__init__(pa.CompressedInputStream(raw, "zstd") if kind == ".zst" else raw)
-        self.count = 0
-
-    def read1(self, size: int = -1) -> bytes:
-        data = super().read1(size)
-        self.count += len(data)
-        return data
+def _unpacked(path: Path) -> io.BufferedReader:
+    """The bytes of a file, unpacked."""
+    # Arrow opens no names that are not UTF-8, and its gzip takes no padding after the end.
+    kind = path.suffix.lower()
+    raw: Any = gzip.open(path) if kind == ".gz" else path.open("rb", buffering=0)  # noqa: SIM115
+    return io.BufferedReader(pa.CompressedInputStream(raw, "zstd") if kind == ".zst" else raw)
 
 
 def _read_parquet(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
     with tempfile.TemporaryFile() as unpacked, open(path, "rb") as file:
         stream: BinaryIO = file
         if path.suffix.lower() in COMPRESSIONS:  # Parquet is read from its end, a compressed stream only forwards
-            with _Unpacked(path) as packed:
+            with _unpacked(path) as packed:
                 shutil.copyfileobj(packed, unpacked)
             stream = unpacked
         parquet = pq.ParquetFile(stream, **THRIFT_LIMITS)
@@ -115,7 +107,7 @@ def column_texts(column: pa.Array | pa.ChunkedArray, encoding_errors: str, place
 
 
 def _read_jsonl(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
-    with _Unpacked(path) as stream:
+    with _unpacked(path) as stream:
         lines = iter(lambda: stream.readline(MAX_DOCUMENT_BYTES + 1), b"")
         for number, line in enumerate(lines, 1):
             if not line.isspace():
@@ -150,19 +142,25 @@ def _json_field(line: str, field: str, encoding_errors: str, place: str) -> str:
 def _read_text(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
     r"""Documents between <|endoftext|>, or between blank lines if the file has no <|endoftext|>. All line ends are read
     as "\n", and those around a document belong to the separator."""
-    separate = _between_markers if _holds_marker(path) else _between_blank_lines
-    with _Unpacked(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", encoding_errors) as text:
+    marked = _holds_marker(path)
+    if not marked and path.parent not in _warned:
+        _warn_of_sentences(path)
+    separate = _between_markers if marked else _between_blank_lines
+    with _unpacked(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", encoding_errors) as text:
         try:
             for document in separate(text, path):
                 yield document.strip("\n")
-        except UnicodeDecodeError as error:  # it counts from the start of what was decoded last
-            raise _invalid_utf8(str(path), stream.count - len(error.object) + error.start) from error
+        except UnicodeDecodeError:
+            with _unpacked(path) as again:
+                for number, line in enumerate(iter(lambda: again.readline(MAX_DOCUMENT_BYTES), b""), 1):
+                    _decode(line, encoding_errors, f"{path}, line {number}")
+            raise
 
 
 def _holds_marker(path: Path) -> bool:
     marker = END_OF_TEXT.encode()
     window = b""
-    with _Unpacked(path) as stream:
+    with _unpacked(path) as stream:
         while chunk := stream.read(CHUNK_BYTES):
             window = window[1 - len(marker) :] + chunk
             if marker in window:
@@ -181,32 +179,34 @@ def _between_markers(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
 
 def _between_blank_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
     document: list[str] = []
-    only: list[str] | None = None  # the lines of the one document, unless there are several
-    length = documents = 0
+    length = 0
     while line := text.readline(MAX_DOCUMENT_BYTES + 1):
         if line.isspace():
             if document:
-                only, documents = document, documents + 1
                 yield "".join(document)
             document, length = [], 0
         else:
             document.append(line)
             length += len(line)
             _require_length(length, path)
-    if document:
-        only, documents = document, documents + 1
-    if only is not None and documents == 1 and len(only) >= MANY_LINES:
-        sentences = sum(line.rstrip().endswith(SENTENCE_ENDS) for line in only)
-        if sentences >= MOSTLY * len(only) and path.parent not in _warned:
-            _warned.add(path.parent)  # once, not for each of thousands of files
-            logger.warning(
-                "%s has %d lines, most of them whole sentences, but no blank line or %s between any two: it is read as "
-                "one document. If every line is one, put blank lines between them",
-                path,
-                len(only),
-                END_OF_TEXT,
-            )
     yield "".join(document)
+
+
+def _warn_of_sentences(path: Path) -> None:
+    """Warn if a text file has many lines, most of them whole sentences, and no blank line between any two."""
+    with _unpacked(path) as stream:
+        lines = [line.strip() for line in stream.read(CHUNK_BYTES).decode(errors="replace").strip().splitlines()]
+    sentences = sum(line.endswith(SENTENCE_ENDS) for line in lines)
+    if len(lines) < MANY_LINES or "" in lines or sentences < MOSTLY * len(lines):
+        return
+    _warned.add(path.parent)  # once, not for each of thousands of files
+    logger.warning(
+        "%s has %d lines or more, most of them whole sentences, but no blank line or %s between any two: it is read as "
+        "one document. If every line is one, put blank lines between them",
+        path,
+        len(lines),
+        END_OF_TEXT,
+    )
 
 
 def _require_length(characters: int, path: Path) -> None:
@@ -221,10 +221,5 @@ def _decode(data: bytes, encoding_errors: str, place: str) -> str:
     try:
         return data.decode("utf-8", encoding_errors)
     except UnicodeDecodeError as error:
-        raise _invalid_utf8(place, error.start) from error
-
-
-def _invalid_utf8(place: str, offset: int) -> DataError:
-    return DataError(
-        f'{place}: invalid UTF-8 at byte {offset}; encoding_errors="replace" reads on, with U+FFFD in its place'
-    )
+        hint = 'encoding_errors="replace" reads on, with U+FFFD in its place'
+        raise DataError(f"{place}: invalid UTF-8 at byte {error.start}; {hint}") from error

@@ -306,7 +306,7 @@ def read_tokenizer_file(path: Path) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is too large, not JSON, has ids out of range, or settings that no byte-level encoding has.
+        ValueError: it is too large, not JSON, or has ids out of range.
     """
     try:
         text = read_bytes(path, MAX_TOKENIZER_BYTES).decode("utf-8")
@@ -321,9 +321,6 @@ def read_tokenizer_file(path: Path) -> str:
         if type(token_id) is not int or not 0 <= token_id < MAX_VOCABULARY:
             right = f"a whole number from 0 to {MAX_VOCABULARY - 1:,}"
             raise ValueError(f"the id of the token {shown(token)} is {shown(token_id)}, but must be {right}")
-    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
-        if model.get(name):
-            raise ValueError(f"model.{name} is {shown(model[name])}, but must be null")
     return text
 
 

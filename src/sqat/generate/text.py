@@ -140,8 +140,8 @@ def generate_each(
     config = config or SamplingConfig()
     if not prompts:
         raise ConfigError("prompts is empty, but must hold at least one")
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}, but must be at least 1")
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise ConfigError(f"batch_size is {batch_size!r}, but must be a whole number of at least 1")
     require_room(tokenizer, model.config.vocab_size)
     if config.seed is None:
         config = replace(config, seed=torch.Generator().seed() % 2**62)  # one for all batches
