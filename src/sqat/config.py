@@ -27,16 +27,9 @@ INITS = ("normal", "torch")
 
 # Far above any real model. A config.json may come from anywhere, and must not make us allocate without end.
 CEILINGS = {
-    "vocab_size": 1 << 24,
-    "hidden_size": 1 << 20,
-    "num_layers": 1 << 12,
-    "num_query_heads": 1 << 14,
-    "num_kv_heads": 1 << 14,
-    "head_dim": 1 << 16,
-    "intermediate_size": 1 << 22,
-    "context_length": 1 << 24,
-    "num_experts": 1 << 14,
-    "global_tokens": 1 << 24,
+    **dict.fromkeys(("vocab_size", "context_length", "global_tokens"), 1 << 24),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "head_dim"), 1 << 18),
+    **dict.fromkeys(("num_layers", "num_query_heads", "num_kv_heads", "num_experts"), 1 << 12),
 }
 
 
@@ -163,11 +156,6 @@ def require_positive(config: object, field: str) -> None:
     require(getattr(config, field) >= 1, config, field, "at least 1")
 
 
-def require_at_most(config: object, field: str, most: int) -> None:
-    """Raise a ConfigError if the field is larger than `most`."""
-    require(getattr(config, field) <= most, config, field, f"at most {most:,}")
-
-
 def require_choice(config: object, field: str, choices: Sequence[str | None]) -> None:
     """Raise a ConfigError unless the field is one of `choices`, which may begin with None."""
     names = ", ".join(choice for choice in choices if choice is not None)
@@ -246,7 +234,7 @@ class ModelConfig(Config):
         require_positive(self, "intermediate_size")
         require(self.context_length >= 2, self, "context_length", "at least 2 (one token and the one after it)")
         for name, most in CEILINGS.items():
-            require_at_most(self, name, most)
+            require(getattr(self, name) <= most, self, name, f"at most {most:,}")
         require(self.head_dim % 2 == 0, self, "head_dim", "even, since rotary embedding turns pairs")
         query_heads, kv_heads = self.num_query_heads, self.num_kv_heads
         divisors = ", ".join(str(heads) for heads in range(1, query_heads + 1) if query_heads % heads == 0)

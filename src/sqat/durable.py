@@ -83,14 +83,6 @@ def remove_folder(folder: Path) -> None:
     _remove(hidden)
 
 
-def write_durably(path: Path, content: str) -> None:
-    """Write a text file and flush it to disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def replace_file(path: Path, content: str) -> None:
     """Replace a text file atomically.
 
@@ -98,7 +90,8 @@ def replace_file(path: Path, content: str) -> None:
         StorageError: the system refuses.
     """
     with writing(path), temporary_beside(path) as temporary:
-        write_durably(temporary, content)
+        temporary.write_text(content, encoding="utf-8")
+        flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)
 

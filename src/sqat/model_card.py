@@ -19,8 +19,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from sqat.config import ModelConfig
 from sqat.cost import flops_per_token, kv_bytes_per_token, parameters
-from sqat.errors import CheckpointError, ConfigError
-from sqat.hub import require_repo_id
+from sqat.errors import ConfigError
 from sqat.run_config import RunConfig, read_yaml
 from sqat.train.checkpoints import FOLDER
 from sqat.train.run import CONFIG_FILE, FREE_ON_RESUME
@@ -41,10 +40,8 @@ LIBRARIES = {**dict.fromkeys(("transformers", "stock", "mixed"), "transformers")
 RXNN_TAGS = ("RxNN", "pytorch_model_hub_mixin", "model_hub_mixin")
 BLANK = "[More Information Needed]"  # in the cards that transformers writes
 
-_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _SEAL = re.compile(r"\n\n<!-- written by sqat, ([0-9a-f]{16}) -->\s*\Z")
 _RENEWED = ("metrics", "model-index", "tags", "library_name", "pipeline_tag")  # they describe the weights
-_RECORD = {"source", "method", "before", "after", "context_length"}  # what a card needs of conversion.json
 _PATHS = ("data.source", "data.validation", "data.tokenizer", "model.path", "model.teacher")
 
 
@@ -59,30 +56,13 @@ class StockModel(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """What only the user can know of a model; what is not given is left out of its card.
-
-    Raises:
-        ConfigError: a name that the Hub would not take.
+    """What only the user can know of a model; what is not given is left out of its card. The Hub says which names it
+    does not take.
     """
 
     license: str | None = None  # the Hub's identifier, such as "apache-2.0"
     datasets: tuple[str, ...] = ()  # Hub ids of the training data
     base_model: str | None = None  # Hub id of the model that this one was made of
-
-    def __post_init__(self) -> None:
-        if self.license is not None and not _LICENSE.fullmatch(self.license):
-            raise ConfigError(
-                f"license is {self.license!r}, but must be one of the Hub's identifiers, such as apache-2.0 or mit; "
-                '"other" stands for what has none'
-            )
-        if self.base_model is not None:
-            require_repo_id(self.base_model, "base_model")
-        if isinstance(self.datasets, str):
-            raise ConfigError(
-                f"datasets is {self.datasets!r}, but must be a tuple of names, such as ({self.datasets!r},)"
-            )
-        for dataset in self.datasets:
-            require_repo_id(dataset, "dataset")
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -119,17 +99,7 @@ def read_origin(folder: str | Path) -> Origin:
         model = values.get("model")
         run = (UptrainConfig if isinstance(model, dict) and "path" in model else RunConfig).from_dict(values)
     state = read_state(folder) if (folder / STATE_FILE).is_file() else None
-    return Origin(run, state, _read_record(record) if record.is_file() else None)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = dict(read_json(path))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
-    if missing := ", ".join(sorted(_RECORD - set(record))):
-        raise CheckpointError(f"{path} is damaged, or of another version of sqat: it lacks {missing}")
-    return record
+    return Origin(run, state, read_json(record) if record.is_file() else None)
 
 
 def model_card(

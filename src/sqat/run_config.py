@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sqat.config import Config, ModelConfig, require, require_at_most, require_choice, require_positive
+from sqat.config import Config, ModelConfig, require, require_choice, require_positive
 from sqat.errors import ConfigError
 from sqat.untrusted import shown
 from sqat.variants import preset
@@ -93,7 +93,6 @@ class TrainConfig(Config):
         require(0 <= self.min_learning_rate <= self.learning_rate, self, "min_learning_rate", right)
         for name in ("warmup_steps", "weight_decay", "router_loss_weight", "seed"):
             require(getattr(self, name) >= 0, self, name, "at least 0")
-        require_at_most(self, "seed", 2**63 - 1)
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, self, name, "at least 0 and below 1")
         require(self.clip_norm is None or self.clip_norm > 0, self, "clip_norm", "positive, or null for no clipping")

@@ -37,14 +37,14 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
     return data
 
 
-def read_json(path: Path, most_bytes: int = MAX_JSON_BYTES) -> Any:
+def read_json(path: Path) -> Any:
     """The value in a JSON file; NaN and Infinity are numbers, as Python writes them.
 
     Raises:
-        ValueError: larger than `most_bytes`, not JSON, or nested too deep.
+        ValueError: larger than `MAX_JSON_BYTES`, not JSON, or nested too deep.
         OSError: it cannot be read.
     """
     try:
-        return json.loads(read_bytes(path, most_bytes))
+        return json.loads(read_bytes(path, MAX_JSON_BYTES))
     except RecursionError:
         raise ValueError("it is nested too deep") from None

@@ -156,10 +156,7 @@ def attention_name(config: ModelConfig) -> str:
 def variant_name(config: ModelConfig) -> str | None:
     """The name of the variant that has a configuration's head counts, or None if no variant does."""
     counts = (config.num_query_heads, config.num_kv_heads)
-    for name in VARIANTS:
-        try:
-            if head_counts(name, config.num_heads) == counts:
-                return name
-        except ConfigError:
-            continue
+    for name, (query_share, kv_share, _) in VARIANTS.items():
+        if counts == (query_share * config.num_heads, 1 if kv_share is None else kv_share * config.num_heads):
+            return name
     return None

@@ -33,8 +33,8 @@ def test_no_field_is_larger_than_in_any_model(checkpoint, field):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"vocab_size": 1 << 24, "hidden_size": 1 << 20, "tie_embeddings": False},
-        {"num_layers": 4096, "num_experts": 1 << 14, "intermediate_size": 1 << 22},
+        {"vocab_size": 1 << 24, "hidden_size": 1 << 18, "tie_embeddings": False},
+        {"num_layers": 4096, "num_experts": 1 << 12, "intermediate_size": 1 << 18},
     ],
     ids=["vocabulary", "experts"],
 )
@@ -48,7 +48,7 @@ def test_a_model_larger_than_the_memory_is_refused(changes):
 @pytest.mark.parametrize(("layout", "experts"), [("sqat", "num_experts"), ("rxnn", "ff_num_experts")])
 def test_a_config_is_compared_with_the_weights_before_a_model_is_built(tmp_path, layout, experts):
     model = Decoder(preset("sqat-mm").replace(vocab_size=41, num_layers=1, num_experts=2))
-    for field, value in {"vocab_size": 1 << 24, "num_layers": 4096, experts: 1 << 14}.items():
+    for field, value in {"vocab_size": 1 << 24, "num_layers": 4096, experts: 1 << 12}.items():
         folder = save_model(model, tmp_path / "model", layout=layout)
         load_model(folder)
         change(folder, **{field: value})
@@ -62,7 +62,7 @@ def test_messages_stay_short_and_a_large_or_deep_config_is_refused(checkpoint):
         read_config(checkpoint)
     assert len(str(caught.value)) < 2000
     assert len(shown(["a" * 10_000] * 100)) < 700
-    for text, message in ((" " * ((1 << 20) + 1), "larger than 1,048,576 bytes"), ("[" * 100_000, "nested too deep")):
+    for text, message in ((" " * ((1 << 26) + 1), "larger than 67,108,864 bytes"), ("[" * 100_000, "nested too deep")):
         (checkpoint / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             read_config(checkpoint)

@@ -330,8 +330,6 @@ class TestPush:
             (("a/b/c",), "repository is 'a/b/c'"),
             ((REPO, "--to", "gguf"), "to is 'gguf', but must be one of transformers, stock, rxnn, sqat"),
             ((REPO, "--to", "rxnn"), "RxNN's layout holds models with"),
-            ((REPO, "--license", "The License"), "license is 'The License'"),
-            ((REPO, "--dataset", "a b"), "dataset is 'a b'"),
         ],
     )
     def test_wrong_options_are_refused_before_any_request(self, options, message, hub, command, run_folder):

@@ -31,9 +31,6 @@ MODEL_TYPE = "sqat"
 LAYOUTS = ("sqat", "rxnn")
 TRANSFORMERS_PREFIX = "model."  # transformers puts it before every tensor's name but the head's
 
-MAX_CONFIG_BYTES = 1 << 20
-MAX_INDEX_BYTES = 1 << 24
-
 # Fields that transformers adds to config.json.
 _NOT_OF_THE_MODEL = {
     *("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "problem_type"),
@@ -59,14 +56,14 @@ def save_model(model: Decoder, folder: str | Path, *, layout: str = "sqat") -> P
         CheckpointError: `folder` holds something other than a checkpoint; it is left alone.
         StorageError: the system refuses, for example because the disk is full.
     """
-    folder = existing = Path(folder).expanduser()
-    if existing.is_file() or (existing.is_dir() and any(existing.iterdir()) and not (existing / CONFIG_FILE).is_file()):
+    folder = Path(folder).expanduser()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file()):
         raise CheckpointError(
             f"{folder} exists and is not a checkpoint (it has no {CONFIG_FILE}): choose a new or an empty folder"
         )
     with write_folder(folder) as temporary:
         write_model(model, temporary, layout=layout)
-    return Path(folder)
+    return folder
 
 
 def write_model(model: Decoder, folder: Path, *, layout: str = "sqat") -> None:
@@ -87,17 +84,7 @@ def write_model(model: Decoder, folder: Path, *, layout: str = "sqat") -> None:
 def load_model(
     folder: str | Path, *, dtype: torch.dtype | None = torch.float32, device: torch.device | str = "cpu"
 ) -> Decoder:
-    """Read a checkpoint of either layout; the model comes in evaluation mode.
-
-    Args:
-        folder: the checkpoint.
-        dtype: type to convert the weights to; `None` keeps the file's.
-        device: where to put the model.
-
-    Raises:
-        CheckpointError: files are missing, damaged or do not match the folder's checksums; tensors are missing, extra
-            or of the wrong shape; or the architecture is unknown. The message names them.
-    """
+    """As :func:`sqat.load_model`, of a checkpoint's folder alone."""
     folder = Path(folder)
     config, is_rxnn = read_config(folder)
     files = weight_files(folder, WEIGHTS_FILE)
@@ -146,7 +133,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         reason = f"{folder} is not a checkpoint: it has no {CONFIG_FILE}"
         raise CheckpointError(reason if folder.is_dir() else f"no checkpoint at {folder}")
     try:
-        values: dict[str, Any] = dict(read_json(path, MAX_CONFIG_BYTES))
+        values: dict[str, Any] = dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     return values
@@ -217,7 +204,7 @@ def weight_files(folder: Path, single: str) -> list[Path]:
         return [folder / single]
     check_files(folder, [index.name])
     try:
-        names = sorted({str(name) for name in read_json(index, MAX_INDEX_BYTES)["weight_map"].values()})
+        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is damaged: {error!r}") from error
     if not names:

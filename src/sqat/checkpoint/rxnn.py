@@ -14,7 +14,7 @@ Shape letters: H heads, C head_dim, D the other width, I the output projection's
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -191,8 +191,7 @@ def tensors_to_rxnn(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[
     """Tensors under RxNN's names and in its order of rotary pairs, with its `inv_freq` buffer."""
     result: dict[str, Tensor] = {}
     for name, names in _expand(tensors, config).items():
-        tensor = _permute_rotary(name, tensors[name], config, halves_to_pairs)
-        tensor = _permute_reverse(name, tensor, config, to_rxnn=True)
+        tensor = _permuted(name, tensors[name], config, to_rxnn=True)
         parts = tensor.unbind() if ".experts." in names[0] else (tensor,)
         result |= {renamed: part.clone().contiguous() for renamed, part in zip(names, parts, strict=True)}
     exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
@@ -206,8 +205,7 @@ def tensors_from_rxnn(tensors: Mapping[str, Tensor], config: ModelConfig, names:
     for name, theirs in _expand(names, config).items():
         parts = [tensors[renamed] for renamed in theirs]
         tensor = torch.stack(parts) if ".experts." in theirs[0] else parts[0]
-        tensor = _permute_reverse(name, tensor, config, to_rxnn=False)
-        result[name] = _permute_rotary(name, tensor, config, _pairs_to_halves)
+        result[name] = _permuted(name, tensor, config, to_rxnn=False)
     return result
 
 
@@ -216,23 +214,22 @@ def drop_buffers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not re.search(r"\.rope\.(inv_freq|cache)$", name)}
 
 
-def _permute_rotary(name: str, tensor: Tensor, config: ModelConfig, permute: Callable[[Tensor], Tensor]) -> Tensor:
-    if not name.endswith(("attention.q_proj.weight", "attention.k_proj.weight")):
-        return tensor
-    heads_HCD = tensor.unflatten(0, (-1, config.head_dim))
-    return permute(heads_HCD).flatten(0, 1).contiguous()
-
-
-def _permute_reverse(name: str, tensor: Tensor, config: ModelConfig, *, to_rxnn: bool) -> Tensor:
-    """Key/value heads in the other layout's order, if there are more of them than query heads."""
+def _permuted(name: str, tensor: Tensor, config: ModelConfig, *, to_rxnn: bool) -> Tensor:
+    """A projection with rotary pairs, and with key/value heads where there are more than query heads, in the other
+    layout's order.
+    """
+    if name.endswith(("attention.q_proj.weight", "attention.k_proj.weight")):
+        heads_HCD = tensor.unflatten(0, (-1, config.head_dim))
+        permute = halves_to_pairs if to_rxnn else _pairs_to_halves
+        tensor = permute(heads_HCD).flatten(0, 1).contiguous()
     times = config.num_kv_heads // config.num_query_heads
-    if times <= 1 or ".attention." not in name:
+    if times <= 1:
         return tensor
     # A head's index is (query head, which of its own) here, and (which of its own, query head) in RxNN.
     places = (config.num_query_heads, times) if to_rxnn else (times, config.num_query_heads)
-    if name.endswith(("k_proj.weight", "v_proj.weight")):
+    if name.endswith(("attention.k_proj.weight", "attention.v_proj.weight")):
         return tensor.unflatten(0, (*places, -1)).transpose(0, 1).flatten(0, 2).contiguous()
-    if name.endswith("out_proj.weight"):
+    if name.endswith("attention.out_proj.weight"):
         return tensor.unflatten(1, (*places, -1)).transpose(1, 2).flatten(1, 3).contiguous()
     return tensor
 

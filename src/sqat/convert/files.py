@@ -31,11 +31,10 @@ from sqat.errors import CheckpointError, ConfigError
 from sqat.hub import download
 from sqat.model_card import CARD_FILE, RECORD_FILE, model_card, public_name, read_origin
 from sqat.train.checkpoints import best_checkpoint
-from sqat.untrusted import MAX_JSON_BYTES, read_json, shown
+from sqat.untrusted import read_json, shown
 
 # The tokenizer's files under all their names, and what belongs to them.
 TOKENIZER_FILES = ("*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template*", "tekken.json")
-MAX_CONFIG_BYTES = 1 << 20
 MAX_NUMBER = 1 << 24  # of any size in a configuration
 MAX_LAYERS = 1 << 10
 
@@ -210,19 +209,19 @@ def require_plain_tokenizer(folder: Path) -> None:
         raise CheckpointError(f"{path}: {error}") from error
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():
-            values = _read_plain_json(folder / name, MAX_JSON_BYTES)
+            values = _read_plain_json(folder / name)
             if values.get("auto_map") is not None:
                 raise CheckpointError(f"{folder / name}: auto_map is there, but must not: {_NO_CODE}")
 
 
-def _read_plain_json(path: Path, most_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+def _read_plain_json(path: Path) -> dict[str, Any]:
     """Read the object in a JSON file. Raises a CheckpointError if there is none, or the file is a link out of its
     folder.
     """
     if path.is_symlink():
         require_inside(path)
     try:
-        values = read_json(path, most_bytes)
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):

@@ -19,15 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from sqat.data.files import (
-    COMPRESSIONS,
-    FORMATS,
-    ROWS_AT_A_TIME,
-    check_text_column,
-    column_texts,
-    read_file,
-    text_format,
-)
+from sqat.data import files
 from sqat.errors import ConfigError, DataError
 from sqat.untrusted import named, shown
 
@@ -113,14 +105,13 @@ def open_source(
     if path is not None:
         if not path.is_file():
             raise DataError(f"{path}: not a regular file")
-        if text_format(path) is None:
-            raise DataError(
-                f"{path}: the name must end in {', '.join(FORMATS)}, also with {' or '.join(COMPRESSIONS)} after it"
-            )
+        if files.text_format(path) is None:
+            kinds = f"{', '.join(files.FORMATS)}, also with {' or '.join(files.COMPRESSIONS)} after it"
+            raise DataError(f"{path}: the name must end in {kinds}")
         if split != "train":
             raise NoSplitError(f"{path}: a single file is the split 'train' and has no split {split!r}")
         return _open_files(limit, str(path), (path,), field, encoding_errors)
-    if spec.startswith(("./", "../", "/", "~")) or spec.count("/") > 1 or text_format(Path(spec)):
+    if spec.startswith(("./", "../", "/", "~")) or spec.count("/") > 1 or files.text_format(Path(spec)):
         raise DataError(f"{spec}: no such file or folder")
     return _open_hub(limit, spec, split, field, encoding_errors)
 
@@ -182,19 +173,19 @@ def _open_files(limit: int | None, name: str, paths: Sequence[Path], field: str,
     """The documents of some files, in their order."""
 
     def identity() -> list[object]:
-        files = []
+        stats = []
         for path in paths:
             try:
                 stat = path.stat()
             except OSError as error:
                 raise DataError(f"{path}: cannot be read: {error}") from error
-            files.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
-        return ["files", files, field, encoding_errors]
+            stats.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+        return ["files", stats, field, encoding_errors]
 
     return _Source(
         name,
         limit,
-        lambda: (text for path in paths for text in read_file(path, field, encoding_errors)),
+        lambda: (text for path in paths for text in files.read_file(path, field, encoding_errors)),
         identity,
     )
 
@@ -222,17 +213,17 @@ def _open_hub(limit: int | None, spec: str, split: str, field: str, encoding_err
             'A local file or folder, or the built-in "stories", needs no network'
         ) from error
     name = f"{dataset_id}{f':{subset}' if subset else ''} ({split})"
-    check_text_column(dataset.features.arrow_schema, field, name)
+    files.check_text_column(dataset.features.arrow_schema, field, name)
 
     def read() -> Iterator[str]:
         row = 0
-        for table in dataset.select_columns([field]).with_format("arrow").iter(ROWS_AT_A_TIME):
-            yield from column_texts(table.column(0), encoding_errors, name, row)
+        for table in dataset.select_columns([field]).with_format("arrow").iter(files.ROWS_AT_A_TIME):
+            yield from files.column_texts(table.column(0), encoding_errors, name, row)
             row += len(table)
 
     # `datasets` names the folder of a data set for its revision, or for the files it was made from.
-    files = [str(Path(file["filename"]).resolve()) for file in dataset.cache_files]
-    return _Source(name, limit, read, lambda: ["hub", name, field, encoding_errors, dataset.num_rows, files])
+    sources = [str(Path(file["filename"]).resolve()) for file in dataset.cache_files]
+    return _Source(name, limit, read, lambda: ["hub", name, field, encoding_errors, dataset.num_rows, sources])
 
 
 def find_shards(place: Path, split: str) -> tuple[Path, ...]:
@@ -252,10 +243,10 @@ def find_shards(place: Path, split: str) -> tuple[Path, ...]:
         DataError: no text files, a file that is named for two splits, or a split in several formats, which may hold the
             same documents.
     """
-    root, files = _files_at(place)
-    found = [path for path in files if text_format(path) and path.is_file()]
+    root, paths = _files_at(place)
+    found = [path for path in paths if files.text_format(path) and path.is_file()]
     if not found:
-        raise DataError(f"{place}: no {', '.join(FORMATS)} files {'in it' if place.is_dir() else 'match it'}")
+        raise DataError(f"{place}: no {', '.join(files.FORMATS)} files {'in it' if place.is_dir() else 'match it'}")
     named_for = _sort_into_splits(root, found)
     splits: dict[str, list[Path]] = {}
     for path, names in named_for.items():
@@ -267,12 +258,12 @@ def find_shards(place: Path, split: str) -> tuple[Path, ...]:
     if split not in splits:
         raise NoSplitError(f"{place}: no split {split!r}; it has: {', '.join(sorted(splits))}")
     shards = splits[split]
-    if len(formats := sorted({str(text_format(path)) for path in shards})) > 1:
+    if len(formats := sorted({str(files.text_format(path)) for path in shards})) > 1:
         raise DataError(
             f"{place}: the split {split!r} comes as {', '.join(formats)} ({_listed(root, shards)}), which may hold the "
             f"same documents: name one of them, as in {root / ('*' + formats[0])}"
         )
-    left_out = [path for path in files if not named_for.get(path) and not _is_about(path)]
+    left_out = [path for path in paths if not named_for.get(path) and not _is_about(path)]
     if left_out and split == "train":
         logger.warning("%s: left out, as they belong to no split or are no text: %s", place, _listed(root, left_out))
     logger.info("%s: the split %r is %s", place, split, _listed(root, shards))
@@ -301,12 +292,12 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
         yield folder, folders, names
 
 
-def _sort_into_splits(root: Path, files: Sequence[Path]) -> dict[Path, set[str]]:
+def _sort_into_splits(root: Path, paths: Sequence[Path]) -> dict[Path, set[str]]:
     """The splits that each file is named for, by the first rule of :func:`find_shards` that says anything."""
-    by_shard = {path: _shard_of(path) if path.parent == root / "data" else set() for path in files}
-    by_folder = {path: _named_for(path.relative_to(root).parts[:-1]) for path in files}
-    by_name = {path: _shard_of(path) or _named_for([path.name]) for path in files}
-    everything = {path: {"train"} for path in files}
+    by_shard = {path: _shard_of(path) if path.parent == root / "data" else set() for path in paths}
+    by_folder = {path: _named_for(path.relative_to(root).parts[:-1]) for path in paths}
+    by_name = {path: _shard_of(path) or _named_for([path.name]) for path in paths}
+    everything = {path: {"train"} for path in paths}
     return next(rule for rule in (by_shard, by_folder, by_name, everything) if any(rule.values()))
 
 

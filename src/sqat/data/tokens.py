@@ -12,11 +12,12 @@ A token file is a folder:
 import hashlib
 import json
 import logging
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -177,33 +178,25 @@ def _write_arrays(
 ) -> dict[str, Any]:
     """Write all but meta.json into `folder`; returns the sizes that meta.json records."""
     dtype = _dtype(tokenizer.vocab_size)
-    documents = num_tokens = document_bytes = 0
+    offsets, lengths = array("q", [0]), array("q")
     total = None if progress is None else sum(1 for _ in source.documents())
-    with (
-        open(folder / TOKENS, "wb") as tokens,
-        open(folder / OFFSETS, "wb") as offsets,
-        open(folder / BYTE_LENGTHS, "wb") as byte_lengths,
-    ):
-        offsets.write(np.zeros(1, np.int64).tobytes())
+    with open(folder / TOKENS, "wb") as tokens:
         for texts in _text_batches(source.documents(), batch_documents):
             ids = tokenizer.encode_documents(texts)
-            ends = num_tokens + np.cumsum([len(document) for document in ids], dtype=np.int64)
-            lengths = np.array([len(text.encode()) for text in texts], np.int64)
-            tokens.write(np.fromiter(chain.from_iterable(ids), dtype, count=int(ends[-1]) - num_tokens).tobytes())
-            offsets.write(ends.tobytes())
-            byte_lengths.write(lengths.tobytes())
-            documents += len(texts)
-            num_tokens = int(ends[-1])
-            document_bytes += int(lengths.sum())
+            tokens.write(np.fromiter(chain.from_iterable(ids), dtype, count=sum(map(len, ids))).tobytes())
+            offsets.extend(accumulate(map(len, ids), initial=offsets.pop()))
+            lengths.extend(len(text.encode()) for text in texts)
             if progress is not None:
-                progress(documents, num_tokens, total)
-    if documents == 0:
+                progress(len(lengths), offsets[-1], total)
+    if not lengths:
         raise DataError(f"{source.name}: there are no documents in it")
+    (folder / OFFSETS).write_bytes(offsets.tobytes())
+    (folder / BYTE_LENGTHS).write_bytes(lengths.tobytes())
     return {
         "format": FORMAT_VERSION,
-        "documents": documents,
-        "tokens": num_tokens,
-        "document_bytes": document_bytes,
+        "documents": len(lengths),
+        "tokens": offsets[-1],
+        "document_bytes": sum(lengths),
         "vocab_size": tokenizer.vocab_size,
     }
 

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from transformers import AutoConfig, PreTrainedModel
 
 from sqat.checkpoint import load_model
-from sqat.checkpoint.model_files import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, expected_shapes, native_tensors
+from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, expected_shapes, native_tensors
 from sqat.checkpoint.rxnn import is_rxnn_config
 from sqat.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from sqat.errors import ConfigError
@@ -70,7 +70,7 @@ def _load_rxnn(name: str | Path, **options: Any) -> Decoder | None:
     try:
         usable_token(options.get("token"))
         path = folder / CONFIG_FILE if folder.is_dir() else hf_hub_download(str(name), CONFIG_FILE, **options)
-        values = read_json(Path(path), MAX_CONFIG_BYTES)
+        values = read_json(Path(path))
     except FAILURES:  # transformers' own from_pretrained says what is wrong
         return None
     if not is_rxnn_config(values):

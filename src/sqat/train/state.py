@@ -29,7 +29,6 @@ from sqat.untrusted import read_json
 STATE_FILE = "training.json"
 TENSORS_FILE = "training.safetensors"
 EVALUATION_FILE = "evaluation.json"
-MAX_STATE_BYTES = 1 << 24
 FORMER_METRICS = {"card_loss": "padded_loss", "card_accuracy": "padded_accuracy"}  # their names in older files
 _OPTIMIZER = "optimizer."
 
@@ -89,13 +88,13 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(f"{folder} has no {STATE_FILE}: it holds a model, but no run to resume")
     check_files(folder, [STATE_FILE])
     try:
-        values = read_json(path, MAX_STATE_BYTES)  # a loss may be NaN
+        values = read_json(path)  # a loss may be NaN
         place = BatchState(**values.pop("data"))
         state = replace(TrainState.from_dict(values), data=place)
         state.evaluation = state.evaluation and current_names(state.evaluation)
         path = folder / EVALUATION_FILE
         if path.is_file():
-            later = read_json(path, MAX_STATE_BYTES)
+            later = read_json(path)
             if later.pop("sha256") != _digest(later):
                 raise ValueError("its sha256 is not that of its content; delete it, and --resume evaluates again")
             state.record(current_names(later["evaluation"]))
