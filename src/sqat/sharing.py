@@ -85,9 +85,8 @@ def push(
         raise ConfigError(f"repository is {repo_id!r}, but must be owner/name")
     for name in ("model.gguf", "model.onnx"):
         if (Path(folder) / name).is_file():
-            raise ConfigError(
-                f"{folder} holds {name}, which can only be uploaded as it is: `hf upload {repo_id} {folder}`"
-            )
+            way = f"`hf upload {repo_id} {folder}`"
+            raise ConfigError(f"{folder} holds {name}, which can only be uploaded as it is: {way}")
     if to not in (None, *UPLOADED):
         raise ConfigError(f"to is {to!r}, but must be one of {', '.join(UPLOADED)}")
     require_token(token)
@@ -162,9 +161,8 @@ def pull(
         try:
             detect(folder)
         except CheckpointError as error:
-            raise ConfigError(
-                f"out is {folder}, which --force does not replace, since it holds no model: {error}"
-            ) from error
+            reason = f"since it holds no model: {error}"
+            raise ConfigError(f"out is {folder}, which --force does not replace, {reason}") from error
     with write_folder(folder) as temporary:
         at = "" if revision is None else f" at {revision!r}"
         with hub_errors(f"{repo_id!r}{at} cannot be had from the Hub", repo_id, token):
