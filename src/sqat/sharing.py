@@ -195,8 +195,6 @@ def check_model(folder: Path) -> CheckedModel:
         CheckpointError, ConfigError, DataError: it cannot be loaded; the message says why.
     """
     form = detect(folder)
-    if missing := [name for name in CODE.get(form, ()) if not (folder / name).is_file()]:
-        raise CheckpointError(f"{folder / CONFIG_FILE} has an auto_map, but {', '.join(missing)} is not there")
     if form in ("stock", "mixed"):
         if not any(folder.glob("*.safetensors")):
             raise CheckpointError(f"{folder} has no safetensors: weights in other files are neither read nor moved")
