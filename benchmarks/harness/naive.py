@@ -14,7 +14,7 @@ from sqat.model import Decoder
 from sqat.model.attend import attend_naive
 from sqat.model.attention import Attention
 from sqat.model.decoder import Block
-from sqat.model.mask import window_naive
+from sqat.model.mask import AttentionMask
 from sqat.model.moe import Experts, MoE, RouterStats, router_stats, run_experts_naive
 from sqat.model.rope import rotary_tables, rotate_naive
 from sqat.train.loss import cross_entropy_naive, router_loss
@@ -51,7 +51,7 @@ def _attention(attention: Attention, x_BTD: Tensor) -> Tensor:
     if attention.rope_theta is not None:
         tables = rotary_tables(torch.arange(length, device=device), attention.head_dim, attention.rope_theta)
         q_BHTC, k_BKTC = rotate_naive(q_BHTC, tables), rotate_naive(k_BKTC, tables)
-    seen_TT = window_naive(length, length, attention.window, attention.global_tokens).to(device)
+    seen_TT = AttentionMask(length, length, device, True, None, None, attention.window, attention.global_tokens).rows()
     out_BHTC = attend_naive(q_BHTC, k_BKTC, v_BKTC, seen_TT)
     return attention.out_proj(out_BHTC.transpose(1, 2).flatten(2))
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sqat.compare.plan import ComparePlan, matched_sizes, read_plan, share_budget, training_flops_per_token
-from sqat.cost import parameters
+from sqat.compare.plan import ComparePlan, read_plan, share_budget, training_flops_per_token
 from sqat.errors import ConfigError
 from sqat.run_config import RunConfig, read_yaml
 
@@ -16,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "src" / "sqat" / "configs"
     ("changes", "message"),
     [
         ({"family": "tiny"}, r"ComparePlan.family is 'tiny', but must be one of micro, mini, small, extra_small"),
-        ({"match": "luck"}, r"ComparePlan.match is 'luck', but must be one of tokens, flops, time, parameters"),
+        ({"match": "luck"}, r"ComparePlan.match is 'luck', but must be one of tokens, flops, time"),
         ({"variants": []}, r"ComparePlan.variants is \(\), but must be a list of at least one"),
         ({"variants": ["gqa", "sqb"]}, r"variant is 'sqb', but must be one of mha"),
         ({"variants": ["gqa", "gqa"]}, r"but must be a list of different names"),
@@ -30,7 +29,6 @@ CONFIGS = Path(__file__).parents[2] / "src" / "sqat" / "configs"
         ),
         ({"reference": "mha"}, r"ComparePlan.reference is 'mha', but must be one of the variants: gqa, sqa"),
         ({"budget": -1}, r"ComparePlan.budget is -1.0, but must be positive"),
-        ({"match": "parameters", "budget": 7}, r"ComparePlan.budget is 7.0, but must be null where match is param"),
         ({"seeds": [1, 1]}, r"ComparePlan.seeds is \(1, 1\), but must be a list of different numbers"),
         ({"processes": 0}, r"ComparePlan.processes is 0, but must be at least 1"),
         ({"timing": {"rounds": 0}, "match": "time"}, r"TimingPlan.rounds is 0, but must be at least 1 where match is"),
@@ -109,13 +107,6 @@ class TestBudget:
     def test_time(self, tiny_plan):
         assert self.steps(tiny_plan(match="time")) == {"gqa": 12, "sqa": 24}
         assert self.steps(tiny_plan(match="time", budget=30)) == {"gqa": 10, "sqa": 20}
-
-    def test_parameters(self, tiny_plan):
-        reference, other = matched_sizes(tiny_plan(match="parameters"))
-        difference = parameters(other.model).total - parameters(reference.model).total
-        one_more = other.model.replace(intermediate_size=other.model.intermediate_size + 1)
-        assert abs(difference) <= (parameters(one_more).total - parameters(other.model).total) / 2
-        assert other.model.intermediate_size > reference.model.intermediate_size
 
     def test_too_small(self, tiny_plan):
         with pytest.raises(ConfigError, match="budget is 3 tokens, but a step of gqa alone takes 100"):

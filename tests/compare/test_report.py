@@ -86,7 +86,7 @@ def test_missing_runs_and_timing_are_named(fabricated):
         (Folder.RESULTS, '{"variant": "sqa"', r"results.jsonl, line 1 is damaged"),
         (Folder.RESULTS, '{"variant": "sqa"}', r"its raw data are not what a comparison writes"),
         (Folder.RESULTS, "\udcff\udcfe", r"results.jsonl, line 1 is damaged"),
-        (Folder.TIMING, "{", r"its raw data are not what a comparison writes"),
+        (Folder.TIMING, "{", r"timing.json is damaged"),
         (Folder.TIMING, '{"variants": {}}', r"its raw data are not what a comparison writes"),
     ],
 )

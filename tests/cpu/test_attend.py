@@ -6,7 +6,7 @@ import torch
 from sqat import cpu as kernels
 from sqat.cpu.attend import first_keys, is_band
 from sqat.model.attend import attend, attend_naive
-from sqat.model.mask import AttentionMask, window_naive
+from sqat.model.mask import AttentionMask
 
 if not kernels.available():
     pytest.skip("numba or GNU OpenMP is missing", allow_module_level=True)
@@ -16,6 +16,10 @@ SHAPES = [(3, 5, 6, 3, 10), (2, 67, 4, 4, 16), (3, 131, 2, 1, 38), (1, 17, 3, 1,
 
 def documents(rows, length):
     return (torch.arange(length) >= torch.randint(1, length, (rows, 1))).long()
+
+
+def causal(length, window=None):
+    return AttentionMask(length, length, torch.device("cpu"), window=window).rows()
 
 
 def results(compute, tensors, grad):
@@ -31,7 +35,7 @@ def test_equals_the_definition(shape, packed, window):
     rows, length, heads, kv_heads, width = shape
     tensors = [2 * torch.randn(rows, count, length, width) for count in (heads, kv_heads, kv_heads)]
     grad = torch.randn(rows, heads, length, width)
-    numbers, seen = documents(rows, length) if packed else None, window_naive(length, length, window)
+    numbers, seen = documents(rows, length) if packed else None, causal(length, window)
     if numbers is not None:
         seen = seen & (numbers[:, None, :, None] == numbers[:, None, None, :])
     mask = AttentionMask(length, length, torch.device("cpu"), documents_BS=numbers, window=window)
@@ -44,7 +48,7 @@ def test_training_takes_the_loop_and_a_prompt_does_not():
     q = torch.randn(2, 3, 67, 10, requires_grad=True)
     assert "TiledAttention" in type(attend(q, q, q).grad_fn).__name__
     with torch.no_grad():
-        torch.testing.assert_close(attend(q, q, q), attend_naive(q, q, q, window_naive(67, 67, None)))
+        torch.testing.assert_close(attend(q, q, q), attend_naive(q, q, q, causal(67)))
 
 
 def test_hidden_keys_count_for_nothing_and_nan_reaches_the_queries_that_see_it():
@@ -62,7 +66,7 @@ def test_hidden_keys_count_for_nothing_and_nan_reaches_the_queries_that_see_it()
 
 def test_scores_of_any_size_are_exact():
     q, k, v = 300 * torch.randn(1, 1, 37, 16), 300 * torch.randn(1, 1, 37, 16), torch.randn(1, 1, 37, 16)
-    expected = attend_naive(q.double(), k.double(), v.double(), window_naive(37, 37, None)[None, None])
+    expected = attend_naive(q.double(), k.double(), v.double(), causal(37))
     torch.testing.assert_close(attend(q.requires_grad_(), k, v), expected.float(), atol=1e-3, rtol=1e-3)
 
 

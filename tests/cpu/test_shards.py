@@ -97,11 +97,6 @@ def test_an_error_in_a_shard_is_raised():
         Shards(fail, [weight], 2)(draw())
 
 
-def test_short_batches_are_not_cut(tiny_config, monkeypatch):
-    monkeypatch.setattr(sharding, "SHARD_TOKENS", ROWS * T // 2 + 1)
-    assert [len(logits) for logits in logits_of_shards(Decoder(tiny_config()), draw())] == [ROWS]
-
-
 def test_one_shard_where_torch_draws_random_numbers(tiny_config, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert suitable_shards(Decoder(tiny_config())) == 3

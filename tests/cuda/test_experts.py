@@ -14,18 +14,6 @@ from sqat.model.moe import Experts, run_experts
 E = 7
 
 
-@pytest.mark.parametrize("num_experts", [1, 3, E, 401])
-def test_groups_as_kernels_ask_for_them(num_experts):
-    """None is empty, all begin at multiples of 16 bytes, and they cover the buffer, whose size is known before."""
-    experts_Nk = torch.zeros(31, 1, dtype=torch.long)
-    arrangement = arrange(experts_Nk, num_experts)
-    ends = arrangement.ends_E
-    assert ends.dtype == torch.int32
-    assert (ends.diff(prepend=ends[:1] * 0) >= ROWS).all()
-    assert (ends % ROWS == 0).all()
-    assert ends[-1] == len(arrangement.token_R) == (-(-experts_Nk.numel() // ROWS) + num_experts) * ROWS
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)], ids=str)
 @pytest.mark.parametrize("form", ["rows", "columns"])
 def test_torchs_kernel_is_the_definition(form, dtype, tolerance):
@@ -47,32 +35,36 @@ def test_few_tokens_in_bfloat16_give_float32():
     assert (found - expected).abs().max() < 0.03 * expected.abs().max()
 
 
-class TestWhichWay:
+@pytest.mark.parametrize("num_experts", [1, 3, E, 401])
+def test_no_group_is_empty_and_all_begin_at_multiples_of_16_bytes(num_experts):
+    token_R, _, ends_E = arrange(torch.zeros(31, 1, dtype=torch.long), num_experts)
+    assert ends_E.dtype == torch.int32
+    assert (ends_E.diff(prepend=ends_E[:1] * 0) >= ROWS).all()
+    assert (ends_E % ROWS == 0).all()
+    assert ends_E[-1] == len(token_R)
+
+
+def test_grouped_products_are_for_devices_types_and_sizes_that_have_a_kernel(monkeypatch):
     """Devices that are not here, by their description."""
 
-    def fits(self, rows=3, dtype=torch.bfloat16, num_experts=E, width=16, hidden=24):
+    def fits(major=9, rows=3, dtype=torch.bfloat16, num_experts=E, width=16, hidden=24, **kind):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
         shapes = (num_experts, 2 * hidden, width), (num_experts, width, hidden)
         fc1, fc2 = (torch.empty(shape, device="meta") for shape in shapes)
         x = torch.empty(rows, width, dtype=dtype)
-        return supports_grouped(x, x, x, Experts(fc1, None, fc2, None))
+        return supports_grouped(x, x, x, Experts(fc1, None, fc2, None, **kind))
 
-    def test_compute_capability(self, monkeypatch):
-        monkeypatch.setattr(torch.version, "cuda", "13.0")
-        for major, supported in {9: True, 10: True, 8: False, 12: False}.items():
-            device = SimpleNamespace(major=major)
-            monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
-            assert self.fits() == supported
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert fits()
+    assert fits(major=10)
+    sizes = ({"rows": 0}, {"width": 12}, {"hidden": 20}, {"num_experts": 1024})
+    kinds = ({"dtype": torch.float32}, {"dtype": torch.float16}, {"activation": "gelu"}, {"gated": False})
+    for change in ({"major": 8}, {"major": 12}, *sizes, *kinds):
+        assert not fits(**change), change
 
-    def test_what_the_kernel_does_not_take(self, monkeypatch):
-        monkeypatch.setattr(experts, "_has_kernel", lambda device: True)
-        assert self.fits()
-        types = [{"dtype": dtype} for dtype in (torch.float32, torch.float16)]
-        for changes in ({"rows": 0}, {"width": 12}, {"hidden": 20}, {"num_experts": 1024}, *types):
-            assert not self.fits(**changes), changes
 
-    def test_batched_products_are_for_few_tokens_without_gradients(self):
-        few, many = ((torch.empty(rows, 2), None, None, None) for rows in (3, 1000))
-        assert not experts._takes_few(*few)
-        with torch.no_grad():
-            assert experts._takes_few(*few)
-            assert not experts._takes_few(*many)
+def test_batched_products_are_for_few_tokens_without_gradients():
+    assert not experts._takes_few(torch.empty(3, 2))
+    with torch.no_grad():
+        assert experts._takes_few(torch.empty(3, 2))
+        assert not experts._takes_few(torch.empty(1000, 2))

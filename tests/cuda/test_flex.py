@@ -46,41 +46,22 @@ def test_the_function_is_the_rows_and_every_pair_seen_is_in_a_needed_block(
 
 
 @pytest.mark.parametrize("global_tokens", [0, 3])
-def test_attention_by_the_block_mask(make_mask, global_tokens):
-    mask = make_mask(T, 7, global_tokens)
-    q, k, v = (torch.randn(B, heads, length, 16) for heads, length in ((4, T), (2, S), (2, S)))
-    block_mask = flex.block_mask(mask)
-    assert block_mask.shape[-2:] == (T, S)
-    found = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=True)
-    torch.testing.assert_close(found, attend_naive(q, k, v, mask.rows()), rtol=1e-5, atol=1e-5)
-
-
-def test_one_block_mask_for_all_layers(monkeypatch):
+def test_attention_by_the_block_mask(monkeypatch, make_mask, global_tokens):
     """The way that `attend` takes on a GPU, with the plain function for the compiled one."""
     monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
-    mask = AttentionMask(T, T, torch.device("cpu"), window=7, global_tokens=1)
-    q, k, v = (torch.randn(B, 4, T, 16) for _ in range(3))
-    first = flex.attend_flex(q, k, v, mask=mask)
-    made = mask.made["flex"]
-    torch.testing.assert_close(flex.attend_flex(q, k, v, mask=mask), first)
-    assert mask.made["flex"] is made
-    torch.testing.assert_close(first, attend_naive(q, k, v, mask.rows()), rtol=1e-5, atol=1e-5)
+    mask = make_mask(T, 7, global_tokens)
+    q, k, v = (torch.randn(B, heads, length, 16) for heads, length in ((4, T), (2, S), (2, S)))
+    torch.testing.assert_close(
+        flex.attend_flex(q, k, v, mask=mask), attend_naive(q, k, v, mask.rows()), rtol=1e-5, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(
-    ("queries", "head_dim", "window", "compiler", "fits"),
-    [
-        (128, 16, 7, True, True),
-        (127, 16, 7, True, False),
-        (128, 8, 7, True, False),
-        (128, 16, None, True, False),
-        (128, 16, 7, False, False),
-    ],
-)
-def test_where_it_is_the_way(monkeypatch, queries, head_dim, window, compiler, fits):
-    monkeypatch.setattr(flex, "HAS_COMPILER", compiler)
-    q = torch.empty(1, 1, queries, head_dim)
-    mask = AttentionMask(queries, queries, torch.device("cpu"), window=window)
-    assert flex.fits(q, q, q, mask=mask) == fits
-    assert not flex.fits(q, q, q, mask=mask, dropout=0.1)
-    assert not flex.fits(q, q, q)
+def test_it_serves_windows_of_many_queries_where_there_is_a_compiler(monkeypatch):
+    def fits(queries=128, head_dim=16, window=7, compiler=True, **options):
+        monkeypatch.setattr(flex, "HAS_COMPILER", compiler)
+        q = torch.empty(1, 1, queries, head_dim)
+        return flex.fits(q, q, q, mask=AttentionMask(queries, queries, q.device, window=window), **options)
+
+    assert fits()
+    for change in ({"queries": 127}, {"head_dim": 8}, {"window": None}, {"compiler": False}, {"dropout": 0.1}):
+        assert not fits(**change), change

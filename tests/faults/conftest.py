@@ -18,7 +18,7 @@ CONFIG = """
 model: {vocab_size: 307, hidden_size: 20, num_layers: 2, num_query_heads: 2, num_kv_heads: 1, head_dim: 10,
         intermediate_size: 11, context_length: 29, num_experts: 3, feedforward_dropout: 0.1}
 data: {source: "stories:61", validation_limit: 3}
-train: {batch_size: 5, precision: float32, tensorboard: false, device: cpu, max_steps: 7, log_every: 2,
+train: {batch_size: 5, precision: float32, tensorboard: false, device: cpu, max_steps: 7, log_every: 1,
         evaluate_every: 3, checkpoint_every: 2, keep_checkpoints: 1}
 """
 

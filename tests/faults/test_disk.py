@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
 
 import pytest
 from harness import (
@@ -58,39 +57,6 @@ def test_files_of_a_limited_size(whole, commands):
     assert_refused(ended, "File too large; raise the limit on file sizes (ulimit -f)", "checkpoints/step-00000002")
     assert litter(sqat.folder) == []
     assert_whole_and_goes_on(sqat, whole)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """`small_disk(kilobytes)` mounts one; `small_disk(…, "ro")` makes it read-only."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = []
-
-    def mount(size, *options):
-        names = ",".join([f"size={size}k", *(["remount"] if mounted else []), *options])
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", names, "tmpfs", place], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
-        mounted.append(names)
-        return place
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", "-l", place], check=True)
-
-
-def test_a_small_disk(whole, commands, small_disk):
-    """It is full in the third save or so; made larger, the run goes on."""
-    size = sum(path.stat().st_size for path in (whole.folder / "run").rglob("*")) // 1024
-    sqat, disk = commands("run"), small_disk(2 * size - 20)
-    (sqat.folder / "run").symlink_to(disk)
-    assert_refused(sqat(*TRAIN), "No space left on device", "checkpoints/step-")
-    assert litter(disk) == []
-    small_disk(4 * size)
-    assert_whole_and_goes_on(sqat, whole)
-    small_disk(4 * size, "ro")
-    assert_refused(sqat(*TRAIN), "Read-only file system; choose a folder that you may write to")
 
 
 @pytest.mark.usefixtures("needs_shim")

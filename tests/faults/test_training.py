@@ -2,13 +2,11 @@
 
 import random
 import shutil
-import time
 
 import pytest
 from harness import FULL, KILLED, TRAIN, assert_whole_and_goes_on, newest_is_whole
 
 PARTS = 8 if FULL else 1  # of the work, so that several processes share it
-MOMENTS = 50 if FULL else 1
 CHANGES = None if FULL else 2  # to the disk at which runs are killed; `None`: at all of them
 
 
@@ -32,24 +30,3 @@ def test_killed_at_any_change_to_the_disk(whole, commands, part):
         assert_whole_and_goes_on(sqat, whole)
         shutil.rmtree(sqat.folder)
     assert not FULL or newest >= 4
-
-
-@pytest.mark.parametrize("part", range(PARTS))
-def test_killed_at_random_moments(whole, commands, part):
-    """Up to three times a run."""
-    draw, kills, number = random.Random(part), 0, 0
-    start = time.perf_counter()
-    commands("timed")(*TRAIN)
-    longest = time.perf_counter() - start
-    while kills * PARTS < MOMENTS:
-        number += 1
-        sqat, newest = commands(f"run-{number}"), 0
-        for _ in range(3 if FULL else 1):
-            if sqat(*TRAIN, seconds=draw.uniform(0, longest)).code != KILLED:
-                break
-            kills += 1
-            step = newest_is_whole(sqat.folder / "run")
-            assert step >= newest
-            newest = step
-        assert_whole_and_goes_on(sqat, whole)
-        shutil.rmtree(sqat.folder)

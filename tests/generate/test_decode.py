@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sqat.errors import ConfigError
-from sqat.generate.decode import FAST_STEPS, PlainStep, decode_naive, decode_tokens, is_hooked, make_step
-from sqat.generate.sampling import SamplingConfig
+from sqat.generate.decode import FAST_STEPS, PlainStep, decode_tokens, is_hooked, make_step
+from sqat.generate.sampling import RowSampler, SamplingConfig
 from sqat.model import KVCache
 
 V = 41
@@ -34,6 +34,15 @@ def model(request, tiny_model):
     return tiny_model(**MODELS[request.param])
 
 
+def decode_naive(model, prompt, config):
+    """One row, and everything read again for every token."""
+    choose, tokens = RowSampler(config, [prompt], V), list(prompt)
+    for _ in range(config.max_tokens):
+        with torch.no_grad():
+            tokens.append(int(choose(model(torch.tensor([tokens])).logits[:, -1])))
+    return tokens[len(prompt) :]
+
+
 def decode(model, prompts, config, **options):
     return torch.stack(list(decode_tokens(model, prompts, config, **options)), dim=1).tolist()
 
@@ -58,21 +67,9 @@ def test_rows_together_are_rows_alone(model, way):
     assert len({*map(tuple, together)}) == len(PROMPTS)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 7])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_max_tokens(model, max_tokens, dtype):
-    tokens = decode(model.to(dtype), PROMPTS, SamplingConfig(max_tokens=max_tokens))
-    assert [len(row) for row in tokens] == [max_tokens] * len(PROMPTS)
-    assert all(0 <= token < V for row in tokens for token in row)
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["many", "one"])
-def test_the_fast_step_gives_the_tokens_of_the_model(model, monkeypatch, prompts, way):
-    config = SamplingConfig(max_tokens=23, **WAYS[way])
-    fast = decode(model, prompts, config)
-    monkeypatch.setattr("sqat.generate.decode.make_step", PlainStep)
-    assert fast == decode(model, prompts, config)
+def test_bfloat16_decodes(model):
+    tokens = decode(model.to(torch.bfloat16), PROMPTS, SamplingConfig(max_tokens=7))
+    assert [len(row) for row in tokens] == [7] * len(PROMPTS)
 
 
 def test_weights_may_change_between_answers(model):
@@ -83,15 +80,6 @@ def test_weights_may_change_between_answers(model):
             parameter.mul_(-1.1)
     after = decode(model, PROMPTS[:1], config)
     assert after == [decode_naive(model, PROMPTS[0], config)] != before
-
-
-def test_answers_side_by_side(model):
-    """Two at once, a token of each in turn, are as one after the other."""
-    configs = [SamplingConfig(max_tokens=13, **WAYS[way]) for way in ("greedy", "sampled")]
-    alone = [decode(model, PROMPTS, config) for config in configs]
-    steps = zip(*(decode_tokens(model, PROMPTS, config) for config in configs), strict=True)
-    together = zip(*steps, strict=True)
-    assert [torch.stack(tokens, dim=1).tolist() for tokens in together] == alone
 
 
 def test_the_padding_token_does_not_matter_and_no_gradients_are_kept(model):
@@ -149,7 +137,7 @@ class TestMakeStep:
         pytest.importorskip("numba")
         assert not isinstance(self.made(tiny_model()), PlainStep)
         assert isinstance(self.made(tiny_model().to(torch.bfloat16)), PlainStep)  # which the fast step cannot do
-        monkeypatch.setitem(FAST_STEPS, "cpu", "sqat.cpu.missing")
+        monkeypatch.setitem(FAST_STEPS, "cpu", ("sqat.cpu.missing", "Step"))
         assert isinstance(self.made(tiny_model()), PlainStep)
         monkeypatch.delitem(FAST_STEPS, "cpu")
         assert isinstance(self.made(tiny_model()), PlainStep)

@@ -152,13 +152,6 @@ class TestChoice:
         freedom = int(possible.sum()) - 1
         assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
 
-    def test_successive_draws_are_independent(self):
-        """Pairs of draws from two equally likely tokens: a quarter each."""
-        sampler = RowSampler(SamplingConfig(temperature=1.0, top_p=1.0, seed=3), [[0]], 2)
-        draws = torch.cat([sampler(torch.zeros(1, 2)) for _ in range(4000)])
-        pairs = (2 * draws[:-1] + draws[1:]).bincount(minlength=4)
-        assert (pairs - 1000).abs().max() < 150
-
 
 class TestSeeds:
     def sequence(self, rows, row, **options):

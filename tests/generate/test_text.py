@@ -140,12 +140,6 @@ class TestStop:
         pieces = list(stream(model, tokenizer, "x", SamplingConfig(stop=("b d", "!"))))
         assert pieces == ["a", " ", "b c", " ", "d"]
 
-    def test_tokens_of_the_stop_string_are_kept(self, model, tokenizer, says):
-        tokens = tokenizer.encode("a b c")
-        says(tokens)
-        (answer,) = generate(model, tokenizer, "x", SamplingConfig(stop=("c",)))
-        assert answer.tokens == tuple(tokens)
-
 
 class TestPrompts:
     def test_bos_comes_first_and_alone_for_an_empty_prompt(self, model, tokenizer, prompts_read):
@@ -176,14 +170,6 @@ class TestModel:
         (answer,) = generate(model, tokenizer, "The cat", config)
         assert "".join(stream(model, tokenizer, "The cat", config)) == answer.text
         assert not any(text in answer.text for text in stop)
-
-    def test_together_is_alone(self, model, tokenizer):
-        prompts = ["The cat sat", "", "The dog sat on the mat."]
-        together = generate(model, tokenizer, prompts, SamplingConfig(seed=11, max_tokens=31))
-        alone = [
-            generate(model, tokenizer, p, SamplingConfig(seed=11 + i, max_tokens=31))[0] for i, p in enumerate(prompts)
-        ]
-        assert together == alone
 
     def test_rows_that_leave_a_batch_change_no_other(self, model, tokenizer):
         prompts = ["cat " * n for n in range(LEAVE_FROM + 5)]

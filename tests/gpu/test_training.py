@@ -135,26 +135,22 @@ def test_batches_are_those_of_the_cpu(tokens, mode, room, monkeypatch):
             assert part is None or (part.is_cuda and torch.equal(part.cpu(), other))
 
 
+def losses(tokens, config, steps, device="cuda", **kind):
+    batches = Batches(tokens, batch_size=ROWS, context_length=T, device=device)
+    return Engine(config, device, **kind).losses(batches, steps)
+
+
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
 def test_float32_trains_as_on_a_cpu(tokens, moe):
     config = {**MODEL, **(EXPERTS if moe else {})}
-    losses = [
-        Engine(config, device, bf16=False).losses(
-            Batches(tokens, batch_size=ROWS, context_length=T, device=device), steps=20
-        )
-        for device in ("cuda", "cpu")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    found, expected = (losses(tokens, config, 20, device, bf16=False) for device in ("cuda", "cpu"))
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
 def test_bfloat16_stays_near_float32(tokens, moe):
-    config = {**MODEL, **experts_or_skip(moe)}
-    losses = [
-        Engine(config, "cuda", bf16).losses(Batches(tokens, batch_size=ROWS, context_length=T, device="cuda"), 50)
-        for bf16 in (True, False)
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    found, expected = (losses(tokens, {**MODEL, **experts_or_skip(moe)}, 50, bf16=bf16) for bf16 in (True, False))
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.slow
@@ -163,11 +159,6 @@ def test_compiled_as_a_whole(tokens, moe):
     """One graph without a break, however many targets a batch has, and losses of the step that is not compiled."""
     config = {**MODEL, **experts_or_skip(moe)}
     torch._dynamo.utils.counters.clear()
-    losses = [
-        Engine(config, "cuda", bf16=True, compiled=compiled).losses(
-            Batches(tokens, batch_size=ROWS, context_length=T, device="cuda"), 12
-        )
-        for compiled in (True, False)
-    ]
+    found, expected = (losses(tokens, config, 12, bf16=True, compiled=compiled) for compiled in (True, False))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert found == pytest.approx(expected, rel=0.01)

@@ -145,12 +145,6 @@ class TestCache:
         parts = [model(part, cache=cache).logits for part in tokens.split(sizes, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens).logits, **TOLERANCE)
 
-    def test_goes_on_beyond_the_context(self, build):
-        model, tokens = build(), draw(2, 43)  # context_length is 19
-        cache = KVCache(model.config, 2, 43)
-        parts = [model(part, cache=cache).logits for part in tokens.split([17, 1, 1, 1, 23], dim=1)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens).logits, **TOLERANCE)
-
     def test_left_padded_rows_are_as_alone(self, build):
         model = build()
         rows = [draw(length) for length in (11, 3, 7, 1)]

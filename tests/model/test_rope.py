@@ -1,6 +1,5 @@
 """Rotary embedding: its definition in complex numbers, and what makes it useful."""
 
-import pytest
 import torch
 
 from sqat.model.rope import rotary_tables, rotate
@@ -30,18 +29,3 @@ def test_length_and_type_are_kept_and_position_zero_stays():
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         assert rotate(x.to(dtype), rotary_tables(torch.arange(T), C, THETA)).dtype == dtype
-
-
-@pytest.mark.parametrize("shift", [1, 17, 1000])
-def test_scores_depend_on_distance_alone(shift):
-    q, k = draw(1, 1, T), draw(1, 1, T)
-    near, far = (rotary_tables(torch.arange(T) + start, C, THETA) for start in (0, shift))
-    scores = [rotate(q, tables) @ rotate(k, tables).transpose(-1, -2) for tables in (near, far)]
-    torch.testing.assert_close(scores[0], scores[1], atol=1e-3, rtol=0)
-
-
-def test_positions_of_each_row():
-    x, positions = draw(B, H, T), torch.randint(0, 100, (B, T))
-    together = rotate(x, rotary_tables(positions, C, THETA))
-    for row in range(B):
-        torch.testing.assert_close(together[row], rotate(x[row : row + 1], rotary_tables(positions[row], C, THETA))[0])

@@ -19,6 +19,7 @@ from sqat.train.state import current_names, read_state
 from sqat.uptrain_config import UptrainConfig
 
 HERE = Path(__file__).parent
+STOP = 5  # where the old runs were stopped
 START = {"dense": start_run, "moe": start_run, "uptrain": start_uptraining}
 
 
@@ -36,12 +37,16 @@ def resume(name):
 
 def assert_same_log(name):
     """Every metric of every line, to 1e-5; times are left out, and what one token more or less at an expert changes is
-    held to 2 %: rounding decides where two experts are nearly tied.
+    held to 2 %: rounding decides where two experts are nearly tied. The first training line after the stop has other
+    means, since it covers the steps since then.
     """
     lines = [current_names(json.loads(line)) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
     expected = [current_names(line) for line in json.loads((HERE / "logs.json").read_text())[name]]
     assert [(line["kind"], line["step"]) for line in lines] == [(line["kind"], line["step"]) for line in expected]
+    across = next(line for line in expected if line["kind"] == "train" and line["step"] > STOP)
     for line, old in zip(lines, expected, strict=True):
+        if old is across:
+            continue
         assert line.keys() == old.keys()
         asked_for_now = {"padded_loss", "padded_accuracy"}  # they were always measured
         for key in old.keys() - {"kind", "tokens_per_second", "data_wait"} - asked_for_now:
@@ -54,7 +59,7 @@ def assert_same_log(name):
 @pytest.mark.parametrize("name", START)
 def test_an_old_run_resumes_to_the_same_losses(name):
     trainer = resume(name)
-    assert trainer.state.step == 5
+    assert trainer.state.step == STOP
     trainer.train()
     assert_same_log(name)
 

@@ -14,7 +14,7 @@ from sqat.checkpoint.rxnn import tensors_to_rxnn
 from sqat.data.batches import IGNORE, Batch
 from sqat.generate import SamplingConfig, decode_tokens
 from sqat.run_config import TrainConfig
-from sqat.train.optim import cosine_with_warmup, make_optimizer, set_learning_rate
+from sqat.train.optim import cosine_with_warmup, make_optimizer
 from sqat.train.step import TrainingLoss, train_step
 
 HERE = Path(__file__).parents[1] / "conformance"
@@ -106,7 +106,8 @@ def test_eight_training_steps():
     losses = []
     for step, inputs in enumerate(golden["train.batches"]):
         batch = padded_rows(inputs)
-        set_learning_rate(optimizer.param_groups, cosine_with_warmup(step, peak=config.learning_rate, total_steps=8))
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_with_warmup(step, peak=config.learning_rate, total_steps=8)
         sums = train_step(task, [batch], optimizer, total_targets=batch.num_targets, clip_norm=1.0)
         losses.append(sums["loss"] / batch.num_targets + task.router_loss_weight * sums["router_loss"])
     torch.testing.assert_close(torch.stack(losses).double(), golden["train.losses"], **TOLERANCE)

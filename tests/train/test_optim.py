@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sqat.run_config import TrainConfig
-from sqat.train.optim import cosine_with_warmup, make_optimizer, parameter_groups, set_learning_rate
+from sqat.train.optim import cosine_with_warmup, make_optimizer, parameter_groups
 
 PEAK, STEPS = 3e-3, 97
 
@@ -58,5 +58,3 @@ def test_make_optimizer_follows_the_configuration(tiny_model):
     optimizer = make_optimizer(tiny_model(), config)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert {(group["lr"], group["betas"]) for group in optimizer.param_groups} == {(5e-4, (0.8, 0.95))}
-    set_learning_rate(optimizer.param_groups, 0.125)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]

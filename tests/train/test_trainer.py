@@ -40,16 +40,6 @@ def test_resumed_run_is_uninterrupted_run_to_the_bit(trained, log, interrupt, mo
     assert log("whole") == log("parts")
 
 
-def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(start, log, interrupt):
-    """Means over steps on both sides of the stop, and evaluations that were due at it."""
-    settings = {"evaluate_every": 3, "log_every": 5, "checkpoint_every": None, "evaluate_first": True}
-    start("whole", **settings).train()
-    for stop in (1, 3, 4, 6, 7):
-        start(f"parts {stop}", callbacks=[interrupt(stop)], **settings).train()
-        start(f"parts {stop}", resume=True, **settings).train()
-        assert log(f"parts {stop}") == log("whole")
-
-
 def test_training_lowers_the_loss(start, log):
     after = start(max_steps=40, learning_rate=1e-2, evaluate_first=True).train()
     before, *_, last = log(kind="validation")

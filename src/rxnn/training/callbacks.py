@@ -140,12 +140,11 @@ class TokenCounterCallback(TrainerCallback):
 class ModelSaveCallback(TrainerCallback):
     """Saves the model after every evaluation with a new lowest loss, and at the end of training.
 
-    A save that fails is an error. An upload that fails is printed and tried again before the next one and at the end;
-    its folder is kept, and training goes on.
+    A save that fails is an error. An upload that fails is printed, and training goes on.
 
     Args:
         save_dir: the folder for `epoch_…_val_loss_…` and `final_model`.
-        max_keep: how many of the newest checkpoints to keep, besides those not yet uploaded.
+        max_keep: how many of the newest checkpoints to keep.
         push_to_hub: upload to `hub_model_id`, created if needed (`private_repo`), with `hf_token`.
         push_checkpoint_weights: upload checkpoints as well as the final model.
         final_commit_message: for the final model; "Final model" by default.
@@ -168,7 +167,6 @@ class ModelSaveCallback(TrainerCallback):
         self.repo_id = require_repo_id(self.hub_model_id, "hub_model_id") if self.push_to_hub else None
         self.best_loss = float("inf")
         self.checkpoints: list[Path] = []
-        self.waiting: list[tuple[Path, str]] = []  # uploads still to do: folder and commit message, oldest first
 
     def on_validation_end(self, model: Model, epoch: int, val_loss: float, val_metrics: Mapping[str, Any]) -> None:
         if val_loss < self.best_loss:  # never true of NaN
@@ -176,12 +174,12 @@ class ModelSaveCallback(TrainerCallback):
             folder = self._save(model, f"epoch_{epoch}_val_loss_{val_loss:.4f}")
             if self.push_checkpoint_weights:
                 self._push(folder, f"Epoch {epoch} - Val loss {val_loss:.4f}")
-            self._keep_newest(folder)
+            self.checkpoints = [path for path in self.checkpoints if path != folder] + [folder]
+            while len(self.checkpoints) > self.max_keep:
+                remove_folder(self.checkpoints.pop(0))
 
     def on_training_end(self, model: Model) -> None:
         self._push(self._save(model, FINAL_FOLDER), self.final_commit_message or "Final model")
-        for folder, message in self.waiting:
-            print(f"Not uploaded: {folder} ({message})")
 
     def _save(self, model: Model, name: str) -> Path:
         folder = Path(self.save_dir) / name
@@ -191,25 +189,10 @@ class ModelSaveCallback(TrainerCallback):
         return folder
 
     def _push(self, folder: Path, message: str) -> None:
-        """Upload what waits and this, oldest first, until an upload fails."""
         if self.repo_id is None:
             return
-        self.waiting.append((folder, message))
-        while self.waiting:
-            folder, message = self.waiting[0]
-            try:
-                upload(folder, self.repo_id, message, private=self.private_repo, token=self.hf_token)
-            except CheckpointError as error:
-                print(f"Upload failed: {error}. The files stay in {folder}; it will be tried again")
-                return
+        try:
+            upload(folder, self.repo_id, message, private=self.private_repo, token=self.hf_token)
             print(f"Uploaded {folder} to {self.repo_id}")
-            del self.waiting[0]
-
-    def _keep_newest(self, newest: Path) -> None:
-        """Add the newest checkpoint; delete old ones unless they still wait for their upload."""
-        self.checkpoints = [folder for folder in self.checkpoints if folder != newest] + [newest]
-        waiting = {folder for folder, _ in self.waiting}
-        for folder in self.checkpoints[: -self.max_keep]:
-            if folder not in waiting:
-                self.checkpoints.remove(folder)
-                remove_folder(folder)
+        except CheckpointError as error:
+            print(f"Upload failed: {error}. The files stay in {folder}")

@@ -16,7 +16,7 @@ def compare(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The comparison's folder; default runs/NAME.")] = None,
-    match: Annotated[str | None, typer.Option(help="tokens, flops, time or parameters.")] = None,
+    match: Annotated[str | None, typer.Option(help="tokens, flops or time.")] = None,
     seeds: Annotated[str | None, typer.Option(help="As 0,1,2.")] = None,
     processes: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
     set_: Annotated[

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from sqat.compare.plan import ComparePlan, Variant, matched_sizes
+from sqat.compare.plan import ComparePlan, Variant
 from sqat.config import ModelConfig
 from sqat.durable import replace_file, writing
 from sqat.errors import ConfigError, DataError
@@ -167,7 +167,7 @@ class Comparison:
     @property
     def models(self) -> dict[str, ModelConfig]:
         """Their models: as they were trained, or as they would be."""
-        found = {variant.name: variant.model for variant in matched_sizes(self.plan)}
+        found = {variant.name: variant.model for variant in self.plan.models()}
         found |= {run["variant"]: ModelConfig.from_dict(run["model"]) for run in self.runs}
         return {name: found[name] for name in self.variants}
 

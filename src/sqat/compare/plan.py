@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqat.config import Config, ModelConfig, require, require_choice
-from sqat.cost import flops_per_token, parameters
+from sqat.cost import flops_per_token
 from sqat.errors import ConfigError
 from sqat.run_config import DataConfig, RunConfig, TrainConfig, read_yaml, with_overrides
 from sqat.untrusted import shown
 from sqat.variants import FAMILIES, head_counts
 
 NAME = re.compile(r"\w[\w .+=-]*")  # of a plan or variant; it becomes the name of a folder
-MATCHES = ("tokens", "flops", "time", "parameters")
+MATCHES = ("tokens", "flops", "time")
 TRAINING = 3  # operations of a training step, as a multiple of those of its forward pass
 
 
@@ -90,8 +90,6 @@ class ComparePlan(Config):
         require(len(set(names)) == len(names), self, "variants", "a list of different names")
         require(self.reference in names, self, "reference", f"one of the variants: {', '.join(names)}")
         require(self.budget is None or self.budget > 0, self, "budget", "positive, or null for what train gives")
-        right = "null where match is parameters: train.max_steps or train.epochs says how long"
-        require(self.match != "parameters" or self.budget is None, self, "budget", right)
         right = "null in a comparison: budget, with match: tokens, says how many"
         require(self.train.max_tokens is None, self.train, "max_tokens", right)
         require(len(set(self.seeds)) == len(self.seeds), self, "seeds", "a list of different numbers")
@@ -104,7 +102,7 @@ class ComparePlan(Config):
         require(len(self.seeds) > 0 or self.timing.rounds >= 1, self.timing, "rounds", right)
 
     def models(self) -> list[Variant]:
-        """Every variant with its model, before the budget sets its steps (or its width, with `match: parameters`)."""
+        """Every variant with its model, before the budget sets its steps."""
         return [_variant(entry, self.family, self.model) for entry in self.variants]
 
     def run_config(self, variant: Variant, seed: int) -> RunConfig:
@@ -141,7 +139,7 @@ def share_budget(
     Raises:
         ConfigError: the budget is too small for a single step.
     """
-    variants = matched_sizes(plan)
+    variants = plan.models()
     if plan.match == "flops":
         cost = {name: training_flops_per_token(model) * tokens_per_step for name, model, _ in variants}
     elif plan.match == "time":
@@ -150,7 +148,7 @@ def share_budget(
         ratios = {name: map(operator.truediv, seconds, base) for name, seconds in step_seconds.items()}
         cost = {name: statistics.median(base) * statistics.median(ratio) for name, ratio in ratios.items()}
     else:
-        cost = {name: tokens_per_step if plan.match == "tokens" else 1.0 for name, *_ in variants}
+        cost = dict.fromkeys((name for name, *_ in variants), tokens_per_step)
     budget = plan.budget
     if budget is None:
         steps = plan.train.max_steps or math.ceil(steps_per_epoch * (plan.train.epochs or 1))
@@ -162,23 +160,6 @@ def share_budget(
                 f"ComparePlan.budget is {budget:g} {plan.match}, but a step of {name} alone takes {cost[name]:.3g}"
             )
     return shares
-
-
-def matched_sizes(plan: ComparePlan) -> list[Variant]:
-    """The variants with the sizes they are trained at. With `match: parameters`, each gets the feed-forward width that
-    brings its parameter count nearest to the reference's.
-    """
-    variants = plan.models()
-    if plan.match != "parameters":
-        return variants
-    wanted = next(parameters(variant.model).total for variant in variants if variant.name == plan.reference)
-    matched = []
-    for variant in variants:
-        width, total = variant.model.intermediate_size, parameters(variant.model).total
-        one_more = parameters(variant.model.replace(intermediate_size=width + 1)).total - total
-        width = max(1, width + round((wanted - total) / one_more))
-        matched.append(variant._replace(model=variant.model.replace(intermediate_size=width)))
-    return matched
 
 
 def _variant(entry: Any, family: str, changes: Mapping[str, Any]) -> Variant:

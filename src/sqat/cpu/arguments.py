@@ -39,21 +39,16 @@ def pointer(typing, address):
 
 
 @inline
-def arguments(data):
-    """The arguments of a call, as integers."""
-    return to_fixed_tuple(carray(data, (NUM_ARGUMENTS,), np.int64), NUM_ARGUMENTS)
-
-
-@inline
-def share(call):
-    """This thread's number and rows: (thread, start, stop). There may be fewer threads than requested."""
+def share(data):
+    """A call's arguments, as integers, and this thread's number and rows: (arguments, thread, start, stop)."""
+    call = to_fixed_tuple(carray(data, (NUM_ARGUMENTS,), np.int64), NUM_ARGUMENTS)
     start, stop = part(call[0])
-    return np.int64(_thread_number()), start, stop
+    return call, np.int64(_thread_number()), start, stop
 
 
 @inline
 def part(count):
-    """(start, stop) of this thread's share of `count` items."""
+    """(start, stop) of this thread's share of `count` items. There may be fewer threads than requested."""
     threads, thread = np.int64(_num_threads()), np.int64(_thread_number())
     return thread * count // threads, (thread + 1) * count // threads
 
@@ -82,11 +77,6 @@ def float32s(address, rows, columns):
 @inline
 def int64s(address, count):
     return carray(pointer(address), (count,), np.int64)
-
-
-@inline
-def bools(address, count):
-    return carray(pointer(address), (count,), np.uint8)
 
 
 def widen(value):

@@ -146,7 +146,7 @@ def attend_exact(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, **kind: Any) ->
     q, k, v = _exact(repeat_queries(q_BHTC, k_BKSC), k_BKSC, v_BKSC)
     if k.requires_grad:
         k, v = _a_head_for_each_thread(q, k, v)
-    return attend.plain(q, k, v, **kind).to(q_BHTC.dtype)
+    return attend.plain(q, k, v, **kind).to(q_BHTC.dtype)  # type: ignore[attr-defined]
 
 
 def _exact(*tensors: Tensor) -> tuple[Tensor, ...]:

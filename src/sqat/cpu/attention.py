@@ -10,15 +10,13 @@ a block.
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from sqat.cpu import vector as v
-from sqat.cpu.arguments import arguments, float32s, inline, int64s, share
-from sqat.cpu.threads import Loop, compiled_loop
+from sqat.cpu.arguments import float32s, inline, int64s, share
+from sqat.cpu.threads import Loop
 from sqat.cpu.tiles import Q, dot, exp_below_zero, give_rows, make_tiles, mix, products, spread, store_rows, take_rows
 from sqat.cpu.vector import LANES
 
@@ -28,35 +26,24 @@ HIDDEN = np.float32(-1e30)
 def attention(q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor, first_BT: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(q·kᵀ / sqrt(C)) · v, and the log-sum-exp of the scores, (B, H, T), for the backward pass.
 
-    Args:
-        q_BTHC, k_BTKC, v_BTKC: contiguous, float32; H is a multiple of K.
-        first_BT: the first key that each query sees (the last is its own), non-decreasing in T; (1, T) applies to all
-            rows.
+    `first_BT`, (1 or B, T), is the first key that each query sees, non-decreasing in T; the last is its own.
     """
     rows, tokens, heads, head_dim = q_BTHC.shape
     kv_heads = k_BTKC.shape[2]
     out_BTHC, sums_BHT = torch.empty_like(q_BTHC), q_BTHC.new_empty(rows, heads, tokens)
     sizes = (rows, tokens, heads, kv_heads, head_dim, len(first_BT))
-    _forward()(rows * kv_heads, q_BTHC, k_BTKC, v_BTKC, first_BT, out_BTHC, sums_BHT, *sizes, elements=q_BTHC.numel())
+    _forward(rows * kv_heads, q_BTHC, k_BTKC, v_BTKC, first_BT, out_BTHC, sums_BHT, *sizes, elements=q_BTHC.numel())
     return out_BTHC, sums_BHT
 
 
-def attention_backward(
-    grad_BTHC: Tensor,
-    q_BTHC: Tensor,
-    k_BTKC: Tensor,
-    v_BTKC: Tensor,
-    first_BT: Tensor,
-    out_BTHC: Tensor,
-    sums_BHT: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def attention_backward(grad_BTHC, q_BTHC, k_BTKC, v_BTKC, first_BT, out_BTHC, sums_BHT):
     """The gradients of queries, keys and values."""
     rows, tokens, heads, head_dim = q_BTHC.shape
     kv_heads = k_BTKC.shape[2]
     d_q, d_k, d_v = (torch.empty_like(x) for x in (q_BTHC, k_BTKC, v_BTKC))
     places = (q_BTHC, k_BTKC, v_BTKC, first_BT, out_BTHC, sums_BHT, grad_BTHC, d_q, d_k, d_v)
     sizes = (rows, tokens, heads, kv_heads, head_dim, len(first_BT))
-    _backward()(rows * kv_heads, *places, *sizes, elements=q_BTHC.numel())
+    _backward(rows * kv_heads, *places, *sizes, elements=q_BTHC.numel())
     return d_q, d_k, d_v
 
 
@@ -70,17 +57,6 @@ def _seen(x, tile, query, tokens, first, edge):
 
 
 @inline
-def _softmax(scores_QT, i, start, stop, peak):
-    """Replace a row's scores by their exponentials; returns the sum."""
-    total, shift = v.splat(np.float32(0)), v.splat(peak)
-    for t in range(start, stop, LANES):
-        x = exp_below_zero(v.sub(v.load(scores_QT, i, t), shift))
-        v.store(scores_QT, i, t, x)
-        total = v.add(total, x)
-    return v.sum_across(total)
-
-
-@inline
 def _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, scores_QT, sums_Q, out_QP):
     """Forward pass for the Q queries from `q0` on."""
     stop = min(q0 + Q, tokens)
@@ -88,7 +64,7 @@ def _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, s
     inside = first[stop - 1]  # from here to q0, all of them see every key
     ma = mb = mc = md = me = mf = mg = mh = v.splat(HIDDEN)
     for tile in range(start, end, LANES):
-        a, b, c, d, e, f, g, h = products(queries_QP, key_tiles, tile // LANES * width, width)
+        a, b, c, d, e, f, g, h = products(queries_QP, 0, width, key_tiles, tile // LANES * width, 0)
         edge = tile < inside or tile + LANES > q0 + 1
         a, b = _seen(a, tile, q0, tokens, first, edge), _seen(b, tile, q0 + 1, tokens, first, edge)
         c, d = _seen(c, tile, q0 + 2, tokens, first, edge), _seen(d, tile, q0 + 3, tokens, first, edge)
@@ -99,22 +75,17 @@ def _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, s
         store_rows(scores_QT, tile, (a, b, c, d, e, f, g, h))
     peaks = (ma, mb, mc, md, me, mf, mg, mh)
     for i in range(Q):
-        peak = v.largest_across(peaks[i])
-        total = _softmax(scores_QT, i, start, end, peak)
-        sums_Q[i] = peak + np.log(total)
-        shrink = np.float32(1) / total
+        peak, totals = v.largest_across(peaks[i]), v.splat(np.float32(0))
+        for t in range(start, end, LANES):
+            x = exp_below_zero(v.sub(v.load(scores_QT, i, t), v.splat(peak)))
+            v.store(scores_QT, i, t, x)
+            totals = v.add(totals, x)
+        total = v.sum_across(totals)
+        sums_Q[i], shrink = peak + np.log(total), np.float32(1) / total
         for t in range(start, end, LANES):
             v.store(scores_QT, i, t, v.mul(v.load(scores_QT, i, t), v.splat(shrink)))
     for column in range(0, out_QP.shape[1], LANES):
         mix(scores_QT, start, stop, values_TP, column, out_QP)
-
-
-@inline
-def _gradient(i, scores, above, tile, query, tokens, first, edge, sums_Q, along_Q, probs_QT, d_scores_QT):
-    """One query's probabilities of a tile's keys and the gradients of their scores."""
-    probs = exp_below_zero(v.sub(_seen(scores, tile, query, tokens, first, edge), v.splat(sums_Q[i])))
-    v.store(probs_QT, i, tile, probs)
-    v.store(d_scores_QT, i, tile, v.mul(probs, v.sub(above, v.splat(along_Q[i]))))
 
 
 @inline
@@ -128,111 +99,92 @@ def _backward_block(
     for tile in range(start, end, LANES):
         at = tile // LANES * width
         edge = tile < inside or tile + LANES > q0 + 1
-        scores, above = products(queries_QP, key_tiles, at, width), products(grads_QP, value_tiles, at, width)
+        scores = products(queries_QP, 0, width, key_tiles, at, 0)
+        above = products(grads_QP, 0, width, value_tiles, at, 0)
         for i in range(Q):
-            _gradient(i, scores[i], above[i], tile, q0 + i, tokens, first, edge, sums_Q, along_Q, probs_QT, d_scores_QT)
+            seen = _seen(scores[i], tile, q0 + i, tokens, first, edge)
+            probs = exp_below_zero(v.sub(seen, v.splat(sums_Q[i])))
+            v.store(probs_QT, i, tile, probs)
+            v.store(d_scores_QT, i, tile, v.mul(probs, v.sub(above[i], v.splat(along_Q[i]))))
     return start, end
 
 
-@inline
-def _forward_unit(unit, queries, keys, values, firsts, out, sums, rows, tokens, heads, kv_heads, width):
-    """All queries of one key/value head in one row of the batch."""
-    row, kv = unit // kv_heads, unit % kv_heads
-    padded, whole = (width + LANES - 1) // LANES * LANES, (tokens + LANES - 1) // LANES * LANES
-    keys_TP, values_TP = np.empty((whole, padded), np.float32), np.empty((whole, padded), np.float32)
-    key_tiles = np.empty((whole // LANES * width, LANES), np.float32)
-    queries_QP, out_QP = np.empty((Q, padded), np.float32), np.empty((Q, padded), np.float32)
-    scores_QT, sums_Q = np.empty((Q, whole), np.float32), np.empty(Q, np.float32)
-    take_rows(keys, row * tokens, kv_heads, kv, tokens, np.float32(1), keys_TP)
-    take_rows(values, row * tokens, kv_heads, kv, tokens, np.float32(1), values_TP)
-    make_tiles(keys_TP, width, key_tiles)
-    first, scale = firsts[row % len(firsts)], np.float32(1) / np.sqrt(np.float32(width))
-    groups = heads // kv_heads
-    for head in range(kv * groups, (kv + 1) * groups):
-        for q0 in range(0, tokens, Q):
-            count = min(Q, tokens - q0)
-            take_rows(queries, row * tokens + q0, heads, head, count, scale, queries_QP)
-            _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, scores_QT, sums_Q, out_QP)
-            give_rows(out_QP, row * tokens + q0, heads, head, count, np.float32(1), out)
-            for t in range(count):
-                sums[row * heads + head, q0 + t] = sums_Q[t]
+@Loop
+def _forward(data):
+    """All queries of some key/value heads, each in one row of the batch."""
+    call, _, start, stop = share(data)
+    q_at, k_at, v_at, first_at, out_at, sums_at, rows, tokens, heads, kv_heads, width, periods = call[1:13]
+    queries, out = float32s(q_at, rows * tokens * heads, width), float32s(out_at, rows * tokens * heads, width)
+    keys, values = float32s(k_at, rows * tokens * kv_heads, width), float32s(v_at, rows * tokens * kv_heads, width)
+    firsts = int64s(first_at, periods * tokens).reshape(periods, tokens)
+    sums = float32s(sums_at, rows * heads, tokens)
+    for unit in range(start, stop):
+        row, kv = unit // kv_heads, unit % kv_heads
+        padded, whole = (width + LANES - 1) // LANES * LANES, (tokens + LANES - 1) // LANES * LANES
+        keys_TP, values_TP = np.empty((whole, padded), np.float32), np.empty((whole, padded), np.float32)
+        key_tiles = np.empty((whole // LANES * width, LANES), np.float32)
+        queries_QP, out_QP = np.empty((Q, padded), np.float32), np.empty((Q, padded), np.float32)
+        scores_QT, sums_Q = np.empty((Q, whole), np.float32), np.empty(Q, np.float32)
+        take_rows(keys, row * tokens, kv_heads, kv, tokens, np.float32(1), keys_TP)
+        take_rows(values, row * tokens, kv_heads, kv, tokens, np.float32(1), values_TP)
+        make_tiles(keys_TP, width, key_tiles)
+        first, scale = firsts[row % len(firsts)], np.float32(1) / np.sqrt(np.float32(width))
+        groups = heads // kv_heads
+        for head in range(kv * groups, (kv + 1) * groups):
+            for q0 in range(0, tokens, Q):
+                count = min(Q, tokens - q0)
+                take_rows(queries, row * tokens + q0, heads, head, count, scale, queries_QP)
+                _forward_block(queries_QP, key_tiles, values_TP, first, q0, tokens, width, scores_QT, sums_Q, out_QP)
+                give_rows(out_QP, row * tokens + q0, heads, head, count, np.float32(1), out)
+                for t in range(count):
+                    sums[row * heads + head, q0 + t] = sums_Q[t]
 
 
-@inline
-def _backward_unit(
-    unit, queries, keys, values, firsts, out, sums, grads, d_q, d_k, d_v, rows, tokens, heads, kv_heads, width
-):
-    row, kv = unit // kv_heads, unit % kv_heads
-    padded, whole = (width + LANES - 1) // LANES * LANES, (tokens + LANES - 1) // LANES * LANES
-    keys_TP, values_TP = np.empty((whole, padded), np.float32), np.empty((whole, padded), np.float32)
-    tiles = whole // LANES * width
-    key_tiles, value_tiles = np.empty((tiles, LANES), np.float32), np.empty((tiles, LANES), np.float32)
-    d_keys_TP, d_values_TP = np.zeros((whole, padded), np.float32), np.zeros((whole, padded), np.float32)
-    queries_QP, grads_QP = np.empty((Q, padded), np.float32), np.empty((Q, padded), np.float32)
-    out_QP = np.empty((Q, padded), np.float32)
-    probs_QT, d_scores_QT = np.empty((Q, whole), np.float32), np.empty((Q, whole), np.float32)
-    sums_Q, along_Q = np.empty(Q, np.float32), np.empty(Q, np.float32)
-    take_rows(keys, row * tokens, kv_heads, kv, tokens, np.float32(1), keys_TP)
-    take_rows(values, row * tokens, kv_heads, kv, tokens, np.float32(1), values_TP)
-    make_tiles(keys_TP, width, key_tiles)
-    make_tiles(values_TP, width, value_tiles)
-    first, scale = firsts[row % len(firsts)], np.float32(1) / np.sqrt(np.float32(width))
-    groups = heads // kv_heads
-    for head in range(kv * groups, (kv + 1) * groups):
-        for q0 in range(0, tokens, Q):
-            count, at = min(Q, tokens - q0), row * tokens + q0
-            take_rows(queries, at, heads, head, count, scale, queries_QP)
-            take_rows(grads, at, heads, head, count, np.float32(1), grads_QP)
-            take_rows(out, at, heads, head, count, np.float32(1), out_QP)
-            for t in range(Q):
-                along_Q[t] = dot(grads_QP, out_QP, t)
-                sums_Q[t] = sums[row * heads + head, q0 + min(t, count - 1)]
-            start, end = _backward_block(
-                *(queries_QP, grads_QP, key_tiles, value_tiles, first, q0, tokens, width),
-                *(sums_Q, along_Q, probs_QT, d_scores_QT),
-            )
-            for column in range(0, padded, LANES):
-                mix(d_scores_QT, start, end, keys_TP, column, out_QP)
-                spread(d_scores_QT, start, end, queries_QP, column, d_keys_TP)
-                spread(probs_QT, start, end, grads_QP, column, d_values_TP)
-            give_rows(out_QP, at, heads, head, count, scale, d_q)
-    give_rows(d_keys_TP, row * tokens, kv_heads, kv, tokens, np.float32(1), d_k)
-    give_rows(d_values_TP, row * tokens, kv_heads, kv, tokens, np.float32(1), d_v)
-
-
-@cache
-def _forward() -> Loop:
-    def loop(data):
-        call = arguments(data)
-        _, start, stop = share(call)
-        q_at, k_at, v_at, first_at, out_at, sums_at, rows, tokens, heads, kv_heads, width, periods = call[1:13]
-        queries, out = float32s(q_at, rows * tokens * heads, width), float32s(out_at, rows * tokens * heads, width)
-        keys, values = float32s(k_at, rows * tokens * kv_heads, width), float32s(v_at, rows * tokens * kv_heads, width)
-        firsts = int64s(first_at, periods * tokens).reshape(periods, tokens)
-        sums = float32s(sums_at, rows * heads, tokens)
-        for unit in range(start, stop):
-            _forward_unit(unit, queries, keys, values, firsts, out, sums, rows, tokens, heads, kv_heads, width)
-
-    return compiled_loop(loop)
-
-
-@cache
-def _backward() -> Loop:
-    def loop(data):
-        call = arguments(data)
-        _, start, stop = share(call)
-        q_at, k_at, v_at, first_at, out_at, sums_at, grad_at, d_q_at, d_k_at, d_v_at = call[1:11]
-        rows, tokens, heads, kv_heads, width, periods = call[11:17]
-        queries, out = float32s(q_at, rows * tokens * heads, width), float32s(out_at, rows * tokens * heads, width)
-        grads, d_q = float32s(grad_at, rows * tokens * heads, width), float32s(d_q_at, rows * tokens * heads, width)
-        keys, values = float32s(k_at, rows * tokens * kv_heads, width), float32s(v_at, rows * tokens * kv_heads, width)
-        d_k, d_v = float32s(d_k_at, rows * tokens * kv_heads, width), float32s(d_v_at, rows * tokens * kv_heads, width)
-        firsts = int64s(first_at, periods * tokens).reshape(periods, tokens)
-        sums = float32s(sums_at, rows * heads, tokens)
-        for unit in range(start, stop):
-            _backward_unit(
-                *(unit, queries, keys, values, firsts, out, sums, grads, d_q, d_k, d_v),
-                *(rows, tokens, heads, kv_heads, width),
-            )
-
-    return compiled_loop(loop)
+@Loop
+def _backward(data):
+    call, _, start, stop = share(data)
+    q_at, k_at, v_at, first_at, out_at, sums_at, grad_at, d_q_at, d_k_at, d_v_at = call[1:11]
+    rows, tokens, heads, kv_heads, width, periods = call[11:17]
+    queries, out = float32s(q_at, rows * tokens * heads, width), float32s(out_at, rows * tokens * heads, width)
+    grads, d_q = float32s(grad_at, rows * tokens * heads, width), float32s(d_q_at, rows * tokens * heads, width)
+    keys, values = float32s(k_at, rows * tokens * kv_heads, width), float32s(v_at, rows * tokens * kv_heads, width)
+    d_k, d_v = float32s(d_k_at, rows * tokens * kv_heads, width), float32s(d_v_at, rows * tokens * kv_heads, width)
+    firsts = int64s(first_at, periods * tokens).reshape(periods, tokens)
+    sums = float32s(sums_at, rows * heads, tokens)
+    for unit in range(start, stop):
+        row, kv = unit // kv_heads, unit % kv_heads
+        padded, whole = (width + LANES - 1) // LANES * LANES, (tokens + LANES - 1) // LANES * LANES
+        keys_TP, values_TP = np.empty((whole, padded), np.float32), np.empty((whole, padded), np.float32)
+        tiles = whole // LANES * width
+        key_tiles, value_tiles = np.empty((tiles, LANES), np.float32), np.empty((tiles, LANES), np.float32)
+        d_keys_TP, d_values_TP = np.zeros((whole, padded), np.float32), np.zeros((whole, padded), np.float32)
+        queries_QP, grads_QP = np.empty((Q, padded), np.float32), np.empty((Q, padded), np.float32)
+        out_QP = np.empty((Q, padded), np.float32)
+        probs_QT, d_scores_QT = np.empty((Q, whole), np.float32), np.empty((Q, whole), np.float32)
+        sums_Q, along_Q = np.empty(Q, np.float32), np.empty(Q, np.float32)
+        take_rows(keys, row * tokens, kv_heads, kv, tokens, np.float32(1), keys_TP)
+        take_rows(values, row * tokens, kv_heads, kv, tokens, np.float32(1), values_TP)
+        make_tiles(keys_TP, width, key_tiles)
+        make_tiles(values_TP, width, value_tiles)
+        first, scale = firsts[row % len(firsts)], np.float32(1) / np.sqrt(np.float32(width))
+        groups = heads // kv_heads
+        for head in range(kv * groups, (kv + 1) * groups):
+            for q0 in range(0, tokens, Q):
+                count, at = min(Q, tokens - q0), row * tokens + q0
+                take_rows(queries, at, heads, head, count, scale, queries_QP)
+                take_rows(grads, at, heads, head, count, np.float32(1), grads_QP)
+                take_rows(out, at, heads, head, count, np.float32(1), out_QP)
+                for t in range(Q):
+                    along_Q[t] = dot(grads_QP, out_QP, t)
+                    sums_Q[t] = sums[row * heads + head, q0 + min(t, count - 1)]
+                low, high = _backward_block(
+                    *(queries_QP, grads_QP, key_tiles, value_tiles, first, q0, tokens, width),
+                    *(sums_Q, along_Q, probs_QT, d_scores_QT),
+                )
+                for column in range(0, padded, LANES):
+                    mix(d_scores_QT, low, high, keys_TP, column, out_QP)
+                    spread(d_scores_QT, low, high, queries_QP, column, d_keys_TP)
+                    spread(probs_QT, low, high, grads_QP, column, d_values_TP)
+                give_rows(out_QP, at, heads, head, count, scale, d_q)
+        give_rows(d_keys_TP, row * tokens, kv_heads, kv, tokens, np.float32(1), d_k)
+        give_rows(d_values_TP, row * tokens, kv_heads, kv, tokens, np.float32(1), d_v)

@@ -5,15 +5,15 @@ than on computing it. With matrices times so few rows, plain loops are as quick 
 is a single call: threads share each matrix's rows, and meet at a barrier wherever one needs what the others computed.
 
 The arguments are records of sizes and addresses: :data:`STEP` and, for each layer, :data:`LAYER`. All arrays are
-contiguous; where no type is named, they are float32. A missing bias is zeros; a dense layer is a single expert.
+contiguous; where no type is named, they are float32. A missing bias is zeros, a missing norm an address of 0; a dense
+layer is a single expert. Norms are RMSNorm, the activation is gated SiLU. Sizes have the names of the configuration.
 
 Shape letters: B rows, D width, V vocabulary, H query heads, K key/value heads, C head_dim, A = max(H, K) heads of
-attention scores, P = (H + 2K)·C, S positions, E experts, k experts per row, F hidden, I = F (or 2F, gated).
+attention scores, P = (H + 2K)·C, S positions, E experts, k experts per row, F hidden, I = 2F (linear and gate).
 """
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
@@ -23,26 +23,23 @@ from numba import carray, from_dtype, types
 from sqat.cpu.arguments import barrier, exp, float32s, inline, int64s, part, pointer
 from sqat.cpu.threads import compile_callback
 
-ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "relu": 2, "sigmoid": 3, "linear": 4}
-NO_NORM, RMS_NORM, LAYER_NORM = range(3)  # kinds of norm
-
-_NORM = np.dtype([("kind", np.int64), ("eps", np.float64), ("gain_D", np.int64), ("shift_D", np.int64)])
 _MATRIX = np.dtype([("weight", np.int64), ("bias", np.int64)])  # (O, I) and (O), or E of them
 
+_HEADS = ("num_query_heads", "num_kv_heads", "head_dim")
+CONFIG_SIZES = ("hidden_size", "vocab_size", "num_layers", *_HEADS, "intermediate_size")
 LAYER = np.dtype(
     [
-        *((name, _NORM) for name in ("norm1", "norm2")),
         *((name, _MATRIX) for name in ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
-        *((name, np.int64) for name in ("keys_BKCS", "values_BKSC", "router_ED")),
+        *((name, np.int64) for name in ("norm1_D", "norm2_D", "keys_BKCS", "values_BKSC", "router_ED")),
     ]
 )
 STEP = np.dtype(
     [
-        *((name, np.int64) for name in ("position", "rows", "width", "vocabulary", "num_layers")),
-        *((name, np.int64) for name in ("query_heads", "kv_heads", "head_dim", "capacity")),
-        *((name, np.int64) for name in ("experts", "experts_per_row", "inner", "hidden", "activation")),
+        *((name, np.int64) for name in ("position", "rows", "capacity", "num_experts", "experts_per_token")),
+        *((name, np.int64) for name in CONFIG_SIZES),
         *((name, np.int64) for name in ("layers", "first_B", "cos_SC", "sin_SC")),  # first_B int64, tables (S, C/2)
-        ("final_norm", _NORM),
+        ("norm_eps", np.float64),
+        ("final_norm_D", np.int64),
         ("head", _MATRIX),
         # In and out: the rows' embeddings, which become their residual stream; and memory for what threads share.
         *((name, np.int64) for name in ("x_BD", "logits_BV", "projected_BP", "attended_BI", "hidden_BkI")),
@@ -57,17 +54,17 @@ def decoding_step() -> Any:
     def run(data):
         step = carray(data, 1)[0]
         layers = carray(pointer(step.layers), step.num_layers, LAYER)
-        rows, width, head_dim = step.rows, step.width, step.head_dim
-        queries, kv_size = step.query_heads * head_dim, step.kv_heads * head_dim
+        rows, width, head_dim, eps = step.rows, step.hidden_size, step.head_dim, step.norm_eps
+        queries, kv_size = step.num_query_heads * head_dim, step.num_kv_heads * head_dim
         x_BD, normed_BD = float32s(step.x_BD, rows, width), np.empty((rows, width), np.float32)
         projected_BP = float32s(step.projected_BP, rows, queries + 2 * kv_size)
         attended_BI = float32s(step.attended_BI, rows, max(queries, kv_size))
-        hidden_BkI = float32s(step.hidden_BkI, rows * step.experts_per_row, step.inner)
+        hidden_BkI = float32s(step.hidden_BkI, rows * step.experts_per_token, 2 * step.intermediate_size)
         experts_Bk = np.empty(len(hidden_BkI), np.int64)
         weights_Bk = np.empty(len(hidden_BkI), np.float32)
         for i in range(step.num_layers):
             layer = layers[i]
-            _normalise(layer.norm1, x_BD, normed_BD)
+            _normalise(layer.norm1_D, eps, x_BD, normed_BD)
             start = 0
             for matrix, outputs in ((layer.q_proj, queries), (layer.k_proj, kv_size), (layer.v_proj, kv_size)):
                 _multiply(matrix, normed_BD, projected_BP, start, outputs, False)
@@ -77,37 +74,30 @@ def decoding_step() -> Any:
             barrier()
             _multiply(layer.out_proj, attended_BI, x_BD, 0, width, True)
             barrier()
-            _normalise(layer.norm2, x_BD, normed_BD)
-            _route(float32s(layer.router_ED, step.experts, width), normed_BD, experts_Bk, weights_Bk)
+            _normalise(layer.norm2_D, eps, x_BD, normed_BD)
+            _route(float32s(layer.router_ED, step.num_experts, width), normed_BD, experts_Bk, weights_Bk)
             _hidden(step, layer, normed_BD, experts_Bk, hidden_BkI)
             barrier()
             _add_experts(step, layer, hidden_BkI, experts_Bk, weights_Bk, x_BD)
             barrier()
-        _normalise(step.final_norm, x_BD, normed_BD)
-        logits_BV = float32s(step.logits_BV, rows, step.vocabulary)
-        _multiply(step.head, normed_BD, logits_BV, 0, step.vocabulary, False)
+        _normalise(step.final_norm_D, eps, x_BD, normed_BD)
+        logits_BV = float32s(step.logits_BV, rows, step.vocab_size)
+        _multiply(step.head, normed_BD, logits_BV, 0, step.vocab_size, False)
 
     return compile_callback(run, types.CPointer(from_dtype(STEP)), level=2)  # whoever wants an answer waits
 
 
 @inline
-def _normalise(norm, x_BD, out_BD):
+def _normalise(weight_D, eps, x_BD, out_BD):
     rows, width = x_BD.shape
-    gain_D, shift_D = float32s(norm.gain_D, 1, width)[0], float32s(norm.shift_D, 1, width)[0]
+    gain_D = float32s(weight_D, 1, width)[0]
     for b in range(rows):
-        mean, squares = np.float32(0), np.float32(0)
-        if norm.kind == LAYER_NORM:
-            for d in range(width):
-                mean += x_BD[b, d]
-            mean /= np.float32(width)
+        squares = np.float32(0)
         for d in range(width):
-            out_BD[b, d] = x_BD[b, d] - mean
-            squares += out_BD[b, d] * out_BD[b, d]
-        scale = np.float32(1)
-        if norm.kind != NO_NORM:
-            scale /= np.sqrt(squares / np.float32(width) + np.float32(norm.eps))
+            squares += x_BD[b, d] * x_BD[b, d]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(width) + np.float32(eps))
         for d in range(width):
-            out_BD[b, d] = out_BD[b, d] * scale * gain_D[d] + shift_D[d]
+            out_BD[b, d] = x_BD[b, d] * scale * gain_D[d] if weight_D else x_BD[b, d]
 
 
 @inline
@@ -133,7 +123,7 @@ def _multiply(matrix, x_BI, out_BO, start, outputs, add):
 def _attend(step, layer, projected_BP, attended_BI):
     """This thread's key/value heads: their new key and value go into the cache, then their query heads read it."""
     position, capacity, head_dim = step.position, step.capacity, step.head_dim
-    query_heads, kv_heads, half = step.query_heads, step.kv_heads, step.head_dim // 2
+    query_heads, kv_heads, half = step.num_query_heads, step.num_kv_heads, step.head_dim // 2
     score_heads = max(query_heads, kv_heads)
     groups, scale = score_heads // kv_heads, np.float32(1) / np.sqrt(np.float32(head_dim))
     cos_SC, sin_SC = float32s(step.cos_SC, capacity, half), float32s(step.sin_SC, capacity, half)
@@ -226,49 +216,33 @@ def _select(expert, experts_Bk, chosen_M):
 @inline
 def _hidden(step, layer, x_BD, experts_Bk, hidden_BkI):
     """This thread's share of the chosen experts' hidden units, activated: they are the first F of `hidden_BkI`."""
-    inner, hidden, k = step.inner, step.hidden, step.experts_per_row
-    fc1 = float32s(layer.fc1.weight, step.experts * inner, step.width)
-    fc1_bias_EI = float32s(layer.fc1.bias, step.experts, inner)
+    hidden, k = step.intermediate_size, step.experts_per_token
+    fc1 = float32s(layer.fc1.weight, step.num_experts * 2 * hidden, step.hidden_size)
+    fc1_bias_EI = float32s(layer.fc1.bias, step.num_experts, 2 * hidden)
     chosen_M = np.empty(len(experts_Bk), np.int64)
     first, stop = part(hidden)
-    for e in range(step.experts):
+    for e in range(step.num_experts):
         count = _select(e, experts_Bk, chosen_M)
-        for start in range(0, inner if count else 0, hidden):  # gated: linear, then gate
+        for start in range(0, 2 * hidden if count else 0, hidden):  # linear, then gate
             for i in range(start + first, start + stop):
                 for m in range(count):
-                    hidden_BkI[chosen_M[m], i] = _dot(fc1[e * inner + i], x_BD[chosen_M[m] // k]) + fc1_bias_EI[e, i]
+                    product = _dot(fc1[e * 2 * hidden + i], x_BD[chosen_M[m] // k])
+                    hidden_BkI[chosen_M[m], i] = product + fc1_bias_EI[e, i]
     for s in range(len(experts_Bk)):
-        linear_F, gate_F = hidden_BkI[s, :hidden], hidden_BkI[s, inner - hidden :]
-        _activate(linear_F[first:stop], gate_F[first:stop], inner > hidden, step.activation)
-
-
-@inline
-def _activate(linear, gate, gated, activation):
-    """Into `linear`: linear · activation(gate), or the activation alone."""
-    for f in range(len(linear)):
-        x = gate[f]
-        if activation == 0:
-            y = x / (np.float32(1) + exp(-x))
-        elif activation == 1:
-            y = np.float32(0.5) * x * (np.float32(1) + math.erf(x * np.float32(0.7071067811865476)))
-        elif activation == 2:
-            y = max(x, np.float32(0))
-        elif activation == 3:
-            y = np.float32(1) / (np.float32(1) + exp(-x))
-        else:
-            y = x
-        linear[f] = linear[f] * y if gated else y
+        linear_F, gate_F = hidden_BkI[s, :hidden], hidden_BkI[s, hidden:]
+        for f in range(first, stop):
+            linear_F[f] *= gate_F[f] / (np.float32(1) + exp(-gate_F[f]))
 
 
 @inline
 def _add_experts(step, layer, hidden_BkI, experts_Bk, weights_Bk, x_BD):
     """This thread's share of the width: the weighted sum of the chosen experts, added to `x_BD`."""
-    width, hidden, k = step.width, step.hidden, step.experts_per_row
-    fc2 = float32s(layer.fc2.weight, step.experts * width, hidden)
-    fc2_bias_ED = float32s(layer.fc2.bias, step.experts, width)
+    width, hidden, k = step.hidden_size, step.intermediate_size, step.experts_per_token
+    fc2 = float32s(layer.fc2.weight, step.num_experts * width, hidden)
+    fc2_bias_ED = float32s(layer.fc2.bias, step.num_experts, width)
     chosen_M = np.empty(len(experts_Bk), np.int64)
     first, stop = part(width)
-    for e in range(step.experts):
+    for e in range(step.num_experts):
         count = _select(e, experts_Bk, chosen_M)
         for d in range(first, stop if count else first):
             for m in range(count):

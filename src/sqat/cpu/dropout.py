@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,30 +19,20 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def dropout_mask(like: Tensor, p: float) -> Tensor:
-    """Zeros with probability `p` (to within 2^-16), else `keep_scale(p)`; shape and type of `like`."""
+    """Zeros with probability `p` (to within 2^-16), else `keep_scale(p)`; shape and type of `like`.
+
+    Each 64-bit word of a fast generator yields four numbers. They are moved so that all but the dropped ones are
+    negative, and their sign then fills the mask.
+    """
+    count, dropped = like.numel(), round(p * _LEVELS)
+    words = np.random.SFC64(draw_seeds(1)[0]).random_raw((count + 3) // 4)
+    bits = torch.from_numpy(words.view(np.int16))[:count].view(like.shape).to(_INTEGERS[like.itemsize])
+    bits.bitwise_right_shift_(1).add_(dropped - _LEVELS // 2).bitwise_right_shift_(8 * like.itemsize - 1)
     mask = torch.full_like(like, keep_scale(p))
-    bits = keep_bits(random_bits(like.shape, like.dtype), p)
     mask.view(bits.dtype).bitwise_and_(bits)
     return mask
 
 
 def keep_scale(p: float) -> float:
-    """The factor for kept elements: one over the share that `keep_bits` keeps, which preserves the mean."""
+    """The factor for kept elements: one over the share that is kept, which preserves the mean."""
     return _LEVELS / (_LEVELS - round(p * _LEVELS))
-
-
-def random_bits(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Random integers as wide as elements of `dtype`, of which only the low 16 bits are used: each 64-bit word of a
-    fast generator yields four.
-    """
-    count = math.prod(shape)
-    words = np.random.SFC64(draw_seeds(1)[0]).random_raw((count + 3) // 4)
-    return torch.from_numpy(words.view(np.int16))[:count].view(shape).to(_INTEGERS[dtype.itemsize])
-
-
-def keep_bits(draws: Tensor, p: float) -> Tensor:
-    """Random bits, changed in place: zero with probability `p` (to within 2^-16), else all ones."""
-    half = _LEVELS // 2
-    dropped, sign = round(p * _LEVELS), 8 * draws.element_size() - 1
-    # Uniform from -half to half - 1, then moved so that all but `dropped` values are negative; their sign fills them.
-    return draws.bitwise_right_shift_(1).add_(dropped - half).bitwise_right_shift_(sign)

@@ -4,7 +4,7 @@ The arithmetic is one compiled call a step (:mod:`sqat.cpu.decode`); this file p
 values are read in place from the model and its cache; only keys are copied. The model itself, on its cache, is the
 definition, and runs where :func:`fits` says no.
 
-Shape letters: B rows, K key/value heads, C head_dim, S positions, D width, V vocabulary.
+Shape letters are those of :mod:`sqat.cpu.decode`.
 """
 
 from __future__ import annotations
@@ -32,21 +32,23 @@ from sqat.model.rope import rotary_tables
 ONE_THREAD_PRODUCT = 2**20
 FEW_ROWS = 8  # with more rows and larger products, a matrix library is faster
 
-NORMS: dict[type[nn.Module], int] = {nn.Identity: 0, RMSNorm: 1, nn.LayerNorm: 2}  # numbers of decode.py
-MODULES = {Decoder, Block, Attention, FeedForward, MoE, nn.Embedding, nn.Linear, nn.ModuleList, *NORMS}
+MODULES = {Decoder, Block, Attention, FeedForward, MoE, RMSNorm}
+MODULES |= {nn.Embedding, nn.Linear, nn.ModuleList, nn.Identity}
 
 
 def fits(model: Decoder, cache: KVCache) -> bool:
     """Whether :class:`LeanStep` supports this model and cache, and is faster than the model itself.
 
     It reads weights directly, so no module may compute anything else (adapters, quantised layers, parametrisations),
-    and all weights must be plain float32 tensors. The caller checks for hooks.
+    and all weights must be plain float32 tensors. Norms and activations are those that most models have.
     """
-    rows = len(cache.layers[0].keys)
+    rows, config, tensors = len(cache.layers[0].keys), model.config, (*model.parameters(), cache.layers[0].keys)
     return (
-        all(type(module) in MODULES for module in model.modules())
-        and all(_is_plain(tensor) for tensor in (*model.parameters(), cache.layers[0].keys))
-        and (rows <= FEW_ROWS or _largest_product(model.config, rows) <= ONE_THREAD_PRODUCT)
+        config.gated
+        and config.activation in ("silu", "swish")
+        and all(type(module) in MODULES for module in model.modules())
+        and all(type(x.data) is Tensor and x.dtype == torch.float32 for x in tensors)
+        and (rows <= FEW_ROWS or _largest_product(config, rows) <= ONE_THREAD_PRODUCT)
         and not isinstance(cache.layers[0], RollingLayer)
         and not torch.is_autocast_enabled("cpu")
         and available()
@@ -57,13 +59,10 @@ class LeanStep:
     """Reads one more token of every row, and gives the logits of the next.
 
     It is valid as long as the weights do not change. It continues from `cache`, whose `length` it does not update.
-
-    Args:
-        model, cache: supported by :func:`fits`; the cache holds the prompts.
     """
 
     def __init__(self, model: Decoder, cache: KVCache) -> None:
-        from sqat.cpu.decode import ACTIVATIONS, LAYER, STEP, decoding_step
+        from sqat.cpu.decode import CONFIG_SIZES, LAYER, STEP, decoding_step
 
         config = model.config
         rows, kv_heads, self.capacity, head_dim = cache.layers[0].keys.shape
@@ -81,33 +80,25 @@ class LeanStep:
             self._write_layer(record, block, layer_cache)
         rope = rotary_tables(torch.arange(self.capacity), head_dim, config.rope_theta)
         per_row = config.experts_per_token if config.is_moe else 1
-        inner = config.intermediate_size * (2 if config.gated else 1)
         self._write(
             self._step,
+            **{name: getattr(config, name) for name in CONFIG_SIZES},
             rows=rows,
-            width=config.hidden_size,
-            vocabulary=config.vocab_size,
-            num_layers=len(layers),
-            query_heads=config.num_query_heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
             capacity=self.capacity,
-            experts=config.num_experts if config.is_moe else 1,
-            experts_per_row=per_row,
-            inner=inner,
-            hidden=config.intermediate_size,
-            activation=ACTIVATIONS[config.activation],
+            experts_per_token=per_row,
+            num_experts=config.num_experts if config.is_moe else 1,
             layers=torch.from_numpy(layers.view(np.int64)),
             first_B=torch.zeros(rows, dtype=torch.int64) if cache.padding_B is None else cache.padding_B,
             cos_SC=rope.cos,
             sin_SC=rope.sin,
+            norm_eps=torch.finfo(torch.float32).eps if config.norm_eps is None else config.norm_eps,
+            final_norm_D=getattr(model.final_norm, "weight", 0),
             x_BD=torch.from_numpy(self.x_BD),
             logits_BV=self.logits_BV,
             projected_BP=torch.empty(rows, (config.num_query_heads + 2 * kv_heads) * head_dim),
             attended_BI=torch.empty(rows, config.num_score_heads * head_dim),
-            hidden_BkI=torch.empty(rows * per_row, inner),
+            hidden_BkI=torch.empty(rows * per_row, 2 * config.intermediate_size),
         )
-        self._write_norm(self._step["final_norm"], model.final_norm, config.hidden_size)
         self._write_matrix(self._step["head"], model.head.weight, model.head.bias)
         library = openmp()
         assert library is not None
@@ -115,11 +106,7 @@ class LeanStep:
         self._run = functools.partial(library.GOMP_parallel, address, self._step.ctypes.data, self.threads, 0)
 
     def __call__(self, tokens_B: Tensor) -> Tensor:
-        """Logits (B, V) after one more token in every row; the next call overwrites them.
-
-        Raises:
-            ValueError: the cache is full.
-        """
+        """Logits (B, V) after one more token in every row; the next call overwrites them. A full cache is an error."""
         if self.length >= self.capacity:
             raise ValueError(f"key/value cache holds {self.capacity} positions, but {self.length + 1} are needed")
         self.embedding_VD.take(tokens_B.numpy(), 0, self.x_BD, "clip")
@@ -137,53 +124,28 @@ class LeanStep:
             record[name] = value
 
     def _write_layer(self, record: Any, block: Block, cache: LayerCache) -> None:
-        attention, feedforward = block.attention, block.feedforward
-        width = attention.out_proj.out_features
-        self._write_norm(record["norm1"], block.norm1, width)
-        self._write_norm(record["norm2"], block.norm2, width)
+        feedforward: Any = block.feedforward
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            linear = getattr(attention, name)
+            linear = getattr(block.attention, name)
             self._write_matrix(record[name], linear.weight, linear.bias)
-        self._write(record, keys_BKCS=cache.keys.transpose(2, 3), values_BKSC=cache.values)
-        router: Tensor
         if isinstance(feedforward, MoE):
             router = feedforward.router.weight
-            weights: tuple[Tensor, Tensor] = feedforward.fc1_weight, feedforward.fc2_weight
-            biases = feedforward.fc1_bias, feedforward.fc2_bias
+            self._write_matrix(record["fc1"], feedforward.fc1_weight, feedforward.fc1_bias)
+            self._write_matrix(record["fc2"], feedforward.fc2_weight, feedforward.fc2_bias)
         else:
-            assert isinstance(feedforward, FeedForward)
-            fc1, fc2 = feedforward.fc1, feedforward.fc2
-            router = torch.zeros(1, width)
-            weights = fc1.weight.unsqueeze(0), fc2.weight.unsqueeze(0)
-            biases = fc1.bias, fc2.bias
-        for name, weight, bias in zip(("fc1", "fc2"), weights, biases, strict=True):
-            self._write_matrix(record[name], weight, bias)
-        self._write(record, router_ED=router)
-
-    def _write_norm(self, record: Any, norm: nn.Module, width: int) -> None:
-        gain, shift, eps = getattr(norm, "weight", None), getattr(norm, "bias", None), getattr(norm, "eps", None)
-        self._write(
-            record,
-            kind=NORMS[type(norm)],
-            eps=torch.finfo(torch.float32).eps if eps is None else eps,
-            gain_D=torch.ones(width) if gain is None else gain,
-            shift_D=torch.zeros(width) if shift is None else shift,
-        )
+            router = torch.zeros(1, block.attention.hidden_size)
+            self._write_matrix(record["fc1"], feedforward.fc1.weight, feedforward.fc1.bias)
+            self._write_matrix(record["fc2"], feedforward.fc2.weight, feedforward.fc2.bias)
+        norms = {f"{name}_D": getattr(getattr(block, name), "weight", 0) for name in ("norm1", "norm2")}
+        keys_BKCS = cache.keys.transpose(2, 3)
+        self._write(record, **norms, keys_BKCS=keys_BKCS, values_BKSC=cache.values, router_ED=router)
 
     def _write_matrix(self, record: Any, weight: Tensor, bias: Tensor | None) -> None:
         self._write(record, weight=weight, bias=torch.zeros(weight.shape[:-1]) if bias is None else bias)
 
 
-make_step = LeanStep  # the name that sqat.generate.decode expects
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor.data) is Tensor and tensor.device.type == "cpu" and tensor.dtype == torch.float32
-
-
 def _largest_product(config: ModelConfig, rows: int) -> float:
     """Multiply-adds of a layer's largest matrix product; an expert's, if rows spread evenly."""
-    inner = config.intermediate_size * (2 if config.gated else 1)
     share = max(rows * config.experts_per_token / config.num_experts, 1) if config.is_moe else rows
     projected = (config.num_score_heads + 2 * config.num_kv_heads) * config.head_dim
-    return config.hidden_size * max(share * inner, rows * projected)
+    return config.hidden_size * max(share * 2 * config.intermediate_size, rows * projected)

@@ -17,21 +17,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from sqat.cpu.arguments import (
-    arguments,
-    bools,
-    element,
-    elements,
-    exp,
-    float32s,
-    int64s,
-    narrow,
-    number,
-    random15,
-    share,
-    widen,
-)
-from sqat.cpu.threads import FAST, Loop, compiled_loop
+from sqat.cpu.arguments import element, elements, exp, float32s, int64s, narrow, number, random15, share, widen
+from sqat.cpu.threads import FAST, Loop
 
 # --- RMSNorm (arXiv 1910.07467, eq. 4)
 
@@ -40,7 +27,7 @@ def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor
     """`x / sqrt(mean(x²) + eps) · weight`, float32, and the factors 1 / sqrt(…), (N,), for the backward pass."""
     rows, width = x_ND.shape
     out_ND, scale_N = torch.empty_like(x_ND), x_ND.new_empty(rows)
-    _norm()(rows, x_ND, weight_D, float(eps), out_ND, scale_N, width, elements=x_ND.numel())
+    _norm(rows, x_ND, weight_D, float(eps), out_ND, scale_N, width, elements=x_ND.numel())
     return out_ND, scale_N
 
 
@@ -50,50 +37,42 @@ def rms_norm_backward(grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, scale_N: 
     threads = torch.get_num_threads()
     d_x_ND, d_weight_TD = torch.empty_like(x_ND), x_ND.new_zeros(threads, width)
     places = (grad_ND, x_ND, weight_D, scale_N, d_x_ND, d_weight_TD)
-    _norm_backward()(rows, *places, width, threads, elements=x_ND.numel())
+    _norm_backward(rows, *places, width, threads, elements=x_ND.numel())
     return d_x_ND, d_weight_TD.sum(dim=0)
 
 
-@cache
-def _norm() -> Loop:
-    def loop(data):
-        call = arguments(data)
-        _, start, stop = share(call)
-        rows, x_at, weight_at, eps_bits, out_at, scales_at, width = call[:7]
-        x, weight, out = float32s(x_at, rows, width), float32s(weight_at, 1, width)[0], float32s(out_at, rows, width)
-        eps, scales = number(eps_bits), float32s(scales_at, 1, rows)[0]
-        for n in range(start, stop):
-            squares = np.float32(0)
-            for d in range(width):
-                squares += x[n, d] * x[n, d]
-            scale = np.float32(1) / np.sqrt(squares / np.float32(width) + eps)
-            scales[n] = scale
-            for d in range(width):
-                out[n, d] = x[n, d] * scale * weight[d]
-
-    return compiled_loop(loop)
+@Loop
+def _norm(data):
+    call, _, start, stop = share(data)
+    rows, x_at, weight_at, eps_bits, out_at, scales_at, width = call[:7]
+    x, weight, out = float32s(x_at, rows, width), float32s(weight_at, 1, width)[0], float32s(out_at, rows, width)
+    eps, scales = number(eps_bits), float32s(scales_at, 1, rows)[0]
+    for n in range(start, stop):
+        squares = np.float32(0)
+        for d in range(width):
+            squares += x[n, d] * x[n, d]
+        scale = np.float32(1) / np.sqrt(squares / np.float32(width) + eps)
+        scales[n] = scale
+        for d in range(width):
+            out[n, d] = x[n, d] * scale * weight[d]
 
 
-@cache
-def _norm_backward() -> Loop:
-    def loop(data):
-        call = arguments(data)
-        thread, start, stop = share(call)
-        rows, grad_at, x_at, weight_at, scales_at, d_x_at, d_weight_at, width, threads = call[:9]
-        grad, x, d_x = float32s(grad_at, rows, width), float32s(x_at, rows, width), float32s(d_x_at, rows, width)
-        weight, scales = float32s(weight_at, 1, width)[0], float32s(scales_at, 1, rows)[0]
-        d_weight = float32s(d_weight_at, threads, width)[thread]
-        for n in range(start, stop):
-            scale, along = scales[n], np.float32(0)  # the component of the gradient along x
-            for d in range(width):
-                product = grad[n, d] * x[n, d] * scale
-                d_weight[d] += product
-                along += product * weight[d]
-            along *= scale / np.float32(width)
-            for d in range(width):
-                d_x[n, d] = scale * (grad[n, d] * weight[d] - x[n, d] * along)
-
-    return compiled_loop(loop)
+@Loop
+def _norm_backward(data):
+    call, thread, start, stop = share(data)
+    rows, grad_at, x_at, weight_at, scales_at, d_x_at, d_weight_at, width, threads = call[:9]
+    grad, x, d_x = float32s(grad_at, rows, width), float32s(x_at, rows, width), float32s(d_x_at, rows, width)
+    weight, scales = float32s(weight_at, 1, width)[0], float32s(scales_at, 1, rows)[0]
+    d_weight = float32s(d_weight_at, threads, width)[thread]
+    for n in range(start, stop):
+        scale, along = scales[n], np.float32(0)  # the component of the gradient along x
+        for d in range(width):
+            product = grad[n, d] * x[n, d] * scale
+            d_weight[d] += product
+            along += product * weight[d]
+        along *= scale / np.float32(width)
+        for d in range(width):
+            d_x[n, d] = scale * (grad[n, d] * weight[d] - x[n, d] * along)
 
 
 # --- rotary embedding
@@ -101,10 +80,7 @@ def _norm_backward() -> Loop:
 
 def rotate(x_BTHC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dtype) -> Tensor:
     """Rotate every pair (x[j], x[j + C/2]) by its position's angle times `sign`, 1.0 or -1.0; (B, T, H, C) as `dtype`.
-
-    Args:
-        x_BTHC: contiguous, float32 or bfloat16; so is the result, of either type.
-        cos, sin: float32, for T positions or for all N tokens.
+    Tables are for T positions or for all N tokens.
     """
     rows, positions, heads, head_dim = x_BTHC.shape
     out_BTHC = torch.empty(x_BTHC.shape, dtype=dtype)
@@ -117,8 +93,7 @@ def rotate(x_BTHC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.d
 @cache
 def _rotate(of_x: type, of_out: type) -> Loop:
     def loop(data):
-        call = arguments(data)
-        _, start, stop = share(call)
+        call, _, start, stop = share(data)
         rows, x_at, cos_at, sin_at, out_at, sign_bits, period, heads, head_dim = call[:9]
         half, width, sign = head_dim // 2, heads * head_dim, number(sign_bits)
         cos, sin = float32s(cos_at, period, half), float32s(sin_at, period, half)
@@ -132,7 +107,7 @@ def _rotate(of_x: type, of_out: type) -> Loop:
                     out[n, first + j] = narrow(a * c - b * s, out[n, first + j])
                     out[n, first + half + j] = narrow(b * c + a * s, out[n, first + j])
 
-    return compiled_loop(loop)
+    return Loop(loop)
 
 
 # --- rows computed for experts, summed as tokens
@@ -159,8 +134,7 @@ def weighted_sum_backward(grad_ND: Tensor, y_RD: Tensor, place_Nk: Tensor, weigh
 @cache
 def _sum(of_y: type) -> Loop:
     def loop(data):
-        call = arguments(data)
-        _, start, stop = share(call)
+        call, _, start, stop = share(data)
         tokens, y_at, place_at, weights_at, out_at, k, rows, width = call[:8]
         place, weights = int64s(place_at, tokens * k).reshape(tokens, k), float32s(weights_at, tokens, k)
         y, out = elements(y_at, rows, width, of_y), float32s(out_at, tokens, width)
@@ -173,14 +147,13 @@ def _sum(of_y: type) -> Loop:
                 for d in range(width):
                     out[n, d] += weight * widen(y[row, d])
 
-    return compiled_loop(loop)
+    return Loop(loop)
 
 
 @cache
 def _sum_backward(of_y: type) -> Loop:
     def loop(data):
-        call = arguments(data)
-        _, start, stop = share(call)
+        call, _, start, stop = share(data)
         tokens, grad_at, y_at, place_at, weights_at, d_y_at, d_weights_at, k, rows, width = call[:10]
         place, weights = int64s(place_at, tokens * k).reshape(tokens, k), float32s(weights_at, tokens, k)
         grad, d_weights = float32s(grad_at, tokens, width), float32s(d_weights_at, tokens, k)
@@ -193,7 +166,7 @@ def _sum_backward(of_y: type) -> Loop:
                     d_y[row, d] = narrow(weight * grad[n, d], d_y[row, d])
                 d_weights[n, i] = along
 
-    return compiled_loop(loop)
+    return Loop(loop)
 
 
 # --- gated SiLU with dropout
@@ -218,12 +191,8 @@ def swiglu(hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped) 
     return out_MF
 
 
-def swiglu_backward(
-    grad_MF: Tensor, hidden_MI: Tensor, bias_I: Tensor, first_row: int, dropped: Dropped
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of `hidden_MI`, the result of :func:`swiglu` (which overwrites `grad_MF`), and the gradient of the
-    bias, (I,), float32.
-    """
+def swiglu_backward(grad_MF, hidden_MI, bias_I, first_row, dropped):
+    """The gradient of `hidden_MI`, the result of :func:`swiglu` (which overwrites `grad_MF`), and that of the bias."""
     rows, hidden = grad_MF.shape
     d_hidden_MI, d_bias_TI = torch.empty_like(hidden_MI), torch.zeros(torch.get_num_threads(), 2 * hidden)
     places = (hidden_MI, grad_MF, d_hidden_MI, bias_I, d_bias_TI)
@@ -235,8 +204,7 @@ def swiglu_backward(
 @cache
 def _swiglu(of_hidden: type) -> Loop:
     def loop(data):
-        call = arguments(data)
-        _, start, stop = share(call)
+        call, _, start, stop = share(data)
         rows, hidden_at, out_at, bias_at, width, first_row = call[:6]
         below, seed, salt = np.uint32(call[6]), np.uint32(call[7]), np.uint32(call[8])
         hidden, out = elements(hidden_at, rows, 2 * width, of_hidden), elements(out_at, rows, width, of_hidden)
@@ -249,14 +217,13 @@ def _swiglu(of_hidden: type) -> Loop:
                 keep = random15(base + np.uint32(f), seed, salt) >= below
                 out[m, f] = narrow(value if keep else np.float32(0), out[m, f])
 
-    return compiled_loop(loop)
+    return Loop(loop)
 
 
 @cache
 def _swiglu_backward(of_hidden: type) -> Loop:
     def loop(data):
-        call = arguments(data)
-        thread, start, stop = share(call)
+        call, thread, start, stop = share(data)
         rows, hidden_at, grad_at, out_at, bias_at, d_bias_at, threads, width, first_row = call[:9]
         below, seed, salt = np.uint32(call[9]), np.uint32(call[10]), np.uint32(call[11])
         hidden, out = elements(hidden_at, rows, 2 * width, of_hidden), elements(out_at, rows, 2 * width, of_hidden)
@@ -277,22 +244,18 @@ def _swiglu_backward(of_hidden: type) -> Loop:
                 d_bias[width + f] += d_gate
                 grad[m, f] = narrow(linear * nonlinear if keep else np.float32(0), grad[m, f])
 
-    return compiled_loop(loop)
+    return Loop(loop)
 
 
 # --- softmax, cross-entropy and its gradient of a block of logits
 
 
-def cross_entropy(
-    logits_RV: Tensor, bias_V: Tensor, targets_R: Tensor, d_bias_TV: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def cross_entropy(logits_RV, bias_V, targets_R, d_bias_TV=None):
     """Each row's cross-entropy in nats (float32), and whether its most likely token (the first if several are) is the
     target; zero and false in rows whose target is negative.
 
-    Args:
-        logits_RV: without bias, bfloat16 or float32; overwritten with their gradients if `d_bias_TV` is given.
-        bias_V: float32.
-        d_bias_TV: one row per thread of torch, float32; the bias's gradient is added to it.
+    If `d_bias_TV` is given, a row for each thread of torch, the gradient of the bias is added to it, and that of the
+    logits overwrites them.
     """
     rows, size = logits_RV.shape
     losses_R = torch.empty(rows)
@@ -321,12 +284,11 @@ def _largest(x_V):
 @cache
 def _cross_entropy(of_logits: type, train: bool) -> Loop:
     def loop(data):
-        call = arguments(data)
-        thread, start, stop = share(call)
+        call, thread, start, stop = share(data)
         rows, logits_at, bias_at, targets_at, d_bias_at, losses_at, hits_at, scratch_at, size, threads = call[:10]
         bias, targets = float32s(bias_at, 1, size)[0], int64s(targets_at, rows)
         d_bias, scratch = float32s(d_bias_at, threads, size)[thread], float32s(scratch_at, threads, size)[thread]
-        losses, hits = float32s(losses_at, 1, rows)[0], bools(hits_at, rows)
+        losses, hits = float32s(losses_at, 1, rows)[0], elements(hits_at, 1, rows, np.uint8)[0]
         logits = elements(logits_at, rows, size, of_logits)
         for r in range(start, stop):
             target = targets[r]
@@ -357,4 +319,4 @@ def _cross_entropy(of_logits: type, train: bool) -> Loop:
                     d_bias[v] += gradient
                     logits[r, v] = narrow(gradient, logits[r, v])
 
-    return compiled_loop(loop)
+    return Loop(loop)

@@ -52,9 +52,7 @@ class _RMSNorm(torch.autograd.Function):
         return d_x_ND.view(grad.shape), d_weight_D, None
 
 
-def _fits_turn(
-    x_BHTC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dtype, *, training: bool = False
-) -> bool:
+def _fits_turn(x_BHTC, cos, sin, sign, dtype, *, training=False):
     types = x_BHTC.dtype in LOOP_TYPES and dtype in LOOP_TYPES and cos.dtype == torch.float32
     return training and types and x_BHTC.transpose(1, 2).is_contiguous() and available()
 
@@ -77,9 +75,7 @@ def _fits_losses(logits_RV: Tensor, *_: Any, **__: Any) -> bool:
 
 
 @implements("cross_entropy", "cpu", fits=_fits_losses)
-def cross_entropy(
-    logits_RV: Tensor, bias_V: Tensor | None, targets_R: Tensor, train: bool, d_bias_V: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def cross_entropy(logits_RV, bias_V, targets_R, train, d_bias_V=None):
     from sqat.cpu.loops import cross_entropy
 
     bias = torch.zeros(logits_RV.shape[1]) if bias_V is None else bias_V.float()

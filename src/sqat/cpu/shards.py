@@ -43,11 +43,8 @@ def suitable_shards(model: Decoder) -> int:
 class Shards:
     """Computes a batch in at most `count` shards side by side.
 
-    Args:
-        compute: returns, by name, sums over a batch's rows; it draws random numbers only by
-            :func:`sqat.seeds.draw_seeds`.
-        parameters: what `compute` reads and gradients are wanted of.
-        count: at most so many shards.
+    `compute` reads `parameters`, draws random numbers only by :func:`sqat.seeds.draw_seeds`, and returns, by name, sums
+    over a batch's rows.
     """
 
     def __init__(self, compute: Compute, parameters: Sequence[Tensor], count: int) -> None:
@@ -89,8 +86,11 @@ class Shards:
             ends, grad_ends = zip(*wanted, strict=True)
             return torch.autograd.grad(ends, self.parameters, grad_ends, allow_unused=True)
 
-        by_shard = self._side_by_side(differentiate, parts)
-        return [_sum(shares) for shares in zip(*by_shard, strict=True)]
+        def add(shares: Sequence[Tensor | None]) -> Tensor | None:
+            present = [share for share in shares if share is not None]
+            return functools.reduce(Tensor.add_, present) if present else None  # nothing else refers to the first
+
+        return [add(shares) for shares in zip(*self._side_by_side(differentiate, parts), strict=True)]
 
     def _side_by_side(self, call: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:
         """`map` in our threads, each with its share of torch's; the first error is raised when all have ended."""
@@ -130,9 +130,3 @@ def _cut(batch: Batch, count: int) -> list[Batch]:
         for part in (batch.inputs, batch.targets, batch.positions, batch.documents)
     ]
     return [Batch(*parts) for parts in zip(*columns, strict=True)]
-
-
-def _sum(shares: Sequence[Tensor | None]) -> Tensor | None:
-    """The sum, computed in place in the first share, which nothing else refers to."""
-    present = [share for share in shares if share is not None]
-    return functools.reduce(Tensor.add_, present) if present else None

@@ -11,9 +11,8 @@ import ctypes
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 NUM_ARGUMENTS = 20  # at most, per loop
 SERIAL_ELEMENTS = 2**14  # elements per thread; fewer are not worth waking one
 
-_lock = threading.Lock()  # numba's setting is global to all threads
+_lock = threading.Lock()  # numba's settings are global to all threads
 
 
 def available() -> bool:
@@ -60,41 +59,33 @@ def openmp() -> ctypes.CDLL | None:
 
 
 class Loop:
-    """A compiled loop over rows, shared among torch's threads.
+    """A loop over rows, shared among torch's threads and compiled on its first call.
 
-    Args:
-        body: a numba `cfunc` of one pointer, to 64-bit integers: the number of rows, then the arguments. It processes
-            the rows that :func:`sqat.cpu.arguments.share` assigns to it.
+    Its `body` takes a pointer to 64-bit integers: the number of rows, then the arguments. It processes the rows that
+    :func:`sqat.cpu.arguments.share` assigns to it.
     """
 
-    def __init__(self, body: Any) -> None:
-        self.body = body  # keeps its code alive
+    def __init__(self, body: Callable[[Any], None]) -> None:
+        self.body = body
+
+    @cached_property
+    def compiled(self) -> Any:
+        from numba import types
+
+        return compile_callback(self.body, types.CPointer(types.int64))
 
     def __call__(self, num_rows: int, *arguments: Tensor | int | float, elements: int) -> None:
-        """Run over rows 0 … num_rows - 1.
-
-        Args:
-            arguments: tensors, passed as addresses (the caller ensures that they are contiguous), and numbers.
-            elements: the total amount of work, which determines the number of threads.
+        """Run over rows 0 … num_rows - 1. Tensors must be contiguous; `elements`, the total amount of work, determines
+        the number of threads.
         """
         threads = min(torch.get_num_threads(), num_rows) if elements >= SERIAL_ELEMENTS else 1
-        packed = [x.data_ptr() if isinstance(x, Tensor) else _bits(x) for x in arguments]
+        numbers = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+        packed = [np.float64(x).view(np.int64) if isinstance(x, float) else x for x in numbers]
         data = np.zeros(NUM_ARGUMENTS, np.int64)
         data[: 1 + len(packed)] = num_rows, *packed
         library = openmp()
         assert library is not None
-        library.GOMP_parallel(self.body.address, data.ctypes.data, threads, 0)
-
-
-def _bits(number: int | float) -> int:
-    return int(np.float64(number).view(np.int64)) if isinstance(number, float) else number
-
-
-def compiled_loop(body: Callable[[Any], None]) -> Loop:
-    """Compile a loop and make it callable."""
-    from numba import types
-
-    return Loop(compile_callback(body, types.CPointer(types.int64)))
+        library.GOMP_parallel(self.compiled.address, data.ctypes.data, threads, 0)
 
 
 def compile_callback(body: Callable[[Any], None], argument: Any, level: int = 3) -> Any:
@@ -104,35 +95,24 @@ def compile_callback(body: Callable[[Any], None], argument: Any, level: int = 3)
     """
     from numba import cfunc, config, types
 
-    with kept_on_disk() as keep:
-        before, config.OPT = config.OPT, type(config.OPT)(level)
+    folder = cache_folder()
+    options = {"cache": folder is not None, "nopython": True, "fastmath": FAST, "error_model": "numpy"}
+    with _lock:
+        before = config.CACHE_DIR, config.OPT
+        config.CACHE_DIR, config.OPT = folder or config.CACHE_DIR, type(config.OPT)(level)
         try:
-            return cfunc(types.void(argument), cache=keep, nopython=True, fastmath=FAST, error_model="numpy")(body)
+            return cfunc(types.void(argument), **options)(body)
         finally:
-            config.OPT = before
+            config.CACHE_DIR, config.OPT = before
 
 
-@contextmanager
-def kept_on_disk() -> Iterator[bool]:
-    """Let numba cache the functions compiled inside this context in a folder of ours, within $NUMBA_CACHE_DIR or our
-    own cache; yields whether there is such a folder.
+@cache
+def cache_folder() -> str | None:
+    """Where compiled functions are kept: in $NUMBA_CACHE_DIR or our own cache; `None` if nothing can be written there.
 
     numba checks only the modification time of a function's own file. Our functions call others in other files, so the
     folder's name is a hash of all these sources.
     """
-    from numba import config
-
-    folder = _folder()
-    with _lock:
-        before, config.CACHE_DIR = config.CACHE_DIR, folder or config.CACHE_DIR
-        try:
-            yield folder is not None
-        finally:
-            config.CACHE_DIR = before
-
-
-@cache
-def _folder() -> str | None:
     sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     folder = Path(os.environ.get("NUMBA_CACHE_DIR") or default_cache() / "kernels") / f"sqat-{digest[:16]}"

@@ -40,29 +40,22 @@ def store_rows(out_QT, column, vectors):
 
 
 @inline
-def products(rows_QP, tiles, at, width):
-    """Eight rows times sixteen columns; the columns are the `width` rows of `tiles` from `at` on."""
+def products(left_QT, start, stop, right, at, column):
+    """Columns `start` to `stop` of eight rows times as many rows of `right`, `at` further on; sixteen columns."""
     a = b = c = d = e = f = g = h = v.splat(np.float32(0))
-    for i in range(width):
-        x = v.load(tiles, at + i, 0)
-        a, b = v.fma(v.splat(rows_QP[0, i]), x, a), v.fma(v.splat(rows_QP[1, i]), x, b)
-        c, d = v.fma(v.splat(rows_QP[2, i]), x, c), v.fma(v.splat(rows_QP[3, i]), x, d)
-        e, f = v.fma(v.splat(rows_QP[4, i]), x, e), v.fma(v.splat(rows_QP[5, i]), x, f)
-        g, h = v.fma(v.splat(rows_QP[6, i]), x, g), v.fma(v.splat(rows_QP[7, i]), x, h)
+    for t in range(start, stop):
+        x = v.load(right, at + t, column)
+        a, b = v.fma(v.splat(left_QT[0, t]), x, a), v.fma(v.splat(left_QT[1, t]), x, b)
+        c, d = v.fma(v.splat(left_QT[2, t]), x, c), v.fma(v.splat(left_QT[3, t]), x, d)
+        e, f = v.fma(v.splat(left_QT[4, t]), x, e), v.fma(v.splat(left_QT[5, t]), x, f)
+        g, h = v.fma(v.splat(left_QT[6, t]), x, g), v.fma(v.splat(left_QT[7, t]), x, h)
     return a, b, c, d, e, f, g, h
 
 
 @inline
 def mix(weights_QT, start, stop, rows_TP, column, out_QP):
     """Sixteen columns of weights · rows, over rows `start` to `stop`."""
-    a = b = c = d = e = f = g = h = v.splat(np.float32(0))
-    for t in range(start, stop):
-        x = v.load(rows_TP, t, column)
-        a, b = v.fma(v.splat(weights_QT[0, t]), x, a), v.fma(v.splat(weights_QT[1, t]), x, b)
-        c, d = v.fma(v.splat(weights_QT[2, t]), x, c), v.fma(v.splat(weights_QT[3, t]), x, d)
-        e, f = v.fma(v.splat(weights_QT[4, t]), x, e), v.fma(v.splat(weights_QT[5, t]), x, f)
-        g, h = v.fma(v.splat(weights_QT[6, t]), x, g), v.fma(v.splat(weights_QT[7, t]), x, h)
-    store_rows(out_QP, column, (a, b, c, d, e, f, g, h))
+    store_rows(out_QP, column, products(weights_QT, start, stop, rows_TP, 0, column))
 
 
 @inline

@@ -1,14 +1,13 @@
 """Experts on GPUs, without waiting for the device: grouped matrix products, and batched ones where tokens are few.
 
-Elsewhere (other types than bfloat16, older GPUs) the model's plain code runs.
+Elsewhere (other types than bfloat16, older GPUs, other activations) the model's plain code runs.
 
-Shape letters: N tokens, k experts per token, E experts, D width, F expert hidden, I = F (or 2F, gated); R rows of the
+Shape letters: N tokens, k experts per token, E experts, D width, F expert hidden, I = 2F (linear, gate); R rows of the
 buffer sorted by expert, S = N·k selections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sqat.model.dispatch import autocast_dtype, implements, once_differentiable
-from sqat.model.feedforward import ACTIVATIONS, activate, dropout
+from sqat.model.feedforward import activate, dropout
 from sqat.model.moe import Experts, SortedRows, by_expert, sort_by_expert
 
 ROWS = 8  # an expert's rows are padded to a multiple: 16 bytes of bfloat16, which the kernels require of every stride
@@ -28,14 +27,6 @@ FEW_TOKENS = 256  # up to here all experts' weights are read anyway, and kernel 
 grouped_mm = getattr(F, "grouped_mm", torch._grouped_mm)
 
 _aten = torch.ops.aten
-_ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # of (gradient, input)
-    "silu": _aten.silu_backward.default,
-    "swish": _aten.silu_backward.default,
-    "gelu": _aten.gelu_backward.default,
-    "relu": lambda grad, x: _aten.threshold_backward.default(grad, x, 0),
-    "sigmoid": lambda grad, x: _aten.sigmoid_backward.default(grad, torch.sigmoid(x)),
-    "linear": lambda grad, x: grad,
-}
 
 
 def _takes_few(x_ND: Tensor, *_: Any) -> bool:
@@ -74,9 +65,11 @@ def _batched_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def supports_grouped(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, experts: Experts) -> bool:
-    """Whether torch has a kernel for these experts that computes all groups at once: on GPUs of compute capability 9
-    and 10, in bfloat16, for widths that are multiples of 8. Elsewhere `grouped_mm` loops over the groups and waits.
+    """Whether these experts are gated SiLU, and torch has a kernel that computes all groups at once: on GPUs of compute
+    capability 9 and 10, in bfloat16, for widths that are multiples of 8. Elsewhere it loops over the groups and waits.
     """
+    if not experts.gated or experts.activation not in ("silu", "swish"):
+        return False
     widths = (*experts.fc1_EID.shape[1:], experts.fc2_EDF.shape[2])
     sizes = len(x_ND) > 0 and len(experts.fc1_EID) <= MAX_EXPERTS and not any(width % ROWS for width in widths)
     return sizes and autocast_dtype(x_ND) == torch.bfloat16 and _has_kernel(x_ND.device.index or 0)
@@ -92,7 +85,7 @@ def run_experts_grouped(x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, ex
     """As :func:`sqat.model.moe.run_experts`, by grouped products; see :func:`supports_grouped`."""
     compute = autocast_dtype(x_ND)
     with torch.autocast(x_ND.device.type, enabled=False):
-        return GroupedExperts.apply(x_ND, experts_Nk, weights_Nk, *experts, compute)
+        return GroupedExperts.apply(x_ND, experts_Nk, weights_Nk, *experts[:4], experts.dropout, compute)
 
 
 def grouped_mm_naive(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
@@ -122,14 +115,14 @@ class GroupedExperts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, experts_Nk: Tensor, weights_Nk: Tensor, *others: Any) -> Tensor:
-        fc1_EID, fc1_bias_EI, fc2_EDF, fc2_bias_ED, activation, gated, p, compute = others
+        fc1_EID, fc1_bias_EI, fc2_EDF, fc2_bias_ED, p, compute = others
         rows = arrange(experts_Nk, len(fc1_EID))
         x, fc1, fc2 = x_ND.to(compute), fc1_EID.to(compute), fc2_EDF.to(compute)
         if fc1_bias_EI is not None:
             x = torch.cat((x, x.new_ones(len(x), ROWS)), dim=1)
             fc1 = torch.cat((fc1, F.pad(fc1_bias_EI.to(compute).unsqueeze(-1), (0, ROWS - 1))), dim=-1)
         hidden_RI = grouped_mm(x.index_select(0, rows.token_R), fc1.transpose(1, 2), offs=rows.ends_E)
-        activated_RF, kept_RF = activate(hidden_RI, activation, gated), None
+        activated_RF, kept_RF = activate(hidden_RI, "silu", gated=True), None
         if p:
             activated_RF, kept_RF = torch.native_dropout(activated_RF, p, True)
         y_RD = grouped_mm(activated_RF, fc2.transpose(1, 2), offs=rows.ends_E)
@@ -137,13 +130,13 @@ class GroupedExperts(torch.autograd.Function):
         if fc2_bias_ED is not None:
             out_ND += by_expert(weights_Nk, experts_Nk, len(fc1)) @ fc2_bias_ED.to(out_ND.dtype)
         ctx.save_for_backward(x, experts_Nk, weights_Nk, fc1, fc2, fc2_bias_ED, hidden_RI, kept_RF, *rows)
-        ctx.settings = (activation, gated, 1.0 / (1.0 - p), x_ND.dtype, fc1_EID.dtype, fc1_bias_EI is not None)
+        ctx.settings = (1.0 / (1.0 - p), x_ND.dtype, fc1_EID.dtype, fc1_bias_EI is not None)
         return out_ND
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        activation, gated, scale, x_dtype, weight_dtype, has_bias = ctx.settings
+        scale, x_dtype, weight_dtype, has_bias = ctx.settings
         x, experts_Nk, weights_Nk, fc1, fc2, fc2_bias_ED, hidden_RI, kept_RF, token_R, place_Nk, ends_E = (
             ctx.saved_tensors
         )
@@ -151,7 +144,9 @@ class GroupedExperts(torch.autograd.Function):
         grad_RD = grad_ND.to(x.dtype).index_select(0, token_R)
         weight_R1 = weights_Nk.new_zeros(len(token_R), 1)  # zero in padding rows
         weight_R1.view(-1).scatter_(0, place_Nk.flatten(), weights_Nk.flatten())
-        activated_RF = activate(hidden_RI, activation, gated)
+        linear_RF, gate_RF = hidden_RI.chunk(2, dim=-1)
+        silu_RF = F.silu(gate_RF)
+        activated_RF = linear_RF * silu_RF
         d_activated_RF = grouped_mm(grad_RD, fc2, offs=ends_E)
         if kept_RF is not None:
             activated_RF = _aten.native_dropout_backward(activated_RF, kept_RF, scale)
@@ -161,7 +156,8 @@ class GroupedExperts(torch.autograd.Function):
         d_activated_RF = d_activated_RF * weight_R1
         if kept_RF is not None:
             d_activated_RF = _aten.native_dropout_backward(d_activated_RF, kept_RF, scale)
-        d_hidden_RI = _activate_backward(d_activated_RF, hidden_RI, activation, gated)
+        d_gate_RF = _aten.silu_backward.default(d_activated_RF * linear_RF, gate_RF)
+        d_hidden_RI = torch.cat((d_activated_RF * silu_RF, d_gate_RF), dim=-1)
         d_fc1 = grouped_mm(d_hidden_RI.T, x.index_select(0, token_R), offs=ends_E)
         d_x_RD = grouped_mm(d_hidden_RI, fc1[:, :, :width], offs=ends_E)
         d_x = d_x_RD[place_Nk].sum(dim=1, dtype=torch.promote_types(x_dtype, torch.float32)).to(x_dtype)
@@ -173,13 +169,4 @@ class GroupedExperts(torch.autograd.Function):
                 d_fc2_bias = (shares_NE.T @ exact).to(weight_dtype)
         d_fc1_bias = d_fc1[:, :, width].to(weight_dtype) if has_bias else None
         d_fc1, d_fc2 = d_fc1[:, :, :width].to(weight_dtype), d_fc2.to(weight_dtype)
-        return d_x, None, d_weights, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, None, None, None, None
-
-
-def _activate_backward(grad_RF: Tensor, hidden_RI: Tensor, activation: str, gated: bool) -> Tensor:
-    """The gradient of the hidden values, (R, I). Nothing is changed in place, so that compilers can fuse it."""
-    backward = _ACTIVATION_BACKWARD[activation]
-    if not gated:
-        return backward(grad_RF, hidden_RI)
-    linear, gate = hidden_RI.chunk(2, dim=-1)
-    return torch.cat((grad_RF * ACTIVATIONS[activation](gate), backward(grad_RF * linear, gate)), dim=-1)
+        return d_x, None, d_weights, d_fc1, d_fc1_bias, d_fc2, d_fc2_bias, None, None

@@ -68,11 +68,8 @@ def block_mask(mask: AttentionMask) -> Any:
     counts_B1M = needed_BMN.sum(dim=-1, dtype=torch.int32).unsqueeze(1)
     order_B1MN = needed_BMN.int().argsort(dim=-1, descending=True, stable=True).int().unsqueeze(1)
     lengths, sees = (mask.num_queries, mask.num_keys), mask.visible()
-
-    def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return sees(row, query, key)
-
-    return BlockMask.from_kv_blocks(counts_B1M, order_B1MN, BLOCK_SIZE=BLOCK, mask_mod=mask_mod, seq_lengths=lengths)
+    blocks: Any = functools.partial(BlockMask.from_kv_blocks, BLOCK_SIZE=BLOCK, seq_lengths=lengths)
+    return blocks(counts_B1M, order_B1MN, mask_mod=lambda row, head, query, key: sees(row, query, key))
 
 
 def needed_blocks(mask: AttentionMask) -> Tensor:

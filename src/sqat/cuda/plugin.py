@@ -41,7 +41,7 @@ def attend_in_groups(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, **kind: Any
     """With a mask, grouped heads would fall back to the kernel that stores all scores, so heads are repeated."""
     groups = q_BHTC.shape[1] // k_BKSC.shape[1]
     k_BHSC, v_BHSC = (x.repeat_interleave(groups, dim=1) for x in (k_BKSC, v_BKSC))
-    return attend.plain(q_BHTC, k_BHSC, v_BHSC, **kind)
+    return attend.plain(q_BHTC, k_BHSC, v_BHSC, **kind)  # type: ignore[attr-defined]
 
 
 @implements("sum_by_expert", "cuda", compiles=True)

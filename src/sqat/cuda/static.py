@@ -28,11 +28,7 @@ class StaticStep:
     """Reads one more token of every row, and gives the logits of the next; the position is a tensor on the device.
 
     Every step attends over the whole cache, with what is not filled yet masked out, so that one graph serves for all
-    steps. Without a GPU the same step runs without a graph.
-
-    Args:
-        model: in evaluation mode; its weights are read in place.
-        cache: holds the prompts; steps keep filling it, and it may be used elsewhere in between.
+    steps. Without a GPU the same step runs without a graph. The cache may be used elsewhere in between.
     """
 
     def __init__(self, model: Decoder, cache: KVCache) -> None:
@@ -53,11 +49,7 @@ class StaticStep:
 
     @torch.inference_mode()
     def __call__(self, tokens_B: Tensor) -> Tensor:
-        """Logits (B, V) after one more token in every row. With a graph, the next call overwrites them.
-
-        Raises:
-            ValueError: the cache is full, and does not roll.
-        """
+        """Logits (B, V) after one more token in every row. With a graph, the next call overwrites them."""
         length = self.cache.length
         if length >= self.capacity and self.rolling is None:
             raise ValueError(f"key/value cache holds {self.capacity} positions, but {length + 1} are needed")
@@ -112,9 +104,6 @@ class StaticStep:
             near_BS = (place_1 - places_S < layer.window) | (places_S - first_B1 < layer.global_tokens)
             seen_BS = near_BS & (places_S >= first_B1)
         return seen_BS[:, None, None]
-
-
-make_step = StaticStep
 
 
 class _FullLayer(LayerCache):

@@ -17,8 +17,8 @@ from sqat.generate.sampling import RowSampler, SamplingConfig
 from sqat.model import Decoder, KVCache
 from sqat.model.decoder import evaluating
 
-# By device, the module that has a faster step: `fits(model, cache)` says whether, `make_step(model, cache)` makes it.
-FAST_STEPS = {"cpu": "sqat.cpu.lean", "cuda": "sqat.cuda.static"}
+# By device, the module and class of a faster step; the module's `fits(model, cache)` says whether it serves a model.
+FAST_STEPS = {"cpu": ("sqat.cpu.lean", "LeanStep"), "cuda": ("sqat.cuda.static", "StaticStep")}
 MAX_POSITIONS = 2**20  # prompt and answer together; rotary tables have no limit of their own
 
 
@@ -69,17 +69,6 @@ def decode_tokens(
             yield tokens_B
 
 
-def decode_naive(model: Decoder, prompt: Sequence[int], config: SamplingConfig) -> list[int]:
-    """What :func:`decode_tokens` must give, for tests: one row, and everything read again for every token."""
-    choose = RowSampler(config, [prompt], model.config.vocab_size)
-    tokens = list(prompt)
-    for _ in range(config.max_tokens):
-        with torch.no_grad():
-            logits_1TV = model(torch.tensor([tokens])).logits
-        tokens.append(int(choose(logits_1TV[:, -1])))
-    return tokens[len(prompt) :]
-
-
 # Reads one more token of every row, (B,), and gives the logits of the next, (B, V), which the next call may overwrite.
 Step = Callable[[Tensor], Tensor]
 
@@ -103,12 +92,12 @@ def make_step(model: Decoder, cache: KVCache) -> Step:
     Where the device's package is there and its step fits the model, that is one compiled call on a CPU and a recorded
     graph on a GPU; otherwise the model itself, which alone runs hooks.
     """
-    module = FAST_STEPS.get(model.embedding.weight.device.type)
-    if module is not None and not is_hooked(model):
+    module, name = FAST_STEPS.get(model.embedding.weight.device.type, ("", ""))
+    if module and not is_hooked(model):
         with suppress(ImportError):
             fast = importlib.import_module(module)
             if fast.fits(model, cache):
-                step: Step = fast.make_step(model, cache)
+                step: Step = getattr(fast, name)(model, cache)
                 return step
     return PlainStep(model, cache)
 

@@ -133,11 +133,7 @@ def draw(probs_BV: Tensor, uniform_B: Tensor, config: SamplingConfig) -> Tensor:
     """Draw the token of every row, (B,), from those that `config` keeps.
 
     It is the first, in the order of ids, at which the sum of probabilities exceeds the share `uniform_B` of their
-    total. On a CPU only tokens that may be kept are looked at; the result is that of :func:`draw_naive`.
-
-    Args:
-        probs_BV: probabilities, of any sum.
-        uniform_B: in [0, 1), float64, on the CPU.
+    total, in float64. On a CPU only tokens that may be kept are looked at; the result is that of :func:`draw_naive`.
     """
     if probs_BV.device.type == "mps":  # which has no float64
         return draw(probs_BV.cpu(), uniform_B, config).to(probs_BV.device)

@@ -150,7 +150,8 @@ def generate_each(
     turn = 0
     for numbers in batches_of([len(ids) for ids in encoded], model.config, config.max_tokens, batch_size):
         rows = [_Row(prompts[i], tokenizer, config.stop) for i in numbers]
-        _answer(model, tokenizer, [encoded[i] for i in numbers], rows, numbers, config)
+        ids = [encoded[i] for i in numbers]
+        _answer(model, ids, rows, _sampler(model, tokenizer, ids, config, numbers))
         answers |= {i: row.result() for i, row in zip(numbers, rows, strict=True)}
         while turn in answers:
             yield answers.pop(turn)
@@ -177,19 +178,16 @@ def batches_of(lengths: Sequence[int], model: ModelConfig, max_tokens: int, batc
     return sorted((sorted(batch) for batch in batches), key=lambda batch: batch[0])
 
 
-def _answer(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    rows: list[_Row],
-    numbers: Sequence[int],
-    config: SamplingConfig,
-) -> None:
+def _sampler(
+    model: Decoder, tokenizer: Tokenizer, ids: list[list[int]], config: SamplingConfig, numbers: Sequence[int] | None
+) -> RowSampler:
+    size, device = model.config.vocab_size, model.embedding.weight.device
+    return RowSampler(config, ids, size, device, num_ids=tokenizer.vocab_size, numbers=numbers)
+
+
+def _answer(model: Decoder, prompts: list[list[int]], rows: list[_Row], choose: RowSampler) -> None:
     """Finish the rows of one batch. Once most have finished, the others are read again without them."""
-    vocab_size, device = model.config.vocab_size, model.embedding.weight.device
-    choose = RowSampler(config, prompts, vocab_size, device, num_ids=tokenizer.vocab_size, numbers=numbers)
-    going = list(range(len(rows)))
-    count = 0
+    config, going, count = choose.config, list(range(len(rows))), 0
     while going:
         now = [prompts[i] + rows[i].tokens for i in going]
         for tokens_B in decode_tokens(model, now, replace(config, max_tokens=config.max_tokens - count), choose=choose):
@@ -212,9 +210,7 @@ def stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: SamplingCo
     config = config or SamplingConfig()
     require_room(tokenizer, model.config.vocab_size)
     row, ids = _Row(prompt, tokenizer, config.stop), _encode(tokenizer, prompt)
-    device = model.embedding.weight.device
-    choose = RowSampler(config, [ids], model.config.vocab_size, device, num_ids=tokenizer.vocab_size)
-    for tokens_B in decode_tokens(model, [ids], config, choose=choose):
+    for tokens_B in decode_tokens(model, [ids], config, choose=_sampler(model, tokenizer, [ids], config, None)):
         if piece := row.push(int(tokens_B[0])):
             yield piece
         if row.finish_reason is not None:

@@ -7,12 +7,12 @@ K heads of results.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import flop_counter
 
 from sqat.model import mask as masks
@@ -47,7 +47,9 @@ def attend(
     if hasattr(q_BHTC, "device_mesh") and q_BHTC.device.type == "cpu" and not dropout:  # no kernel takes DTensors there
         mask = mask or AttentionMask(num_queries, num_keys, q_BHTC.device, causal)
         return attend_naive(q_BHTC, k_BKSC, v_BKSC, like(mask.rows(), q_BHTC))
-    with without_autocast(q_BHTC), _twice_differentiable():  # the caller chose the type, see `kernel_dtype`
+    # By its definition within `plain_torch`, since torch's kernels differentiate once.
+    kernels = sdpa_kernel(SDPBackend.MATH) if is_plain() else nullcontext()
+    with without_autocast(q_BHTC), kernels:  # the caller chose the type, see `kernel_dtype`
         if mask is None:
             return F.scaled_dot_product_attention(
                 q_BHTC, k_BKSC, v_BKSC, dropout_p=dropout, is_causal=causal and square, enable_gqa=grouped
@@ -61,16 +63,6 @@ def attend(
             q, k, v = q_BHTC[:, :, start:stop], take(k_BKSC, keys), take(v_BKSC, keys)
             blocks.append(F.scaled_dot_product_attention(q, k, v, like(seen, q), dropout, enable_gqa=grouped))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
-
-
-def _twice_differentiable() -> AbstractContextManager[Any]:
-    """Within :func:`sqat.model.plain_torch`, torch's attention by its definition: its kernels differentiate once."""
-    if not is_plain():
-        return nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    found: AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
-    return found
 
 
 def repeat_queries(q_BHTC: Tensor, k_BKSC: Tensor) -> Tensor:
@@ -111,22 +103,8 @@ def weigh(weights_BHTS: Tensor, v_BKSC: Tensor) -> Tensor:
     return weights_BHTS @ v_BKSC.repeat_interleave(weights_BHTS.shape[1] // v_BKSC.shape[1], dim=1)
 
 
-def _count_flops() -> None:
-    """Let `torch.utils.flop_counter.FlopCounterMode` count attention on CPUs, for which torch has no formula."""
-    aten = torch.ops.aten
-    forward = aten._scaled_dot_product_flash_attention_for_cpu
-    backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
-    if forward not in flop_counter.flop_registry:
-
-        @flop_counter.register_flop_formula(forward)
-        def count(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-            return flop_counter.sdpa_flop_count(q, k, v)
-
-    if backward not in flop_counter.flop_registry:
-
-        @flop_counter.register_flop_formula(backward)
-        def count_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-            return flop_counter.sdpa_backward_flop_count(grad, q, k, v)
-
-
-_count_flops()
+# `FlopCounterMode` counts attention on CPUs by the formulas for GPUs, since torch has none for it.
+for direction in ("", "_backward"):
+    on_gpu = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention{direction}")
+    on_cpu = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{direction}")
+    flop_counter.flop_registry.setdefault(on_cpu, flop_counter.flop_registry[on_gpu])

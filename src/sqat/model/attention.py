@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from sqat.config import heads_fit
 from sqat.errors import ConfigError
 from sqat.model.attend import attend, attention_weights, kernel_dtype, weigh
-from sqat.model.cache import LayerCache, RollingLayer, window_mask
+from sqat.model.cache import LayerCache, layer_cache, window_mask
 from sqat.model.dispatch import autocast_dtype, like, load_plugins
-from sqat.model.mask import AttentionMask
+from sqat.model.mask import AttentionMask, check_window
 from sqat.model.rope import RotaryTables, rotary_tables, rotate
 
 
@@ -69,7 +69,7 @@ class Attention(nn.Module):
             )
         if rope_theta is not None and head_dim % 2:
             raise ConfigError(f"head_dim is {head_dim}, but must be even, since rotary embedding turns pairs")
-        _check_window(window, global_tokens, causal)
+        check_window(window, global_tokens, causal)
         self.hidden_size = hidden_size
         self.window = window
         self.global_tokens = global_tokens
@@ -160,11 +160,8 @@ class Attention(nn.Module):
         rolls, and is never full, where a window is shorter.
         """
         weight = self.k_proj.weight
-        shape = batch_size, weight.shape[0] // self.head_dim, self.head_dim
-        place: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-        if self.window is not None and self.window < length:
-            return RollingLayer(shape, self.window, self.global_tokens, **place)
-        return LayerCache((*shape[:2], length, self.head_dim), **place)
+        shape = batch_size, weight.shape[0] // self.head_dim, length, self.head_dim
+        return layer_cache(shape, self.window, self.global_tokens, None, device=weight.device, dtype=weight.dtype)
 
     @classmethod
     def from_multihead_attention(cls, other: nn.MultiheadAttention, *, causal: bool = False) -> Attention:
@@ -212,13 +209,3 @@ def _bias(given: Tensor | None, seen: Tensor, q_BHTC: Tensor, num_keys: int, hea
     if whole.dtype == torch.bool:
         return bias.masked_fill(~whole, -torch.inf)
     return bias + whole.to(bias.dtype)
-
-
-def _check_window(window: int | None, global_tokens: int, causal: bool) -> None:
-    if window is not None and window < 1:
-        raise ConfigError(f"window is {window}, but must be at least 1, or None for no window")
-    if window is not None and not causal:
-        raise ConfigError(f"window is {window}, but must be None where causal is false")
-    if global_tokens < 0 or (global_tokens and window is None):
-        right = "0 (none) or more" if window is not None else "0 where window is None"
-        raise ConfigError(f"global_tokens is {global_tokens}, but must be {right}")

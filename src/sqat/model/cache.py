@@ -5,6 +5,8 @@ Shape letters: B batch, T tokens, S keys, K key/value heads, C head_dim, G globa
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,11 +15,21 @@ from sqat.model.mask import AttentionMask
 
 
 class LayerCache:
-    """One layer's keys and values, (B, K, capacity, C), of which the first `length` positions are filled."""
+    """One layer's keys and values, (B, K, capacity, C), of which the first `length` positions are filled, and the left
+    padding of each row, if any.
+    """
 
-    def __init__(self, shape: tuple[int, int, int, int], device: torch.device | str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        padding_B: Tensor | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.padding_B = padding_B
         self.length = 0
 
     def append(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,6 +46,12 @@ class LayerCache:
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
+    def mask(self, num_new: int) -> AttentionMask | None:
+        """What the next `num_new` tokens see of the keys that :meth:`append` will give; `None` for all before them."""
+        if self.padding_B is None:
+            return None
+        return AttentionMask(num_new, self.length + num_new, self.keys.device, first_key_B=self.padding_B)
+
 
 class RollingLayer(LayerCache):
     """One layer's keys and values under a window, in memory that does not grow: (B, K, P + W, C).
@@ -42,31 +60,24 @@ class RollingLayer(LayerCache):
     until the place that comes W later takes it over. P is 0 without global tokens, G without padding, and with it G
     more than the most padded row needs.
 
-    Args:
-        shape: (B, K, C).
-        window, global_tokens: W and G.
-        padding_B: left padding of each row, if any.
+    The capacity that `shape` names does not count.
     """
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, int, int, int],
         window: int,
         global_tokens: int = 0,
         padding_B: Tensor | None = None,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        **place: Any,
     ) -> None:
-        rows, kv_heads, head_dim = shape
         most_padding = 0 if padding_B is None else int(padding_B.max())
         self.num_kept = global_tokens + most_padding if global_tokens else 0
-        super().__init__((rows, kv_heads, self.num_kept + window, head_dim), device, dtype)
+        super().__init__((*shape[:2], self.num_kept + window, shape[3]), padding_B, **place)
         self.keys.zero_()  # empty slots are read, with weight zero
         self.values.zero_()
         self.window = window
         self.global_tokens = global_tokens
-        self.padding_B = padding_B
 
     def append(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Store T more positions; returns what these may see, (B, K, P + W + T, C): all slots as they were, and these.
@@ -88,15 +99,15 @@ class RollingLayer(LayerCache):
         return found
 
     def mask(self, num_new: int) -> AttentionMask | None:
-        """What the next `num_new` tokens see of the keys that :meth:`append` will give; `None` for all before them."""
-        device, padding_B = self.keys.device, self.padding_B
+        """As of a layer that does not roll."""
         if not self.length and num_new <= self.window:
-            return None if padding_B is None else AttentionMask(num_new, num_new, device, first_key_B=padding_B)
+            return super().mask(num_new)
+        device = self.keys.device
         new = torch.arange(self.length, self.length + num_new, device=device)
         places = torch.cat((self.places(new[:1]), new)) if self.length else None
         num_keys = num_new if places is None else len(places)
         reach = self.window, self.global_tokens, places
-        return AttentionMask(num_new, num_keys, device, True, None, padding_B, *reach)
+        return AttentionMask(num_new, num_keys, device, True, None, self.padding_B, *reach)
 
     def slots(self, places: Tensor) -> Tensor:
         """Where places of the text are kept."""
@@ -108,6 +119,15 @@ class RollingLayer(LayerCache):
         rolled = length - 1 - (length - 1 - slots) % self.window
         places = torch.where(slots < self.num_kept, slots, torch.where(rolled >= self.num_kept, rolled, -1))
         return torch.where(places < length, places, -1)
+
+
+def layer_cache(
+    shape: tuple[int, int, int, int], window: int | None, global_tokens: int, padding_B: Tensor | None, **place: Any
+) -> LayerCache:
+    """For as many positions as `shape` says, or with a shorter window one that rolls, and is never full."""
+    if window is None or shape[2] <= window:
+        return LayerCache(shape, padding_B, **place)
+    return RollingLayer(shape, window, global_tokens, padding_B, **place)
 
 
 def window_mask(
@@ -144,16 +164,9 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        rows, heads, width = batch_size, config.num_kv_heads, config.head_dim
-        window, kept = config.window, config.global_tokens
-        if window is None or capacity <= window:
-            layers = [LayerCache((rows, heads, capacity, width), device, dtype) for _ in range(config.num_layers)]
-        else:
-            layers = [
-                RollingLayer((rows, heads, width), window, kept, padding_B, device=device, dtype=dtype)
-                for _ in range(config.num_layers)
-            ]
-        self.layers: list[LayerCache] = layers
+        shape = batch_size, config.num_kv_heads, capacity, config.head_dim
+        limits = config.window, config.global_tokens, padding_B
+        self.layers = [layer_cache(shape, *limits, device=device, dtype=dtype) for _ in range(config.num_layers)]
         self.padding_B = padding_B
 
     @property
@@ -173,9 +186,4 @@ class KVCache:
 
     def mask(self, num_new: int) -> AttentionMask | None:
         """What the next `num_new` tokens attend to; None for all earlier ones."""
-        first = self.layers[0]
-        if isinstance(first, RollingLayer):
-            return first.mask(num_new)
-        if self.padding_B is None:
-            return None
-        return AttentionMask(num_new, self.length + num_new, first.keys.device, first_key_B=self.padding_B)
+        return self.layers[0].mask(num_new)

@@ -175,14 +175,14 @@ class Decoder(nn.Module):
 
     def _mask(self, tokens_BT: Tensor, documents: Tensor | None, cache: KVCache | None) -> AttentionMask | None:
         """One for all layers; `None` where causality says all."""
-        num_tokens = tokens_BT.shape[1]
+        num_tokens, window = tokens_BT.shape[1], self.config.window
         if cache is not None:
             return cache.mask(num_tokens)
-        mask = AttentionMask(num_tokens, num_tokens, tokens_BT.device, documents_BS=documents)
-        if self.config.window is not None and (type(num_tokens) is not int or self.config.window < num_tokens):
-            mask.window, mask.global_tokens = self.config.window, self.config.global_tokens
-            return mask
-        return None if documents is None else mask
+        long = window is not None and (type(num_tokens) is not int or window < num_tokens)
+        if documents is None and not long:
+            return None
+        limits = (window, self.config.global_tokens) if long else (None, 0)
+        return AttentionMask(num_tokens, num_tokens, tokens_BT.device, True, documents, None, *limits)
 
 
 @contextmanager

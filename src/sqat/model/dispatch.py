@@ -12,7 +12,7 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 PLUGINS = ("sqat.cpu.plugin", "sqat.cuda.plugin")
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -36,40 +34,32 @@ class Implementation(NamedTuple):
     compiles: bool
 
 
-class Operation(Protocol[P, R]):
-    """A function that plug-ins may compute in other ways; `plain` is its own."""
-
-    plain: Callable[P, R]
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
-
-
 _implementations: dict[tuple[str, str], list[Implementation]] = {}
 
 
-def operation(plain: Callable[P, R]) -> Operation[P, R]:
-    """Let plug-ins compute `plain` in other ways; it stays what runs where none of them fits, and is their definition.
+def operation(plain: Function) -> Function:
+    """Let plug-ins compute `plain` in other ways; it stays what runs where none of them fits, and is their definition,
+    as the attribute `plain`.
 
     The first argument must be a tensor: its device decides whose implementations are asked.
     """
     name = plain.__name__
 
     @functools.wraps(plain)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+    def run(*args: Any, **kwargs: Any) -> Any:
         compiling = torch.compiler.is_compiling()
         if not compiling:
             load_plugins()
-        found = _implementations.get((name, args[0].device.type))  # type: ignore[attr-defined]
+        found = _implementations.get((name, args[0].device.type))
         if found:
             traced = compiling or is_traced(*args)
             for implementation in found:
                 if (implementation.compiles if compiling else not traced) and implementation.fits(*args, **kwargs):
-                    result: R = implementation.run(*args, **kwargs)
-                    return result
+                    return implementation.run(*args, **kwargs)
         return plain(*args, **kwargs)
 
     run.plain = plain  # type: ignore[attr-defined]
-    return cast("Operation[P, R]", run)
+    return cast("Function", run)
 
 
 def implements(

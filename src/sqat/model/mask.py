@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sqat.errors import ConfigError
 from sqat.model.dispatch import has_values
 
 QUERY_BLOCK = 1024  # queries whose mask is made at a time, so that memory stays linear in the sequence length
@@ -38,7 +39,7 @@ class AttentionMask:
         whole: (B or 1, 1, T, S), the boolean mask itself, instead of all the above.
 
     Raises:
-        ValueError: a window that is not causal, or global tokens without a window.
+        ConfigError: a window below 1 or not causal, or global tokens without a window.
     """
 
     num_queries: int
@@ -54,10 +55,7 @@ class AttentionMask:
     made: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)  # for the layers that come later
 
     def __post_init__(self) -> None:
-        if self.window is not None and not self.causal:
-            raise ValueError(f"window is {self.window}, but must be None where causal is false")
-        if self.global_tokens and self.window is None:
-            raise ValueError(f"global_tokens is {self.global_tokens}, but must be 0 where window is None")
+        check_window(self.window, self.global_tokens, self.causal)
 
     def visible(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The rule, as a function of row, query and key indices (tensors): whether the query sees the key."""
@@ -163,7 +161,12 @@ class AttentionMask:
         return found
 
 
-def window_naive(num_queries: int, num_keys: int, window: int | None, global_tokens: int = 0) -> Tensor:
-    """The definition, for tests: (T, S), true where a query, one of the last T of S positions, sees a key."""
-    i, j = torch.arange(num_keys - num_queries, num_keys).unsqueeze(1), torch.arange(num_keys)
-    return (j <= i) & ((i - j < (window or num_keys)) | (j < global_tokens))
+def check_window(window: int | None, global_tokens: int, causal: bool) -> None:
+    """Raise a ConfigError where a window and the rest do not go together."""
+    if window is not None and window < 1:
+        raise ConfigError(f"window is {window}, but must be at least 1, or None for no window")
+    if window is not None and not causal:
+        raise ConfigError(f"window is {window}, but must be None where causal is false")
+    if global_tokens < 0 or (global_tokens and window is None):
+        right = "0 (none) or more" if window is not None else "0 where window is None"
+        raise ConfigError(f"global_tokens is {global_tokens}, but must be {right}")

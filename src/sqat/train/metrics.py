@@ -2,10 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from sqat.train.step import ROUTER, Sums, router_stats
 
@@ -37,27 +35,6 @@ class MetricsWindow:
         now = time.perf_counter()
         self.seconds += now - self.mark
         self.mark = now
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, so that the next log line of a resumed run is that of an uninterrupted one: every
-        scalar sum as (steps,), and `clock`, the two times. Of router statistics only the last step's are ever read.
-        """
-        if not self.steps:
-            return {}
-        names = [name for name in self.steps[0] if not name.startswith(ROUTER)]
-        sums = {name: torch.stack([step[name] for step in self.steps]) for name in names}
-        return {**sums, "clock": torch.tensor([self.seconds, self.data_seconds], dtype=torch.float64)}
-
-    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Restore the result of :meth:`tensors`."""
-        self.seconds, self.data_seconds = tensors["clock"].tolist() if tensors else (0.0, 0.0)
-        columns = {name: tensor.to(device) for name, tensor in tensors.items() if name != "clock"}
-        if "kl_targets" in columns:  # older checkpoints have `kl` per micro-batch, NaN where the step was skipped
-            total, counted = columns["kl"].nansum(), columns["skipped"] == 0
-            columns["kl"] = total * counted / counted.sum().clamp(min=1)
-            del columns["kl_targets"]
-        rows = zip(*(column.unbind() for column in columns.values()), strict=True)
-        self.steps = [dict(zip(columns, row, strict=True)) for row in rows]
 
     def read(self) -> dict[str, float]:
         """The means since the last call over steps that were not skipped (NaN if all were); empties the window."""

@@ -1,7 +1,6 @@
 """Parameter groups, AdamW, and learning-rate schedules as pure functions of the step."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -51,9 +50,3 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101), fused, over the model's parameter groups."""
     groups = parameter_groups(model, config.weight_decay, decay_all=config.decay_all)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
-
-
-def set_learning_rate(groups: Iterable[dict[str, object]], rate: float) -> None:
-    """Set the rate of all parameter groups of an optimizer."""
-    for group in groups:
-        group["lr"] = rate

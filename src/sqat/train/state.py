@@ -30,7 +30,6 @@ STATE_FILE = "training.json"
 TENSORS_FILE = "training.safetensors"
 EVALUATION_FILE = "evaluation.json"
 FORMER_METRICS = {"card_loss": "padded_loss", "card_accuracy": "padded_accuracy"}  # their names in older files
-UNLOGGED = "unlogged."  # prefix of what was measured since the last log line
 _OPTIMIZER = "optimizer."
 
 
@@ -114,11 +113,9 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def state_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, unlogged: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Optimizer state by parameter name, random generators, and what was measured since the last log line, on the CPU;
-    empty on all ranks but the first. Every rank has to call it.
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimizer state by parameter name and random generators, on the CPU; empty on all ranks but the first. Every rank
+    has to call it.
     """
     tensors = {}
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -132,14 +129,11 @@ def state_tensors(
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return tensors | {UNLOGGED + name: tensor.cpu().contiguous() for name, tensor in unlogged.items()}
+    return tensors
 
 
-def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Tensor]]:
+def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Read a checkpoint's progress, and put optimizer and random generators back.
-
-    Returns:
-        the progress, and what was measured since the last log line.
 
     Raises:
         CheckpointError: missing, damaged, or of another model.
@@ -159,8 +153,7 @@ def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
                 torch.cuda.set_rng_state(saved, i)
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{path} does not fit the model, or is damaged: {error}") from error
-    unlogged = {name: tensor for name, tensor in tensors.items() if name.startswith(UNLOGGED)}
-    return state, {name.removeprefix(UNLOGGED): tensor for name, tensor in unlogged.items()}
+    return state
 
 
 def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

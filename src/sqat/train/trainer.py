@@ -27,7 +27,7 @@ from sqat.train import checkpoints, distributed, step
 from sqat.train.distributed import first_does, is_first
 from sqat.train.evaluate import Evaluation, evaluate
 from sqat.train.metrics import MetricsWindow
-from sqat.train.optim import learning_rate, make_optimizer, set_learning_rate
+from sqat.train.optim import learning_rate, make_optimizer
 from sqat.train.signals import StopOnSignals
 from sqat.train.state import TrainState, restore, state_tensors, write_evaluation
 
@@ -245,7 +245,8 @@ class Trainer:
     def _step(self, data: StepData) -> step.Sums:
         config, state = self.config, self.state
         self.model.train()
-        set_learning_rate(self.optimizer.param_groups, learning_rate(config, state.step, self.total_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, state.step, self.total_steps)
         with (
             step.explain_out_of_memory(f"step {state.step + 1}", config.batch_size, config.gradient_accumulation),
             step.autocast(config.precision, self.device.type),
@@ -350,7 +351,7 @@ class Trainer:
         folder = checkpoints.checkpoint_path(self.out, self.state.step)
         if not first_does(folder.exists):
             model = distributed.whole_model(self.model)
-            tensors = state_tensors(self.model, self.optimizer, self.window.tensors())
+            tensors = state_tensors(self.model, self.optimizer)
             first_does(partial(self._write, self.out, model, tensors))
         return folder
 
@@ -365,8 +366,7 @@ class Trainer:
         if checkpoint is None:
             return False
         self.load_weights(checkpoint)
-        self.state, unlogged = restore(checkpoint, self.model, self.optimizer)
-        self.window.restore(unlogged, self.device)
+        self.state, self.window = restore(checkpoint, self.model, self.optimizer), MetricsWindow()
         logger.info("resumed %s at step %d", checkpoint, self.state.step)
         return True
 

@@ -2,20 +2,16 @@
 
 import json
 import sys
-import time
 
 import pytest
-import torch
 from benchmarks.harness.attention import measure_attention
 from benchmarks.harness.child import run_child
 from benchmarks.harness.long import PAPER, measure_long
-from benchmarks.harness.results import BenchError, NotMeasured, Result
-from benchmarks.harness.settings import Context, Settings, load_batch, save_batch
+from benchmarks.harness.results import BenchError, Result
+from benchmarks.harness.settings import Context
 
 from benchmarks.harness import __main__ as harness
 from benchmarks.harness import generation, peers, tasks, training
-from sqat.data.batches import Batch
-from sqat.errors import ConfigError
 from sqat.variants import VARIANTS
 
 
@@ -92,57 +88,11 @@ def test_the_cards_snippet_on_rxlm(context):
     assert answer["peak_bytes"] > 100e6  # Python and torch alone take more
 
 
-def test_models_that_the_cards_framework_cannot_hold(context, monkeypatch):
-    answer = {"seconds": 1, "tokens": 7, "data_wait": 0, "peak_bytes": 1}
-    monkeypatch.setattr(training, "run_child", lambda *_, **__: answer)
-    table = training.end_to_end_table(context(model="sqat-xs", rounds=1))
-    assert "tie_embeddings is True" in table.skipped[training.RXLM]
-    assert table.series[0].values == [7]
-
-
 def test_a_failing_child_or_too_little_data_is_an_error(context):
     with pytest.raises(BenchError, match="tasks:timed_steps ended with code 1: KeyError: 'device'"):
         run_child("tasks:timed_steps", {})
     with pytest.raises(BenchError, match="stories:2 is too small: it does not fill 3 rows of 32 tokens"):
         context(data="stories:2").workload.batch("rows")
-
-
-@pytest.mark.parametrize("documents", [True, False])
-def test_a_batch_reaches_a_child_whole(tmp_path, documents):
-    tokens = torch.arange(21).view(3, 7)
-    positions = (tokens % 5, tokens % 2) if documents else (None, None)
-    batch = Batch(tokens, tokens.roll(-1), *positions, counted=17)
-    found = load_batch(save_batch(batch, tmp_path / "batch.safetensors"), "cpu")
-    assert found.counted == 17
-    for name in ("inputs", "targets", "positions", "documents"):
-        expected, part = getattr(batch, name), getattr(found, name)
-        assert (part is None) if expected is None else torch.equal(part, expected)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rounds": 0}, "rounds is 0, but must be at least 1"),
-        ({"model": "sqat-mmm"}, "unknown preset 'sqat-mmm'; did you mean 'sqat-mm'"),
-        ({"model": "swsqat-mm"}, "model is 'swsqat-mm', but must be a preset without a window and without"),
-        ({"lengths": (4096, 0)}, r"lengths is \(4096, 0\), but must be positive numbers of tokens"),
-        ({"minutes": 0.0}, "minutes is 0.0, but must be positive"),
-    ],
-)
-def test_unusable_settings(changes, message):
-    with pytest.raises(ConfigError, match=message):
-        Settings(**changes)
-
-
-def test_a_part_of_the_time_leaves_the_rest_for_later(context):
-    made = context()
-    made.deadline = whole = time.monotonic() + 1000
-    with made.part(0.25):
-        assert 200 < made.seconds_left() <= 250
-    assert made.deadline == whole
-    made.deadline = time.monotonic() - 1
-    with pytest.raises(NotMeasured, match="time budget"):
-        made.seconds_left()
 
 
 def test_all_goes_on_after_a_failure(monkeypatch, capsys, tmp_path):

@@ -3,9 +3,8 @@
 import time
 from unittest.mock import Mock
 
-import pytest
 from benchmarks.harness.results import NotMeasured, Table
-from benchmarks.harness.timing import OUT_OF_TIME, Sample, Stopwatch, alternate
+from benchmarks.harness.timing import OUT_OF_TIME, Sample, alternate
 
 
 class Script:
@@ -63,18 +62,3 @@ def test_nothing_is_begun_after_the_deadline_and_the_rounds_there_were_are_kept(
     candidates = {"a": script.candidate("a", 1, 1, 1), "b": slow}
     table = alternate(Table("t", "s", baseline="b"), candidates, rounds=3, warmup=False, deadline=end)
     assert [series.values for series in table.series] == [[1], [2.0]]
-
-
-@pytest.mark.parametrize(("least", "calls"), [(0.0, 1), (8.0, 1), (20.0, 3)])
-def test_a_stopwatch_calls_as_often_as_it_must(monkeypatch, least, calls):
-    clock = [0.0]
-    monkeypatch.setattr("benchmarks.harness.timing.time.perf_counter", lambda: clock[0])
-
-    def nine_seconds():
-        clock[0] += 9.0
-
-    watch = Stopwatch(nine_seconds, least_seconds=least)
-    watch()
-    before = clock[0]
-    assert watch().value == 9.0
-    assert clock[0] - before == 9.0 * calls
