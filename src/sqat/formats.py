@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,9 +84,7 @@ def write_sqat(model: Decoder, tokenizer: Tokenizer | None, folder: Path, layout
     return f"a checkpoint in {layout} layout"
 
 
-def write_rxnn(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
-    """:func:`write_sqat` in RxNN's layout. Raises a ConfigError if RxNN cannot express the architecture."""
-    return write_sqat(model, tokenizer, folder, "rxnn")
+write_rxnn = partial(write_sqat, layout="rxnn")
 
 
 def detect(folder: Path) -> str:
