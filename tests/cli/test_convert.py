@@ -62,7 +62,18 @@ def test_some_layers_alone_go_to_transformers(sqat):
 
 
 def test_convert_verifies(sqat):
-    command = "convert pretrained --query-heads 2 --method mean --verify stories:5 --context 19".split()
+    command = [
+        "convert",
+        "pretrained",
+        "--query-heads",
+        "2",
+        "--method",
+        "mean",
+        "--verify",
+        "stories:5",
+        "--context",
+        "19",
+    ]
     code, out, _ = sqat(*command, "--out", "third")
     assert (code, "perplexity" in out) == (0, True)
     record = json.loads(Path("third/conversion.json").read_text())
