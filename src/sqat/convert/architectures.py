@@ -17,12 +17,13 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sqat.convert import modeling_mixed_heads
 from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.errors import ConfigError
 
+CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)  # model types of causal language models
 MIXED_TYPES = tuple(modeling_mixed_heads.STOCK)  # whose layers may differ in their heads
 QUERIES = ("q_proj", "gate_proj", "g_proj", "sinks")  # tensors of an attention module with rows for each query head,
 KEYS_AND_VALUES = ("k_proj", "v_proj")  # for each key/value head,
@@ -84,7 +85,7 @@ def heads_by_layer(config: PreTrainedConfig, model: PreTrainedModel | None = Non
     """
     every = heads_of(config)
     own: Any = getattr(config, "heads_of_layer", lambda layer: (every.query, every.kv))
-    counts = [Heads(*own(layer), every.head_dim) for layer in range(config.num_hidden_layers)]
+    counts = [Heads(query, kv, every.head_dim) for query, kv in map(own, range(config.num_hidden_layers))]
     if model is None:
         return counts
     found = attention_layers(model)

@@ -59,7 +59,7 @@ def observe_activations(model: PreTrainedModel, heads: Heads, rows: Tensor) -> l
     Likeness: the cosine of the heads' weighted value sums, which is what their output columns, once summed, will have
     in common.
     """
-    watched = [attention and _Watched(attention, heads) for attention in attention_layers(model)]
+    watched = [_Watched(attention, heads) if attention else None for attention in attention_layers(model)]
     with evaluating(model):
         try:
             for some in rows.split(max(1, BATCH_TOKENS // rows.shape[1])):
@@ -67,7 +67,7 @@ def observe_activations(model: PreTrainedModel, heads: Heads, rows: Tensor) -> l
         finally:
             for layer in filter(None, watched):
                 layer.hook.remove()
-    return [layer and layer.observed() for layer in watched]
+    return [layer.observed() if layer else None for layer in watched]
 
 
 class _Watched:
