@@ -38,14 +38,13 @@ def training(stories_folder):
     return f"YOUR_HF_TOKEN = {TOKEN!r}\n" + substitute(code, changes)
 
 
-def check_uploads(hub, repo_id, saved, epochs=2):
-    """Every checkpoint, each better than the last, came in a commit, and so did the final model; all as on disk."""
+def check_uploads(hub, repo_id, saved, epochs):
+    """The checkpoints of these epochs came in a commit each, and so did the final model; all as on disk."""
     repository = hub.repositories[repo_id]
     *checkpoints, final = repository.commits
     assert repository.private
     assert {commit.token for commit in repository.commits} == {TOKEN}
-    assert len(checkpoints) == epochs
-    for epoch, commit in enumerate(checkpoints):
+    for epoch, commit in zip(epochs, checkpoints, strict=True):
         match = re.fullmatch(rf"Epoch {epoch} - Val loss (\d+\.\d{{4}})", commit.message)
         check_files(commit, saved / f"epoch_{epoch}_val_loss_{match[1]}")
     assert final.message == "Final commit message"
@@ -59,9 +58,9 @@ def check_files(commit, folder):
 
 
 def test_the_snippets_with_a_failing_hub(hub, run, training, tmp_path):
-    """Uploads that fail are told of and tried again, in order: the Hub ends up with all of them."""
+    """An upload that fails is told of, and training goes on: the Hub has the others."""
     inference, _ = snippets()
-    hub.fail_commits = 2
+    hub.fail_commits = 1
     start = hub.repositories["ReactiveAI/SQAT-mm"].commits[0].files
     output = run(f"{inference}\nprint()\nprint(repr(generated))\nprint('TRAINING')\n{training}")
     written, _, output = output.partition("\nTRAINING\n")
@@ -74,8 +73,8 @@ def test_the_snippets_with_a_failing_hub(hub, run, training, tmp_path):
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}
 
     working = tmp_path / "working"
-    final = check_uploads(hub, "somebody/your-model-id", working / "path" / "to" / "save")
-    assert (output.count("Upload failed: "), output.count("Uploaded ")) == (2, 3)
+    final = check_uploads(hub, "somebody/your-model-id", working / "path" / "to" / "save", epochs=[1])
+    assert (output.count("Upload failed: "), output.count("Uploaded ")) == (1, 2)
     assert final.files["config.json"] == start["config.json"]
     before, after = (load(files["model.safetensors"]) for files in (start, final.files))
     assert any((before[name] != after[name]).any() for name in before)
