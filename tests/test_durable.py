@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from sqat.durable import make_folder, remove_folder, remove_remains, replace_file, temporary_beside, writing
+from sqat.durable import remove_folder, remove_remains, replace_file, temporary_beside, writing
 from sqat.errors import SqatError, StorageError
 
 
@@ -25,16 +25,6 @@ def test_a_killed_writer_s_file_goes_when_it_is_written_again(tmp_path):
     (tmp_path / ".other.tmp").touch()  # somebody else's
     remove_remains(tmp_path)
     assert names(tmp_path) == [".other.tmp", "y"]
-
-
-def test_the_names_of_new_folders_are_flushed(tmp_path, monkeypatch):
-    flushed = []
-    monkeypatch.setattr("sqat.durable.flush", flushed.append)
-    (tmp_path / "a").mkdir()
-    make_folder(tmp_path / "a" / "b" / "c")
-    assert {*flushed} == {tmp_path / "a", tmp_path / "a" / "b"}
-    make_folder(tmp_path / "a" / "b" / "c")  # is there, and its name on the disk
-    assert len(flushed) == 2
 
 
 def test_a_folder_is_renamed_before_it_is_removed(tmp_path, monkeypatch):

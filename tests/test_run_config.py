@@ -133,7 +133,9 @@ class TestYaml:
         own.parent.mkdir(parents=True)
         own.write_text("model: sqat-s")
         assert read_yaml(name) == {"model": "sqat-s"}
-        with pytest.raises(ConfigError, match=r"configs/sqat-mm.yaml; there are configs/card/gqa-ref-micro.yaml, "):
+        with pytest.raises(
+            ConfigError, match=r"configs/sqat-mm.yaml; this package has configs/card/gqa-ref-micro.yaml, "
+        ):
             read_yaml("configs/sqat-mm.yaml")
         with pytest.raises(ConfigError, match="no configuration file"):
             read_yaml("configs/../config.py")

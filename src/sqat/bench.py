@@ -37,7 +37,6 @@ PACKAGES = ("sqat", "torch", "transformers", "rxlm", "tokenizers", "datasets", "
 VARIABLES = ("MALLOC_", "OMP_", "MKL_", "KMP_", "LD_PRELOAD", "CUDA_VISIBLE_DEVICES", "PYTORCH_", "TOKENIZERS_")
 
 ROWS = {"cpu": 32, "cuda": 256}  # of a training step, unless told otherwise
-WARMUP_STEPS, STEPS = 2, 1  # training steps before the first round, and in every round
 NEW_TOKENS = 128  # decoded in every round
 MOST = 1 << 20  # rows, tokens of a prompt, rounds
 
@@ -60,7 +59,7 @@ def bench(
         batch_size: rows of a training step; by default 32 on a CPU and 256 on a GPU.
         context: tokens of a row; by default the model's context length.
         prompt: tokens of the prompt whose reading is timed.
-        rounds: measurements of each model. Model 1, 2, ... 1, 2, ...: a disturbance falls on all of them.
+        rounds: measurements of each model, after one that does not count. Models take turns.
         progress: called with what is done next, and from the second round on the time left.
 
     Returns:
@@ -82,7 +81,14 @@ def bench(
     if context is not None:
         configs = {name: config.replace(context_length=context) for name, config in configs.items()}
     try:
-        found = _measure(configs, device, batch_size, prompt, rounds, progress)
+        timers = {}
+        for name, config in configs.items():
+            progress(f"{name}: first steps")
+            tokens_BT = torch.randint(4, config.vocab_size, (batch_size, config.context_length), device=device)
+            batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
+            timers[name] = ModelTimer(config, batch, device, prompt_tokens=prompt, new_tokens=NEW_TOKENS)
+            _round(timers[name])
+        found = _measure(timers, rounds, progress)
     except (MemoryError, RuntimeError) as error:  # how torch tells that memory is short
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         raise ConfigError(f"{reason}: memory may be too small for this batch_size, context or prompt") from error
@@ -90,39 +96,29 @@ def bench(
     return {"models": found, "settings": settings, "environment": environment()}
 
 
-def _measure(
-    configs: Mapping[str, ModelConfig],
-    device: str,
-    batch_size: int,
-    prompt: int,
-    rounds: int,
-    progress: Callable[[str], None],
-) -> dict[str, dict[str, list[float]]]:
-    timers: dict[str, ModelTimer] = {}
-    for name, config in configs.items():
-        progress(f"{name}: first steps")
-        tokens_BT = torch.randint(4, config.vocab_size, (batch_size, config.context_length), device=device)
-        batch = Batch(tokens_BT, tokens_BT.roll(-1, dims=1), None, None)
-        timers[name] = timer = ModelTimer(config, batch, device, prompt_tokens=prompt, new_tokens=NEW_TOKENS)
-        for _ in range(WARMUP_STEPS):
-            timer.train()
-        timer.evaluate()
-        timer.generate()
-    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in configs}
+def _measure(timers: Mapping[str, ModelTimer], rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in timers}
     started, left = time.monotonic(), ""
     for number in range(rounds):
         if number:
             left = f", about {(time.monotonic() - started) / number * (rounds - number):.0f} s left"
         for name, timer in timers.items():
             progress(f"{name}: round {number + 1} of {rounds}{left}")
-            tokens = timer.batch.inputs.numel()
-            rates = found[name]
-            rates["training"].append(tokens * STEPS / sum(timer.train() for _ in range(STEPS)))
-            rates["evaluation"].append(tokens / timer.evaluate())
-            prompt_seconds, token_seconds = timer.generate()
-            rates["prompt"].append(prompt / prompt_seconds)
-            rates["decoding"].append(1 / token_seconds)
+            for what, rate in _round(timer).items():
+                found[name][what].append(rate)
     return found
+
+
+def _round(timer: ModelTimer) -> dict[str, float]:
+    """Tokens per second of two training steps and of everything else once."""
+    tokens = timer.batch.inputs.numel()
+    prompt_seconds, token_seconds = timer.generate()
+    return {
+        "training": 2 * tokens / (timer.train() + timer.train()),
+        "evaluation": tokens / timer.evaluate(),
+        "prompt": len(timer.prompt) / prompt_seconds,
+        "decoding": 1 / token_seconds,
+    }
 
 
 class ModelTimer:

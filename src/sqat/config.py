@@ -122,27 +122,20 @@ _WORDS: dict[Any, str] = {
 
 def _convert_scalar(value: Any, kind: Any) -> Any:
     """`value` as a bool, str, int or float; None if it is not one."""
-    if kind is bool:
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        return value if isinstance(value, bool) else None
-    if isinstance(value, bool):
+    if kind is bool and isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower())
+    if kind in (bool, str):
+        return value if isinstance(value, kind) else None
+    if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
-    if kind is str:
-        return value if isinstance(value, str) else None
-    if kind in (int, float) and isinstance(value, (int, float, str)):
-        try:
-            number = float(value)  # YAML 1.1 reads "2e-3" as a string
-        except (ValueError, OverflowError):
-            return None
-        if not math.isfinite(number):
-            return None
-        if kind is float:
-            return number
-        if isinstance(value, int):
-            return value
-        return int(number) if number.is_integer() else None
-    return None
+    try:
+        number = float(value)  # YAML 1.1 reads "2e-3" as a string
+        exact = value if isinstance(value, int) else int(number)
+    except (ValueError, OverflowError):  # no number, NaN or infinite
+        return None
+    if kind is int:
+        return exact if isinstance(value, int) or exact == number else None
+    return number
 
 
 def require(condition: bool, config: object, field: str, right: str) -> None:

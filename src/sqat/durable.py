@@ -96,15 +96,6 @@ def replace_file(path: Path, content: str) -> None:
         flush(path.parent)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder that may be there already, and those above it; the names of new ones are on the disk then."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        with contextlib.suppress(PermissionError):  # a folder that may be written in, but not be read
-            flush(path.parent)
-
-
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -26,9 +26,7 @@ class DataConfig(Config):
     """The data of a run: where documents come from, and how they become rows of token ids."""
 
     source: str = "stories"  # a Hub id, folder, file, or "stories[:N]"; see sqat.data.text.open_source
-    validation: str | None = (
-        None  # a source of its own; null: the source's validation split, or one document in 100 held out
-    )
+    validation: str | None = None  # a source; null: the source's validation split, or one document in 100 held out
     field: str = "text"  # column or key that holds the text
     limit: int | None = None  # at most this many training documents
     validation_limit: int | None = None
@@ -44,9 +42,8 @@ class DataConfig(Config):
         right = 'false where mode is "packed", which has no padding'
         require(self.mode == "rows" or not self.padding_as_target, self, "padding_as_target", right)
         for name in ("limit", "validation_limit"):
-            require(
-                getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1, or null for no limit"
-            )
+            value = getattr(self, name)
+            require(value is None or value >= 1, self, name, "at least 1, or null for no limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +153,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = find_config(path)
     if not path.is_file():
-        raise ConfigError(f"no configuration file at {path}" + _packaged_beside(path))
+        names = ", ".join(sorted(f"configs/{each.relative_to(CONFIGS)}" for each in CONFIGS.rglob("*.yaml")))
+        raise ConfigError(f"no configuration file at {path}; this package has {names}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-99-99
@@ -164,13 +162,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds {type(values).__name__}, but must hold a mapping with model, data and train")
     return values
-
-
-def _packaged_beside(path: Path) -> str:
-    """Names of this package's configurations, for an error about a path below `configs/` that does not exist."""
-    if path.parts[:1] != ("configs",):
-        return ""
-    return "; there are " + ", ".join(sorted(f"configs/{p.relative_to(CONFIGS)}" for p in CONFIGS.rglob("*.yaml")))
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

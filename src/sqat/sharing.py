@@ -85,9 +85,8 @@ def push(
         raise ConfigError(f"repository is {repo_id!r}, but must be owner/name")
     for name in ("model.gguf", "model.onnx"):
         if (Path(folder) / name).is_file():
-            raise ConfigError(
-                f"{folder} holds {name}, which can only be uploaded as it is: `hf upload {repo_id} {folder}`"
-            )
+            way = f"`hf upload {repo_id} {folder}`"
+            raise ConfigError(f"{folder} holds {name}, which can only be uploaded as it is: {way}")
     if to not in (None, *UPLOADED):
         raise ConfigError(f"to is {to!r}, but must be one of {', '.join(UPLOADED)}")
     require_token(token)
@@ -162,9 +161,8 @@ def pull(
         try:
             detect(folder)
         except CheckpointError as error:
-            raise ConfigError(
-                f"out is {folder}, which --force does not replace, since it holds no model: {error}"
-            ) from error
+            reason = f"since it holds no model: {error}"
+            raise ConfigError(f"out is {folder}, which --force does not replace, {reason}") from error
     with write_folder(folder) as temporary:
         at = "" if revision is None else f" at {revision!r}"
         with hub_errors(f"{repo_id!r}{at} cannot be had from the Hub", repo_id, token):
@@ -197,8 +195,6 @@ def check_model(folder: Path) -> CheckedModel:
         CheckpointError, ConfigError, DataError: it cannot be loaded; the message says why.
     """
     form = detect(folder)
-    if missing := [name for name in CODE.get(form, ()) if not (folder / name).is_file()]:
-        raise CheckpointError(f"{folder / CONFIG_FILE} has an auto_map, but {', '.join(missing)} is not there")
     if form in ("stock", "mixed"):
         if not any(folder.glob("*.safetensors")):
             raise CheckpointError(f"{folder} has no safetensors: weights in other files are neither read nor moved")

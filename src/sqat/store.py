@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqat.checksums import renew_checksums, write_checksums
-from sqat.durable import flush, make_folder, temporary_beside, writing
+from sqat.durable import flush, temporary_beside, writing
 from sqat.folders import removed_if_unused
 
 
@@ -29,7 +29,7 @@ def write_folder(destination: str | Path) -> Iterator[Path]:
     """
     destination = Path(destination).expanduser().resolve()  # a link stays a link; its target is replaced
     with writing(destination), removed_if_unused(destination.parent, frozenset()):
-        make_folder(destination.parent)
+        destination.parent.mkdir(parents=True, exist_ok=True)
         with temporary_beside(destination, folder=True) as temporary:
             yield temporary
             write_checksums(temporary)

@@ -144,11 +144,6 @@ class TestParquet:
         column = pa.array(texts).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(texts, kind)
         assert documents(self.write(tmp_path, column)) == texts
 
-    @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-    def test_compressed_whole(self, tmp_path, write, suffix):
-        plain = self.write(tmp_path, pa.array(["one", "two"]))
-        assert documents(write(f"again.parquet{suffix}", plain.read_bytes())) == ["one", "two"]
-
     @pytest.mark.parametrize(
         ("values", "name", "message"),
         [

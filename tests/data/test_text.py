@@ -89,7 +89,7 @@ class TestSingleFile:
         assert documents(tmp_path / "any.txt") == ["any.txt"]
         with pytest.raises(DataError, match=r"any\.txt: a single file .* has no split 'validation'"):
             open_source(str(tmp_path / "any.txt"), "validation")
-        with pytest.raises(DataError, match=r"table\.csv: the name must end in \.parquet, \.jsonl, \.txt"):
+        with pytest.raises(DataError, match=r"table\.csv: the name must end in \.parquet, or in \.jsonl or \.txt"):
             open_source(str(tmp_path / "table.csv"))
 
     def test_fingerprint_follows_the_content(self, tmp_path):

@@ -274,7 +274,6 @@ class TestPush:
         ("to", "removed", "added", "message"),
         [
             ("stock", "model.safetensors", "pytorch_model.bin", "exported has no safetensors"),
-            ("transformers", "modeling_sqat.py", "a.py", "has an auto_map, but modeling_sqat.py is not there"),
             ("transformers", "README.md", "model.onnx", "holds model.onnx, which can only be uploaded as it is"),
         ],
     )

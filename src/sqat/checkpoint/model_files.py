@@ -118,8 +118,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, bool]:
             return rxnn.config_from_rxnn(values), True
         if values.get("model_type") != MODEL_TYPE:
             raise CheckpointError(
-                f"{path}: model_type is {shown(values.get('model_type'))}, but must be {MODEL_TYPE!r}; or, in RxNN's "
-                "layout, att_type and embed_dim must be there"
+                f"{path}: model_type is {shown(values.get('model_type'))}, but must be {MODEL_TYPE!r}"
             )
         return ModelConfig.from_dict({k: v for k, v in values.items() if k not in _NOT_OF_THE_MODEL}), False
     except ConfigError as error:

@@ -18,7 +18,7 @@ import yaml
 
 from sqat.compare.plan import ComparePlan, Variant
 from sqat.config import ModelConfig
-from sqat.durable import make_folder, replace_file, writing
+from sqat.durable import replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.folders import removed_if_unused
 from sqat.lock import locked
@@ -59,7 +59,7 @@ class Folder:
             raise ConfigError(f"{self.out} holds a training run: choose another folder for the comparison (--out)")
         with removed_if_unused(self.out, {".lock", self.PLAN}), ExitStack() as held:
             with writing(self.out):
-                make_folder(self.out)
+                self.out.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(self.out / ".lock", f"a comparison is running in {self.out}"))
             yield
 

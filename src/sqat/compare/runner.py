@@ -21,7 +21,7 @@ from sqat.compare.folder import Folder, Setup
 from sqat.compare.plan import ComparePlan, share_budget
 from sqat.compare.run import INTERRUPTED
 from sqat.compare.timing import batches_of, time_variants
-from sqat.durable import make_folder, writing
+from sqat.durable import writing
 from sqat.train.checkpoints import LOCK_FILE
 from sqat.train.distributed import choose_device
 from sqat.train.prepare import prepare_data
@@ -150,7 +150,7 @@ def _train(
         return INTERRUPTED
     target = folder.run(name, seed)
     with writing(target):
-        make_folder(target)
+        target.mkdir(parents=True, exist_ok=True)
         # The run of a killed comparison saves its checkpoint and ends: wait for it. Some file systems have no locks.
         with suppress(OSError), FileLock(target / LOCK_FILE, timeout=PATIENCE):
             pass

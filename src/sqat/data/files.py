@@ -1,4 +1,4 @@
-"""Text out of files: Parquet, JSON lines and plain text, also compressed whole.
+"""Text out of files: Parquet, and JSON lines and plain text, also compressed.
 
 Everything streams: memory holds a chunk of a file or some hundred rows, and the document being read.
 """
@@ -8,12 +8,10 @@ import io
 import json
 import logging
 import re
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,11 +35,11 @@ _warned: set[Path] = set()
 
 
 def text_format(path: Path) -> str | None:
-    """The format that a file's name tells: one of `FORMATS`, whether compressed or not, or None."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
+    """The format that a file's name tells: one of `FORMATS`, or None. Only text and JSON lines may be compressed."""
+    *others, last = ["", *(suffix.lower() for suffix in path.suffixes)]
+    if last in COMPRESSIONS:
+        last = others[-1] if others[-1] != ".parquet" else ""
+    return last if last in FORMATS else None
 
 
 def read_file(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
@@ -66,13 +64,8 @@ def _unpacked(path: Path) -> io.BufferedReader:
 
 
 def _read_parquet(path: Path, field: str, encoding_errors: str) -> Iterator[str]:
-    with tempfile.TemporaryFile() as unpacked, open(path, "rb") as file:
-        stream: BinaryIO = file
-        if path.suffix.lower() in COMPRESSIONS:  # Parquet is read from its end, a compressed stream only forwards
-            with _unpacked(path) as packed:
-                shutil.copyfileobj(packed, unpacked)
-            stream = unpacked
-        parquet = pq.ParquetFile(stream, **THRIFT_LIMITS)
+    with open(path, "rb") as file:
+        parquet = pq.ParquetFile(file, **THRIFT_LIMITS)
         if parquet.metadata.num_rows == 0:  # as filters and Spark write them: columns may have no type, or be missing
             return
         check_text_column(parquet.schema_arrow, field, str(path))

@@ -80,7 +80,7 @@ def open_source(
               stories); write "./stories" for a folder of that name;
             - an existing folder, or a pattern such as "data/*.jsonl": files named for their split (see
               :func:`find_shards`);
-            - an existing .parquet, .jsonl or .txt file, also with .gz or .zst after it: it is the split "train";
+            - an existing .parquet file, or .jsonl or .txt, also with .gz or .zst after it: it is the split "train";
             - "name", "owner/name" or "owner/name:subset": a data set of the Hugging Face Hub, loaded at once (needs the
               extra `hub-data`).
         split: which split to read.
@@ -106,8 +106,9 @@ def open_source(
         if not path.is_file():
             raise DataError(f"{path}: not a regular file")
         if files.text_format(path) is None:
-            kinds = f"{', '.join(files.FORMATS)}, also with {' or '.join(files.COMPRESSIONS)} after it"
-            raise DataError(f"{path}: the name must end in {kinds}")
+            raise DataError(
+                f"{path}: the name must end in .parquet, or in .jsonl or .txt, also with .gz or .zst after it"
+            )
         if split != "train":
             raise NoSplitError(f"{path}: a single file is the split 'train' and has no split {split!r}")
         return _open_files(limit, str(path), (path,), field, encoding_errors)
@@ -194,15 +195,13 @@ def _open_hub(limit: int | None, spec: str, split: str, field: str, encoding_err
     """Load one split of a Hub data set; the first time, download it."""
     match = HUB_ID.fullmatch(spec)
     if match is None:
-        raise DataError(
-            f'{spec!r} is neither "stories", nor an existing file or folder, nor a Hub data set ("owner/name")'
-        )
+        raise DataError(f'{spec!r} is neither "stories", nor a file or folder, nor a Hub data set ("owner/name")')
     dataset_id, subset = match["id"], match["subset"]
     try:
         import datasets
     except ImportError as error:
         raise DataError(
-            f"{dataset_id!r} is not an existing file or folder, and reading the Hub needs: pip install datasets"
+            f"{dataset_id!r} is no file or folder, and reading the Hub needs: pip install datasets"
         ) from error
     try:
         dataset = datasets.load_dataset(dataset_id, subset, split=split)

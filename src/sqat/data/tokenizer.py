@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from sqat.checksums import check_files, renew_checksums
-from sqat.durable import make_folder, replace_file, writing
+from sqat.durable import replace_file, writing
 from sqat.errors import ConfigError, DataError
 from sqat.folders import run_of
 from sqat.untrusted import read_bytes, shown
@@ -122,7 +122,7 @@ class Tokenizer:
         """
         folder = Path(folder).expanduser()
         with writing(folder):
-            make_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
         names = dict(zip(("pad_token", "unk_token", "bos_token", "eos_token"), SPECIAL_TOKENS, strict=True))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -212,9 +212,8 @@ class TextStream:
 def require_room(tokenizer: Any, vocab_size: int) -> None:
     """Raise a ConfigError if a model of this `vocab_size` has fewer embeddings than the tokenizer has entries."""
     if tokenizer.vocab_size > vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, but the model's vocab_size is {vocab_size}"
-        )
+        entries = f"the tokenizer has {tokenizer.vocab_size} entries"
+        raise ConfigError(f"{entries}, but the model's vocab_size is {vocab_size}")
 
 
 def train_tokenizer(

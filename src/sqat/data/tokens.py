@@ -26,7 +26,7 @@ import numpy as np
 from sqat.checksums import MANIFEST, check_files, read_checksums
 from sqat.data.text import Source
 from sqat.data.tokenizer import Tokenizer
-from sqat.durable import make_folder, writing
+from sqat.durable import writing
 from sqat.errors import DataError
 from sqat.folders import default_cache
 from sqat.lock import locked
@@ -164,7 +164,7 @@ def _whole(folder: Path, name: str) -> TokenFile | None:
 def building(folder: Path) -> Iterator[None]:
     """Let one process at a time make a folder of the cache; others wait. Raises StorageError."""
     with writing(folder), ExitStack() as held:
-        make_folder(folder.parent)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(folder.with_name(f"{folder.name}.lock"), "it is being made", wait=True))
         yield
 

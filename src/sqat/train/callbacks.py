@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqat.durable import flush, make_folder, replace_file, writing
+from sqat.durable import flush, replace_file, writing
 from sqat.errors import ConfigError
 from sqat.train.evaluate import Evaluation
 from sqat.train.state import TrainState
@@ -75,7 +75,7 @@ class JsonlLog(Callback):
 
     def on_start(self, trainer: Trainer) -> None:
         with writing(self.path):
-            make_folder(self.path.parent)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_bytes().decode("utf-8", "replace").splitlines() if self.path.exists() else []
         replace_file(self.path, "".join(line + "\n" for line in lines if _is_before(line, trainer.state)))
 

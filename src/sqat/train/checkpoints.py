@@ -17,7 +17,7 @@ from torch import Tensor
 from sqat.checkpoint import write_folder
 from sqat.checksums import MANIFEST, check_files
 from sqat.data.tokenizer import Tokenizer
-from sqat.durable import make_folder, remove_folder, remove_remains, writing
+from sqat.durable import remove_folder, remove_remains, writing
 from sqat.errors import CheckpointError, ConfigError
 from sqat.folders import removed_if_unused, run_of
 from sqat.lock import locked
@@ -48,7 +48,7 @@ def run_folder(out: Path | None) -> Iterator[None]:
         raise ConfigError(f"out is {str(out)!r}, but must be a folder, or not exist yet")
     with removed_if_unused(out, {LOCK_FILE}), ExitStack() as held:
         with writing(out):
-            make_folder(out)
+            out.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(out / LOCK_FILE, f"a run is going on in {out}", shared=True))
         yield
 
