@@ -5,7 +5,7 @@ Shape letters: S max_seq_len.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +41,7 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        texts: Sequence[str] | TokenFile | Any,
+        texts: Any,
         tokenizer: PreTrainedTokenizerFast | Tokenizer | None = None,
         max_seq_len: int = 1024,
         hf_field: str = "text",
