@@ -65,8 +65,6 @@ def test_some_layers_save_their_share(stock_config):
     assert {name.split(".")[2] for name in plan.shapes} == {"1", "2"}
     assert [heads.query for heads in plan.heads] == [12, 4, 4]
     assert plan_conversion(config, query_heads=4, to="transformers").after == whole.after
-    with pytest.warns(FutureWarning, match='to="native" is now to="transformers"'):
-        assert plan_conversion(config, query_heads=4, layers="1-2", to="native") == plan
 
 
 @pytest.mark.parametrize(
@@ -85,7 +83,7 @@ def test_some_layers_save_their_share(stock_config):
         ({"method": "median"}, "method is 'median', but must be one of fit, mean, select, cluster"),
         ({"score": "loss"}, "score is 'loss', but must be one of activation, norm"),
         ({"layers": "1-2"}, 'layers is 1-2, but must be 0-2 for to "stock": a llama checkpoint holds one number'),
-        ({"layers": "0-3"}, "layers is 0-3, but must be a-b with 0 <= a <= b <= 2"),
+        ({"layers": "0-3"}, "layers is '0-3', but must be a-b with 0 <= a <= b <= 2"),
         ({"layers": "all"}, "layers is 'all', but must be a-b"),
         ({"layers": (0, 1.5)}, r"layers is \(0, 1\.5\), but must be a-b"),
     ],

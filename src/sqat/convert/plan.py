@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -136,9 +134,6 @@ def plan_conversion(
         raise ConfigError(
             "quantization_config is set, but weights must be plain: take a checkpoint that is not quantised"
         )
-    if to == "native":
-        warnings.warn('to="native" is now to="transformers"', FutureWarning, stacklevel=2)
-        to = "transformers"
     for name, value in (("method", method), ("score", score), ("to", to)):
         if value not in CHOICES[name]:
             raise ConfigError(f"{name} is {value!r}, but must be one of {', '.join(CHOICES[name])}")
@@ -212,21 +207,14 @@ def _new_heads(old: Heads, query: int, kv: int | None) -> Heads:
 
 
 def _layer_range(layers: str | tuple[int, int] | None, count: int) -> tuple[int, int]:
-    right = f"must be a-b with 0 <= a <= b <= {count - 1}, as 0-{count - 1} for all"
     if layers is None:
         return 0, count - 1
-    if isinstance(layers, str):
-        match = re.fullmatch(r"(\d+)-(\d+)", layers.strip())
-        if match is None:
-            raise ConfigError(f"layers is {layers!r}, but {right}")
-        layers = int(match[1]), int(match[2])
-    try:
-        first, last = (operator.index(layer) for layer in layers)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"layers is {layers!r}, but {right}; or (a, b)") from error
-    if not 0 <= first <= last < count:
-        raise ConfigError(f"layers is {first}-{last}, but {right}")
-    return first, last
+    match = re.fullmatch(r"\s*(\d+)-(\d+)\s*", layers if isinstance(layers, str) else "-".join(map(str, layers)))
+    if match is None or not int(match[1]) <= int(match[2]) < count:
+        raise ConfigError(
+            f"layers is {layers!r}, but must be a-b with 0 <= a <= b <= {count - 1}, as 0-{count - 1} for all"
+        )
+    return int(match[1]), int(match[2])
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
