@@ -23,7 +23,7 @@ def _pictures(request, monkeypatch):
     """Pictures are drawn only for the tests that look at them: it takes seconds."""
     if "drawn" not in request.keywords:
         names = re.findall(r"\[(.*)\]\(pictures/(.*)\.png\)", (BENCHMARKS / "stories-recall/report.md").read_text())
-        stubs = {file: (title, b"<svg", b"") for title, file in names}
+        stubs = {file: (title, "<svg", b"") for title, file in names}
         monkeypatch.setattr("sqat.compare.report.draw_all", lambda comparison: stubs)
 
 
@@ -103,7 +103,7 @@ def test_committed_results_make_their_report_again(name, monkeypatch, tmp_path):
         if (path := BENCHMARKS / name / part).is_file():
             (tmp_path / part).write_bytes(path.read_bytes())
     pictures = re.findall(r"\[(.*)\]\(pictures/(.*)\.png\)", (BENCHMARKS / name / "report.md").read_text())
-    drawn = {file: (title, b"<svg", b"") for title, file in pictures}
+    drawn = {file: (title, "<svg", b"") for title, file in pictures}
     monkeypatch.setattr("sqat.compare.report.draw_all", lambda comparison: drawn)
     write_report(tmp_path)
     assert (tmp_path / "report.md").read_text() == (BENCHMARKS / name / "report.md").read_text()
@@ -187,4 +187,4 @@ class TestWithoutTraining:
             {**comparison.plan.to_dict(), "variants": [*VARIANTS, *comparison.plan.variants[4:]]}
         )
         looks = [look_of(replace(comparison, plan=plan), name) for name in names]
-        assert len({(look["color"], look["marker"], look.get("linestyle")) for look in looks}) == len(names)
+        assert len({(look["color"], look["marker"]) for look in looks}) == len(names)

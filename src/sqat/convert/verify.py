@@ -140,7 +140,7 @@ def write_report(
     `title` says what was converted; `plan` adds the table of costs. Raises a ConfigError if a package of the extra
     `report` is not installed.
     """
-    from sqat.compare.report import inline, render_page, require_packages
+    from sqat.compare.report import render_page, require_packages
 
     require_packages()
     costs = [
@@ -148,13 +148,12 @@ def write_report(
         for name, old in (vars(plan.before) if plan else {}).items()
         for new in [getattr(plan and plan.after, name)]
     ]
-    picture = inline(_heat_map(verification))
-    values = {"title": title, "verification": verification, "costs": costs, "picture": picture}
+    values = {"title": title, "verification": verification, "costs": costs, "picture": _heat_map(verification)}
     replace_file(Path(path), render_page("sqat.convert", "verification.html", **values))
     return Path(path)
 
 
-def _heat_map(verification: Verification) -> bytes:
+def _heat_map(verification: Verification) -> str:
     """Layers up, positions to the right, as SVG."""
     from matplotlib.ticker import MaxNLocator
 
