@@ -273,8 +273,8 @@ class TestPush:
     @pytest.mark.parametrize(
         ("to", "removed", "added", "message"),
         [
-            ("stock", "model.safetensors", "pytorch_model.bin", "exported has no safetensors"),
-            ("transformers", "README.md", "model.onnx", "holds model.onnx, which can only be uploaded as it is"),
+            ("stock", "model.safetensors", "pytorch_model.bin", "has no model.safetensors"),
+            ("transformers", "README.md", "model.onnx", "holds GGUF or ONNX, to be uploaded as it is"),
         ],
     )
     def test_exports_that_are_not_whole_are_not_uploaded(self, to, removed, added, message, hub, command, run_folder):
@@ -401,10 +401,10 @@ class TestPull:
         Path("here").mkdir()
         Path("here/thesis.txt").write_text("mine")
         code, _, err = command("pull", REPO, "here", "--force")
-        assert (code, "out is here, which --force does not replace, since it holds no model" in err) == (1, True)
+        assert (code, "out is here, which exists and is not empty" in err) == (1, True)
         assert files_of(Path("here")) == {"thesis.txt": b"mine"}
         code, _, err = command("pull", REPO, "here/thesis.txt", "--force")
-        assert (code, "out is here/thesis.txt, which --force does not replace" in err) == (1, True)
+        assert (code, "out is here/thesis.txt, which exists and is not empty" in err) == (1, True)
 
     def test_a_failed_pull_leaves_the_model_that_was_there(self, hub, command, pushed):
         assert command("pull", REPO, "here")[0] == 0
