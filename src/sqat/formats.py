@@ -103,12 +103,14 @@ def detect(folder: Path) -> str:
     model_type = values.get("model_type")
     if model_type == MODEL_TYPE:
         return "transformers" if "auto_map" in values else "sqat"
-    from sqat.convert.architectures import MODEL_TYPES  # late: it imports transformers
+    from sqat.convert.architectures import CAUSAL  # late: it imports transformers
     from sqat.convert.modeling_mixed_heads import PREFIX
 
-    if model_type in MODEL_TYPES:
+    if model_type in CAUSAL:
         return "stock"
     if isinstance(model_type, str) and model_type.startswith(PREFIX):
         return "mixed"
-    known = ", ".join((MODEL_TYPE, *MODEL_TYPES))
-    raise CheckpointError(f"{folder / CONFIG_FILE}: model_type is {model_type!r}, but must be one of {known}")
+    raise CheckpointError(
+        f"{folder / CONFIG_FILE}: model_type is {model_type!r}, but must be {MODEL_TYPE}, or that of a causal language "
+        "model in transformers"
+    )
