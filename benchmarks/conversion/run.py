@@ -30,7 +30,7 @@ from sqat.convert.uptrain import start_uptraining
 from sqat.data.tokenizer import BOS, EOS, PAD
 from sqat.durable import replace_file
 from sqat.run_config import DataConfig
-from sqat.train.checkpoints import best_checkpoint, latest_checkpoint
+from sqat.train.checkpoints import best_checkpoint, list_checkpoints
 from sqat.train.prepare import cached_tokenizer, open_sources
 from sqat.train.state import read_state
 from sqat.uptrain_config import UptrainConfig
@@ -147,8 +147,8 @@ class Experiment:
     def train(self, name: str, model: Path, share: float, lr: float, *, teacher: Path | None = None) -> Path:
         """A finished run's folder; ends the process where it is asked to stop."""
         run = self.out / "runs" / name
-        newest = latest_checkpoint(run)
-        if newest is None or not read_state(newest).finished:
+        checkpoints = list_checkpoints(run)
+        if not checkpoints or not read_state(checkpoints[-1]).finished:
             tokens = max(1, round(self.options.tokens * share / 100))
             config = UptrainConfig.from_dict(
                 {
@@ -180,8 +180,7 @@ class Experiment:
     def result(self, architecture: str, heads: int, method: str, share: float, run: Path) -> Result:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         losses = [line["loss"] for line in lines if line["kind"] == "validation"]
-        newest = latest_checkpoint(run)
-        assert newest is not None
+        newest = list_checkpoints(run)[-1]
         first, last = (math.exp(loss) for loss in (losses[0], losses[-1]))
         return Result(architecture, heads, method, share, read_state(newest).tokens, first, last)
 

@@ -32,7 +32,7 @@ class Format(NamedTuple):
 FORMATS = {
     "sqat": Format("this package's own layout", "sqat.formats:write_sqat"),
     "rxnn": Format("the layout of RxNN, the original system", "sqat.formats:write_rxnn"),
-    "transformers": Format("for transformers, with its modelling code", "sqat.hf.pretrained:write_transformers"),
+    "transformers": Format("for transformers, with its modelling code", "sqat.hf.core:write_transformers"),
     "stock": Format("the Llama, Mistral or Mixtral that the model is", "sqat.hf.stock:write_stock"),
     "gguf": Format("for llama.cpp", "sqat.hf.gguf_file:write_gguf"),
     "onnx": Format("for ONNX runtimes", "sqat.hf.onnx_file:write_onnx"),
@@ -103,12 +103,14 @@ def detect(folder: Path) -> str:
     model_type = values.get("model_type")
     if model_type == MODEL_TYPE:
         return "transformers" if "auto_map" in values else "sqat"
-    from sqat.convert.architectures import MODEL_TYPES  # late: it imports transformers
+    from sqat.convert.architectures import CAUSAL  # late: it imports transformers
     from sqat.convert.modeling_mixed_heads import PREFIX
 
-    if model_type in MODEL_TYPES:
+    if model_type in CAUSAL:
         return "stock"
     if isinstance(model_type, str) and model_type.startswith(PREFIX):
         return "mixed"
-    known = ", ".join((MODEL_TYPE, *MODEL_TYPES))
-    raise CheckpointError(f"{folder / CONFIG_FILE}: model_type is {model_type!r}, but must be one of {known}")
+    raise CheckpointError(
+        f"{folder / CONFIG_FILE}: model_type is {model_type!r}, but must be {MODEL_TYPE}, or that of a causal language "
+        "model in transformers"
+    )

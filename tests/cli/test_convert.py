@@ -62,8 +62,7 @@ def test_some_layers_alone_go_to_transformers(sqat):
 
 
 def test_convert_verifies(sqat):
-    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
-    command = (
+    command = [
         "convert",
         "pretrained",
         "--query-heads",
@@ -74,10 +73,9 @@ def test_convert_verifies(sqat):
         "stories:5",
         "--context",
         "19",
-    )
+    ]
     code, out, _ = sqat(*command, "--out", "third")
     assert (code, "perplexity" in out) == (0, True)
-    assert "<svg" in Path("third/verification.html").read_text()
     record = json.loads(Path("third/conversion.json").read_text())
     assert record["verification"]["text"] == "stories:5"
     assert record["base_model"] is None  # a folder has no name on the Hub

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sqat.convert import distill
-from sqat.convert.architectures import MODEL_TYPES
+from sqat.convert.architectures import MIXED_TYPES
 from sqat.convert.distill import DistillationLoss, StockDecoder, linear_kl
 from sqat.data.batches import IGNORE, Batch
 from sqat.train.step import router_stats
@@ -65,7 +65,7 @@ def test_without_a_teacher_it_is_cross_entropy(stock_model, batch):
     assert "kl" not in sums
 
 
-@pytest.mark.parametrize("name", MODEL_TYPES)
+@pytest.mark.parametrize("name", MIXED_TYPES)
 def test_packed_documents_do_not_see_each_other(name, stock_model, rows):
     decoder = StockDecoder(stock_model(name), 17)
     positions = torch.cat((torch.arange(5), torch.arange(1), torch.arange(11))).expand(5, -1)

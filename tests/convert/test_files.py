@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sqat.convert.architectures import MODEL_TYPES
+from sqat.convert.architectures import MIXED_TYPES
 from sqat.convert.files import locate, read_config, read_model
 from sqat.convert.tokenizer import StockTokenizer, token_rows
 from sqat.errors import CheckpointError, ConfigError, DataError
@@ -30,11 +30,11 @@ def test_damaged_weights_are_named(stock_folder):
     ("text", "error", "message"),
     [
         ("{", CheckpointError, r"config.json cannot be read"),
-        ('{"model_type": "gpt2"}', ConfigError, r"model_type is 'gpt2', but must be one of"),
+        ('{"model_type": "bitnet"}', ConfigError, r"model_type is 'bitnet', whose heads cannot be taken: its weights"),
         (
             '{"model_type": "nonsense"}',
             ConfigError,
-            r"config.json: model_type is 'nonsense', but must be one of llama, mistral",
+            r"config.json: model_type is 'nonsense', but must be that of a causal language model",
         ),
         (
             '{"model_type": "llama", "hidden_size": 10, "num_attention_heads": 3}',
@@ -91,7 +91,7 @@ def test_a_damaged_tokenizer_or_none_is_named(stock_folder):
         StockTokenizer(folder)
 
 
-@pytest.mark.parametrize("name", MODEL_TYPES)
+@pytest.mark.parametrize("name", MIXED_TYPES)
 def test_written_checkpoints_are_stock(name, converted, rows, tmp_path):
     result, out = converted(name, query_heads=6, method="cluster", score="norm")
     loaded = AutoModelForCausalLM.from_pretrained(out)

@@ -42,25 +42,10 @@ def test_the_heads_kept_leave_the_least_error_of_all_choices(query, kv, bias):
     )
     assert found.groups == [(h,) for h in best]
     expected = naive(values, targets, weight, offset, best)[1]
-    torch.testing.assert_close(found.output["o_proj.weight"], expected[:, : 5 * query], rtol=1e-3, atol=1e-4)
-    assert ("o_proj.bias" in found.output) == bias
+    torch.testing.assert_close(found.output["weight"], expected[:, : 5 * query], rtol=1e-3, atol=1e-4)
+    assert ("bias" in found.output) == bias
     if bias:
-        torch.testing.assert_close(found.output["o_proj.bias"], expected[:, -1], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe", "smollm3"])
-def test_heads_that_repeat_others_are_left_out_at_little_cost(name, stock_model):
-    model, rows = stock_model(name), torch.randint(4, 307, (41, 17))
-    with torch.no_grad():
-        for attention in attention_layers(model):  # of three heads that share keys and values, two attend alike
-            q = attention.q_proj.weight.view(4, 3, 10, -1)
-            q[:, 2] = q[:, 0]
-            if attention.q_proj.bias is not None:
-                bias = attention.q_proj.bias.view(4, 3, 10)
-                bias[:, 2] = bias[:, 0]
-    expected = model(rows).logits
-    found = convert(model, plan_conversion(model.config, query_heads=8), rows)(rows).logits
-    assert (found - expected).norm() < 0.05 * expected.norm()
+        torch.testing.assert_close(found.output["bias"], expected[:, -1], rtol=1e-3, atol=1e-4)
 
 
 def test_fitted_projections_beat_kept_ones_on_the_text_and_leave_the_model_alone(stock_model, rows):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sqat.convert import convert, plan_conversion
-from sqat.convert.architectures import MODEL_TYPES, Heads, attention_layers
+from sqat.convert.architectures import MIXED_TYPES, Heads, attention_layers
 from sqat.convert.merge import merge_attention
 
 OLD, NEW = Heads(12, 4, 10), Heads(4, 2, 10)
@@ -31,7 +31,7 @@ def make_alike(model, of, *, of_kv=1):
         ({"of": 1, "of_kv": 2}, {"query_heads": 12, "kv_heads": 2}),  # all query heads stay
     ],
 )
-@pytest.mark.parametrize("name", MODEL_TYPES)
+@pytest.mark.parametrize("name", MIXED_TYPES)
 def test_identical_heads_merge_exactly(name, alike, plan, stock_model, rows):
     model = stock_model(name)
     make_alike(model, **alike)

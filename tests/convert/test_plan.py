@@ -3,11 +3,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sqat.convert import convert, plan_conversion
-from sqat.convert.architectures import MODEL_TYPES
+from sqat.convert.architectures import MIXED_TYPES
 from sqat.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", MODEL_TYPES)
+@pytest.mark.parametrize("name", MIXED_TYPES)
 def test_plan_is_what_conversion_gives(name, stock_model):
     model = stock_model(name)
     plan = plan_conversion(model.config, query_heads=6, kv_heads=2, method="mean")

@@ -10,7 +10,7 @@ from sqat.convert.tokenizer import StockTokenizer
 from sqat.convert.uptrain import start_uptraining
 from sqat.errors import CheckpointError, ConfigError
 from sqat.train import Callback
-from sqat.train.checkpoints import find_model, latest_checkpoint, list_checkpoints
+from sqat.train.checkpoints import find_model, list_checkpoints
 from sqat.uptrain_config import UptrainConfig
 
 
@@ -66,11 +66,11 @@ def test_resumed_is_uninterrupted_to_the_bit(name, folders, tmp_path):
     start_uptraining(settings, tmp_path / "whole").train()
     stopped = start_uptraining(settings, tmp_path / "parts", callbacks=[InterruptAt(4)])
     stopped.train()
-    assert latest_checkpoint(tmp_path / "parts").name == "step-00000004"
+    assert list_checkpoints(tmp_path / "parts")[-1].name == "step-00000004"
     resumed = start_uptraining(settings, tmp_path / "parts", resume=True)
     assert (resumed.state.step, resumed.total_steps) == (4, stopped.total_steps)
     resumed.train()
-    ends = [latest_checkpoint(tmp_path / run) for run in ("whole", "parts")]
+    ends = [list_checkpoints(tmp_path / run)[-1] for run in ("whole", "parts")]
     assert ends[0].name == ends[1].name
     for file in ("model.safetensors", "training.safetensors", "training.json"):
         assert (ends[0] / file).read_bytes() == (ends[1] / file).read_bytes(), file
@@ -172,7 +172,7 @@ def test_runs_are_not_mixed_up(folders, tmp_path, stock_folder):
         start_uptraining(config(student, teacher, text, model__kl_weight=0.5), run, resume=True)
     trainer = start_uptraining(config(teacher, None, text), tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"is of another model than this run's: qwen3 with Heads.query=4"):
-        trainer.load_weights(latest_checkpoint(run))
+        trainer.load_weights(list_checkpoints(run)[-1])
 
 
 def test_rows_are_no_longer_than_the_models_take(folders, tmp_path, stock_folder):

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from sqat.convert import convert, plan_conversion, verify
 from sqat.convert.tokenizer import document_rows
-from sqat.convert.verify import write_report
 from sqat.errors import ConfigError
 
 
@@ -34,8 +33,6 @@ def test_figures_are_those_of_the_definition(stock_model, rows):
     assert figures.perplexity_after == pytest.approx(math.exp(float(loss)), rel=1e-4)
     cosine = F.cosine_similarity(old.hidden_states[2], new.hidden_states[2], dim=-1)
     assert figures.similarity[1] == pytest.approx(float(cosine.mean()), rel=1e-4)
-    assert figures.heat_map[1][0] == pytest.approx(float(cosine[:, :2].mean()), rel=1e-4)  # 17 positions in 16 parts
-    assert [len(row) for row in figures.heat_map] == [16, 16, 16]
     with torch.no_grad():  # the last layer's own output, not what the final norm makes of it
         last = [m.model.layers[2](o.hidden_states[2], **_arguments(m, rows)) for m, o in ((model, old), (result, new))]
     cosine = F.cosine_similarity(*last, dim=-1)
@@ -49,22 +46,6 @@ def _arguments(model, rows):
     hidden = model.model.embed_tokens(rows)
     mask = torch.full((1, 1, rows.shape[1], rows.shape[1]), float("-inf")).triu(1)
     return {"position_embeddings": model.model.rotary_emb(hidden, positions), "attention_mask": mask}
-
-
-def test_report_is_one_file_with_a_heat_map(stock_model, rows, tmp_path):
-    pytest.importorskip("jinja2", reason="the extra `report` is not installed")
-    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
-    model = stock_model("qwen2")
-    plan = plan_conversion(model.config, query_heads=4, method="mean")
-    figures = verify(model, convert(model, plan), rows)
-    page = write_report(figures, tmp_path / "report.html", title="a <b> model", plan=plan).read_text()
-    assert "a &lt;b&gt; model" in page
-    assert page.count("<svg") == 1
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
-        "http://creativecommons.org", ""
-    ).replace("https://matplotlib.org", "")
-    assert f"{figures.perplexity_after:.3f}" in page
-    assert f"{plan.after.parameters:,}" in page
 
 
 def test_what_cannot_be_compared_is_refused(stock_model, rows):

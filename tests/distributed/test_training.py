@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from sqat.data.stories import story
 from sqat.data.tokenizer import train_tokenizer
-from sqat.train.checkpoints import latest_checkpoint, list_checkpoints
+from sqat.train.checkpoints import list_checkpoints
 
 in_full = pytest.mark.skipif(os.environ.get("SQAT_FAULTS") != "full", reason="takes long: SQAT_FAULTS=full")
 TIMES = ("tokens_per_second", "data_wait")
@@ -32,7 +32,7 @@ def assert_same_log(got, expected):
 
 def assert_same_weights(got, expected, *, exactly=False):
     for name in ("model.safetensors", "training.safetensors"):
-        ours, theirs = (load_file(latest_checkpoint(run) / name) for run in (got, expected))
+        ours, theirs = (load_file(list_checkpoints(run)[-1] / name) for run in (got, expected))
         assert ours.keys() == theirs.keys()
         for key in ours:
             if exactly:
@@ -160,7 +160,7 @@ def test_too_many_skipped_steps_leave_a_checkpoint(launch, run_values, tmp_path)
     first, second = launch(2, {"config": config, "out": str(tmp_path / "run"), "deeds": [(1, 2, "spoil")]})
     assert first["error"] == second["error"] == "TrainingError"
     assert first["message"].startswith("the last 3 steps, up to step 5, had no finite loss or gradient")
-    kept = latest_checkpoint(tmp_path / "run")
+    kept = list_checkpoints(tmp_path / "run")[-1]
     assert kept.name == "step-00000005"
     assert f"{kept} is saved, and --resume goes on from it" in first["message"]
     assert f"{kept} is saved, and --resume goes on from it" in second["message"]

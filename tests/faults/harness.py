@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sqat.checkpoint import load_model
 from sqat.durable import SUFFIX
-from sqat.train.checkpoints import latest_checkpoint, list_checkpoints
+from sqat.train.checkpoints import list_checkpoints
 from sqat.train.state import read_state
 
 HERE = Path(__file__).parent
@@ -95,7 +95,7 @@ def newest_is_whole(run, load=load_model):
 
 def assert_same_run(run, other):
     """Weights, optimiser, random generators, progress and log are equal to the bit."""
-    ours, theirs = latest_checkpoint(run), latest_checkpoint(other)
+    ours, theirs = list_checkpoints(run)[-1], list_checkpoints(other)[-1]
     assert ours.name == theirs.name
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
     for path in ours.iterdir():

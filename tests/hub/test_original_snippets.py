@@ -59,7 +59,7 @@ def check_files(commit, folder):
 
 
 def test_the_snippets_with_a_failing_hub(hub, run, training, tmp_path):
-    """Uploads that fail are told of and tried again, in order: the Hub ends up with all of them."""
+    """Uploads that fail are told of, and training goes on: here the final model alone arrives."""
     inference, _ = snippets()
     hub.fail_commits = 2
     start = hub.repositories["ReactiveAI/SQAT-mm"].commits[0].files
@@ -74,8 +74,8 @@ def test_the_snippets_with_a_failing_hub(hub, run, training, tmp_path):
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json"}
 
     working = tmp_path / "working"
-    final = check_uploads(hub, "somebody/your-model-id", working / "path" / "to" / "save")
-    assert (output.count("Upload failed: "), output.count("Uploaded ")) == (2, 3)
+    final = check_uploads(hub, "somebody/your-model-id", working / "path" / "to" / "save", epochs=0)
+    assert (output.count("Upload failed: "), output.count("Uploaded ")) == (2, 1)
     assert final.files["config.json"] == start["config.json"]
     before, after = (load(files["model.safetensors"]) for files in (start, final.files))
     assert any((before[name] != after[name]).any() for name in before)

@@ -64,11 +64,11 @@ def test_token_counter_counts_real_tokens_and_its_limit_stops_training(train, st
     counter = TokenCounterCallback()
     train(counter, epochs=2)
     expected = 2 * sum(min(len(tokenizer.encode(text)), 19) for text in stories)
-    assert counter.get_total_tokens() == expected
+    assert counter.total_tokens == expected
     assert f"Total tokens: {expected:,}" in capsys.readouterr().out
     counter = TokenCounterCallback(limit=200, batch_log_interval=1)
     train(counter, epochs=5)
-    assert 200 <= counter.get_total_tokens() < 200 + 9 * 19
+    assert 200 <= counter.total_tokens < 200 + 9 * 19
     assert "the limit of 200 tokens is reached" in capsys.readouterr().out
 
 

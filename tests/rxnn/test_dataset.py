@@ -91,7 +91,7 @@ class TestSources:
         (lambda t: AutoregressiveLMDataset(["Tom"], t, max_seq_len=1), "max_seq_len is 1, but must be at least 2"),
         (lambda t: AutoregressiveLMDataset(["Tom"]), "tokenizer is None"),
         (lambda t: AutoregressiveLMDataset.from_hf_hub("stories"), "tokenizer is None"),
-        (lambda t: AutoregressiveLMDataset([], t), "there are no texts"),
+        (lambda t: AutoregressiveLMDataset([], t), "there are no documents"),
         (lambda t: AutoregressiveLMDataset(["Tom", 7], t), "text 1 is 7, but must be a string"),
         (lambda t: AutoregressiveLMDataset("Tom", t), "texts is one string, but must be a list"),
     ],

@@ -9,7 +9,7 @@ from rxnn.training.tokenizer import to_sqat
 from rxnn.transformers.sampler import SampleDecoder, Sampler
 from sqat.errors import ConfigError
 from sqat.generate import SamplingConfig
-from sqat.generate.decode import decode_naive
+from sqat.generate.decode import decode_tokens
 
 NO_END = -1
 
@@ -35,7 +35,7 @@ class TestSampler:
         tokens = list(Sampler(model, "cpu", NO_END)(torch.tensor([[2, 5]]), **options, max_seq_len=11))
         torch.manual_seed(5)
         config = SamplingConfig(**options, max_tokens=11, seed=int(torch.randint(2**62, ())))
-        assert tokens == decode_naive(model.model.eval(), [2, 5], config)
+        assert tokens == [int(token) for token in decode_tokens(model.model, [[2, 5]], config)]
 
     def test_puts_training_mode_back_and_ends_after_the_end_token(self, small_model):
         model = small_model(ff_dropout=0.5).train()
@@ -50,16 +50,17 @@ class TestSampler:
     def test_unusable(self, small_model):
         sampler = Sampler(small_model(), "cpu", 3)
         with pytest.raises(ConfigError, match=r"initial_tokens has the shape \(2, 1\)"):
-            sampler(torch.tensor([[2], [5]]))
+            list(sampler(torch.tensor([[2], [5]])))
         with pytest.raises(ConfigError, match="temperature is -1"):
-            sampler(torch.tensor([[2]]), temperature=-1)
+            list(sampler(torch.tensor([[2]]), temperature=-1))
 
 
 class TestSampleDecoder:
     def test_prompt_and_answer(self, decoder, tokenizer):
         text = decoder("Once upon a time", temperature=0, max_seq_len=13)
         prompt = [2, *tokenizer.encode("Once upon a time")[1:-1]]
-        tokens = decode_naive(decoder.sampler.model.model, prompt, SamplingConfig(temperature=0, max_tokens=13))
+        config = SamplingConfig(temperature=0, max_tokens=13)
+        tokens = [int(token) for token in decode_tokens(decoder.sampler.model.model, [prompt], config)]
         tokens = tokens[: tokens.index(3)] if 3 in tokens else tokens
         assert text == "Once upon a time" + to_sqat(tokenizer).decode(tokens, continuation=True)
 
@@ -68,9 +69,6 @@ class TestSampleDecoder:
         assert capsys.readouterr().out == text
         assert decoder("Once upon a time", temperature=0, max_seq_len=13) == text
         assert capsys.readouterr().out == ""
-        pieces = list(decoder.stream("Once upon a time", temperature=0, max_seq_len=13))
-        assert pieces[0] == "Once upon a time"
-        assert len(pieces) > 3
 
     def test_long_prompts_are_cut_empty_ones_allowed_and_special_tokens_left_out(self, decoder, stories):
         text = decoder(stories[0], temperature=0, max_seq_len=5)

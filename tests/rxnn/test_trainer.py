@@ -16,6 +16,7 @@ from rxnn.training.dataset import AutoregressiveLMDataset
 from rxnn.training.scheduler import get_transformer_lr_scheduler
 from sqat.data.tokens import TokenFile
 from sqat.errors import ConfigError, TrainingError
+from sqat.train.loss import router_loss
 
 STEPS = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "sqa-moe"
 
@@ -97,11 +98,12 @@ class TestLosses:
         recorder = run(model, data, lr=0.0, **options)  # the model stays as it is
         ids = torch.stack([row["input_ids"] for row in data])
         with torch.no_grad():
-            logits, targets = model.train()(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+            output = model.model(ids)
+        logits, targets = output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
         counted = torch.ones_like(targets, dtype=torch.bool) if as_card else targets != 0
         loss = F.cross_entropy(logits[counted], targets[counted]).item()
         accuracy = 100 * (logits.argmax(-1) == targets)[counted].float().mean().item()
-        router = 0.01 * model.model.moe_router_loss().item() if as_card else 0.0
+        router = 0.01 * router_loss(output.router, "rxnn").item() if as_card else 0.0
         assert recorder.losses == pytest.approx([loss + router], rel=1e-5)
         [(val_loss, metrics)] = recorder.validation
         kind = "padded" if as_card else "real"

@@ -12,7 +12,7 @@ import torch
 from sqat.checkpoint import load_model
 from sqat.checksums import MANIFEST
 from sqat.errors import CheckpointError, ConfigError
-from sqat.train.checkpoints import best_checkpoint, find_model, latest_checkpoint, list_checkpoints
+from sqat.train.checkpoints import best_checkpoint, find_model, list_checkpoints
 from sqat.train.checkpoints import newest_whole_checkpoint as newest_whole
 from sqat.train.state import read_state, write_evaluation
 
@@ -52,7 +52,7 @@ def resume(start, run):
 
 class TestDetection:
     def test_every_file_is_listed(self, run):
-        newest = latest_checkpoint(run)
+        newest = list_checkpoints(run)[-1]
         assert sorted(path.name for path in newest.iterdir()) == sorted([*FILES, MANIFEST, "evaluation.json"])
         assert all(f"  {name}\n" in (newest / MANIFEST).read_text() for name in FILES)
 
@@ -69,7 +69,7 @@ class TestDetection:
 
 class TestFallback:
     def test_a_run_goes_on_from_the_newest_whole_checkpoint_to_the_same_bits(self, resume, run, log, caplog):
-        expected = copy.deepcopy(load_model(latest_checkpoint(run)).state_dict())  # not the file, which is mapped
+        expected = copy.deepcopy(load_model(list_checkpoints(run)[-1]).state_dict())  # not the file, which is mapped
         lines = log()
         flip(run / "checkpoints" / "step-00000007" / "training.safetensors")
         trainer = resume()
@@ -78,13 +78,13 @@ class TestFallback:
         assert re.search(r"step-00000007/training\.safetensors is damaged", caplog.text)
         assert re.search(rf"This checkpoint is now {aside}; going on from .*step-00000006", caplog.text)
         trainer.train()
-        torch.testing.assert_close(load_model(latest_checkpoint(run)).state_dict(), expected, rtol=0, atol=0)
+        torch.testing.assert_close(load_model(list_checkpoints(run)[-1]).state_dict(), expected, rtol=0, atol=0)
         assert sorted(path.name for path in aside.iterdir()) == sorted([*FILES, MANIFEST, "evaluation.json"])
         assert [path.name for path in list_checkpoints(run)] == [f"step-0000000{n}" for n in (4, 6, 7)]
         assert log() == lines
 
     def test_a_damaged_evaluation_is_made_again(self, resume, run, log, flip_bytes, caplog):
-        newest, lines = latest_checkpoint(run), log()
+        newest, lines = list_checkpoints(run)[-1], log()
         path = newest / "evaluation.json"
         whole, state = path.read_bytes(), read_state(newest)
         for _ in flip_bytes(path):  # of blanks between its values, some may change unseen
@@ -109,7 +109,7 @@ class TestFallback:
             flip(run / "checkpoints" / "step-00000007" / "training.json")
             resume().train()
         names = sorted(path.name for path in (run / "checkpoints").iterdir())
-        assert names[-3:] == ["step-00000007", "step-00000007.damaged", "step-00000007.damaged-2"]
+        assert names[-3:] == ["step-00000007", "step-00000007.damaged", "step-00000007.damaged-again"]
 
     def test_nothing_begins_anew_where_all_are_damaged(self, start, resume, run):
         for checkpoint in list_checkpoints(run):
@@ -122,7 +122,7 @@ class TestFallback:
         assert len(list_checkpoints(run)) == 3
 
     def test_a_checkpoint_without_checksums_is_read_with_a_warning(self, resume, run, caplog):
-        (latest_checkpoint(run) / MANIFEST).unlink()
+        (list_checkpoints(run)[-1] / MANIFEST).unlink()
         assert resume().state.step == 7
         assert "step-00000007 has no checksums.sha256: read unchecked" in caplog.text
 
@@ -155,7 +155,7 @@ class TestBest:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("batch_size: 5", "batch_size: 4", "train.batch_size is 5, but the run in .* has 4"),
+        ("batch_size: 5", "batch_size: 4", "train.batch_size · gradient_accumulation is 5, but the run in .* has 4"),
         ("batch_size: 5", "catch_size: 5", r"config\.yaml is damaged, or of another version: .*catch_size"),
         ("train:", "tra\x00n:", r"config\.yaml is not valid YAML"),
     ],

@@ -11,7 +11,7 @@ import torch
 from sqat.checkpoint import load_model
 from sqat.errors import CheckpointError, ConfigError, TrainingError
 from sqat.train import Callback, Trainer
-from sqat.train.checkpoints import best_checkpoint, latest_checkpoint, list_checkpoints
+from sqat.train.checkpoints import best_checkpoint, list_checkpoints
 
 
 def weights(trainer):
@@ -162,7 +162,7 @@ def test_the_folder_of_another_run_or_a_damaged_one_is_refused(start, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="must be a folder"):
         start("file")
-    tensors = latest_checkpoint(tmp_path / "run") / "training.safetensors"
+    tensors = list_checkpoints(tmp_path / "run")[-1] / "training.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-7])
     (tensors.parent / "checksums.sha256").unlink()
     with pytest.raises(CheckpointError, match=r"training\.safetensors is missing, damaged or truncated"):

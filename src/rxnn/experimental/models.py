@@ -11,58 +11,15 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from sqat.checkpoint import load_model, read_config, write_folder, write_model
+from sqat.checkpoint import load_model, read_config, write_model
 from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, native_tensors
 from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
-from sqat.checksums import MANIFEST
-from sqat.errors import ConfigError, TrainingError
 from sqat.hub import download
-from sqat.model import Decoder, DecoderOutput, RouterStats
+from sqat.model import Decoder
 from sqat.model.decoder import without_values
 from sqat.store import write_files
-from sqat.train.loss import router_loss
-
-CARD_FILE = "README.md"
-
-# Arguments that RxNN gained after 0.1.59, with their defaults: written to config.json only if they differ.
-_LATER_ARGUMENTS = {
-    "use_head_norm": False,
-    "att_num_global_tokens": 16,
-    "att_window_size": 128,
-    "init_identity_norm": False,
-}
-
 
 _HUB_OPTIONS = ("force_download", "token", "cache_dir", "local_files_only", "revision")
-
-
-class RoutedDecoder(Decoder):
-    """A decoder with RxNN's `moe_router_loss()`: it remembers the router statistics of its last training pass."""
-
-    last_router: tuple[RouterStats, ...] = ()
-
-    def forward(self, tokens_BT: Tensor, **options: Any) -> DecoderOutput:
-        """See :meth:`sqat.model.Decoder.forward`."""
-        output = super().forward(tokens_BT, **options)
-        if self.training:
-            self.last_router = output.router
-        return output
-
-    def moe_router_loss(self) -> Tensor:
-        """RxNN's router loss of the last training pass: a differentiable scalar, the mean over layers, with padding
-        counted.
-
-        Raises:
-            TrainingError: the model has no experts, or there has been no forward pass in training mode.
-        """
-        if not self.last_router:
-            needs = "experts (use_moe_ff) and a forward pass in training mode, model.train(); model(x)"
-            raise TrainingError(f"no router loss: it needs {needs}")
-        return router_loss(self.last_router, "rxnn")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the statistics out of copies and pickles: tensors inside a graph cannot be copied."""
-        return {name: value for name, value in self.__dict__.items() if name != "last_router"}
 
 
 class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
@@ -111,26 +68,14 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
     ) -> None:
         passed = {**locals(), **kwargs}
         super().__init__()
-        self.arguments = {
-            name: value
-            for name, value in passed.items()
-            if name not in ("self", "kwargs", "__class__")
-            and not (name in _LATER_ARGUMENTS and value == _LATER_ARGUMENTS[name])
-        }
-        self.model = RoutedDecoder(config_from_rxnn(self.arguments))
+        self.arguments = {name: value for name, value in passed.items() if name not in ("self", "kwargs", "__class__")}
+        self.model = Decoder(config_from_rxnn(self.arguments))
 
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for token ids (B, T). As in RxNN, `attention_mask` has no effect: attention is causal, and
         padding comes last.
         """
         return self.model(x).logits
-
-    def params_count(self) -> str:
-        """The number of trainable parameters as text, such as "Model params 8.57M"."""
-        count = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        rounded = float(f"{count:.3g}")  # before choosing the unit, so that 999,999 is 1M and not 1000K
-        unit, suffix = next(((u, s) for u, s in ((1e9, "B"), (1e6, "M"), (1e3, "K")) if rounded >= u), (1.0, ""))
-        return f"Model params {rounded / unit:.3g}{suffix}"
 
     @classmethod
     def from_pretrained(
@@ -163,53 +108,17 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         model.model.load_state_dict(tensors, assign=True)
         return model.to(map_location).eval()
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        *,
-        config: Any = None,
-        push_to_hub: bool = False,
-        model_card_kwargs: dict[str, Any] | None = None,
-        **push_options: Any,
-    ) -> str | None:
-        """Write `config.json`, `model.safetensors` and, unless there is one, `README.md`.
-
-        A new folder appears complete or not at all. In an existing folder each file is replaced atomically, and other
-        files stay.
-
-        Args:
-            config: a dictionary to write instead of the model's own arguments.
-            push_to_hub, push_options: upload as well; `repo_id` defaults to the folder's name.
-            model_card_kwargs: metadata for the card: `license`, `datasets` (Hub ids) and `base_model`, see
-                :class:`sqat.model_card.Known`.
-
-        Returns:
-            the URL of the commit if the model was uploaded.
-
-        Raises:
-            ConfigError: `save_directory` is a file.
-        """
-        folder = Path(save_directory)
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"save_directory is {str(folder)!r}, a file, but must be a folder, or not exist yet")
-        write = write_files if folder.is_dir() else write_folder
-        with write(folder) as temporary:
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the model's files, each whole or not at all; other files of the folder stay."""
+        with write_files(save_directory) as temporary:
             write_model(self.model, temporary, layout="rxnn")
-            text = json.dumps(self.arguments if config is None else config, indent=2, sort_keys=True)
+            text = json.dumps(self.arguments, indent=2, sort_keys=True)
             (temporary / CONFIG_FILE).write_text(text, encoding="utf-8")
-            if not (folder / CARD_FILE).exists():
-                self.generate_model_card(**(model_card_kwargs or {})).save(temporary / CARD_FILE)
-        if not push_to_hub:
-            return None
-        options = {"repo_id": folder.name, "config": config, "model_card_kwargs": model_card_kwargs, **push_options}
-        return self.push_to_hub(**options)
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
-        """As in `huggingface_hub`, but without the list of checksums, since the Hub keeps its own."""
-        return str(super().push_to_hub(*args, **{"ignore_patterns": MANIFEST, **kwargs}))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The README.md of :meth:`save_pretrained` and :meth:`push_to_hub`, which pass their `model_card_kwargs`."""
+        """The README.md of `save_pretrained` and `push_to_hub`, which pass `model_card_kwargs`: `license`, `datasets`
+        (Hub ids) and `base_model`, see :class:`sqat.model_card.Known`.
+        """
         from sqat.model_card import Known, model_card  # a second to import, and few need it
 
         datasets = kwargs.pop("datasets", None) or ()

@@ -129,7 +129,12 @@ class AutoregressiveTrainer:
             seed=int(torch.randint(2**62, ())),
             padding_as_target=self.padding_as_target,
         )
-        with self._tensorboard() as writer:
+        logs: AbstractContextManager[Any] = nullcontext()
+        if self.log_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            logs = SummaryWriter(self.log_dir)
+        with logs as writer:
             self._tell("on_training_start", self)
             for epoch in range(epochs):
                 self._tell("on_epoch_start", self.model, epoch)
@@ -204,14 +209,6 @@ class AutoregressiveTrainer:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.use_amp)
-
-    def _tensorboard(self) -> AbstractContextManager[Any]:
-        if self.log_dir is None:
-            return nullcontext()
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer: AbstractContextManager[Any] = SummaryWriter(self.log_dir)
-        return writer
 
 
 def _log(writer: Any, part: str, loss: float, more: Mapping[str, float], step: int) -> None:

@@ -131,10 +131,6 @@ class TokenCounterCallback(TrainerCallback):
     def on_training_end(self, model: Model) -> None:
         print(f"Total tokens: {self.total_tokens:,}")
 
-    def get_total_tokens(self) -> int:
-        """The number of tokens so far."""
-        return self.total_tokens
-
 
 @dataclass(eq=False)
 class ModelSaveCallback(TrainerCallback):

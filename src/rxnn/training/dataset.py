@@ -1,11 +1,11 @@
-"""RxNN's data set: documents as padded rows, tokenised once, in parallel.
+"""RxNN's data set: documents as padded rows, tokenised once.
 
 Shape letters: S max_seq_len.
 """
 
+import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,11 +23,10 @@ from sqat.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-TEXTS_AT_A_TIME = 1024
-
 
 class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
-    """One document a row: "[BOS] text [EOS]", truncated to S tokens or padded to S with [PAD].
+    """One document a row: "[BOS] text [EOS]", truncated to S tokens or padded to S with [PAD]. Tokens are cached, see
+    :func:`sqat.data.tokens.cached_tokens`.
 
     Args:
         texts: a list of strings, a data set of the `datasets` library, or a :class:`sqat.data.tokens.TokenFile`.
@@ -42,7 +41,7 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self,
-        texts: Sequence[str] | TokenFile | Any,
+        texts: Any,
         tokenizer: PreTrainedTokenizerFast | Tokenizer | None = None,
         max_seq_len: int = 1024,
         hf_field: str = "text",
@@ -50,7 +49,14 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         if max_seq_len < 2:
             raise ConfigError(f"max_seq_len is {max_seq_len}, but must be at least 2 (one token and the one after it)")
         self.max_seq_len = max_seq_len
-        self.tokens = texts if isinstance(texts, TokenFile) else _tokenise(texts, to_sqat(tokenizer), hf_field)
+        if isinstance(texts, str):
+            raise ConfigError("texts is one string, but must be a list of them")
+        columns = getattr(texts, "column_names", None)
+        if columns is not None and hf_field not in columns:
+            raise DataError(f"there is no column {hf_field!r}; the columns are: {', '.join(columns)}")
+        if not isinstance(texts, TokenFile):
+            texts = cached_tokens(_Texts(texts if columns is None else texts[hf_field]), to_sqat(tokenizer))
+        self.tokens: TokenFile = texts
 
     @classmethod
     def from_hf_hub(
@@ -63,8 +69,7 @@ class AutoregressiveLMDataset(Dataset[dict[str, Tensor]]):
         max_seq_len: int = 1024,
         tokenizer_hub_id: str | None = None,
     ) -> Self:
-        """A data set of the Hub, or a local folder or file. Tokens are cached, see
-        :func:`sqat.data.tokens.cached_tokens`.
+        """A data set of the Hub, or a local folder or file.
 
         Args:
             dataset_id: see :func:`sqat.data.text.open_source`; a path needs neither network nor `datasets`.
@@ -118,30 +123,24 @@ def _source_name(dataset_id: str, subset: str | None) -> str:
     return dataset_id
 
 
-def _tokenise(texts: Any, tokenizer: Tokenizer, field: str) -> TokenFile:
-    """A token file in memory."""
-    if isinstance(texts, str):
-        raise ConfigError("texts is one string, but must be a list of them")
-    stream = _column(texts, field) if hasattr(texts, "column_names") else iter(texts)
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    tokens: list[np.ndarray] = []
-    lengths, byte_lengths = [0], list[int]()
-    while batch := list(islice(stream, TEXTS_AT_A_TIME)):
-        for text in batch:
+class _Texts:
+    """Strings, such as a column of a data set of `datasets`, as a source of documents."""
+
+    name = "texts"
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = texts
+
+    def documents(self) -> Iterator[str]:
+        """The strings. Raises DataError if one is none."""
+        for i, text in enumerate(self.texts):
             if not isinstance(text, str):
-                raise DataError(f"text {len(byte_lengths)} is {text!r}, but must be a string")
-            byte_lengths.append(len(text.encode("utf-8", "surrogatepass")))
-        documents = tokenizer.encode_documents(batch)
-        tokens.append(np.fromiter(chain.from_iterable(documents), dtype))
-        lengths += map(len, documents)
-    if not tokens:
-        raise DataError("there are no texts")
-    offsets, sizes = np.cumsum(lengths, dtype=np.int64), np.array(byte_lengths, np.int64)
-    return TokenFile(Path(), np.concatenate(tokens), offsets, sizes, tokenizer.vocab_size, int(sizes.sum()))
+                raise DataError(f"text {i} is {text!r}, but must be a string")
+            yield text
 
-
-def _column(dataset: Any, field: str) -> Iterator[str]:
-    if field not in dataset.column_names:
-        raise DataError(f"there is no column {field!r}; the columns are: {', '.join(dataset.column_names)}")
-    for batch in dataset.select_columns([field]).iter(TEXTS_AT_A_TIME):
-        yield from batch[field]
+    def fingerprint(self) -> str:
+        """Hex digits of all of them."""
+        digest = hashlib.sha256()
+        for text in self.documents():
+            digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()

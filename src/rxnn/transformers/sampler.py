@@ -1,6 +1,7 @@
 """RxNN's sampler: a model's tokens one by one, and as text. A key/value cache makes each token one short step."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -49,18 +50,14 @@ class Sampler:
         """
         if initial_tokens.dim() != 2 or len(initial_tokens) != 1:
             raise ConfigError(f"initial_tokens has the shape {tuple(initial_tokens.shape)}, but must have (1, T)")
-        config = sampling(temperature, top_k, top_p, max_seq_len)
-        return self._tokens(initial_tokens[0].tolist(), config)
-
-    def _tokens(self, prompt: list[int], config: SamplingConfig) -> Iterator[int]:
-        for token_1 in decode_tokens(self.model.model, [prompt], config):
-            token = int(token_1)
-            yield token
-            if token == self.end_token_id:
+        config = _sampling(temperature, top_k, top_p, max_seq_len)
+        for token_1 in decode_tokens(self.model.model, initial_tokens.tolist(), config):
+            yield int(token_1)
+            if token_1 == self.end_token_id:
                 return
 
 
-def sampling(temperature: float, top_k: int | None, top_p: float | None, max_tokens: int) -> SamplingConfig:
+def _sampling(temperature: float, top_k: int | None, top_p: float | None, max_tokens: int) -> SamplingConfig:
     """RxNN's arguments as ours, with a seed from torch's generator."""
     top_p, seed = 1.0 if top_p is None else top_p, int(torch.randint(2**62, ()))
     return SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, seed=seed)
@@ -94,18 +91,13 @@ class SampleDecoder:
             temperature, top_p: see :class:`Sampler`.
             max_seq_len: at most this many new tokens.
         """
+        prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        if len(prompt) > max_seq_len:
+            text = self.tokenizer.decode(prompt[:max_seq_len])
+        config = _sampling(temperature, None, top_p, max_seq_len)
         pieces = []
-        for piece in self.stream(text, temperature, top_p, max_seq_len):
+        for piece in chain([text], stream(self.sampler.model.model, self.tokenizer, text, config)):
             pieces.append(piece)
             if print_stream:
                 print(piece, end="", flush=True)
         return "".join(pieces)
-
-    def stream(self, text: str, temperature: float = 0.1, top_p: float = 0.9, max_seq_len: int = 256) -> Iterator[str]:
-        """The text of :meth:`__call__` piece by piece, the prompt first."""
-        prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
-        if len(prompt) > max_seq_len:
-            text = self.tokenizer.decode(prompt[:max_seq_len])
-        yield text
-        config = sampling(temperature, None, top_p, max_seq_len)
-        yield from stream(self.sampler.model.model, self.tokenizer, text, config)

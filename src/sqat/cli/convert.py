@@ -27,9 +27,7 @@ def convert(
         typer.Option(metavar="DATA[:n]", help="Text to choose heads by; give it several times to mix kinds of text."),
     ] = None,
     calibration_tokens: Annotated[int, typer.Option(min=2, help="Tokens of it, in equal parts.")] = 20_480,
-    verify: Annotated[
-        str | None, typer.Option(metavar="DATA[:n]", help="Compare both on this text; report in OUT/verification.html.")
-    ] = None,
+    verify: Annotated[str | None, typer.Option(metavar="DATA[:n]", help="Compare both on this text.")] = None,
     layers: Annotated[str | None, typer.Option(metavar="a-b", help="Layers to convert, from 0; default: all.")] = None,
     to: Annotated[
         str | None,
@@ -73,11 +71,9 @@ def convert_heads(
     """
     from sqat.checkpoint import write_folder
     from sqat.cli.console import progress
-    from sqat.compare.report import require_packages
     from sqat.convert import choose_heads, convert, plan_conversion, verify
     from sqat.convert.files import locate, quiet, read_config, read_model, require_weights, write_conversion
     from sqat.convert.tokenizer import StockTokenizer, document_rows, token_rows
-    from sqat.convert.verify import write_report
     from sqat.errors import ConfigError
     from sqat.folders import require_free
 
@@ -93,8 +89,6 @@ def convert_heads(
         raise ConfigError(
             f"--calibrate is {', '.join(calibrate)}, but goes with --method fit, or select and cluster by activation"
         )
-    if verify_on is not None:
-        require_packages()
     most = getattr(config, "max_position_embeddings", None) or context + 1
     context, window = min(context, most), min(context + 1, most)  # as many targets as `sqat evaluate` has in a window
     size = config.vocab_size
@@ -111,8 +105,6 @@ def convert_heads(
     verification = None if texts is None else verify(model, result, *texts)
     with write_folder(out) as temporary:
         write_conversion(result, plan, heads, folder, name, temporary, verification=verification, text=verify_on)
-        if verification is not None:
-            title = f"{name} with {plan.after.query_heads} of {plan.before.query_heads} query heads{where}"
-            write_report(verification, temporary / "verification.html", title=title, plan=plan)
-            typer.echo(verification.summary())
+    if verification is not None:
+        typer.echo(verification.summary())
     typer.echo(f"{name} written to {out} with {plan.after.query_heads} query heads{where} ({plan.method})")

@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sqat.convert.architectures import attention_layers, heads_of
+from sqat.convert.architectures import attention_layers, attention_names, heads_of, output_name
 from sqat.convert.fit import Progress, fit_heads
 from sqat.convert.heads import (
     LayerHeads,
-    Observed,
     group_heads,
     observe_activations,
     observe_weights,
@@ -49,13 +48,13 @@ def choose_heads(
         require_token_ids(calibration, "calibration", plan.config.vocab_size, least=1)
         if plan.method == "fit":
             return fit_heads(model, plan, calibration, progress)
-        observed: list[Observed | None] = [*observe_activations(model, old, calibration)]
+        observed = observe_activations(model, old, calibration)
     elif plan.method == "mean":
         observed = [None] * plan.config.num_hidden_layers
     else:
-        observed = [observe_weights(attention, old) for attention in attention_layers(model)]
-    groups = (group_heads(plan.method, old, new, layer) for new, layer in zip(plan.heads, observed, strict=True))
-    return [LayerHeads(layer) for layer in groups]
+        observed = [attention and observe_weights(attention, old) for attention in attention_layers(model)]
+    pairs = zip(plan.heads, observed, strict=True)
+    return [LayerHeads(group_heads(plan.method, old, new, layer) if new.query else []) for new, layer in pairs]
 
 
 def convert(
@@ -84,12 +83,13 @@ def convert(
     require_planned_for(model, plan)
     heads = choose_heads(model, plan, calibration) if heads is None else heads
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for layer, (kept, new) in enumerate(zip(heads, plan.heads, strict=True)):
-        if new == old:
+    for kept, new, attention in zip(heads, plan.heads, attention_names(model), strict=True):
+        if attention is None or new == old:
             continue
-        prefix = f"model.layers.{layer}.self_attn."
+        prefix = f"{attention}."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        merged = {**merge_attention(own, kept.groups, old, new), **kept.output}
+        fitted = {f"{output_name(own)}.{kind}": tensor for kind, tensor in kept.output.items()}
+        merged = {**merge_attention(own, kept.groups, old, new), **fitted}
         tensors |= {prefix + name: tensor for name, tensor in merged.items()}
     kind: Any = type(model) if plan.to == "stock" else CLASSES[plan.new_config.model_type][2]
     result: PreTrainedModel = kind.from_pretrained(None, config=plan.new_config, state_dict=tensors, dtype=model.dtype)

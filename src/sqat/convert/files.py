@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, read_tensors, require_inside, weight_files
 from sqat.checksums import check_files
-from sqat.convert.architectures import heads_of, require_known
+from sqat.convert.architectures import require_known, skeleton
 from sqat.convert.heads import LayerHeads
 from sqat.convert.modeling_mixed_heads import PREFIX
 from sqat.convert.plan import ConversionPlan, described
@@ -178,7 +178,7 @@ def quiet() -> Iterator[None]:
 
 
 def require_weights(folder: Path, config: PreTrainedConfig) -> None:
-    """Raise a CheckpointError unless a folder's weights are safetensors of its own, and at least as many numbers as the
+    """Raise a CheckpointError unless a folder's weights are safetensors of its own, and as many numbers as the
     configuration asks for: what is missing would be allocated.
     """
     if (folder / "adapter_config.json").exists():
@@ -188,10 +188,10 @@ def require_weights(folder: Path, config: PreTrainedConfig) -> None:
     if (folder / "generation_config.json").exists():
         _read_plain_json(folder / "generation_config.json")
     found = sum(tensor.numel() for tensor in read_tensors(weight_files(folder, WEIGHTS_FILE)).values())
-    wanted = _least_elements(config)
+    wanted = sum(parameter.numel() for parameter in skeleton(config).parameters())
     if wanted > found:
         raise CheckpointError(
-            f"{folder / 'config.json'} asks for a model of at least {wanted:,} numbers "
+            f"{folder / 'config.json'} asks for a model of {wanted:,} numbers "
             f"(vocab_size {config.vocab_size:,}, hidden_size {config.hidden_size:,}, "
             f"num_hidden_layers {config.num_hidden_layers:,}), but the weights beside it are {found:,}"
         )
@@ -250,21 +250,16 @@ def _require_plain_config(values: dict[str, Any]) -> None:
 
 def _require_sizes(config: PreTrainedConfig) -> None:
     """Raise a ConfigError unless the sizes of a stock model are whole numbers of at least 1."""
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    optional = ("num_key_value_heads", "head_dim", "num_local_experts", "num_experts", "moe_intermediate_size")
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    optional = (
+        "intermediate_size",
+        "num_key_value_heads",
+        "head_dim",
+        "num_local_experts",
+        "num_experts",
+        "moe_intermediate_size",
+    )
     for name in (*names, *(name for name in optional if getattr(config, name, None) is not None)):
         size = getattr(config, name, None)
         if type(size) is not int or not 1 <= size <= MAX_NUMBER:
             raise ConfigError(f"{name} is {shown(size)}, but must be a whole number from 1 to {MAX_NUMBER:,}")
-
-
-def _least_elements(config: PreTrainedConfig) -> int:
-    """The least numbers that a model's embedding, attention and feed-forward can be."""
-    heads, width = heads_of(config), config.hidden_size
-    query = min(getattr(config, "query_heads_per_layer", None) or [heads.query])
-    kv = min(getattr(config, "kv_heads_per_layer", None) or [heads.kv])
-    attention = 2 * width * heads.head_dim * (query + kv)
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
-    inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-    dense = min(inner, config.intermediate_size)  # layers without experts may be among the others
-    return config.vocab_size * width + config.num_hidden_layers * (attention + 3 * width * min(experts * inner, dense))

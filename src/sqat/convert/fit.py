@@ -5,8 +5,10 @@ target is what brings its converted residual stream to the original one,
 
     target = attention output of the original + (original stream - converted stream),
 
-so that a layer also repairs what earlier ones did. Kept are the heads whose weighted values explain the target best,
-and their output projection is the ridge regression of the target on these values. No weights are trained.
+so that a layer also repairs what earlier ones did. Some architectures change that output before they add it (a norm, a
+factor), which the correction does not see: the first layer that has one tries both. Kept are the heads whose weighted
+values explain the target best, and their output projection is the ridge regression of the target on these values. No
+weights are trained.
 
 Shape letters: N tokens, D hidden size, H query heads, C head_dim, X = H·C.
 """
@@ -15,13 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sqat.convert.architectures import Heads, attention_layers, heads_of
+from sqat.convert.architectures import Heads, attention_layers, decoder_layers, heads_of, output_projection
 from sqat.convert.heads import LayerHeads
 from sqat.convert.merge import shared_keys_and_values
 from sqat.convert.plan import ConversionPlan
@@ -43,7 +45,7 @@ class Walk:
     """A model's decoder layers, run one at a time on all of the text, each called as the model calls it."""
 
     def __init__(self, model: PreTrainedModel, rows: Tensor) -> None:
-        self.model, self.layers = model, list(model.get_decoder().layers)
+        self.model, self.layers = model, decoder_layers(model)
         self.batches = rows.to(model.device).split(max(1, BATCH_TOKENS // rows.shape[1]))
         # What each layer is called with beside the stream (positions, masks): the same for all batches of one size.
         sizes = {len(batch): batch for batch in (self.batches[0], self.batches[-1])}
@@ -86,23 +88,34 @@ def fit_heads(
     before when it ends. Arguments as :func:`sqat.convert.choose_heads`.
     """
     old, result = heads_of(plan.config), []
+    corrected: bool | None = None  # until streams differ
     with evaluating(model):
         walk = Walk(model, rows)
         original = walk.embedded()
         converted = list(original)
         for layer, (attention, new) in enumerate(zip(attention_layers(model), plan.heads, strict=True)):
-            if new == old:
-                heads = LayerHeads([(h,) for h in range(old.query)])
+            same = converted[0] is original[0]
+            if attention is None or new == old:
+                heads = LayerHeads([(h,) for h in range(new.query)])
                 after = [walk.run(layer, stream) for stream in original]
-                same = converted[0] is original[0]
                 converted = list(after) if same else [walk.run(layer, stream) for stream in converted]
-                original = after
             else:
-                heads, original, converted = _fit_layer(walk, layer, attention, old, new, original, converted)
+                targets = (False,) if same else (False, True) if corrected is None else (corrected,)
+                found = _fit_layer(walk, layer, attention, old, new, original, converted, targets)
+                heads, after, converted = found.heads, found.original, found.converted
+                corrected = None if same else found.corrected
+            original = after
             result.append(heads)
             if progress is not None:
                 progress(layer + 1, len(plan.heads))
     return result
+
+
+class _FittedLayer(NamedTuple):
+    heads: LayerHeads
+    corrected: bool  # whether the target was
+    original: list[Tensor]  # streams after the layer, by batch
+    converted: list[Tensor]
 
 
 def _fit_layer(
@@ -113,15 +126,17 @@ def _fit_layer(
     new: Heads,
     original: Sequence[Tensor],
     converted: Sequence[Tensor],
-) -> tuple[LayerHeads, list[Tensor], list[Tensor]]:
-    projection = attention.o_proj
-    outputs_ND: list[Tensor] = []
-    with _hooked(projection.register_forward_hook(lambda _, inputs, output: outputs_ND.append(output.flatten(0, -2)))):
+    targets: Sequence[bool],
+) -> _FittedLayer:
+    """Fit to each kind of target, corrected or not; returns what leaves the streams closest to each other."""
+    projection = output_projection(attention)
+    outputs: list[Tensor] = []
+    with _hooked(projection.register_forward_hook(lambda _, inputs, output: outputs.append(output.flatten(0, -2)))):
         after = [walk.run(layer, stream) for stream in original]
-    values_NX: list[Tensor] = []
+    values: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values_NX.append(inputs[0].flatten(0, -2))
+        values.append(inputs[0].flatten(0, -2))
         raise _Reached
 
     with _replaced(attention, shared_keys_and_values(attention.state_dict(), old, new)):
@@ -129,16 +144,24 @@ def _fit_layer(
             for stream in converted:
                 with suppress(_Reached):
                     walk.run(layer, stream)
-        before_ND, now_ND = (torch.cat([x.flatten(0, 1) for x in streams]).float() for streams in (original, converted))
-        targets_ND = torch.cat(outputs_ND).float() + before_ND - now_ND
+        before_ND, now_ND, after_ND = (_together(streams) for streams in (original, converted, after))
         sound_N = _sound(before_ND, now_ND)
-        heads = fit_output(
-            torch.cat(values_NX).float()[sound_N], targets_ND[sound_N], projection.weight, projection.bias, old, new
-        )
-        whole_DX = torch.zeros_like(projection.weight)
-        whole_DX[:, _columns([h for (h,) in heads.groups], old)] = heads.output["o_proj.weight"]
-        with _replaced(attention, {**heads.output, "o_proj.weight": whole_DX}):
-            return heads, after, [walk.run(layer, stream) for stream in converted]
+        values_NX, outputs_ND = torch.cat(values).float()[sound_N], torch.cat(outputs).float()
+        found: dict[float, _FittedLayer] = {}
+        for corrected in targets:
+            targets_ND = (outputs_ND + before_ND - now_ND if corrected else outputs_ND)[sound_N]
+            heads = fit_output(values_NX, targets_ND, projection.weight, projection.bias, old, new)
+            whole_DX = torch.zeros_like(projection.weight)
+            whole_DX[:, _columns([h for (h,) in heads.groups], old)] = heads.output["weight"]
+            with _replaced(projection, {**heads.output, "weight": whole_DX}):
+                streams = [walk.run(layer, stream) for stream in converted]
+            distance = (_together(streams) - after_ND)[sound_N].norm().item()
+            found[distance] = _FittedLayer(heads, corrected, after, streams)
+    return found[min(found)]
+
+
+def _together(streams: Sequence[Tensor]) -> Tensor:
+    return torch.cat([stream.flatten(0, 1) for stream in streams]).float()
 
 
 def fit_output(
@@ -164,9 +187,9 @@ def fit_output(
     chosen = sorted(h for pool in kept for h in pool)
     fitted_DX = _solve(chosen, gram_XX, cross_XD, old)[1].T.to(weight_DX.dtype).contiguous()
     size = len(chosen) * old.head_dim
-    output = {"o_proj.weight": fitted_DX[:, :size].contiguous()}
+    output = {"weight": fitted_DX[:, :size].contiguous()}
     if bias_D is not None:
-        output["o_proj.bias"] = fitted_DX[:, size].contiguous()
+        output["bias"] = fitted_DX[:, size].contiguous()
     return LayerHeads([(h,) for h in chosen], output)
 
 

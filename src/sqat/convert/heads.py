@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sqat.convert.architectures import Heads, attention_layers, heads_by_layer, heads_of
+from sqat.convert.architectures import Heads, attention_layers, heads_by_layer, heads_of, output_projection, unfused
 from sqat.convert.plan import ConversionPlan
 from sqat.errors import ConfigError
 from sqat.model.decoder import evaluating
@@ -28,9 +28,7 @@ class LayerHeads:
     """What becomes of a layer's query heads."""
 
     groups: Groups
-    output: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # fitted "o_proj.weight" and ".bias"; empty: summed columns
+    output: Mapping[str, Tensor] = field(default_factory=dict)  # "weight" and "bias", if fitted, of its projection
 
 
 @dataclass(frozen=True)
@@ -46,28 +44,30 @@ def observe_weights(attention: Any, heads: Heads) -> Observed:
     query matrices.
     """
     output_HDC = _output_columns(attention, heads)
-    value_HCD = attention.v_proj.weight.detach().float().unflatten(0, (heads.kv, heads.head_dim))
+    own = unfused(attention.state_dict(), heads)
+    value_HCD = own["v_proj.weight"].float().unflatten(0, (heads.kv, -1))
     value_HCD = value_HCD.repeat_interleave(heads.query // heads.kv, dim=0)
     # ‖O V‖² = tr(OᵀO VVᵀ), without the D × D product
     squared_H = ((output_HDC.mT @ output_HDC) * (value_HCD @ value_HCD.mT)).sum(dim=(1, 2))
-    query_HX = attention.q_proj.weight.detach().float().unflatten(0, (heads.query, heads.head_dim)).flatten(1)
+    query_HX = own["q_proj.weight"].float().unflatten(0, (heads.query, -1)).flatten(1)
     return Observed(squared_H.clamp(min=0).sqrt(), _cosine(query_HX @ query_HX.T))
 
 
 @torch.no_grad()
-def observe_activations(model: PreTrainedModel, heads: Heads, rows: Tensor) -> list[Observed]:
-    """For each layer. Score: the mean norm of what a head adds to the residual stream. Likeness: the cosine of the
-    heads' weighted value sums, which is what their output columns, once summed, will have in common.
+def observe_activations(model: PreTrainedModel, heads: Heads, rows: Tensor) -> list[Observed | None]:
+    """For each layer, `None` without attention. Score: the mean norm of what a head adds to the residual stream.
+    Likeness: the cosine of the heads' weighted value sums, which is what their output columns, once summed, will have
+    in common.
     """
-    watched = [_Watched(attention, heads) for attention in attention_layers(model)]
+    watched = [_Watched(attention, heads) if attention else None for attention in attention_layers(model)]
     with evaluating(model):
         try:
             for some in rows.split(max(1, BATCH_TOKENS // rows.shape[1])):
                 model.get_decoder()(input_ids=some.to(model.device), use_cache=False)
         finally:
-            for layer in watched:
+            for layer in filter(None, watched):
                 layer.hook.remove()
-    return [layer.observed() for layer in watched]
+    return [layer.observed() if layer else None for layer in watched]
 
 
 class _Watched:
@@ -80,7 +80,7 @@ class _Watched:
         self.norm_H = torch.zeros(heads.query, dtype=torch.float64)
         self.gram_HH = torch.zeros(heads.query, heads.query, dtype=torch.float64)
         self.tokens = 0
-        self.hook = attention.o_proj.register_forward_pre_hook(self._see)
+        self.hook = output_projection(attention).register_forward_pre_hook(self._see)
 
     def _see(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x_HNC = inputs[0].detach().float().flatten(0, -2).unflatten(-1, (self.heads.query, -1)).transpose(0, 1)
@@ -163,7 +163,7 @@ def require_token_ids(rows: Tensor, name: str, vocab_size: int, *, least: int) -
 
 def _output_columns(attention: Any, heads: Heads) -> Tensor:
     """Each head's columns of the output projection, (H, D, C), in float32."""
-    weight_DX = attention.o_proj.weight.detach().float()
+    weight_DX = output_projection(attention).weight.detach().float()
     return weight_DX.unflatten(1, (heads.query, heads.head_dim)).transpose(0, 1)
 
 

@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from sqat.convert.architectures import (
     Heads,
+    attention_names,
     heads_by_layer,
     heads_of,
+    require_convertible,
     require_known,
+    skeleton,
     window_of,
     with_heads,
     with_mixed_heads,
@@ -31,6 +33,7 @@ CHOICES = {
     "score": ("activation", "norm"),
     "to": ("stock", "transformers"),
 }
+VISITED = ("num_experts_per_tok", "moe_k", "moe_topk", "top_k_experts")  # names of the experts that a token visits
 DEFAULT_CONTEXT = 1024  # tokens, where costs depend on the length; at most the model's own
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -109,7 +112,8 @@ def plan_conversion(
     """Plan a conversion without loading weights.
 
     Args:
-        config: of a Llama, Mistral, Mixtral, Qwen2, Qwen3, Qwen3-MoE or SmolLM3 model.
+        config: of a causal language model with query, key, value and output projections; docs/converting.md names
+            the architectures that have been tried.
         query_heads: how many the model shall have.
         kv_heads: how many key/value heads; by default the most of the present ones that also divide `query_heads`.
         method: "fit" keeps the heads that explain each layer's output best on calibration text, and fits the output
@@ -124,8 +128,8 @@ def plan_conversion(
         context_length: tokens of a sequence, for the operations; default: the model's own, at most 1,024.
 
     Raises:
-        ConfigError: an unknown architecture, method, score or target; heads that do not fit; some layers alone for a
-            stock architecture.
+        ConfigError: an architecture whose heads cannot be taken, with the reason; an unknown method, score or target;
+            heads that do not fit; some layers alone for a stock architecture.
     """
     require_known(config.model_type)
     if getattr(config, "quantization_config", None):
@@ -143,7 +147,9 @@ def plan_conversion(
     old, count = heads_of(config), config.num_hidden_layers
     new = _new_heads(old, query_heads, kv_heads)
     first, last = _layer_range(layers, count)
-    by_layer = [new if first <= layer <= last else old for layer in range(count)]
+    model = skeleton(config)
+    present = heads_by_layer(config, model)
+    by_layer = [new if first <= layer <= last and own.query else own for layer, own in enumerate(present)]
     if to == "transformers":
         new_config = with_mixed_heads(config, by_layer)
     elif (first, last) == (0, count - 1):
@@ -154,7 +160,9 @@ def plan_conversion(
             'holds one number of heads for all layers; to "transformers" (--to transformers) holds one for each'
         )
     length = context_length or context_of(config)
-    shapes, new_shapes = _shapes(config), _shapes(new_config)
+    result = skeleton(new_config)
+    require_convertible(model, result, present, by_layer)
+    shapes, new_shapes = (_shapes(each) for each in (model, result))
     return ConversionPlan(
         config=config,
         new_config=new_config,
@@ -164,8 +172,8 @@ def plan_conversion(
         to=to,
         heads=tuple(by_layer),
         context_length=length,
-        before=_costs(config, shapes, [old] * count, old, length),
-        after=_costs(config, new_shapes, by_layer, new, length),
+        before=_costs(model, present, length),
+        after=_costs(result, by_layer, length),
         shapes={name: (shape, new_shapes[name]) for name, shape in shapes.items() if new_shapes[name] != shape},
     )
 
@@ -176,8 +184,8 @@ def costs_of(config: PreTrainedConfig, context_length: int | None = None) -> Cos
     the fewest.
     """
     require_known(config.model_type, mixed=True)
-    by_layer = heads_by_layer(config)
-    return _costs(config, _shapes(config), by_layer, min(by_layer), context_length or context_of(config))
+    model = skeleton(config)
+    return _costs(model, heads_by_layer(config, model), context_length or context_of(config))
 
 
 def described(config: PreTrainedConfig, context_length: int | None = None) -> StockModel:
@@ -221,31 +229,31 @@ def _layer_range(layers: str | tuple[int, int] | None, count: int) -> tuple[int,
     return first, last
 
 
-def _shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter, tied ones once."""
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # its modules raise whatever a value that does not fit leads to
-        raise ConfigError(f"no {config.model_type} can be built of the configuration: {error}"[:500]) from error
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _costs(config: PreTrainedConfig, shapes: Shapes, by_layer: Sequence[Heads], heads: Heads, length: int) -> Costs:
+def _costs(model: Any, by_layer: Sequence[Heads], length: int) -> Costs:
+    config, shapes = model.config, _shapes(model)
     active = {name: math.prod(shape) for name, shape in shapes.items()}  # weights that one token meets
     for name, shape in shapes.items():
         if ".experts." in name:  # stacked
-            active[name] = math.prod(shape[1:]) * config.num_experts_per_tok
+            active[name] = math.prod(shape[1:]) * next((getattr(config, n) for n in VISITED if hasattr(config, n)), 1)
     # Matrices of layers, each used once a token. The head, tied or not, is counted apart.
     products = sum(active[name] for name, shape in shapes.items() if ".layers." in name and len(shape) > 1)
     keys = [visible_keys(length, window_of(config, layer)) / length for layer in range(len(by_layer))]
     scores = round(sum(4 * h.query * h.head_dim * seen for h, seen in zip(by_layer, keys, strict=True)))
+    attention, fewest = (
+        tuple(f"{name}." for name in attention_names(model) if name),
+        min(h for h in by_layer if h.query),
+    )
     return Costs(
-        query_heads=heads.query,
-        kv_heads=heads.kv,
+        query_heads=fewest.query,
+        kv_heads=fewest.kv,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         active_parameters=sum(active.values()),
-        attention_parameters=sum(math.prod(shape) for name, shape in shapes.items() if ".self_attn." in name),
+        attention_parameters=sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(attention)),
         flops_per_token=2 * (products + config.vocab_size * config.hidden_size) + scores,
         attention_flops_per_token=scores,
         kv_bytes_per_token=sum(2 * 2 * h.kv * h.head_dim for h in by_layer),

@@ -1,4 +1,4 @@
-"""How close a converted model is to the one it was made of, as numbers and as a page.
+"""How close a converted model is to the one it was made of.
 
 Shape letters: B rows, T tokens, V vocabulary, D hidden size, L layers.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sqat.convert.architectures import decoder_layers
 from sqat.convert.heads import require_token_ids
-from sqat.convert.plan import ConversionPlan
 from sqat.data.batches import IGNORE
-from sqat.durable import replace_file
 from sqat.errors import ConfigError
 from sqat.model.decoder import evaluating
 
-BINS = 16  # of positions, in the heat map
 BATCH_TOKENS = 1024  # at a time: logits of two models exist for all of them
 
 
@@ -35,7 +32,6 @@ class Verification:
     perplexity_after: float
     agreement: float  # share of positions where both find the same token likeliest
     similarity: tuple[float, ...]  # per layer: cosine of both models' outputs of it, mean over positions
-    heat_map: tuple[tuple[float, ...], ...]  # the same, per layer and by position in the row: equal parts, in order
     tokens: int
     row_length: int
 
@@ -77,7 +73,7 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor, real: 
     require_token_ids(data, "data", before.config.vocab_size, least=2)
     real = torch.ones_like(data, dtype=torch.bool) if real is None else real.cpu()
     sums = torch.zeros(4, dtype=torch.float64)
-    cosine_LT = torch.zeros(before.config.num_hidden_layers, data.shape[1], dtype=torch.float64)
+    cosine_L = torch.zeros(before.config.num_hidden_layers, dtype=torch.float64)
     step = max(1, BATCH_TOKENS // data.shape[1])
     with evaluating(before), evaluating(after):
         for rows, kept_BT in zip(data.split(step), real.split(step), strict=True):
@@ -93,23 +89,15 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor, real: 
             sums += torch.stack((kl, same, *losses)).cpu().double()
             for layer, pair in enumerate(zip(old_states, new_states, strict=True)):
                 cosine_BT = F.cosine_similarity(pair[0].float().cpu(), pair[1].float().cpu(), dim=-1)
-                cosine_LT[layer] += (cosine_BT.double() * kept_BT).sum(dim=0)
-    count, targets, count_T = int(real.sum()), max(int(real[:, 1:].sum()), 1), real.sum(dim=0)
+                cosine_L[layer] += (cosine_BT.double() * kept_BT).sum()
+    count, targets = int(real.sum()), max(int(real[:, 1:].sum()), 1)
     kl_sum, same_sum, loss_before, loss_after = sums.tolist()
-    bins = min(BINS, data.shape[1])
     return Verification(
         kl=max(kl_sum / count, 0.0),
         perplexity_before=math.exp(min(loss_before / targets, 700.0)),
         perplexity_after=math.exp(min(loss_after / targets, 700.0)),
         agreement=same_sum / count,
-        similarity=tuple((cosine_LT.sum(dim=1) / count).tolist()),
-        heat_map=tuple(
-            tuple(
-                (part.sum() / number.sum()).item()
-                for part, number in zip(row_T.tensor_split(bins), count_T.tensor_split(bins), strict=True)
-            )
-            for row_T in cosine_LT
-        ),
+        similarity=tuple((cosine_L / count).tolist()),
         tokens=count,
         row_length=data.shape[1],
     )
@@ -122,54 +110,10 @@ def _run(model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
     def keep(_: nn.Module, inputs: object, output: Any) -> None:
         states.append(output if isinstance(output, Tensor) else output[0])
 
-    hooks = [layer.register_forward_hook(keep) for layer in model.get_decoder().layers]
+    hooks = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
     try:
         logits = model(rows.to(model.device), use_cache=False).logits
     finally:
         for hook in hooks:
             hook.remove()
     return logits.float().cpu(), states
-
-
-def write_report(
-    verification: Verification, path: str | Path, *, title: str, plan: ConversionPlan | None = None
-) -> Path:
-    """Write an HTML page (one file, readable offline) that says how close a conversion is, what it costs, and where in
-    the model it differs; returns its path.
-
-    `title` says what was converted; `plan` adds the table of costs. Raises a ConfigError if a package of the extra
-    `report` is not installed.
-    """
-    from sqat.compare.report import render_page, require_packages
-
-    require_packages()
-    costs = [
-        (name.replace("_", " "), f"{old:,}", f"{new:,}", f"{new / old:.0%}")
-        for name, old in (vars(plan.before) if plan else {}).items()
-        for new in [getattr(plan and plan.after, name)]
-    ]
-    values = {"title": title, "verification": verification, "costs": costs, "picture": _heat_map(verification)}
-    replace_file(Path(path), render_page("sqat.convert", "verification.html", **values))
-    return Path(path)
-
-
-def _heat_map(verification: Verification) -> str:
-    """Layers up, positions to the right, as SVG."""
-    from matplotlib.ticker import MaxNLocator
-
-    from sqat.compare.figures import render
-
-    layers = len(verification.heat_map)
-
-    def draw(axes: Any) -> bool:
-        extent = (0, verification.row_length, -0.5, layers - 0.5)
-        rows = verification.heat_map
-        image = axes.imshow(rows, aspect="auto", origin="lower", extent=extent, cmap="viridis", vmax=1.0)
-        axes.set(xlabel="position in the row (tokens)", ylabel="after layer")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.figure.colorbar(image, label="cosine of hidden states")
-        return True
-
-    drawn = render(draw, (7.6, min(9.0, 1.6 + 0.3 * layers)))
-    assert drawn is not None
-    return drawn[0]

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import count
 from pathlib import Path
 
 from torch import Tensor
@@ -100,12 +99,6 @@ def list_checkpoints(run: Path) -> list[Path]:
     )
 
 
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint, or `None`."""
-    checkpoints = list_checkpoints(run)
-    return checkpoints[-1] if checkpoints else None
-
-
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint with the lowest validation loss, or the newest if none was evaluated, or `None`.
 
@@ -167,10 +160,10 @@ def newest_whole_checkpoint(run: Path) -> Path | None:
 
 def _set_aside(checkpoint: Path) -> Path:
     """Rename a damaged checkpoint; return its new path."""
-    names = (checkpoint.with_name(f"{checkpoint.name}.damaged{'' if n == 1 else f'-{n}'}") for n in count(1))
-    free = next(name for name in names if not name.exists())
-    checkpoint.rename(free)
-    return free
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}-again")
+    return checkpoint.rename(aside)
 
 
 def _read_states(checkpoints: list[Path]) -> dict[Path, TrainState]:

@@ -34,12 +34,10 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 DATA_FILE = "data.json"  # fingerprints of what the run is trained on
 
-# Fields that do not change what a run computes, and so may differ when it is resumed.
-FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir"}
-FREE_ON_RESUME |= {"max_skipped_steps", "parallel"}
-
-# Fields that change the last bits of a step, but not what it computes: a way out where memory is short.
-_FREE_FOR_MEMORY = {"batch_size", "gradient_accumulation", "gradient_checkpointing"}
+# Fields that do not change what a run computes, and so may differ when it is resumed. The second line changes the last
+# bits of a step, a way out where memory is short; a step must keep its rows.
+FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir", "max_skipped_steps"}
+FREE_ON_RESUME |= {"batch_size", "gradient_accumulation", "gradient_checkpointing", "parallel"}
 
 
 @distributed.naming_lost_ranks()
@@ -233,18 +231,16 @@ def check_folder(config: Config, out: Path, resume: bool, accept_new_data: bool 
             saved = type(config).from_dict(read_yaml(out / CONFIG_FILE)).to_dict()
         except ConfigError as error:
             raise ConfigError(f"{out / CONFIG_FILE} is damaged, or of another version: {error}") from error
-        free = FREE_ON_RESUME | (_FREE_FOR_MEMORY if _rows(saved) == _rows(config.to_dict()) else set())
-        for section, fields in config.to_dict().items():
+        given = config.to_dict()
+        for values in (saved, given):
+            values["train"]["batch_size · gradient_accumulation"] = (
+                values["train"]["batch_size"] * values["train"]["gradient_accumulation"]
+            )
+        for section, fields in given.items():
             for name, value in fields.items():
-                allowed = name in free or (section == "data" and accept_new_data)
+                allowed = name in FREE_ON_RESUME or (section == "data" and accept_new_data)
                 if not allowed and saved[section][name] != value:
                     raise ConfigError(
                         f"{section}.{name} is {value!r}, but the run in {out} has {saved[section][name]!r}: "
                         "resume it with its own configuration, or choose another folder"
                     )
-
-
-def _rows(config: Mapping[str, Any]) -> int:
-    """The rows of a step."""
-    train = config["train"]
-    return int(train["batch_size"] * train["gradient_accumulation"])

@@ -220,24 +220,18 @@ def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def explain_out_of_memory(doing: str, batch_size: int, gradient_accumulation: int | None = None) -> Iterator[None]:
-    """Turn torch's out-of-memory error into a TrainingError that suggests a batch size.
-
-    Args:
-        doing: what runs, such as "step 7".
-        batch_size: rows at a time.
-        gradient_accumulation: the current one, in training; `None` elsewhere.
+def explain_out_of_memory(doing: str, batch_size: int, *, training: bool = False) -> Iterator[None]:
+    """Turn torch's out-of-memory error in `doing` something, such as "step 7", into a TrainingError that says what to
+    try.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        smaller = next((n for n in range(batch_size // 2, 0, -1) if batch_size % n == 0), None)
-        advice = f"a batch_size of {smaller}" if smaller else "a shorter context"
-        if smaller and gradient_accumulation:
-            rows = batch_size * gradient_accumulation
-            advice += f" with a gradient_accumulation of {rows // smaller}, which keeps the {rows} rows of a step"
-        if gradient_accumulation:
-            advice += "; or gradient_checkpointing true, which computes part of the forward pass twice. A run that has "
-            advice += "begun takes these with --resume"
+        advice = "a smaller one"
+        if training:
+            advice += (
+                ", with more gradient_accumulation, so that a step keeps its rows; or gradient_checkpointing true, "
+            )
+            advice += "which computes part of the forward pass twice. A run that has begun takes these with --resume"
         problem = f"the GPU's memory is not enough for {doing} with a batch_size of {batch_size}"
         raise TrainingError(f"{problem}: try {advice}") from error

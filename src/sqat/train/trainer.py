@@ -248,7 +248,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step, self.total_steps)
         with (
-            step.explain_out_of_memory(f"step {state.step + 1}", config.batch_size, config.gradient_accumulation),
+            step.explain_out_of_memory(f"step {state.step + 1}", config.batch_size, training=True),
             step.autocast(config.precision, self.device.type),
         ):
             sums = step.train_step(
@@ -329,7 +329,7 @@ class Trainer:
         """
         if self.validation is None:
             return None
-        with step.explain_out_of_memory("validation", self.config.batch_size, self.config.gradient_accumulation):
+        with step.explain_out_of_memory("validation", self.config.batch_size, training=True):
             result = self.measure(self.validation)
         self.state.record({**result.to_dict(), "data": self.validation.digest})
         for callback in self.callbacks:
