@@ -28,6 +28,7 @@ from sqat.convert.heads import LayerHeads
 from sqat.convert.merge import shared_keys_and_values
 from sqat.convert.plan import ConversionPlan
 from sqat.model.decoder import evaluating
+from sqat.train.step import autocast
 
 BATCH_TOKENS = 4096  # of calibration text at a time
 RIDGE = 1e-2  # of the mean square of weighted values: how strongly the projection is drawn to the original one
@@ -58,7 +59,8 @@ class Walk:
     def run(self, layer: int, stream: Tensor) -> Tensor:
         """The residual stream after a layer, for one batch of it."""
         _, others, options = self._calls[len(stream)][layer]
-        output = self.layers[layer](stream, *others, **options)
+        with autocast("auto", stream.device.type):
+            output = self.layers[layer](stream, *others, **options)
         return output if isinstance(output, Tensor) else output[0]
 
     def _inputs(self, batch: Tensor, last: int) -> list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]]:
@@ -72,7 +74,7 @@ class Walk:
 
         hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
         try:
-            with suppress(_Reached):
+            with suppress(_Reached), autocast("auto", batch.device.type):
                 self.model(batch, use_cache=False)
         finally:
             for hook in hooks:

@@ -19,6 +19,7 @@ from sqat.convert.heads import require_token_ids
 from sqat.data.batches import IGNORE
 from sqat.errors import ConfigError
 from sqat.model.decoder import evaluating
+from sqat.train.step import autocast
 
 BATCH_TOKENS = 1024  # at a time: logits of two models exist for all of them
 
@@ -75,8 +76,10 @@ def verify(before: PreTrainedModel, after: PreTrainedModel, data: Tensor, real: 
     sums = torch.zeros(4, dtype=torch.float64)
     cosine_L = torch.zeros(before.config.num_hidden_layers, dtype=torch.float64)
     step = max(1, BATCH_TOKENS // data.shape[1])
-    with evaluating(before), evaluating(after):
-        for rows, kept_BT in zip(data.split(step), real.split(step), strict=True):
+    with evaluating(before), evaluating(after), autocast("auto", before.device.type):
+        for part, kept_BT in zip(data.split(step), real.split(step), strict=True):
+            longest = int(kept_BT.sum(dim=1).max())
+            rows, kept_BT = part[:, :longest], kept_BT[:, :longest]
             (old_BTV, old_states), (new_BTV, new_states) = (_run(model, rows) for model in (before, after))
             old_BTV, new_BTV = old_BTV.log_softmax(-1), new_BTV.log_softmax(-1)
             targets_N = rows[:, 1:].cpu().masked_fill(~kept_BT[:, 1:], IGNORE).flatten()

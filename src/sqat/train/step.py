@@ -1,6 +1,7 @@
 """One optimisation step: forward and backward over the micro-batches, clip, update unless something is NaN or Inf."""
 
 import math
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -204,6 +205,8 @@ def use_bf16(precision: str, device: str) -> bool:
         return precision == "bf16"
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu" and platform.machine() in ("x86_64", "AMD64"):  # where oneDNN's answer counts emulation
+        return torch.cpu._is_avx512_bf16_supported()
     return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
