@@ -26,7 +26,7 @@ def convert(
         list[str] | None,
         typer.Option(metavar="DATA[:n]", help="Text to choose heads by; give it several times to mix kinds of text."),
     ] = None,
-    calibration_tokens: Annotated[int, typer.Option(help="Tokens of it, in equal parts.")] = 20_480,
+    calibration_tokens: Annotated[int, typer.Option(min=2, help="Tokens of it, in equal parts.")] = 20_480,
     verify: Annotated[str | None, typer.Option(metavar="DATA[:n]", help="Compare both on this text.")] = None,
     layers: Annotated[str | None, typer.Option(metavar="a-b", help="Layers to convert, from 0; default: all.")] = None,
     to: Annotated[
@@ -35,7 +35,7 @@ def convert(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(help="Tokens per row of calibration and verification; default: the model's, at most 512."),
+        typer.Option(min=2, help="Tokens per row of calibration and verification; default: the model's, at most 512."),
     ] = None,
     layout: Annotated[str | None, typer.Option(hidden=True)] = None,  # of the former spelling of `sqat export`
 ) -> None:
@@ -56,13 +56,9 @@ def convert(
         return
     if layout is not None:
         raise ConfigError(f"--layout is {layout!r}, but goes without --query-heads: the architecture stays the model's")
-    if context is not None and context < 2:
-        raise ConfigError(f"--context is {context}, but must be at least 2")
     changes = {"query_heads": query_heads, "kv_heads": kv_heads, "layers": layers}
     choices = (("method", method), ("score", score), ("to", to))
     changes |= {name: value for name, value in choices if value is not None}
-    if calibration_tokens < 2:
-        raise ConfigError(f"--calibration-tokens is {calibration_tokens}, but must be at least 2")
     text = (calibrate or [], calibration_tokens)
     convert_heads(model, out, changes, text=text, verify_on=verify, context=context or 512)
 

@@ -17,15 +17,11 @@ def info(
         str | None, typer.Argument(help="A preset, a checkpoint or a run's folder; without it, all presets.")
     ] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens at which operations are counted; default: the model's context.")
+        int | None, typer.Option(min=1, help="Tokens at which operations are counted; default: the model's context.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, by name.")] = False,
 ) -> None:
     """Show shapes, parameters, operations per token, cache size, and how much cheaper attention is."""
-    from sqat.errors import ConfigError
-
-    if context is not None and context < 1:
-        raise ConfigError(f"--context is {context}, but must be at least 1")
     if as_json:
         from sqat.variants import PRESETS
 

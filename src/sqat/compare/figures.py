@@ -15,7 +15,7 @@ from sqat.config import ModelConfig
 from sqat.cost import visible_keys
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00", "#7F7F7F")
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX"  # as many as share no factor with the colours
 ORDER = ("mha", "gqa", "mqa", "sqa", "ssqa", "xsqa", "xsmqa", "lsqa", "rsqa")
 GREY = "#808080"  # legible on white and on black
 SIZE = (7.6, 4.3)
@@ -44,7 +44,7 @@ LABELS = {
 Run = dict[str, Any]
 
 
-def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
+def draw_all(comparison: Comparison) -> dict[str, tuple[str, str, bytes]]:
     """Draw every figure that has data: (title, SVG, PNG) by file name."""
     drawers: dict[str, tuple[str, Callable[..., bool]]] = {
         "loss-tokens": ("Validation loss against training tokens", partial(_loss_over, axis="tokens")),
@@ -63,8 +63,10 @@ def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
 
 def render(
     draw: Callable[[Any], bool], size: tuple[float, float], style: dict[str, Any] = STYLE
-) -> tuple[bytes, bytes] | None:
-    """One figure of so many inches as (SVG, PNG); `None` if `draw`, which gets matplotlib's axes, returns false."""
+) -> tuple[str, bytes] | None:
+    """One figure of so many inches as (SVG, to stand within a page; PNG); `None` if `draw`, which gets matplotlib's
+    axes, returns false.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -75,16 +77,15 @@ def render(
         svg, png = io.BytesIO(), io.BytesIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         figure.savefig(png, format="png", dpi=130, facecolor="white", metadata={"Software": None})
-    return svg.getvalue(), png.getvalue()
+    text = svg.getvalue().decode()
+    return text[text.index("<svg") :], png.getvalue()
 
 
 def look_of(comparison: Comparison, name: str) -> dict[str, Any]:
     """Colour and marker of a variant, the same in every figure."""
     names = [*ORDER, *(variant.name for variant in comparison.plan.models() if variant.name not in ORDER)]
-    turn, place = divmod(names.index(name), len(COLOURS))
-    look = {"color": COLOURS[place], "marker": MARKERS[(place + 3 * turn) % len(MARKERS)], "markersize": 5}
-    # Once the colours are used up, they come again with other markers, hollow ones on broken lines.
-    return {**look, "linestyle": "--", "markerfacecolor": "none"} if turn else look
+    place = names.index(name)
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 5}
 
 
 def _loss_over(axes: Any, comparison: Comparison, axis: str) -> bool:

@@ -40,20 +40,12 @@ def require_packages() -> None:
 
 
 def render_page(package: str, template: str, **values: Any) -> str:
-    """Fill in a package's HTML template. Values are escaped, apart from markup such as :func:`inline` makes."""
+    """Fill in a package's HTML template. Values are escaped, apart from figures."""
     import jinja2
 
     loader = jinja2.PackageLoader(package)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(template).render(**values)
-
-
-def inline(svg: bytes) -> Any:
-    """An SVG without its XML head, to stand within a page; matplotlib made it, and escapes names in it."""
-    from markupsafe import Markup
-
-    text = svg.decode("utf-8")
-    return Markup(text[text.index("<svg") :])
 
 
 def _write(out: Path, comparison: Comparison) -> Path:
@@ -70,7 +62,7 @@ def _write(out: Path, comparison: Comparison) -> Path:
         title=_title(comparison),
         summary=_summary(comparison),
         tables=tables,
-        pictures=[(title, inline(svg)) for title, svg, _ in figures.values()],
+        pictures=[(title, svg) for title, svg, _ in figures.values()],
         stories=_stories(comparison),
     )
     replace_file(out / HTML, page)
