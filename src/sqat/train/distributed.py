@@ -24,7 +24,6 @@ from sqat.checkpoint.model_files import build
 from sqat.data.batches import IGNORE, Batch
 from sqat.errors import ConfigError, ProcessLostError, SqatError
 from sqat.model import Decoder
-from sqat.model.dispatch import once_differentiable
 from sqat.seeds import draw_seeds
 
 T = TypeVar("T")
@@ -79,14 +78,10 @@ def join(device: str) -> None:
         device: `train.device`, as configured.
 
     Raises:
-        ConfigError: one device named for all ranks, more ranks than GPUs, or no launcher's environment variables.
+        ConfigError: one device named for all ranks, or more ranks than GPUs.
     """
     if launched() == 1 or dist.is_initialized():
         return
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise ConfigError(
-            f"WORLD_SIZE is {launched()}, but {', '.join(missing)} is not set: start the processes with torchrun"
-        )
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(
             f"device is {device!r}, but must be auto, cpu or cuda in {launched()} processes: each takes one of its own"
@@ -280,25 +275,14 @@ def sum_over_ranks(parts: Mapping[str, Tensor], *, counts: bool = True) -> dict[
     """
     if world_size() == 1:
         return dict(parts)
-    return dict(zip(parts, _SumOverRanks.apply(float(counts), *parts.values()), strict=True))
-
-
-class _SumOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: float, *parts: Tensor) -> tuple[Tensor, ...]:
-        flat = torch.cat([part.detach().flatten().double() for part in parts]) * weight  # counts stay exact
-        dist.all_reduce(flat)
-        pieces = flat.split([part.numel() for part in parts])
-        sums = [piece.view_as(part).to(part.dtype) for piece, part in zip(pieces, parts, strict=True)]
-        ctx.scale = weight * world_size()
-        ctx.mark_non_differentiable(*[total for total, part in zip(sums, parts, strict=True) if not part.requires_grad])
-        return tuple(sums)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        return None, *(grad * ctx.scale if need else None for need, grad in zip(needed, grads, strict=True))
+    flat = torch.cat([part.detach().flatten().double() for part in parts.values()]) * float(counts)  # counts stay exact
+    dist.all_reduce(flat)
+    sums, pieces = {}, flat.split([part.numel() for part in parts.values()])
+    for (name, part), piece in zip(parts.items(), pieces, strict=True):
+        sums[name] = piece.view_as(part).to(part.dtype)
+        if part.requires_grad:  # zero, with a gradient
+            sums[name] = sums[name] + float(counts) * world_size() * (part - part.detach())
+    return sums
 
 
 @contextmanager
