@@ -61,14 +61,6 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def _local_world_size() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def join(device: str) -> None:
     """Make the launched processes a group. Does nothing for a single process, or where the group exists.
 
@@ -86,27 +78,25 @@ def join(device: str) -> None:
         raise ConfigError(
             f"device is {device!r}, but must be auto, cpu or cuda in {launched()} processes: each takes one of its own"
         )
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device != "cpu" and torch.cuda.is_available():
-        if _local_world_size() > torch.cuda.device_count():
+        if local_world_size > torch.cuda.device_count():
             raise ConfigError(
-                f"{_local_world_size()} processes were launched here, but there are {torch.cuda.device_count()} GPUs: "
+                f"{local_world_size} processes were launched here, but there are {torch.cuda.device_count()} GPUs: "
                 "launch one process a GPU, or set device to cpu"
             )
-        torch.cuda.set_device(_local_rank())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         _make_group("cpu:gloo,cuda:nccl")
     else:
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # launchers set 1 unless the user chose a number
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(max(1, cores // _local_world_size()))
+            torch.set_num_threads(max(1, cores // local_world_size))
         _make_group("gloo")
 
 
 def _make_group(back_end: str) -> None:
-    """Initialise the group, under a prefix of torchrun's store that belongs to this restart.
-
-    The store outlives restarted processes and keeps the addresses of dead ones: a rank that starts early would read an
-    old address and be refused (pytorch issue 135712). Only on one machine do all ranks count restarts alike; several
-    machines use torch's default.
+    """Initialise the group. On one machine, where all ranks count restarts alike, that is under a prefix of torchrun's
+    store for this restart: the store keeps the addresses of dead processes (pytorch issue 135712).
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         dist.init_process_group(back_end, timeout=TIMEOUT)
@@ -193,7 +183,7 @@ def in_turn(call: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return call()
-    mine = 0 if is_first() else 1 if _local_rank() == 0 else 2
+    mine = 0 if is_first() else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     results: list[T] = []
     for turn in range(3):
@@ -229,10 +219,8 @@ def naming_lost_ranks() -> Iterator[None]:
 
 
 def own_rows(batch: Batch) -> Batch:
-    """This rank's share of a batch: consecutive rows, at most one more or fewer than any other rank's.
-
-    Where a batch has fewer rows than there are ranks, some ranks get a row without targets (`counted` is 0), since all
-    have to compute together.
+    """This rank's share of a batch: consecutive rows; where there are too few for all ranks, a row without targets
+    (`counted` is 0), since all have to compute together.
     """
     rows, number, ranks = len(batch.inputs), rank(), world_size()
     if ranks == 1:
@@ -252,10 +240,7 @@ def _rows(batch: Batch, first: int, last: int) -> Batch:
 
 
 def share_out(batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
-    """This rank's share of some batches, and whether each counts.
-
-    All ranks get equally many, since they may have to compute together; the ones that fill up do not count.
-    """
+    """This rank's share of some batches, and whether each counts: all ranks get equally many; the last may not."""
     number, ranks = rank(), world_size()
     group: list[T] = []
     for batch in batches:
@@ -287,10 +272,8 @@ def sum_over_ranks(parts: Mapping[str, Tensor], *, counts: bool = True) -> dict[
 
 @contextmanager
 def own_draws() -> Iterator[None]:
-    """Random numbers of this rank's own, seeded from the generator that all ranks have in the same state.
-
-    That shared state alone belongs to the run, so any number of ranks can go on from any other. Dropout masks depend on
-    the number of ranks, as they do on the number of shards.
+    """Random numbers of this rank's own, seeded from the generator that all ranks have in the same state. That state
+    alone belongs to the run, so any number of ranks can go on from any other.
     """
     if world_size() == 1:
         yield

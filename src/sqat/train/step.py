@@ -78,17 +78,13 @@ class TrainingLoss(nn.Module):
             self._compute = cpu_shards.Shards(self.sums, list(decoder.parameters()), shards)
 
     def forward(self, batch: Batch, total_targets: Tensor | int, share: float) -> tuple[Tensor, Sums]:
-        """One micro-batch's part of a step's loss.
+        """One micro-batch's part of a step's loss, to differentiate, and the sums of the whole micro-batch, detached;
+        among them `router_loss`, the unweighted router loss times `share`.
 
         Args:
             batch: the micro-batch, or this rank's rows of it.
-            total_targets: targets in the whole step, by which the cross-entropy is divided: every target weighs the
-                same.
+            total_targets: targets in the whole step, by which the cross-entropy is divided: all weigh the same.
             share: the micro-batch's share in the router loss, which is a mean over micro-batches.
-
-        Returns:
-            the loss to differentiate, and the sums of the whole micro-batch, detached; among them `router_loss`, the
-            unweighted router loss times `share`.
         """
         sums = self._compute(batch)
         if self._several:
