@@ -6,7 +6,6 @@ module gathers the facts; `model_card.md.jinja` is the text.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from sqat.train.run import CONFIG_FILE, FREE_ON_RESUME
 from sqat.train.state import STATE_FILE, TrainState, read_state
 from sqat.untrusted import read_json
 from sqat.uptrain_config import UptrainConfig
-from sqat.variants import VARIANTS, attention_name, head_counts
+from sqat.variants import attention_name
 from sqat.version import __version__, revision
 
 if TYPE_CHECKING:
@@ -37,12 +36,10 @@ RECORD_FILE = "conversion.json"  # `sqat convert` writes it
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 FORMS = ("sqat", "rxnn", "transformers", "stock", "mixed", "gguf", "onnx")  # mixed: heads differ by layer
 LIBRARIES = {**dict.fromkeys(("transformers", "stock", "mixed"), "transformers"), "gguf": "gguf", "onnx": "onnx"}
-RXNN_TAGS = ("RxNN", "pytorch_model_hub_mixin", "model_hub_mixin")
 BLANK = "[More Information Needed]"  # in the cards that transformers writes
 
 _SEAL = re.compile(r"\n\n<!-- written by sqat, ([0-9a-f]{16}) -->\s*\Z")
 _RENEWED = ("metrics", "model-index", "tags", "library_name", "pipeline_tag")  # they describe the weights
-_PATHS = ("data.source", "data.validation", "data.tokenizer", "model.path", "model.teacher")
 
 
 class StockModel(NamedTuple):
@@ -125,14 +122,13 @@ def model_card(
     evaluation, run, conversion = origin.evaluation or {}, origin.run, origin.conversion or {}
     facts = _facts(model) if isinstance(model, ModelConfig) else _stock_facts(model, conversion)
     kind, *tags = _kind(facts)
+    settings = None if run is None else _shown(run)
     data = ModelCardData(
-        license=known.license,
         library_name=LIBRARIES.get(form, "sqat"),
         pipeline_tag="text-generation",
-        datasets=known.metadata.get("datasets"),
-        base_model=known.base_model or conversion.get("base_model"),
         metrics=[name for name in ("perplexity", "accuracy") if evaluation.get(name) is not None] or None,
-        tags=[*tags, *(RXNN_TAGS if form == "rxnn" else ())],
+        tags=tags,
+        **{"base_model": conversion.get("base_model"), **known.metadata},
     )
     card = ModelCard.from_template(
         data,
@@ -145,8 +141,8 @@ def model_card(
         tokenizer=tokenizer,
         evaluation=evaluation,
         conversion=conversion,
-        data=None if run is None else _shown(run)["data"],
-        settings=None if run is None else yaml.safe_dump(_shown(run), sort_keys=False).rstrip(),
+        data=settings and settings["data"],
+        settings=settings and yaml.safe_dump(settings, sort_keys=False).rstrip(),
         state=origin.state,
         uptrained=isinstance(run, UptrainConfig),
         version=__version__,
@@ -158,18 +154,21 @@ def model_card(
 
 
 def _facts(config: ModelConfig) -> dict[str, Any]:
-    """What the template shows of a model of this package."""
-    query, kv = config.num_query_heads, config.num_kv_heads
+    """What the template shows of a model of this package, beside full attention in a model of the same shape."""
     costs = {"this model": _costs_of(config)}
-    for variant in ("mha", "gqa"):  # for comparison, in a model of otherwise the same shape
-        with contextlib.suppress(ConfigError):  # this number of heads may have no such variant
-            counts = head_counts(variant, config.num_heads)
-            if counts != (query, kv):
-                other = config.replace(num_query_heads=counts[0], num_kv_heads=counts[1])
-                costs[f"{VARIANTS[variant].meaning} ({variant.upper()})"] = _costs_of(other)
-    heads = {"query_heads": query, "kv_heads": kv, "head_dim": config.head_dim, "full_heads": config.num_heads}
-    more = {"attention": attention_name(config), "costs": costs, "context_length": config.context_length}
-    return {"config": config, **heads, **more}
+    if (config.num_query_heads, config.num_kv_heads) != (config.num_heads, config.num_heads):
+        full = config.replace(num_query_heads=config.num_heads, num_kv_heads=config.num_heads)
+        costs["multi-head attention (MHA)"] = _costs_of(full)
+    return {
+        "config": config,
+        "query_heads": config.num_query_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "full_heads": config.num_heads,
+        "attention": attention_name(config),
+        "costs": costs,
+        "context_length": config.context_length,
+    }
 
 
 def _stock_facts(model: StockModel, conversion: dict[str, Any]) -> dict[str, Any]:
@@ -210,14 +209,14 @@ def _costs_of(config: ModelConfig) -> dict[str, int]:
 
 def public_name(name: str) -> str:
     """What a card shows of a path: nothing of the folders of the machine it was written on."""
-    return f"PATH/{Path(name).name}" if name.startswith(("/", "~")) or Path(name).is_absolute() else name
+    return f"PATH/{Path(name).name}" if name.startswith("~") or Path(name).is_absolute() else name
 
 
 def _shown(run: RunConfig | UptrainConfig) -> dict[str, dict[str, Any]]:
     """The configuration of a run, without what does not change the result, such as where logs go."""
     return {
         section: {
-            name: public_name(value) if f"{section}.{name}" in _PATHS and isinstance(value, str) else value
+            name: public_name(value) if isinstance(value, str) else value
             for name, value in fields.items()
             if name not in FREE_ON_RESUME
         }
@@ -232,8 +231,7 @@ def with_metadata(card: str, values: dict[str, Any]) -> str:
         ConfigError: the card's metadata are not valid YAML.
     """
     result = read_card(card)
-    for name, value in values.items():
-        result.data[name] = value
+    result.data.__dict__.update(values)
     return str(result) if values else card
 
 

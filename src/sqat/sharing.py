@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +28,12 @@ from sqat.train.checkpoints import find_model
 from sqat.train.state import TENSORS_FILE
 
 UPLOADED = ("transformers", "stock", "rxnn", "sqat")  # the forms that `push` writes
-CODE = {"transformers": ("configuration_sqat.py", "modeling_sqat.py"), "mixed": ("modeling_mixed_heads.py",)}
+CODE = ("configuration_sqat.py", "modeling_sqat.py", "modeling_mixed_heads.py")
 
 # What belongs to a model of any form, at the top of its folder. Pickles do not.
 PATTERNS = (
     *(CONFIG_FILE, "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
-    *(*TOKENIZER_FILES, *CODE["transformers"], *CODE["mixed"], cards.RECORD_FILE, cards.CARD_FILE),
+    *(*TOKENIZER_FILES, *CODE, cards.RECORD_FILE, cards.CARD_FILE),
 )
 NOT_OF_IT = (TENSORS_FILE, "*/*")  # the optimizer's state; folders, in which repositories keep other checkpoints
 
@@ -40,7 +41,6 @@ NOT_OF_IT = (TENSORS_FILE, "*/*")  # the optimizer's state; folders, in which re
 class CheckedModel(NamedTuple):
     """A model that was loaded as a check, and what that showed."""
 
-    folder: Path
     form: str
     config: Any  # ModelConfig, or PreTrainedConfig for stock models
     tokenizer: bool
@@ -83,10 +83,8 @@ def push(
     require_repo_id(repo_id, "repository")
     if "/" not in repo_id:
         raise ConfigError(f"repository is {repo_id!r}, but must be owner/name")
-    for name in ("model.gguf", "model.onnx"):
-        if (Path(folder) / name).is_file():
-            way = f"`hf upload {repo_id} {folder}`"
-            raise ConfigError(f"{folder} holds {name}, which can only be uploaded as it is: {way}")
+    if any((Path(folder) / name).is_file() for name in ("model.gguf", "model.onnx")):
+        raise ConfigError(f"{folder} holds GGUF or ONNX, to be uploaded as it is: `hf upload {repo_id} {folder}`")
     if to not in (None, *UPLOADED):
         raise ConfigError(f"to is {to!r}, but must be one of {', '.join(UPLOADED)}")
     require_token(token)
@@ -100,17 +98,19 @@ def push(
         files: dict[str, Path | bytes] = {path.name: path for path in paths}
         model = check_model(source)
         there = read_text(repo_id, cards.CARD_FILE, branch=branch, token=token)
-        files[cards.CARD_FILE] = _card(model, found, known or Known(), repo_id, there).encode()
+        files[cards.CARD_FILE] = _card(model, found, known or Known(), repo_id, there, as_it_is=to is None).encode()
         options: dict[str, Any] = {"branch": branch, "private": private, "token": token, "replaces": belongs}
         return commit(files, repo_id, message or "Upload model", what=str(found), **options)
 
 
-def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None) -> str:
+def _card(
+    model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, there: str | None, *, as_it_is: bool
+) -> str:
     """The card to upload with `model`, which is `checkpoint` itself or was exported from it: one that a person wrote or
     edited, beside the checkpoint or else on the Hub (`there`); the one beside a model that is uploaded as it is; or a
     new one from what is on record of `checkpoint`.
     """
-    path, as_it_is = checkpoint / cards.CARD_FILE, model.folder == checkpoint
+    path = checkpoint / cards.CARD_FILE
     beside = path.read_text(encoding="utf-8") if path.is_file() else None
 
     def new() -> str:
@@ -121,11 +121,10 @@ def _card(model: CheckedModel, checkpoint: Path, known: Known, repo_id: str, the
             facts: Any = described(model.config, (origin.conversion or {}).get("context_length"))
         else:
             facts = read_config(checkpoint)[0]
-        options: dict[str, Any] = {"repo_id": repo_id, "tokenizer": model.tokenizer}
-        return cards.model_card(facts, model.form, origin=origin, known=known, **options)
+        about: dict[str, Any] = {"origin": origin, "known": known, "repo_id": repo_id}
+        return cards.model_card(facts, model.form, tokenizer=model.tokenizer, **about)
 
-    there_already = [card for card in (beside, there) if card is not None]
-    return cards.kept_or_new(there_already, known, new)
+    return cards.kept_or_new([card for card in (beside, there) if card is not None], known, new)
 
 
 def pull(
@@ -155,14 +154,12 @@ def pull(
     """
     require_repo_id(repo_id, "repository")
     folder = Path(repo_id.rpartition("/")[2] if out is None else out).expanduser()
-    if not force:
+    replaced = ""
+    if force:
+        with suppress(CheckpointError):
+            replaced = detect(folder)
+    if not replaced:  # a folder of anything but a model is not replaced
         require_free(folder, "out")
-    elif folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        try:
-            detect(folder)
-        except CheckpointError as error:
-            reason = f"since it holds no model: {error}"
-            raise ConfigError(f"out is {folder}, which --force does not replace, {reason}") from error
     with write_folder(folder) as temporary:
         at = "" if revision is None else f" at {revision!r}"
         with hub_errors(f"{repo_id!r}{at} cannot be had from the Hub", repo_id, token):
@@ -196,14 +193,11 @@ def check_model(folder: Path) -> CheckedModel:
     """
     form = detect(folder)
     if form in ("stock", "mixed"):
-        if not any(folder.glob("*.safetensors")):
-            raise CheckpointError(f"{folder} has no safetensors: weights in other files are neither read nor moved")
         read_model(folder)
         if has_tokenizer := any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
             StockTokenizer(folder)
-        return CheckedModel(folder, form, read_stock_config(folder), has_tokenizer)
+        return CheckedModel(form, read_stock_config(folder), has_tokenizer)
     config = load_model(folder, dtype=None).config
-    has_tokenizer = (folder / TOKENIZER_FILE).is_file()
-    if has_tokenizer:
+    if has_tokenizer := (folder / TOKENIZER_FILE).is_file():
         require_room(Tokenizer.load(folder), config.vocab_size)
-    return CheckedModel(folder, form, config, has_tokenizer)
+    return CheckedModel(form, config, has_tokenizer)

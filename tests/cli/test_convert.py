@@ -118,8 +118,6 @@ HALF = CONVERT + "--query-heads 3 "
             HALF,
             '--calibrate is missing, but method "fit" needs text (--calibrate DATA[:n]); method "mean" does without',
         ),
-        (HALF + "--calibrate text.txt --calibration-tokens 1", "--calibration-tokens is 1, but must be at least 2"),
-        (HALF + "--context 1", "--context is 1, but must be at"),
         (
             HALF + "--method mean --calibrate text.txt",
             "--calibrate is text.txt, but goes with --method fit, or select and cluster",

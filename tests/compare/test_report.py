@@ -23,7 +23,7 @@ def _pictures(request, monkeypatch):
     """Pictures are drawn only for the tests that look at them: it takes seconds."""
     if "drawn" not in request.keywords:
         names = re.findall(r"\[(.*)\]\(pictures/(.*)\.png\)", (BENCHMARKS / "stories-recall/report.md").read_text())
-        stubs = {file: (title, b"<svg", b"") for title, file in names}
+        stubs = {file: (title, "<svg", b"") for title, file in names}
         monkeypatch.setattr("sqat.compare.report.draw_all", lambda comparison: stubs)
 
 
@@ -41,7 +41,6 @@ def test_tables_and_pictures(fabricated):
         assert heading in html.replace("&#39;", "'")
     assert "| sqa | +0.1" in markdown
     assert "worse" in markdown
-    assert "1.159" in markdown  # the published loss of SQA
     pictures = sorted(path.name for path in (out / "pictures").iterdir())
     assert pictures == sorted(re.findall(r"pictures/([a-z-]+\.png)", markdown))
     assert len(pictures) == 5
@@ -104,7 +103,7 @@ def test_committed_results_make_their_report_again(name, monkeypatch, tmp_path):
         if (path := BENCHMARKS / name / part).is_file():
             (tmp_path / part).write_bytes(path.read_bytes())
     pictures = re.findall(r"\[(.*)\]\(pictures/(.*)\.png\)", (BENCHMARKS / name / "report.md").read_text())
-    drawn = {file: (title, b"<svg", b"") for title, file in pictures}
+    drawn = {file: (title, "<svg", b"") for title, file in pictures}
     monkeypatch.setattr("sqat.compare.report.draw_all", lambda comparison: drawn)
     write_report(tmp_path)
     assert (tmp_path / "report.md").read_text() == (BENCHMARKS / name / "report.md").read_text()
@@ -121,7 +120,7 @@ def test_ratios_are_taken_within_rounds(fabricated):
     assert "0.900 [0.900 … 0.900]" in row  # although the rounds' own times differ by 30 %
 
 
-def test_metrics_have_deviations_and_differences_intervals(fabricated):
+def test_metrics_and_differences_have_intervals(fabricated):
     out = fabricated(("gqa", "sqa"), (0, 1, 2))
     losses = {"gqa": (1.0, 2.0, 3.0), "sqa": (1.5, 2.0, 3.1)}
     lines = [json.loads(line) for line in (out / Folder.RESULTS).read_text().splitlines()]
@@ -130,7 +129,7 @@ def test_metrics_have_deviations_and_differences_intervals(fabricated):
         line["evaluation"]["accuracy"] = 0.3 + 0.1 * line["seed"] * (line["variant"] == "sqa")
     (out / Folder.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     markdown, _ = texts(out)
-    assert "| gqa | 3 | 2.0000 ± 2.4841 (1.0000) |" in markdown  # t(0.975, 2) = 4.3027, over √3
+    assert "| gqa | 3 | 2.0000 ± 2.4841 |" in markdown  # t(0.975, 2) = 4.3027, over √3
     assert "| sqa | +0.2000 ± 0.6572 | 0.321 | 0.321 | cannot be told apart (n = 3) | +10.00 ± 24.84 points" in markdown
     assert "the loss of sqa cannot be told apart from that of gqa, which does not mean that they are equal" in markdown
 
@@ -143,36 +142,6 @@ def test_every_run_is_listed_and_shared_machines_are_marked(fabricated):
     markdown, _ = texts(out)
     rows = [line.split(" | ")[:2] for line in markdown.splitlines() if line.endswith(" 0.2* |")]
     assert rows == [["| gqa", "0"], ["| gqa", "7"], ["| sqa", "0"], ["| sqa", "7"]]
-
-
-def with_plan(out, old, new):
-    """The Markdown of a comparison whose plan.yaml is another."""
-    plan = (out / Folder.PLAN).read_text()
-    (out / Folder.PLAN).write_text(plan.replace(old, new))
-    markdown, _ = texts(out)
-    (out / Folder.PLAN).write_text(plan)
-    return markdown
-
-
-def test_published_results_stand_beside_ours(fabricated):
-    markdown, _ = texts(fabricated())
-    assert "| 387 (0.972) | 8.57 M | 8.57 M |" in markdown  # minutes, against GQA's; our parameters, and the published
-
-
-def test_published_results_are_not_for_other_sizes(fabricated):
-    out = fabricated(("gqa", "sqa"))
-    markdown = with_plan(out, "- sqa\n", "- sqa: {window: 64}\n")
-    assert "| 398 (1.000) |" in markdown
-    assert "387" not in markdown
-    markdown = with_plan(out, "model: {}", "model: {num_layers: 5}")
-    assert "ublished" not in markdown.replace("published formula", "")
-
-
-def test_the_papers_results_stand_beside_the_mini_family(fabricated):
-    markdown = with_plan(fabricated(("mha", "sqa", "xsmqa")), "family: micro", "family: mini")
-    assert "| loss, counting padding | published |" in markdown
-    assert "| 241 (0.896) |" in markdown
-    assert "one epoch of half of the English Wikipedia" in markdown
 
 
 class TestWithoutTraining:
@@ -196,24 +165,18 @@ class TestWithoutTraining:
         assert "Nothing was trained" in html
         headings = re.findall(r"^## (.*)$", markdown, re.MULTILINE)
         assert headings == [
-            *("Beside the published results", "Time", "Attention alone, forward, ms"),
-            *("Attention alone, forward and backward, ms", "Size", "Operations"),
+            *("Time", "Attention alone, forward, ms", "Attention alone, forward and backward, ms"),
+            *("Size", "Operations"),
             "Attention alone, forward and backward",
         ]
         assert "loss:" not in markdown
         assert "| mha | 8 | 8 | 8.81 M | 2.88 M |" in markdown
 
-    def test_formulas_are_filled_in(self, out):
-        markdown, _ = texts(out)
-        assert "| gqa | O(N·128 · N·32) | 1 |" in markdown
-        assert "| xsqa | O(N·32 · N·32) | 4 |" in markdown
-        assert "| sw-sqa | O(N·64 · min(N, 68)·32) | 2 |" in markdown
-
     def test_operations_add_up(self, out):
         markdown, _ = texts(out)
         table = markdown[markdown.index("## Operations") :].splitlines()
         for row in (line for line in table if line.startswith(("| mha", "| sqa", "| sw-sqa"))):
-            parts = [float(cell.replace(",", "")) for cell in row.split("|")[4:-1]]
+            parts = [float(cell.replace(",", "")) for cell in row.split("|")[3:-1]]
             assert sum(parts[:4]) == pytest.approx(parts[4], abs=0.006)
             assert parts[6] == pytest.approx(parts[4], abs=0.06)  # at 256 tokens, the model's own context
 
@@ -224,4 +187,4 @@ class TestWithoutTraining:
             {**comparison.plan.to_dict(), "variants": [*VARIANTS, *comparison.plan.variants[4:]]}
         )
         looks = [look_of(replace(comparison, plan=plan), name) for name in names]
-        assert len({(look["color"], look["marker"], look.get("linestyle")) for look in looks}) == len(names)
+        assert len({(look["color"], look["marker"]) for look in looks}) == len(names)

@@ -32,8 +32,8 @@ def test_differences_are_paired():
     b = {seed: value + 1 + 0.01 * seed for seed, value in noise.items()}
     found = differences({"a": a, "b": b}, "a")["b"]
     assert found.summary.mean == pytest.approx(1.01)
-    assert found.p == pytest.approx(stats.ttest_rel(list(b.values()), list(a.values())).pvalue)
-    assert found.verdict == "higher"
+    assert found.summary.p == pytest.approx(stats.ttest_rel(list(b.values()), list(a.values())).pvalue)
+    assert found.verdict == "worse"
 
 
 @pytest.mark.parametrize(

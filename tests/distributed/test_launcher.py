@@ -78,18 +78,12 @@ def test_torchrun(train, tmp_path):
 @pytest.mark.parametrize(
     "options", [["--set", "train.batch_size=1"], ["--set", "train.bath_size=8"], ["--device", "cuda:0"]]
 )
-def test_an_error_is_printed_once(train, options):
+def test_an_error_is_one_line_of_each_rank(train, options):
     with train(*options) as process:
         _, err = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert err.count("error: ") == 1, err
-
-
-@in_full
-def test_other_commands_are_refused(tmp_path):
-    command = [*TORCHRUN, "-m", "sqat", "info"]
-    err = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stderr
-    assert err.count("`sqat info` was launched in 2 processes, but runs in one: start it without a launcher") == 1
+    lines = [line for line in err.splitlines() if line.startswith("error of rank")]
+    assert [len(line) > 20 for line in lines] == [True, True], err
 
 
 @in_full

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("needs_shim")
 COMPARE = ("sqat.compare.run", "sqat.compare.runner", "sqat.compare.report", "matplotlib.pyplot", "scipy.stats")
 UNDRAWN = """
 import collections, sqat.compare.report as module
-module.draw_all = lambda _: collections.defaultdict(lambda: ("a picture", b"<svg", b""))
+module.draw_all = lambda _: collections.defaultdict(lambda: ("a picture", "<svg", b""))
 """
 
 PLAN = """

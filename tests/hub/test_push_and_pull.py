@@ -144,7 +144,7 @@ class TestRoundTrip:
         export(run_folder, "exported", form)
         code, _, err = command("push", "exported", REPO)
         assert code == 0, err
-        assert command("pull", REPO, "--out", "back")[0] == 0
+        assert command("pull", REPO, "back")[0] == 0
         assert files_of(Path("back")) == files_of(Path("exported"))
         assert ("modeling_sqat.py" in files_of(Path("back"))) == (form == "transformers")
 
@@ -205,7 +205,7 @@ class TestPush:
     def test_a_branch_is_created_and_updated(self, hub, command, run_folder):
         hub.add(REPO, {"notes.txt": b"mine"})
         assert command("push", run_folder, REPO, "--branch", "better")[0] == 0
-        assert command("push", run_folder, REPO, "--revision", "better", "--license", "mit")[0] == 0
+        assert command("push", run_folder, REPO, "--branch", "better", "--license", "mit")[0] == 0
         repository = hub.repositories[REPO]
         assert [set(commit.files) for commit in repository.commits] == [{"notes.txt"}]
         assert set(repository.branches["better"][-1].files) == {*MODEL_FILES, "notes.txt"}
@@ -273,8 +273,8 @@ class TestPush:
     @pytest.mark.parametrize(
         ("to", "removed", "added", "message"),
         [
-            ("stock", "model.safetensors", "pytorch_model.bin", "exported has no safetensors"),
-            ("transformers", "README.md", "model.onnx", "holds model.onnx, which can only be uploaded as it is"),
+            ("stock", "model.safetensors", "pytorch_model.bin", "has no model.safetensors"),
+            ("transformers", "README.md", "model.onnx", "holds GGUF or ONNX, to be uploaded as it is"),
         ],
     )
     def test_exports_that_are_not_whole_are_not_uploaded(self, to, removed, added, message, hub, command, run_folder):
@@ -401,10 +401,10 @@ class TestPull:
         Path("here").mkdir()
         Path("here/thesis.txt").write_text("mine")
         code, _, err = command("pull", REPO, "here", "--force")
-        assert (code, "out is here, which --force does not replace, since it holds no model" in err) == (1, True)
+        assert (code, "out is here, which exists and is not empty" in err) == (1, True)
         assert files_of(Path("here")) == {"thesis.txt": b"mine"}
         code, _, err = command("pull", REPO, "here/thesis.txt", "--force")
-        assert (code, "out is here/thesis.txt, which --force does not replace" in err) == (1, True)
+        assert (code, "out is here/thesis.txt, which exists and is not empty" in err) == (1, True)
 
     def test_a_failed_pull_leaves_the_model_that_was_there(self, hub, command, pushed):
         assert command("pull", REPO, "here")[0] == 0
@@ -442,7 +442,3 @@ class TestPull:
         code, _, err = command(*arguments)
         assert (code, message in err) == (1, True), err
         assert not Path("here").exists()
-
-    def test_two_different_folders_are_refused(self, command):
-        code, _, err = command("pull", REPO, "here", "--out", "there")
-        assert (code, "--out is there, but DIR is here: give one of them" in err) == (1, True)

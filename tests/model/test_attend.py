@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from sqat.cpu.attend import _a_head_for_each_thread
 from sqat.model.attend import attend, attend_naive
 from sqat.model.mask import AttentionMask
 
@@ -120,21 +119,6 @@ def test_every_window_is_the_definition(run, case):
         for _ in range(2):  # the second time with what the mask keeps for later layers
             found = with_gradients(lambda *qkv, mask=mask: run(*qkv, mask=mask), *qkv)
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("threads", "rows", "expected"), [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 6), (99, 1, 6), (5, 3, 2)]
-)
-def test_backward_on_a_cpu_has_a_head_for_each_thread(monkeypatch, threads, rows, expected):
-    """However many key/value heads torch's kernel is given, the result is the definition's."""
-    monkeypatch.setattr("sqat.cpu.attend.block_length", lambda num_queries, masked: None)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    q, k, v = (torch.randn(rows, n, T, C, dtype=torch.float64, requires_grad=True) for n in (6, 1, 1))
-    found = with_gradients(attend, q, k, v)
-    seen = torch.ones(T, T, dtype=torch.bool).tril()
-    definition = with_gradients(lambda *qkv: attend_naive(*qkv, seen), q, k, v)
-    torch.testing.assert_close(found, definition, rtol=1e-9, atol=1e-9)
-    assert _a_head_for_each_thread(q, k, v)[0].shape[1] == expected
 
 
 def test_query_heads_read_the_kv_head_of_their_group():

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, hub, info, launched, train, uptrain
+from sqat.cli import bench, compare, convert, data_commands, demo, export, generate, hub, info, train, uptrain
+from sqat.cli.console import FIRST, PROCESSES, RANK
 from sqat.errors import SqatError
 from sqat.version import __version__
 
@@ -56,9 +57,9 @@ def _options(
 
 def main() -> None:
     """Run the command line. Errors that a user can fix are printed as one line, without a traceback."""
-    level = logging.WARNING if launched.FIRST else logging.ERROR
+    level = logging.WARNING if FIRST else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("sqat.data.text").setLevel(logging.INFO if launched.FIRST else logging.ERROR)  # which files
+    logging.getLogger("sqat.data.text").setLevel(logging.INFO if FIRST else logging.ERROR)  # which files
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may contain characters that the terminal cannot show
@@ -68,7 +69,6 @@ def main() -> None:
         sys.argv[1:] = [home.sub(lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in sys.argv[1:]] or [
             "--help"
         ]
-        launched.check_command(sys.argv[1:])
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
         given: Any = getattr(
@@ -78,9 +78,7 @@ def main() -> None:
     except typer.Abort:  # Ctrl-C
         sys.exit(130)
     except SqatError as error:
-        if launched.is_ours_to_say(error):
-            _fail(str(error))
-        sys.exit(1)
+        _fail(str(error))
     except BrokenPipeError:  # the reader of our output has ended, as `head` does
         sys.stderr.close()
         sys.exit(141)
@@ -93,7 +91,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = 1) -> None:
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    typer.secho(f"error{f' of rank {RANK}' if PROCESSES > 1 else ''}: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(one_line(message), err=True)
     sys.exit(code)
 

@@ -1,7 +1,8 @@
-"""Terminal output that commands share."""
+"""Terminal output that commands share. Of several ranks only the first prints, apart from errors."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from sqat.cli.launched import FIRST, PROCESSES
-
 if TYPE_CHECKING:
     from sqat.train import Trainer
+
+PROCESSES, RANK = int(os.environ.get("WORLD_SIZE") or 1), os.environ.get("RANK", "0")
+FIRST = PROCESSES == 1 or RANK == "0"
 
 console = Console(quiet=not FIRST)
 errors = Console(stderr=True)

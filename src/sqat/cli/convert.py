@@ -26,7 +26,7 @@ def convert(
         list[str] | None,
         typer.Option(metavar="DATA[:n]", help="Text to choose heads by; give it several times to mix kinds of text."),
     ] = None,
-    calibration_tokens: Annotated[int, typer.Option(help="Tokens of it, in equal parts.")] = 20_480,
+    calibration_tokens: Annotated[int, typer.Option(min=2, help="Tokens of it, in equal parts.")] = 20_480,
     verify: Annotated[str | None, typer.Option(metavar="DATA[:n]", help="Compare both on this text.")] = None,
     layers: Annotated[str | None, typer.Option(metavar="a-b", help="Layers to convert, from 0; default: all.")] = None,
     to: Annotated[
@@ -35,7 +35,7 @@ def convert(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(help="Tokens per row of calibration and verification; default: the model's, at most 512."),
+        typer.Option(min=2, help="Tokens per row of calibration and verification; default: the model's, at most 512."),
     ] = None,
     layout: Annotated[str | None, typer.Option(hidden=True)] = None,  # of the former spelling of `sqat export`
 ) -> None:
@@ -56,23 +56,21 @@ def convert(
         return
     if layout is not None:
         raise ConfigError(f"--layout is {layout!r}, but goes without --query-heads: the architecture stays the model's")
-    if context is not None and context < 2:
-        raise ConfigError(f"--context is {context}, but must be at least 2")
-    changes = {"query_heads": query_heads, "kv_heads": kv_heads, "layers": layers}
-    choices = (("method", method), ("score", score), ("to", to))
-    changes |= {name: value for name, value in choices if value is not None}
-    if calibration_tokens < 2:
-        raise ConfigError(f"--calibration-tokens is {calibration_tokens}, but must be at least 2")
-    text = (calibrate or [], calibration_tokens)
-    convert_heads(model, out, changes, text=text, verify_on=verify, context=context or 512)
+    options = {"method": method, "score": score, "to": to, "kv_heads": kv_heads, "layers": layers}
+    changes = {name: value for name, value in options.items() if value is not None} | {"query_heads": query_heads}
+    convert_heads(model, out, changes, calibrate or [], calibration_tokens, verify, context or 512)
 
 
 def convert_heads(
-    name: str, out: Path, changes: dict[str, Any], *, text: tuple[list[str], int], verify_on: str | None, context: int
+    name: str,
+    out: Path,
+    changes: dict[str, Any],
+    calibrate: list[str],
+    tokens: int,
+    verify_on: str | None,
+    context: int,
 ) -> None:
-    """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read. `text`: sources
-    to choose heads by, and how many tokens.
-    """
+    """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read."""
     from sqat.checkpoint import write_folder
     from sqat.cli.console import progress
     from sqat.convert import choose_heads, convert, plan_conversion, verify
@@ -86,7 +84,6 @@ def convert_heads(
     config = read_config(folder)
     require_weights(folder, config)
     plan = plan_conversion(config, **changes)
-    calibrate, tokens = text
     if plan.needs_calibration and not calibrate:
         raise ConfigError(f"--calibrate is missing, but {plan.calibration_reason}")
     if calibrate and not plan.needs_calibration:

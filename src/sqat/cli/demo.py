@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,8 @@ def demo(
     from sqat.train import start_run
     from sqat.train.checkpoints import list_checkpoints
 
-    out = _free_folder(out)
+    tried = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
+    out = next(folder for folder in itertools.chain([out], tried) if not folder.exists())
     console.rule("1 · training on the built-in stories")
     overrides = [f"train.max_steps={steps}", f"data.source=stories:{stories}"]
     run(start_run, RunConfig.from_dict(with_overrides(DEMO, overrides)), out)
@@ -46,24 +48,9 @@ def demo(
     model, tokenizer = load_with_tokenizer(list_checkpoints(out)[-1])
     print_stream(model, tokenizer, PROMPT, SamplingConfig(temperature=0.7))
     console.rule("3 · try next")
-    for line in next_commands(out):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def next_commands(run: Path) -> list[str]:
-    """Three commands to try next."""
-    return [
-        f'sqat generate {run} "One day, a little cat" -n 3',
+    for line in (
+        f'sqat generate {out} "One day, a little cat" -n 3',
         "sqat train sqat-xs --data stories:20000 --batch-size 8 --steps 1400  # 6 min; keeps names",
         "sqat train sqat-s --data roneneldan/TinyStories",
-    ]
-
-
-def _free_folder(folder: Path) -> Path:
-    """The first of folder, folder-2, folder-3, … that holds no run yet."""
-    number = 2
-    free = folder
-    while free.exists():
-        free = folder.with_name(f"{folder.name}-{number}")
-        number += 1
-    return free
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from sqat.generate import SamplingConfig
     from sqat.model import Decoder
 
-MOST_ANSWERS = 10_000  # to one prompt
-
 
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or a run's folder (its best checkpoint).")],
@@ -23,7 +21,7 @@ def generate(
     prompts: Annotated[
         Path | None, typer.Option(help="A file with one prompt a line (`-`: standard input), answered together.")
     ] = None,
-    number: Annotated[int, typer.Option("-n", "--number", help="Answers per prompt.")] = 1,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, max=10_000, help="Answers per prompt.")] = 1,
     max_tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest tokens.")] = None,
@@ -34,19 +32,14 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text to stop before; may be given several times.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Where the checkpoint has none.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Prompts at a time; default: what half a gigabyte holds.")
+        int | None, typer.Option(min=1, help="Prompts at a time; default: what half a gigabyte holds.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
 ) -> None:
     """Write text. One answer streams as it is made; several, and --json, come when they are done."""
-    from sqat.errors import ConfigError
-    from sqat.generate import SamplingConfig
+    from sqat.generate import SamplingConfig, generate_each
     from sqat.load import load_with_tokenizer
 
-    if not 1 <= number <= MOST_ANSWERS:
-        raise ConfigError(f"-n is {number}, but must be between 1 and {MOST_ANSWERS:,}")
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"--batch-size is {batch_size}, but must be at least 1")
     config = SamplingConfig(
         temperature=temperature,
         top_k=top_k,
@@ -61,8 +54,15 @@ def generate(
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
     if len(texts) == number == 1 and not as_json:
         print_stream(model, text_tokenizer, texts[0], config)
-    else:
-        _print_all(model, text_tokenizer, [text for text in texts for _ in range(number)], config, as_json, batch_size)
+        return
+    each = [text for text in texts for _ in range(number)]
+    for answer in generate_each(model, text_tokenizer, each, config, batch_size=batch_size):
+        if as_json:
+            facts = {"tokens": len(answer.tokens), "finish_reason": answer.finish_reason}
+            typer.echo(json.dumps({"prompt": answer.prompt, "text": answer.text, **facts}, ensure_ascii=False))
+        else:
+            typer.echo(f"{answer.prompt}{answer.text}\n")
+        sys.stdout.flush()
 
 
 def print_stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> None:
@@ -74,30 +74,6 @@ def print_stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: Samp
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo()
-
-
-def _print_all(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    texts: list[str],
-    config: SamplingConfig,
-    as_json: bool,
-    batch_size: int | None,
-) -> None:
-    from sqat.generate import generate_each
-
-    for answer in generate_each(model, tokenizer, texts, config, batch_size=batch_size):
-        if as_json:
-            record = {
-                "prompt": answer.prompt,
-                "text": answer.text,
-                "tokens": len(answer.tokens),
-                "finish_reason": answer.finish_reason,
-            }
-            typer.echo(json.dumps(record, ensure_ascii=False))
-        else:
-            typer.echo(f"{answer.prompt}{answer.text}\n")
-        sys.stdout.flush()
 
 
 def _read_prompts(prompt: str | None, file: Path | None) -> list[str]:

@@ -17,9 +17,7 @@ def push(
         typer.Option(help="Export first: transformers, stock, rxnn or sqat. Default: as it is."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    branch: Annotated[
-        str | None, typer.Option("--branch", "--revision", help="Created if need be; default: main.")
-    ] = None,
+    branch: Annotated[str | None, typer.Option(help="Created if need be; default: main.")] = None,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     license_: Annotated[
         str | None, typer.Option("--license", help="For the card: the Hub's identifier, such as apache-2.0.")
@@ -52,18 +50,14 @@ def pull(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[DIR]", help="New or empty; default: NAME.", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The same as DIR.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: main.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that DIR holds, whole.")] = False,
 ) -> None:
     """Download a model from the Hugging Face Hub: only its own files, checked, and all of them or none."""
-    from sqat.errors import ConfigError
     from sqat.sharing import pull as fetch
 
-    if folder is not None and out is not None and folder != out:
-        raise ConfigError(f"--out is {out}, but DIR is {folder}: give one of them")
     _quiet_unless_watched()
-    result = fetch(repo, folder or out, revision=revision, force=force)
+    result = fetch(repo, folder, revision=revision, force=force)
     typer.echo(f"{repo} written to {result}")
 
 

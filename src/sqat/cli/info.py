@@ -17,15 +17,11 @@ def info(
         str | None, typer.Argument(help="A preset, a checkpoint or a run's folder; without it, all presets.")
     ] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens at which operations are counted; default: the model's context.")
+        int | None, typer.Option(min=1, help="Tokens at which operations are counted; default: the model's context.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, by name.")] = False,
 ) -> None:
     """Show shapes, parameters, operations per token, cache size, and how much cheaper attention is."""
-    from sqat.errors import ConfigError
-
-    if context is not None and context < 1:
-        raise ConfigError(f"--context is {context}, but must be at least 1")
     if as_json:
         from sqat.variants import PRESETS
 
@@ -117,11 +113,8 @@ def describe(config: ModelConfig, context: int | None = None) -> dict[str, str]:
         "feed-forward": f"{experts}{'gated ' if config.gated else ''}{config.activation}, "
         f"hidden {config.intermediate_size:,}",
         "parameters": f"{count['total']:,} ({count['active']:,} active)",
-        "  of these": f"{count['embedding']:,} embedding and head, {count['attention']:,} attention, "
-        f"{count['feedforward']:,} feed-forward",
         f"forward at {record['context']:,}": f"{flops['total'] / 1e6:.2f} MFLOP per token "
         f"({flops['attention'] / flops['total']:.0%} scores and weighted sums)",
-        "training step": f"{3 * flops['total'] / 1e6:.2f} MFLOP per token",
         "key/value cache": f"{record['kv_bytes_per_token']:,} bytes per token (16-bit){bound}",
     }
 

@@ -75,9 +75,9 @@ def evaluate(
     ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Where the checkpoint has none.")] = None,
     field: Annotated[str | None, typer.Option(help="Column or key that holds the text; default: text.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most this many documents.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows at a time.")] = 64,
-    context: Annotated[int | None, typer.Option(help="Tokens per window; default: the model's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many documents.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 64,
+    context: Annotated[int | None, typer.Option(min=2, help="Tokens per window; default: the model's.")] = None,
     padded: Annotated[bool, typer.Option("--padded", help="Also loss and accuracy counting padding.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -85,7 +85,6 @@ def evaluate(
     from sqat.cli.console import errors, tokenising
     from sqat.data.text import open_source, split_within
     from sqat.data.tokens import cached_tokens
-    from sqat.errors import ConfigError
     from sqat.folders import run_of
     from sqat.load import load_with_tokenizer
     from sqat.train.evaluate import evaluate as evaluate_model
@@ -93,9 +92,6 @@ def evaluate(
     from sqat.train.run import DATA_FILE, begun_with
     from sqat.train.step import explain_out_of_memory
 
-    for name, value, least in (("--batch-size", batch_size, 1), ("--context", context, 2), ("--limit", limit, 1)):
-        if value is not None and value < least:
-            raise ConfigError(f"{name} is {value}, but must be at least {least}")
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
     run = run_of(checkpoint.expanduser().absolute())
     began: str | None = None

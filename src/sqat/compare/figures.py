@@ -11,11 +11,9 @@ from typing import Any
 
 from sqat.compare.folder import Comparison
 from sqat.compare.statistics import median_interval
-from sqat.config import ModelConfig
-from sqat.cost import visible_keys
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00", "#7F7F7F")
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX"  # as many as share no factor with the colours
 ORDER = ("mha", "gqa", "mqa", "sqa", "ssqa", "xsqa", "xsmqa", "lsqa", "rsqa")
 GREY = "#808080"  # legible on white and on black
 SIZE = (7.6, 4.3)
@@ -23,8 +21,6 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "sqat",  # the same bytes every time
     "svg.fonttype": "none",
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), GREY),
-}
-PLOTS = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -44,8 +40,11 @@ LABELS = {
 Run = dict[str, Any]
 
 
-def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
-    """Draw every figure that has data: (title, SVG, PNG) by file name."""
+def draw_all(comparison: Comparison) -> dict[str, tuple[str, str, bytes]]:
+    """Draw every figure that has data: (title, SVG to stand within a page, PNG) by file name."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     drawers: dict[str, tuple[str, Callable[..., bool]]] = {
         "loss-tokens": ("Validation loss against training tokens", partial(_loss_over, axis="tokens")),
         "loss-flops": ("Validation loss against training operations", partial(_loss_over, axis="flops")),
@@ -54,37 +53,24 @@ def draw_all(comparison: Comparison) -> dict[str, tuple[str, bytes, bytes]]:
         "attention": ("Attention alone, forward and backward", _attention),
     }
     found = {}
-    for name, (title, draw) in drawers.items():
-        drawn = render(partial(draw, comparison=comparison), SIZE, STYLE | PLOTS)
-        if drawn is not None:
-            found[name] = (title, *drawn)
+    with mpl.rc_context(STYLE):
+        for name, (title, draw) in drawers.items():
+            figure = Figure(figsize=SIZE, layout="constrained")
+            if not draw(figure.add_subplot(), comparison=comparison):
+                continue
+            svg, png = io.BytesIO(), io.BytesIO()
+            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+            figure.savefig(png, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+            text = svg.getvalue().decode()
+            found[name] = (title, text[text.index("<svg") :], png.getvalue())  # a page has no XML head within it
     return found
-
-
-def render(
-    draw: Callable[[Any], bool], size: tuple[float, float], style: dict[str, Any] = STYLE
-) -> tuple[bytes, bytes] | None:
-    """One figure of so many inches as (SVG, PNG); `None` if `draw`, which gets matplotlib's axes, returns false."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        if not draw(figure.add_subplot()):
-            return None
-        svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        figure.savefig(png, format="png", dpi=130, facecolor="white", metadata={"Software": None})
-    return svg.getvalue(), png.getvalue()
 
 
 def look_of(comparison: Comparison, name: str) -> dict[str, Any]:
     """Colour and marker of a variant, the same in every figure."""
     names = [*ORDER, *(variant.name for variant in comparison.plan.models() if variant.name not in ORDER)]
-    turn, place = divmod(names.index(name), len(COLOURS))
-    look = {"color": COLOURS[place], "marker": MARKERS[(place + 3 * turn) % len(MARKERS)], "markersize": 5}
-    # Once the colours are used up, they come again with other markers, hollow ones on broken lines.
-    return {**look, "linestyle": "--", "markerfacecolor": "none"} if turn else look
+    place = names.index(name)
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 5}
 
 
 def _loss_over(axes: Any, comparison: Comparison, axis: str) -> bool:
@@ -148,35 +134,22 @@ def _pareto(axes: Any, comparison: Comparison) -> bool:
 
 
 def _attention(axes: Any, comparison: Comparison) -> bool:
-    """Log-log; dotted lines are the reference's time times a variant's share of its operations."""
+    """Log-log, so that operations would be straight lines."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    if comparison.timing is None:
-        return False
-    work = {variant.name: partial(_operations, variant.model) for variant in comparison.plan.models()}
-    timed, reference = {}, comparison.plan.reference
-    for name, entry in comparison.timing["variants"].items():
-        timed[name] = [1000 * statistics.median(both) for _, both in entry["attention"].values()]
-    for name, milliseconds in timed.items():
-        lengths = [int(length) for length in comparison.timing["variants"][name]["attention"]]
+    lengths: list[int] = []
+    for name, entry in (comparison.timing or {"variants": {}})["variants"].items():
+        lengths = [int(length) for length in entry["attention"]]
         if len(lengths) < 2:
             return False
-        look = look_of(comparison, name)
-        axes.plot(lengths, milliseconds, label=name, linewidth=1.4, **look)
-        if reference in timed and name != reference:
-            shares = [work[name](length) / work[reference](length) for length in lengths]
-            ideal = [share * time for share, time in zip(shares, timed[reference], strict=True)]
-            axes.plot(lengths, ideal, color=look["color"], linestyle=":", linewidth=1)
+        milliseconds = [1000 * statistics.median(both) for _, both in entry["attention"].values()]
+        axes.plot(lengths, milliseconds, label=name, linewidth=1.4, **look_of(comparison, name))
+    if not lengths:
+        return False
     axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel="ms for the same number of tokens")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
-    axes.plot([], [], color=GREY, linestyle=":", label=f"ideal: {reference} × share\nof its operations")
     axes.legend(fontsize=9, **BESIDE)
     return True
-
-
-def _operations(model: ModelConfig, length: int) -> int:
-    """What attention's time would be proportional to if nothing else cost time."""
-    return model.num_score_heads * model.head_dim * visible_keys(length, model.window, model.global_tokens)

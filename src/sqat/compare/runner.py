@@ -8,12 +8,10 @@ import os
 import re
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -109,45 +107,48 @@ def train_all(plan: ComparePlan, folder: Folder, setup: Setup, say: Say, show: S
     runs = [(name, seed) for seed in plan.seeds for name in setup.variants]  # seed by seed: pairs can be compared early
     done = folder.finished()
     waiting = [run for run in runs if run not in done]
+    steps = {run: setup.variants[run[0]].steps for run in waiting}
+    reached = {run: _last_step(folder.run(*run)) for run in waiting}
+    before, total = sum(reached.values()), sum(steps.values())
+    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
     failures: list[str] = []
-    began = {run: _last_step(folder.run(*run)) for run in waiting}
-    reached, steps = dict(began), {run: setup.variants[run[0]].steps for run in waiting}
-    total = sum(steps.values()) - sum(began.values())
-
-    def look(*run: Any) -> None:
-        reached[run] = _last_step(folder.run(*run))
-        under_way = [f"{r[0]}, seed {r[1]}: step {n:,} of {steps[r]:,}" for r, n in reached.items() if 0 < n < steps[r]]
-        show("; ".join(under_way) or "training", sum(reached.values()) - sum(began.values()), total)
-
-    stopping = threading.Event()
-    with StopOnSignals(lambda reason: stopping.set()) as signals, ThreadPoolExecutor(plan.processes) as pool:
+    with StopOnSignals(lambda reason: None) as signals:
         try:
-            tasks = {pool.submit(_train, folder, setup, *run, say, look, stopping): run for run in waiting}
-            for task in as_completed(tasks):
-                name, seed = tasks[task]
-                code = task.result()
-                if code == 0:
-                    number = folder.write_results(plan)
-                    say(f"{name}, seed {seed}: done ({number} of {len(runs)})")
-                elif code != INTERRUPTED and not stopping.is_set():
-                    log = folder.run(name, seed) / LOG_FILE
-                    said = log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-                    failures.append(f"{name}, seed {seed}: {said[-1].strip()} (all it said: {log})")
-                    say(f"failed: {failures[-1]}")
+            while (waiting or running) and not signals.received:
+                if waiting and len(running) < plan.processes:
+                    name, seed = run = waiting.pop(0)
+                    running[run] = _start(folder, setup, name, seed)
+                    say(f"{name}, seed {seed}: {steps[run]:,} steps")
+                    continue
+                time.sleep(POLL_SECONDS)
+                for (name, seed), process in [*running.items()]:
+                    reached[name, seed] = _last_step(folder.run(name, seed))
+                    if process.poll() is None:
+                        continue
+                    del running[name, seed]
+                    if process.returncode == 0:
+                        number = folder.write_results(plan)
+                        say(f"{name}, seed {seed}: done ({number} of {len(runs)})")
+                    elif process.returncode != INTERRUPTED:
+                        log = folder.run(name, seed) / LOG_FILE
+                        said = log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+                        failures.append(f"{name}, seed {seed}: {said[-1].strip()} (all it said: {log})")
+                        say(f"failed: {failures[-1]}")
+                now = [f"{run[0]}, seed {run[1]}: step {reached[run]:,} of {steps[run]:,}" for run in running]
+                show("; ".join(now) or "training", sum(reached.values()) - before, total - before)
         finally:
-            stopping.set()
+            for process in running.values():
+                process.terminate()  # it saves its checkpoint; a second signal would end it at once
+            for process in running.values():
+                process.wait()
     if signals.received:
         message = f"{signals.received.name} received; the same command goes on from the runs' checkpoints"
         raise Interrupted(message, signals.received)
     return failures
 
 
-def _train(
-    folder: Folder, setup: Setup, name: str, seed: int, say: Say, look: Callable[..., None], stopping: threading.Event
-) -> int:
-    """Train one run in a process of its own, which is asked to stop when `stopping` is set; returns its exit code."""
-    if stopping.is_set():
-        return INTERRUPTED
+def _start(folder: Folder, setup: Setup, name: str, seed: int) -> subprocess.Popen[bytes]:
+    """Begin to train one run, or go on with it, in a process of its own."""
     target = folder.run(name, seed)
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -155,9 +156,8 @@ def _train(
         with suppress(OSError), FileLock(target / LOCK_FILE, timeout=PATIENCE):
             pass
         opened = (target / LOG_FILE).open("ab")
-    say(f"{name}, seed {seed}: {setup.variants[name].steps:,} steps")
     with opened as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "sqat.compare.run", str(folder.out), name, str(seed)],
             env=_environment(setup.threads),
             stdin=subprocess.PIPE,  # closes when this process ends, however it ends: see run.stop_with_parent
@@ -165,12 +165,6 @@ def _train(
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
-    while process.poll() is None:
-        look(name, seed)
-        if stopping.wait(POLL_SECONDS):
-            process.terminate()  # it saves its checkpoint; a second signal would end it at once
-            process.wait()
-    return process.returncode
 
 
 def _last_step(run: Path) -> int:

@@ -28,7 +28,6 @@ class Difference(NamedTuple):
     """A variant minus the reference, seed by seed."""
 
     summary: Summary
-    p: float
     adjusted_p: float  # after Holm, over all variants compared at once
 
     @property
@@ -38,11 +37,11 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The result in words, without saying which direction is good."""
+        """The result in words, of a metric that is better when it is lower."""
         if self.summary.number < 2:
             return "one seed: nothing can be said"
         if self.told_apart:
-            return "higher" if self.summary.mean > 0 else "lower"
+            return "worse" if self.summary.mean > 0 else "better"
         return f"cannot be told apart (n = {self.summary.number})"
 
 
@@ -68,7 +67,7 @@ def differences(by_variant: Values, reference: str) -> dict[str, Difference]:
         if name != reference and shared:
             found[name] = summarise([values[seed] - base[seed] for seed in shared])
     adjusted = holm([summary.p for summary in found.values()])
-    return {name: Difference(s, s.p, p) for (name, s), p in zip(found.items(), adjusted, strict=True)}
+    return {name: Difference(s, p) for (name, s), p in zip(found.items(), adjusted, strict=True)}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from sqat.compare.folder import Comparison
-from sqat.compare.published import published
 from sqat.compare.statistics import Summary, differences, median_interval, summarise
-from sqat.config import ModelConfig
 from sqat.cost import attention_speedup, flops_per_token, kv_bytes, kv_bytes_per_token, parameters
 
 QUALITY = {
@@ -39,35 +37,27 @@ def all_tables(comparison: Comparison) -> list[Table]:
     makers: list[Callable[[Comparison], Table | None]] = [
         quality,
         against_reference,
-        beside_published,
         speed,
         partial(attention, series=0),
         partial(attention, series=1),
         sizes,
         operations,
-        router,
         every_run,
     ]
     return [table for make in makers if (table := make(comparison)) is not None]
 
 
 def quality(comparison: Comparison) -> Table | None:
-    """The last evaluation's metrics: mean, interval and deviation over seeds."""
-    found = {name: values for name, path in QUALITY.items() if (values := comparison.by_seed(*path))}
-    if not found:
+    """The last evaluation's metrics: mean and interval over seeds."""
+    if not comparison.runs:
         return None
+    found = {metric: values for metric, path in QUALITY.items() if (values := comparison.by_seed(*path))}
     rows = [
         [name, str(len(comparison.runs_of(name)))]
-        + [
-            _interval(values.get(name), percent=metric in PERCENT, digits=2 if metric == "perplexity" else 4)
-            for metric, values in found.items()
-        ]
+        + [_written(metric, [*values.get(name, {}).values()]) for metric, values in found.items()]
         for name in comparison.variants
     ]
-    notes = [
-        "mean ± half of its 95 % interval over seeds (Student's t), in brackets the standard deviation over seeds; "
-        "real targets only, padding never counts"
-    ]
+    notes = ["mean ± half of its 95 % interval over seeds (Student's t); real targets only, padding never counts"]
     if "recall probes" in found:
         notes.append("recall probes: share of stories whose told word is likelier than four others; chance is 20 %")
     return Table("Quality on validation data", ["variant", "seeds", *found], rows, notes)
@@ -76,16 +66,15 @@ def quality(comparison: Comparison) -> Table | None:
 def against_reference(comparison: Comparison) -> Table | None:
     """Differences to the reference, seed by seed."""
     reference = comparison.plan.reference
-    found = differences(comparison.by_seed("evaluation", "loss"), reference)
-    if not found:
+    found = {metric: differences(comparison.by_seed(*QUALITY[metric]), reference) for metric in ("loss", *PERCENT)}
+    loss = found.pop("loss")
+    if not loss:
         return None
-    others = {name: differences(comparison.by_seed(*QUALITY[name]), reference) for name in PERCENT}
-    others = {name: values for name, values in others.items() if values}
-    verdicts = {"higher": "worse", "lower": "better"}  # a lower loss is better
+    others = {metric: values for metric, values in found.items() if values}
     rows = [
-        [name, _signed(d.summary), f"{d.p:.3g}", f"{d.adjusted_p:.3g}", verdicts.get(d.verdict, d.verdict)]
-        + [_signed(values[name].summary, percent=True) if name in values else NONE for values in others.values()]
-        for name, d in found.items()
+        [name, _written("loss", d.summary, "+"), f"{d.summary.p:.3g}", f"{d.adjusted_p:.3g}", d.verdict]
+        + [_written(metric, v[name].summary if name in v else [], "+") for metric, v in others.items()]
+        for name, d in loss.items()
     ]
     notes = [
         "for one seed all variants see the same data in the same order and begin equal in every tensor they share",
@@ -100,38 +89,6 @@ def undecided(comparison: Comparison) -> list[str]:
     """Names of the variants whose loss cannot be told apart from the reference's."""
     found = differences(comparison.by_seed("evaluation", "loss"), comparison.plan.reference)
     return [name for name, difference in found.items() if not difference.told_apart]
-
-
-def beside_published(comparison: Comparison) -> Table | None:
-    """What was published, beside our results with padding counted, as the published ones have it."""
-    theirs, reference = published(comparison.plan), comparison.plan.reference
-    if theirs is None:
-        return None
-    loss, accuracy = (comparison.by_seed("evaluation", metric) for metric in ("padded_loss", "padded_accuracy"))
-    seconds, base, rows = comparison.time_ratios("step_seconds"), theirs.results.get(reference), []
-    for name, model in comparison.models.items():
-        if (result := theirs.results.get(name)) is None:
-            continue
-        row = [name, _interval(loss.get(name)), f"{result.loss:g}"]
-        row += [_interval(accuracy.get(name), percent=True), f"{100 * result.accuracy:.2f} %"]
-        row.append(f"{statistics.median(seconds[name].values()):.3f}" if name in seconds else NONE)
-        row.append(f"{result.minutes}" + (f" ({result.minutes / base.minutes:.3f})" if base else ""))
-        row.append(_millions(parameters(model).total))
-        row.append(_optional(result.parameters_m, ".2f") + " M" * bool(result.parameters_m))
-        rows.append(row)
-    learned = (
-        "ours learned to predict it too"
-        if comparison.plan.data.padding_as_target
-        else "ours never learned to predict it, and so looks worse by this measure than it is"
-    )
-    notes = [
-        f"loss and accuracy: padding counted as targets on both sides; {learned}",
-        f"time: of a training step against {reference}'s, and the published minutes, in brackets against {reference}'s",
-        f"published {theirs.how}; other data and other sizes of it: only the order can be compared",
-    ]
-    columns = ["variant", "loss, counting padding", "published", "accuracy, counting padding", "published"]
-    columns += ["time", "published", "parameters", "published"]
-    return Table("Beside the published results", columns, rows, notes)
 
 
 def speed(comparison: Comparison) -> Table | None:
@@ -154,8 +111,8 @@ def speed(comparison: Comparison) -> Table | None:
     place = timing["environment"]
     load = f"{place['load'][0]:.1f}" if place.get("load") else "unknown"
     notes = [
-        f"{_count(timing['rounds'], 'round')}, every variant in turn; batches of {timing['batch_size']} × "
-        f"{timing['context']}; {place.get('gpu') or place.get('cpu')}, {_count(place.get('threads'), 'thread')}; "
+        f"rounds: {timing['rounds']}, every variant in turn; batches of {timing['batch_size']} × "
+        f"{timing['context']}; {place.get('gpu') or place.get('cpu')}, threads: {place.get('threads')}; "
         f"revision {place.get('revision')}, mean load of the minute before: {load}",
         "medians; steps are taken in turn, and the ratio has the 95 % interval of its median (of fewer than six: their "
         "range). Wall clocks of training runs are not compared",
@@ -196,8 +153,12 @@ def sizes(comparison: Comparison) -> Table:
     rows = []
     for name, model in comparison.models.items():
         counted = parameters(model)
-        row = [name, str(model.num_query_heads), str(model.num_kv_heads), _millions(counted.total)]
-        row += [_millions(counted.active), f"{kv_bytes_per_token(model):,}", f"{kv_bytes(model, STREAM) / 1e6:,.3g}"]
+        row = [name, str(model.num_query_heads), str(model.num_kv_heads), f"{counted.total / 1e6:.2f} M"]
+        row += [
+            f"{counted.active / 1e6:.2f} M",
+            f"{kv_bytes_per_token(model):,}",
+            f"{kv_bytes(model, STREAM) / 1e6:,.3g}",
+        ]
         if runs := comparison.runs_of(name):
             row += [_megabytes(statistics.median(run["peak_bytes"] for run in runs)), *_bought(runs[0])]
         rows.append(row)
@@ -218,13 +179,11 @@ def operations(comparison: Comparison) -> Table:
         share = f"{cost.total / base:.3f}" if base else NONE
         longer = [f"{flops_per_token(model, length).total / 1e6:,.1f}" for length in LENGTHS]
         speedup = f"{attention_speedup(model):.3g}"
-        rows.append([name, _formula(model), speedup, *parts, f"{cost.total / 1e6:,.2f}", share, *longer])
+        rows.append([name, speedup, *parts, f"{cost.total / 1e6:,.2f}", share, *longer])
     context = next(iter(models.values())).context_length
-    columns = ["variant", "published formula", "H/Hq", "projections", "scores and sums", "feed-forward", "head", "all"]
+    columns = ["variant", "H/Hq", "projections", "scores and sums", "feed-forward", "head", "all"]
     columns += [f"against {reference}", *(f"{length:,}" for length in LENGTHS)]
     notes = [
-        "formula: O(N·(d/heads·query heads) · N·(d/heads·key/value heads)); a window bounds a token's keys; it "
-        "multiplies query and key/value widths, but scores and sums cost query heads alone (arXiv 2510.01817)",
         "H/Hq: how many times cheaper scores and weighted sums are than full attention's (H/Hkv where Hkv is more)",
         f"millions of operations of one token's forward pass in a sequence of {context:,}, and right of that of the "
         "whole model in longer or shorter ones; a multiply-add is two, and training takes three times as many",
@@ -232,44 +191,26 @@ def operations(comparison: Comparison) -> Table:
     return Table("Operations", columns, rows, notes)
 
 
-def _formula(model: ModelConfig) -> str:
-    """Reverse SQA repeats its queries, so that there are as many of their heads as of the others."""
-    width, kv = model.num_score_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    keys = "N" if model.window is None else f"min(N, {model.window + model.global_tokens})"
-    return f"O(N·{width} · {keys}·{kv})"
-
-
-def router(comparison: Comparison) -> Table | None:
-    """How evenly experts were chosen."""
-    rows = []
-    for name in comparison.variants:
-        loads = [run["evaluation"].get("router_load") for run in comparison.runs_of(name)]
-        if not loads or not all(loads):
-            return None
-        shares = [share * len(layer) for load in loads for layer in load for share in layer]
-        entropy = statistics.fmean(run["evaluation"]["router_entropy"] for run in comparison.runs_of(name))
-        rows.append([name, f"{max(shares):.2f}", f"{min(shares):.2f}", f"{entropy:.3f}"])
-    notes = ["load relative to an even share, over all layers and seeds; entropy in nats per token"]
-    return Table("Experts", ["variant", "busiest", "least busy", "router entropy"], rows, notes)
-
-
 def every_run(comparison: Comparison) -> Table | None:
     """The results of each run."""
-    columns = ["variant", "seed", "steps", "tokens", "FLOPs", "loss", "accuracy", "bits per byte"]
-    columns += ["loss, counting padding", "accuracy, counting padding", "recall probes", "peak MB", "minutes"]
+    if not comparison.runs:
+        return None
+    found = {metric: values for metric, path in QUALITY.items() if (values := comparison.by_seed(*path))}
     rows = []
-    for run in (run for name in comparison.variants for run in comparison.runs_of(name)):
-        metrics, seconds = run["evaluation"], run.get("seconds")
-        row = [run["variant"], str(run["seed"]), *_bought(run)]
-        row += [f"{metrics['loss']:.4f}", f"{metrics['accuracy']:.2%}", f"{metrics['bits_per_byte']:.4f}"]
-        row += [_optional(metrics.get("padded_loss"), ".4f"), _optional(metrics.get("padded_accuracy"), ".2%")]
-        row += [_optional((run.get("probes") or {}).get("accuracy"), ".1%"), _megabytes(run["peak_bytes"])]
-        rows.append([*row, _optional(seconds and seconds / 60, ".1f") + "*" * bool(run.get("shared_machine"))])
+    for run in comparison.runs:
+        name, seed, minutes = run["variant"], run["seed"], (run.get("seconds") or math.nan) / 60
+        scores = [
+            _written(metric, [values[name][seed]] if seed in values.get(name, {}) else [])
+            for metric, values in found.items()
+        ]
+        busy = "*" * bool(run.get("shared_machine"))
+        rows.append([name, str(seed), *_bought(run), *scores, _megabytes(run["peak_bytes"]), f"{minutes:.1f}{busy}"])
     notes = [
         "peak memory of the run's own process, on a GPU of its tensors; minutes of training steps by the wall clock, "
         "which mean nothing beside other runs on the same machine (*): the timing pass has others"
     ]
-    return Table("Every run", columns, rows, notes) if rows else None
+    columns = ["variant", "seed", "steps", "tokens", "FLOPs", *found, "peak MB", "minutes"]
+    return Table("Every run", columns, rows, notes)
 
 
 def _bought(run: Mapping[str, Any]) -> list[str]:
@@ -277,35 +218,17 @@ def _bought(run: Mapping[str, Any]) -> list[str]:
     return [f"{run['steps']:,}", f"{run['tokens'] / 1e6:.3g} M", f"{run['flops']:.3g}"]
 
 
-def _interval(values: Mapping[int, float] | None, *, percent: bool = False, digits: int = 4) -> str:
-    """A metric over seeds: mean ± half of its interval (standard deviation)."""
+def _written(metric: str, values: Summary | list[float], sign: str = "") -> str:
+    """The mean of a metric, or with the sign "+" of a difference in it, ± half of its interval."""
     if not values:
         return NONE
-    scale, digits, unit = (100, 2, " %") if percent else (1, digits, "")
-    summary = summarise([scale * value for value in values.values()])
-    if math.isinf(summary.half):
-        return f"{summary.mean:.{digits}f}{unit}"
-    return f"{summary.mean:.{digits}f} ± {summary.half:.{digits}f}{unit} ({summary.deviation:.{digits}f})"
-
-
-def _signed(summary: Summary, *, percent: bool = False) -> str:
-    """A difference ± half of its interval."""
-    scale, digits, unit = (100, 2, " points") if percent else (1, 4, "")
+    summary = values if isinstance(values, Summary) else summarise(values)
+    scale, digits, unit = (1, 2 if metric == "perplexity" else 4, "")
+    if metric in PERCENT:
+        scale, digits, unit = (100, 2, " points" if sign else " %")
     half = "" if math.isinf(summary.half) else f" ± {scale * summary.half:.{digits}f}"
-    return f"{scale * summary.mean:+.{digits}f}{half}{unit}"
-
-
-def _optional(value: float | None, form: str) -> str:
-    return NONE if value is None else f"{value:{form}}"
-
-
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.2f} M"
+    return f"{scale * summary.mean:{sign}.{digits}f}{half}{unit}"
 
 
 def _megabytes(number: float) -> str:
     return f"{number / 1e6:,.0f}"
-
-
-def _count(number: Any, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -12,7 +12,6 @@ Shape letters: B batch, T queries, S keys, H query heads, K key/value heads, C h
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -144,23 +143,9 @@ class BlockedAttention(torch.autograd.Function):
 @implements("attend", "cpu")
 def attend_exact(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, **kind: Any) -> Tensor:
     q, k, v = _exact(repeat_queries(q_BHTC, k_BKSC), k_BKSC, v_BKSC)
-    if k.requires_grad:
-        k, v = _a_head_for_each_thread(q, k, v)
     return attend.plain(q, k, v, **kind).to(q_BHTC.dtype)  # type: ignore[attr-defined]
 
 
 def _exact(*tensors: Tensor) -> tuple[Tensor, ...]:
     dtype = kernel_dtype(tensors[0])
     return tuple(x.to(dtype) for x in tensors)
-
-
-def _a_head_for_each_thread(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> tuple[Tensor, Tensor]:
-    """Key/value heads, repeated until there is one per thread or per query head: torch's backward on CPUs splits its
-    work by rows and key/value heads, so with fewer of them cores would idle (MQA, one long row).
-    """
-    groups = q_BHTC.shape[1] // k_BKSC.shape[1]
-    wanted = math.ceil(torch.get_num_threads() / (k_BKSC.shape[0] * k_BKSC.shape[1]))
-    times = next(n for n in range(1, groups + 1) if groups % n == 0 and (n >= wanted or n == groups))
-    if times == 1:
-        return k_BKSC, v_BKSC
-    return k_BKSC.repeat_interleave(times, dim=1), v_BKSC.repeat_interleave(times, dim=1)

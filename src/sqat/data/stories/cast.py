@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 Option = TypeVar("Option")
 
@@ -29,69 +29,30 @@ class Draw:
         return chosen
 
 
+class Word(str):
+    """A word of a story, with the forms of it that plots ask for, such as `{hero.their}` and `{toy.a}`."""
+
+    def __new__(cls, text: str, **forms: str) -> "Word":
+        word = super().__new__(cls, text)
+        vars(word).update(forms)
+        return word
+
+
 def _article(phrase: str) -> str:
-    return "an" if phrase[0] in "aeiou" else "a"
+    return "an" if phrase[:1] in "aeiou" else "a"
 
 
-class Person(NamedTuple):
-    """A child, a grown-up or an animal, with its pronouns, such as "he", "him" and "his"."""
-
-    name: str
-    kind: str
-    adjective: str
-    they: str
-    them: str
-    their: str
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def a(self) -> str:
-        """How a story introduces them: "a little girl"."""
-        return f"{_article(self.adjective)} {self.adjective} {self.kind}"
-
-    @property
-    def They(self) -> str:
-        return self.they.capitalize()
-
-    @property
-    def Their(self) -> str:
-        return self.their.capitalize()
+def _person(name: str, kind: str, adjective: str, pronoun: str) -> Word:
+    """A child, a grown-up or an animal; `a` introduces it: "a little girl"."""
+    they, them, their = {"she": ("she", "her", "her"), "he": ("he", "him", "his")}[pronoun]
+    forms = {"they": they, "them": them, "their": their, "They": they.capitalize(), "Their": their.capitalize()}
+    return Word(name, kind=kind, a=f"{_article(adjective)} {adjective} {kind}", **forms)
 
 
-class Noun(NamedTuple):
-    """A thing that can be counted, with a colour where stories tell it."""
-
-    name: str
-    colour: str = ""
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def article(self) -> str:
-        return _article(self.colour or self.name)
-
-    @property
-    def a(self) -> str:
-        """How a story introduces it: "a red ball", "an apple"."""
-        return f"{self.article} {self.colour} {self.name}" if self.colour else f"{self.article} {self.name}"
-
-
-class Place(NamedTuple):
-    """Somewhere to go, or to hide something."""
-
-    name: str
-    preposition: str
-
-    def __str__(self) -> str:
-        return self.name
-
-    @property
-    def at(self) -> str:
-        """The words before the name: "in the", "by the"."""
-        return f"{self.preposition} the"
+def _noun(name: str, colour: str = "") -> Word:
+    """A thing that can be counted; `a` introduces it: "a red ball", "an apple"."""
+    phrase = f"{colour} {name}".strip()
+    return Word(name, colour=colour, article=_article(phrase), a=f"{_article(phrase)} {phrase}")
 
 
 def _split(words: Any) -> Any:
@@ -104,18 +65,14 @@ def _split(words: Any) -> Any:
 WORDS: dict[str, Any] = _split(tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8")))
 
 
-def _nouns(group: str) -> list[Noun]:
-    return [Noun(name) for name in WORDS[group]]
+def _places(group: str) -> list[Word]:
+    """Where to go, or to hide something; `at` comes before the name: "in the", "by the"."""
+    return [Word(name, at=f"{preposition} the") for preposition, names in WORDS[group].items() for name in names]
 
 
-def _places(group: str) -> list[Place]:
-    return [Place(name, preposition) for preposition, names in WORDS[group].items() for name in names]
-
-
-_PRONOUNS = {"she": ("she", "her", "her"), "he": ("he", "him", "his")}
 _CHILDREN = [(name, "girl", "she") for name in WORDS["girls"]] + [(name, "boy", "he") for name in WORDS["boys"]]
 _ANIMALS = [(name, "she") for name in WORDS["female_animals"]] + [(name, "he") for name in WORDS["male_animals"]]
-_ELDERS = [Person(name, name, "", *_PRONOUNS[pronoun]) for name, (pronoun,) in WORDS["elders"].items()]
+_ELDERS = [_person(name, name, "", pronoun) for name, (pronoun,) in WORDS["elders"].items()]
 _HEROES_ARE_ANIMALS = (True, False, False, False)
 
 # The slots of a plot, apart from people, with the words that fill them; slots of one line get different words.
@@ -128,10 +85,10 @@ _SLOTS: dict[str, Sequence[Any]] = {
     "paintable": WORDS["paintable"],
     "shells": WORDS["small_things"],
     "number": WORDS["numbers"],
-    "food food2": _nouns("foods"),
+    "food food2": [_noun(name) for name in WORDS["foods"]],
     "ingredient ingredient2 ingredient3": WORDS["ingredients"],
     "dish": WORDS["dishes"],
-    "animal animal2 animal3": _nouns("wild_animals"),
+    "animal animal2 animal3": [_noun(name) for name in WORDS["wild_animals"]],
     "place place2 place3": _places("places"),
     "shop": _places("shops"),
     "spot spot2": _places("spots"),
@@ -152,11 +109,11 @@ class Cast(dict[str, Any]):
     def __missing__(self, slot: str) -> Any:
         slots, options = _GROUPS[slot]
         for each, option in zip(slots, self._draw.several(options, len(slots)), strict=True):
-            self[each] = Noun(option, self[_COLOUR_OF[each]]) if each in _COLOUR_OF else option
+            self[each] = _noun(option, self[_COLOUR_OF[each]]) if each in _COLOUR_OF else option
         return self[slot]
 
 
-def _draw_people(draw: Draw) -> dict[str, Person]:
+def _draw_people(draw: Draw) -> dict[str, Word]:
     """A hero with an elder, two friends of the same kind (child or animal) and a pet, all with different names."""
     (pet_name, pet_pronoun), *animals = draw.several(_ANIMALS, 4)
     if draw.one(_HEROES_ARE_ANIMALS):
@@ -165,11 +122,6 @@ def _draw_people(draw: Draw) -> dict[str, Person]:
     else:
         people = draw.several(_CHILDREN, 3)
     people.append((pet_name, draw.one(WORDS["pets"]), pet_pronoun))
-    slots = ("hero", "friend", "friend2", "pet")
-    cast = {
-        slot: Person(name, kind, adjective, *_PRONOUNS[pronoun])
-        for slot, (name, kind, pronoun), adjective in zip(
-            slots, people, draw.several(WORDS["adjectives"], 4), strict=True
-        )
-    }
-    return cast | {"elder": draw.one(_ELDERS)}
+    adjectives = draw.several(WORDS["adjectives"], 4)
+    cast = [_person(name, kind, adj, pronoun) for (name, kind, pronoun), adj in zip(people, adjectives, strict=True)]
+    return dict(zip(("hero", "friend", "friend2", "pet", "elder"), [*cast, draw.one(_ELDERS)], strict=True))
