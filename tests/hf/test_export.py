@@ -14,7 +14,7 @@ from sqat.formats import export
 from sqat.generate import SamplingConfig, generate
 from sqat.hf.stock import choose, to_stock
 from sqat.model import Decoder
-from sqat.variants import PRESETS, preset, small
+from sqat.variants import PRESETS, of_family, preset
 
 from .conftest import QUIRKS
 
@@ -152,7 +152,7 @@ def test_modern_presets_are_stock(name):
     with torch.no_grad():
         torch.testing.assert_close(to_stock(core)(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
     assert choose(preset(name)).name == "Llama"
-    assert choose(small("lsqa")).name == "Mistral"  # 6 heads do not divide 512
+    assert choose(of_family("small", "lsqa")).name == "Mistral"  # 6 heads do not divide 512
 
 
 @pytest.mark.parametrize(
