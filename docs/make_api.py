@@ -27,11 +27,10 @@ def page() -> str:
         parts.append(f"## {name}\n\n{prose(module.__doc__ or '')}")
         for member in sorted(public_names(module), key=str.lower):
             value = getattr(module, member)
-            called = value.answer if inspect.ismodule(value) else value  # `sqat.generate`, a package that can be called
+            called = value.generate if inspect.ismodule(value) else value  # `sqat.generate` can be called
             if id(called) not in seen:
                 seen.add(id(called))
-                text = entry(f"{name}.{member}", called)
-                parts.append(text if called is value else text.replace("def answer(", f"def {member}("))
+                parts.append(entry(f"{name}.{member}", called))
     return "\n".join(parts)
 
 

@@ -7,8 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sqat import cost
 from sqat.model import Decoder, KVCache
 from sqat.model.attend import attend_naive
-from sqat.model.mask import window_naive
-from sqat.variants import VARIANTS, mini
+from sqat.variants import VARIANTS, of_family
 
 BIASES = ("qkv_bias", "attention_out_bias", "feedforward_bias", "head_bias")
 
@@ -71,9 +70,9 @@ def test_flops_are_those_that_torch_counts(tiny_config, monkeypatch, moe, gated,
 
 
 def test_attention_s_share_depends_on_query_heads_alone():
-    flops = {variant: cost.flops_per_token(mini(variant)).attention for variant in VARIANTS}
+    flops = {variant: cost.flops_per_token(of_family("mini", variant)).attention for variant in VARIANTS}
     assert flops.pop("rsqa") == flops["ssqa"]
-    shares = {flops[variant] * 16 // mini(variant).num_query_heads for variant in flops}
+    shares = {flops[variant] * 16 // of_family("mini", variant).num_query_heads for variant in flops}
     assert shares == {flops["mha"]}
 
 
@@ -81,7 +80,7 @@ def test_attention_s_share_depends_on_query_heads_alone():
 @pytest.mark.parametrize("length", [1, 4, 13])
 def test_a_window_s_keys_are_those_of_the_mask(tiny_config, window, global_tokens, length):
     config = tiny_config(window=window, global_tokens=global_tokens)
-    seen = int(window_naive(length, length, window, global_tokens).sum())
+    seen = sum(i - j < window or j < global_tokens for i in range(length) for j in range(i + 1))
     assert cost.visible_keys(length, window, global_tokens) == seen
     full = cost.flops_per_token(tiny_config(), length).attention * length
     share = seen / (length * (length + 1) / 2)
@@ -111,4 +110,4 @@ def test_kv_bytes_are_what_a_cache_takes_per_token(tiny_config, dtype, size):
     ("variant", "speedup"), [("mha", 1), ("gqa", 1), ("sqa", 2), ("ssqa", 2), ("xsqa", 4), ("lsqa", 4 / 3), ("rsqa", 2)]
 )
 def test_speedup_over_full_attention(variant, speedup):
-    assert cost.attention_speedup(mini(variant)) == speedup
+    assert cost.attention_speedup(of_family("mini", variant)) == speedup

@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from sqat.data.tokenizer import Tokenizer as Tokenizer
     from sqat.errors import SqatError as SqatError
     from sqat.generate import SamplingConfig as SamplingConfig
-    from sqat.generate import answer as generate  # noqa: F401
+    from sqat.generate import generate as generate
     from sqat.load import load_model as load_model
     from sqat.model import Attention as Attention
     from sqat.model import AttentionMask as AttentionMask

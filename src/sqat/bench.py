@@ -253,9 +253,8 @@ def peak_memory_bytes(device: str = "cpu") -> int:
     """Peak memory of this process so far: resident memory on a CPU, what torch allocated on a GPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    for line in _lines("/proc/self/status"):  # Linux: `ru_maxrss` would include the parent's memory before exec
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    if peak := _after_colon("/proc/self/status", "VmHWM"):  # Linux: `ru_maxrss` would include the parent's before exec
+        return int(peak.split()[0]) * 1024
     if sys.platform == "win32":
         return 0  # not available without another package
     import resource
@@ -303,9 +302,6 @@ def memory_bytes(key: str) -> int | None:
 
 
 def _after_colon(path: str, key: str) -> str | None:
-    return next((line.split(":", 1)[1].strip() for line in _lines(path) if line.startswith(key)), None)
-
-
-def _lines(path: str) -> list[str]:
     file = Path(path)
-    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)

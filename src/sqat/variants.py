@@ -5,9 +5,8 @@ Presets with the names of the paper's published models have exactly their sizes.
 
 import difflib
 import math
-from collections.abc import Callable
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqat.config import ModelConfig
 from sqat.errors import ConfigError
@@ -58,71 +57,59 @@ def head_counts(variant: str, num_heads: int) -> tuple[int, int]:
     return int(query_heads), int(kv_heads)
 
 
-def _card_quirks(**changes: object) -> dict[str, object]:
-    """Fields in which the published research models differ from current practice."""
-    return {
-        "norm_eps": None,
-        "final_norm": None,
-        "tie_embeddings": False,
-        "attention_out_bias": True,
-        "feedforward_bias": True,
-        "head_bias": True,
-        "init": "torch",
-        **changes,
-    }
+_CARD: dict[str, Any] = {  # in which the published research models differ from current practice
+    "norm_eps": None,
+    "final_norm": None,
+    "tie_embeddings": False,
+    "attention_out_bias": True,
+    "feedforward_bias": True,
+    "head_bias": True,
+    "init": "torch",
+}
+_MICRO = {"vocab_size": 5000, "num_layers": 6, "intermediate_size": 256, "context_length": 256, "num_experts": 12}
+_MINI = {"vocab_size": 10_000, "num_layers": 8, "intermediate_size": 768, "context_length": 1024}
+
+# What the models of a family share: H, the width, and all else but the head counts.
+FAMILIES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    # Published: mixtures of experts, and dense
+    "micro": (8, 128, {**_MICRO, **_CARD, "feedforward_dropout": 0.1}),
+    "mini": (
+        16,
+        256,
+        {"vocab_size": 10_000, "num_layers": 8, "intermediate_size": 768, "context_length": 1024, **_CARD},
+    ),
+    # Modern and dense, for new work: they export to stock architectures
+    "small": (8, 512, {"vocab_size": 5000, "num_layers": 6, "intermediate_size": 1152, "context_length": 512}),
+    # Small enough to learn the built-in stories in two minutes on two cores
+    "extra_small": (8, 256, {"vocab_size": 2048, "num_layers": 4, "intermediate_size": 640, "context_length": 256}),
+}
+Preset = tuple[str, str, dict[str, int]]  # family, variant, changes
 
 
-def _build(variant: str, num_heads: int, hidden_size: int, **fields: object) -> ModelConfig:
+def of_family(family: str, variant: str, **changes: object) -> ModelConfig:
+    """The model of a family with the heads of a variant. Raises ConfigError as :func:`head_counts`."""
+    num_heads, width, fields = FAMILIES[family]
     query_heads, kv_heads = head_counts(variant, num_heads)
-    heads = {"num_query_heads": query_heads, "num_kv_heads": kv_heads, "head_dim": hidden_size // num_heads}
-    return ModelConfig.from_dict({"hidden_size": hidden_size, **heads, **fields})
+    heads = {"num_query_heads": query_heads, "num_kv_heads": kv_heads, "head_dim": width // num_heads}
+    return ModelConfig.from_dict({"hidden_size": width, **heads, **fields, **changes})
 
 
-def micro(variant: str, **changes: object) -> ModelConfig:
-    """The published micro mixture-of-experts models: D 128, 6 layers, 12 experts, context 256."""
-    shape = {"vocab_size": 5000, "num_layers": 6, "intermediate_size": 256, "context_length": 256, "num_experts": 12}
-    return _build(variant, 8, 128, **_card_quirks(**shape, feedforward_dropout=0.1, **changes))
-
-
-def mini(variant: str, **changes: object) -> ModelConfig:
-    """The published dense mini models: D 256, 8 layers, context 1024."""
-    shape = {"vocab_size": 10_000, "num_layers": 8, "intermediate_size": 768, "context_length": 1024}
-    return _build(variant, 16, 256, **_card_quirks(**shape, **changes))
-
-
-def small(variant: str, **changes: object) -> ModelConfig:
-    """Modern dense models, for new work: D 512, 6 layers, head_dim 64. They export to stock architectures."""
-    shape = {"vocab_size": 5000, "num_layers": 6, "intermediate_size": 1152, "context_length": 512}
-    return _build(variant, 8, 512, **shape, **changes)
-
-
-def extra_small(variant: str, **changes: object) -> ModelConfig:
-    """Modern models small enough to learn the built-in stories in two minutes on two cores."""
-    shape = {"vocab_size": 2048, "num_layers": 4, "intermediate_size": 640, "context_length": 256}
-    return _build(variant, 8, 256, **shape, **changes)
-
-
-Family = Callable[..., ModelConfig]
-FAMILIES: dict[str, Family] = {"micro": micro, "mini": mini, "small": small, "extra_small": extra_small}
-Preset = tuple[Family, str, dict[str, int]]  # family, variant, changes
-
-
-def _published(family: Family, size: str, window: int) -> dict[str, Preset]:
+def _published(family: str, size: str, window: int) -> dict[str, Preset]:
     """The presets with the names and sizes of the paper's models: gqa-ref-micro, sqat-mm, swsqat-mm, and so on."""
     named: dict[str, Preset] = {}
     for variant in VARIANTS:
         baseline = variant in ("mha", "gqa", "mqa")
-        named[f"{variant}-ref-{family.__name__}" if baseline else f"{variant}t-{size}"] = family, variant, {}
+        named[f"{variant}-ref-{family}" if baseline else f"{variant}t-{size}"] = family, variant, {}
     named[f"swsqat-{size}"] = family, "sqa", {"window": window}
     named[f"flexsqat-{size}"] = family, "sqa", {"window": window, "global_tokens": 4}
     return named
 
 
 _PRESETS: dict[str, Preset] = {
-    **{f"{name}-s": (small, name.removesuffix("t"), {}) for name in ("sqat", "gqa", "mha", "xsqat")},
-    "sqat-xs": (extra_small, "sqa", {}),
-    **_published(micro, "mm", window=64),  # of 256 positions
-    **_published(mini, "m", window=128),  # of 1,024, as in the paper
+    **{f"{name}-s": ("small", name.removesuffix("t"), {}) for name in ("sqat", "gqa", "mha", "xsqat")},
+    "sqat-xs": ("extra_small", "sqa", {}),
+    **_published("micro", "mm", window=64),  # of 256 positions
+    **_published("mini", "m", window=128),  # of 1,024, as in the paper
 }
 
 PRESETS: tuple[str, ...] = tuple(_PRESETS)
@@ -140,7 +127,7 @@ def preset(name: str) -> ModelConfig:
         hint = f"did you mean {close[0]!r}?" if close else f"the presets are {', '.join(PRESETS)}"
         raise ConfigError(f"unknown preset {name!r}; {hint}")
     family, variant, changes = entry
-    return family(variant, **changes)
+    return of_family(family, variant, **changes)
 
 
 def attention_name(config: ModelConfig) -> str:

@@ -12,7 +12,7 @@ from sqat.checkpoint.rxnn import ATT_TYPES, config_from_rxnn, config_to_rxnn
 from sqat.checksums import MANIFEST
 from sqat.errors import CheckpointError, ConfigError
 from sqat.model import Decoder
-from sqat.variants import PRESETS, VARIANTS, micro, mini, preset
+from sqat.variants import PRESETS, VARIANTS, of_family, preset
 
 RXNN_PRESETS = [name for name in PRESETS if preset(name).final_norm is None and preset(name).window is None]
 
@@ -148,10 +148,10 @@ class TestConfig:
     def test_card_presets_there_and_back(self, name):
         assert config_from_rxnn(config_to_rxnn(preset(name))) == preset(name)
 
-    @pytest.mark.parametrize("family", [micro, mini])
+    @pytest.mark.parametrize("family", ["micro", "mini"])
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_attention_types(self, family, variant):
-        found = config_to_rxnn(family(variant))
+        found = config_to_rxnn(of_family(family, variant))
         assert found["att_type"] == (variant if variant in ATT_TYPES else "sqa")
         assert (found["att_num_query_groups"] is None) == (variant in ("mha", "gqa", "mqa"))
 

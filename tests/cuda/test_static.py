@@ -17,10 +17,6 @@ CONFIGS = {
     "layernorm and biases": {"norm": "layernorm", "qkv_bias": True, "attention_out_bias": True, "head_bias": True},
     "no final norm": {"final_norm": None, "tie_embeddings": False},
     "reverse": {"num_query_heads": 2, "num_kv_heads": 6},
-    "window": {"window": 5},
-    "window that fills up": {"window": 14},
-    "window and global tokens": {"window": 3, "global_tokens": 2},
-    "window and more global tokens than there are": {"window": 3, "global_tokens": 19},
 }
 PADDING = {"no padding": None, "left padding": [0, 3, 1, 4, 2]}
 
@@ -28,7 +24,7 @@ PADDING = {"no padding": None, "left padding": [0, 3, 1, 4, 2]}
 def filled(model, prompt_BT, padding, dtype=torch.float32):
     padding_B = None if padding is None else torch.tensor(padding)
     cache = KVCache(model.config, len(prompt_BT), CAPACITY, padding_B=padding_B, dtype=dtype)
-    for layer in cache.layers if model.config.window is None else []:  # what is there before must not matter
+    for layer in cache.layers:  # what is there before must not matter
         layer.keys.fill_(torch.nan)
         layer.values.fill_(torch.nan)
     model.hidden_states(prompt_BT, cache=cache)
@@ -67,9 +63,8 @@ def test_from_an_empty_cache_until_it_is_full(model):
     for tokens_B in torch.randint(V, (3, 2)):
         expected = model(tokens_B.unsqueeze(1), cache=grown).logits[:, 0]
         torch.testing.assert_close(step(tokens_B), expected, rtol=1e-5, atol=1e-5)
-    if step.rolling is None:
-        with pytest.raises(ValueError, match="cache holds 3 positions, but 4 are needed"):
-            step(tokens_B)
+    with pytest.raises(ValueError, match="cache holds 3 positions, but 4 are needed"):
+        step(tokens_B)
 
 
 @torch.no_grad()
@@ -82,8 +77,9 @@ def test_a_cache_of_another_type(tiny_model, prompt_BT):
         assert (step(tokens_B) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_experts_of_many_rows_are_not_recorded(tiny_model):
-    dense, experts = tiny_model(), tiny_model(moe=True)
+def test_what_is_not_recorded(tiny_model):
+    dense, experts, windowed = tiny_model(), tiny_model(moe=True), tiny_model(window=5)
     assert fits(experts, KVCache(experts.config, FEW_TOKENS, 3))
     assert not fits(experts, KVCache(experts.config, FEW_TOKENS + 1, 3))
     assert fits(dense, KVCache(dense.config, FEW_TOKENS + 1, 3))
+    assert not fits(windowed, KVCache(windowed.config, 1, 6))

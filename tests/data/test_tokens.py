@@ -19,8 +19,9 @@ TEXTS = ["The cat sat.", "été 🙂", "on", "the mat\n\n" * 13, "x"]
 
 class TestContent:
     @pytest.mark.parametrize("batch_documents", [1, 2, 1024])
-    def test_documents(self, tokenizer, tmp_path, list_source, batch_documents):
-        file = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file", batch_documents=batch_documents)
+    def test_documents(self, tokenizer, tmp_path, list_source, batch_documents, monkeypatch):
+        monkeypatch.setattr(tokens_module, "BATCH_DOCUMENTS", batch_documents)
+        file = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file")
         expected = tokenizer.encode_documents(TEXTS)
         assert [file.document(i).tolist() for i in range(len(file))] == expected
         assert file.tokens.tolist() == list(chain(*expected))
@@ -43,8 +44,9 @@ class TestContent:
     def test_progress(self, tokenizer, tmp_path, list_source, monkeypatch):
         calls = []
         monkeypatch.setattr(tokens_module, "BATCH_CHARACTERS", 20)  # the fourth text fills a batch by itself
-        options = {"progress": lambda *numbers: calls.append(numbers), "batch_documents": 3}
-        file = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file", **options)
+        monkeypatch.setattr(tokens_module, "BATCH_DOCUMENTS", 3)
+        progress = lambda *numbers: calls.append(numbers)  # noqa: E731
+        file = build_tokens(list_source(TEXTS), tokenizer, tmp_path / "file", progress=progress)
         assert calls == [(documents, file.offsets[documents], 5) for documents in (3, 4, 5)]
 
 
@@ -60,7 +62,7 @@ class TestBuilding:
         with pytest.raises(DataError, match="a list: there are no documents"):
             build_tokens(list_source([]), tokenizer, folder)
         with pytest.raises(stop, match="enough"):
-            build_tokens(Interrupted(TEXTS), tokenizer, folder, batch_documents=2)
+            build_tokens(Interrupted(TEXTS), tokenizer, folder)
         assert list(tmp_path.iterdir()) == []
         assert len(build_tokens(list_source(TEXTS), tokenizer, folder)) == 5
 

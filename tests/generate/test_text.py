@@ -81,9 +81,9 @@ class TestEnds:
     def test_eos(self, model, tokenizer, says):
         tokens = tokenizer.encode(TEXT)
         says([*tokens, EOS])
-        assert generate(model, tokenizer, "x") == [("x", TEXT, tuple(tokens), "eos")]
+        assert generate(model, tokenizer, ["x"]) == [("x", TEXT, tuple(tokens), "eos")]
         says([EOS])
-        assert generate(model, tokenizer, "x") == [("x", "", (), "eos")]
+        assert generate(model, tokenizer, ["x"]) == [("x", "", (), "eos")]
         assert list(stream(model, tokenizer, "x")) == []
 
     @pytest.mark.parametrize("max_tokens", range(1, 20))
@@ -91,7 +91,7 @@ class TestEnds:
         tokens = tokenizer.encode("🐱 the dög")
         says(tokens)
         config = SamplingConfig(max_tokens=min(max_tokens, len(tokens)))
-        (answer,) = generate(model, tokenizer, "x", config)
+        (answer,) = generate(model, tokenizer, ["x"], config)
         assert answer.finish_reason == "length"
         assert answer.tokens == tuple(tokens[:max_tokens])
         assert answer.text == tokenizer.decode(answer.tokens, continuation=True)
@@ -123,7 +123,7 @@ class TestStop:
         tokens = [*tokenizer.encode(TEXT), *([EOS] if ended else [])]
         says(tokens)
         config = SamplingConfig(stop=stop, max_tokens=len(tokens))
-        (answer,) = generate(model, tokenizer, "x", config)
+        (answer,) = generate(model, tokenizer, ["x"], config)
         assert answer.text == STOPS[stop]
         assert answer.finish_reason == ("stop" if answer.text != TEXT else "eos" if ended else "length")
         check_stream(model, tokenizer, config, STOPS[stop])
@@ -132,7 +132,7 @@ class TestStop:
     def test_stop_strings_that_begin_like_themselves(self, model, tokenizer, says, text, stop, before):
         says([*map(tokenizer.backend.token_to_id, text)])
         config = SamplingConfig(stop=(stop,), max_tokens=len(text))
-        assert generate(model, tokenizer, "x", config)[0].text == before
+        assert generate(model, tokenizer, ["x"], config)[0].text == before
         check_stream(model, tokenizer, config, before)
 
     def test_text_is_handed_out_as_soon_as_it_is_certain(self, model, tokenizer, says):
@@ -144,7 +144,7 @@ class TestStop:
 class TestPrompts:
     def test_bos_comes_first_and_alone_for_an_empty_prompt(self, model, tokenizer, prompts_read):
         generate(model, tokenizer, ["The cat", "dog"])
-        generate(model, tokenizer, "")
+        generate(model, tokenizer, [""])
         list(stream(model, tokenizer, ""))
         assert prompts_read == [[[BOS, *tokenizer.encode(text)] for text in ("The cat", "dog")], [[BOS]], [[BOS]]]
 
@@ -157,7 +157,7 @@ class TestPrompts:
         backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
         backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
         says([*tokenizer.encode(" cat"), EOS])
-        assert generate(model, Tokenizer(backend), prompt)[0].text == text
+        assert generate(model, Tokenizer(backend), prompt).text == text
 
 
 class TestModel:
@@ -167,7 +167,7 @@ class TestModel:
     @pytest.mark.parametrize("stop", [(), ("a", "e"), ("\ufffd",)], ids=str)
     def test_streamed_is_generated(self, model, tokenizer, seed, stop):
         config = SamplingConfig(temperature=1.0, top_p=1.0, seed=seed, max_tokens=31, stop=stop)
-        (answer,) = generate(model, tokenizer, "The cat", config)
+        (answer,) = generate(model, tokenizer, ["The cat"], config)
         assert "".join(stream(model, tokenizer, "The cat", config)) == answer.text
         assert not any(text in answer.text for text in stop)
 
@@ -178,7 +178,7 @@ class TestModel:
         ends = sorted(len(answer.tokens) for answer in answers)
         assert ends[len(ends) // 2] < ends[-1] - 1  # so most left before the last
         for i, answer in enumerate(answers):
-            assert [answer] == generate(model, tokenizer, prompts[i], replace(config, seed=3 + i))
+            assert [answer] == generate(model, tokenizer, [prompts[i]], replace(config, seed=3 + i))
 
     @pytest.mark.parametrize("batch_size", [1, 3, None])
     def test_answers_come_in_order_whatever_the_batches(self, model, tokenizer, batch_size):
@@ -190,7 +190,7 @@ class TestModel:
 
     def test_batch_size_below_one(self, model, tokenizer):
         with pytest.raises(ConfigError, match="batch_size is 0, but must be a whole number of at least 1"):
-            generate(model, tokenizer, "x", batch_size=0)
+            generate(model, tokenizer, ["x"], batch_size=0)
 
     def test_a_long_prompt_does_not_pad_short_ones(self, model):
         lengths = [5, 1000, 7, 64, 65, 3, 700]
@@ -209,7 +209,7 @@ class TestModel:
             answers = generate(larger, tokenizer, ["cat", "dog"], config)
             assert max(max(answer.tokens) for answer in answers) < tokenizer.vocab_size
             streamed = "".join(stream(larger, tokenizer, "cat", config))
-            assert streamed == generate(larger, tokenizer, "cat", config)[0].text
+            assert streamed == generate(larger, tokenizer, "cat", config).text
 
     def test_no_prompts_or_a_tokenizer_of_another_model(self, tiny_model, tokenizer):
         with pytest.raises(ConfigError, match="prompts is empty"):

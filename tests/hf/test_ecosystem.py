@@ -129,6 +129,5 @@ def test_lm_eval_scores_as_we_do(tiny_model, tokenizer):
     settings = {"until": ["\n"], "max_gen_toks": 9, "do_sample": False}
     texts = lm.generate_until([Instance("generate_until", {}, ("A cat", settings), 0)], disable_tqdm=True)
     assert (
-        texts[0]
-        == generate(core, tokenizer, "A cat", SamplingConfig(temperature=0, max_tokens=9, stop=("\n",)))[0].text
+        texts[0] == generate(core, tokenizer, "A cat", SamplingConfig(temperature=0, max_tokens=9, stop=("\n",))).text
     )

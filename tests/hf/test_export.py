@@ -14,7 +14,7 @@ from sqat.formats import export
 from sqat.generate import SamplingConfig, generate
 from sqat.hf.stock import choose, to_stock
 from sqat.model import Decoder
-from sqat.variants import PRESETS, preset, small
+from sqat.variants import PRESETS, of_family, preset
 
 from .conftest import QUIRKS
 
@@ -127,7 +127,7 @@ def test_stock_is_the_same_model(changes, name, checkpoint, tokenizer, tmp_path)
         torch.testing.assert_close(model(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
     inputs = AutoTokenizer.from_pretrained(out)("A cat", return_tensors="pt")
     written = model.generate(**inputs, max_new_tokens=9, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    answer = generate(core, tokenizer, "A cat", SamplingConfig(temperature=0, max_tokens=9))[0]
+    answer = generate(core, tokenizer, "A cat", SamplingConfig(temperature=0, max_tokens=9))
     assert tuple(token for token in written.tolist() if token != 3) == answer.tokens
 
 
@@ -152,7 +152,7 @@ def test_modern_presets_are_stock(name):
     with torch.no_grad():
         torch.testing.assert_close(to_stock(core)(tokens).logits, core(tokens).logits, rtol=1e-5, atol=1e-5)
     assert choose(preset(name)).name == "Llama"
-    assert choose(small("lsqa")).name == "Mistral"  # 6 heads do not divide 512
+    assert choose(of_family("small", "lsqa")).name == "Mistral"  # 6 heads do not divide 512
 
 
 @pytest.mark.parametrize(

@@ -57,5 +57,5 @@ def test_completions(tiny_model, tokenizer, tmp_path):
     export(tmp_path / "checkpoint", tmp_path / "runs" / "mine-stock", "stock")
     answer = run_lines(lines.replace("8000", str(free_port())), tmp_path)
     assert answer, (tmp_path / "serve.log").read_text()
-    expected = generate(core, tokenizer, "Once upon a time", SamplingConfig(temperature=0, max_tokens=9))[0]
+    expected = generate(core, tokenizer, "Once upon a time", SamplingConfig(temperature=0, max_tokens=9))
     assert [choice["text"] for choice in json.loads(answer)["choices"]] == [expected.text]

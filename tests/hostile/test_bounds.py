@@ -116,7 +116,7 @@ def test_impossible_names_of_data(spec):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v["model"].update(type="Unigram", vocab=[["a", 0.0]]), "its model is 'Unigram', but must be 'BPE'"),
+        (lambda v: v["model"].update(type="Unigram", vocab=[["a", 0.0]]), "the ids 0 to 3 are"),
         (lambda v: v.update(model=None), "damaged, or not a tokenizer"),
     ],
 )

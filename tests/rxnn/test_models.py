@@ -10,7 +10,6 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file
 
 from rxnn.experimental.models import ExperimentalAttentionTransformer
-from sqat.checkpoint import save_model
 from sqat.checkpoint.rxnn import DEFAULTS
 from sqat.errors import ConfigError
 from sqat.train.loss import router_loss
@@ -115,10 +114,3 @@ class TestFiles:
         names = {"README.md", "config.json", "folder", "model.safetensors", "tokenizer.json"}
         assert {path.name for path in tmp_path.iterdir()} == names
         ExperimentalAttentionTransformer.from_pretrained(tmp_path)
-
-    def test_this_packages_layout(self, small_model, tiny_model, tmp_path):
-        model = small_model()
-        loaded = ExperimentalAttentionTransformer.from_pretrained(save_model(model.model, tmp_path / "model"))
-        torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
-        with pytest.raises(ConfigError, match="RxNN's layout holds models with"):  # of this architecture alone
-            ExperimentalAttentionTransformer.from_pretrained(save_model(tiny_model(), tmp_path / "other"))

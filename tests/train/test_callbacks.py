@@ -5,8 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from sqat.errors import ConfigError
-from sqat.train.callbacks import ProgressBar, TensorBoard
+from sqat.train.callbacks import ProgressBar
 
 
 @pytest.fixture
@@ -40,12 +39,6 @@ def test_tensorboard_has_every_step_of_a_resumed_run_once(start, at, events, che
     start(resume=True, **settings).train()
     assert [event.step for event in events().Scalars("train/loss")] == [1, 2, 3, 4, 5]
     assert [event.step for event in events().Scalars("validation/loss")] == [0, 5]
-
-
-def test_missing_tensorboard_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="the package is missing: pip install tensorboard"):
-        TensorBoard(tmp_path)
 
 
 def test_a_resumed_run_drops_damaged_and_later_log_lines(start, tmp_path):

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -166,13 +165,3 @@ def test_a_changed_configuration_is_refused(resume, run, old, new, message):
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(ConfigError, match=message):
         resume()
-
-
-def test_a_damaged_tokenizer_in_the_cache_is_trained_again(start, tmp_path, caplog):
-    data = {"cache_dir": str(tmp_path / "cache")}
-    whole = start("one", data=data)
-    (folder,) = filter(Path.is_dir, (tmp_path / "cache" / "tokenizers").iterdir())
-    flip(folder / "tokenizer.json")
-    again = start("two", data=data)
-    assert re.search(r"training the tokenizer of .* again: .*tokenizer\.json is damaged", caplog.text)
-    assert again.tokenizer.fingerprint() == whole.tokenizer.fingerprint()

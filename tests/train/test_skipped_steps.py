@@ -132,7 +132,7 @@ class TestTheEnd:
     def test_too_many_in_a_row_end_the_run(self, spoiled, tmp_path, monkeypatch, caplog, kind, later):
         monkeypatch.setattr("sqat.train.step.waits", lambda skipped: later)
         trainer = spoiled({1, 3, 4, 5, 6}, kind, max_skipped_steps=3, checkpoint_every=2, log_every=7)
-        with pytest.raises(TrainingError, match=r"last 3 steps, up to step 5, had no finite loss or gradient") as error:
+        with pytest.raises(TrainingError, match=r"3 steps in a row, up to step 5, were skipped") as error:
             trainer.train()
         message = str(error.value)
         skipped = [int(n) for n in re.findall(r"step (\d+) is skipped: loss", caplog.text)]
@@ -147,7 +147,7 @@ class TestTheEnd:
         settings = {"checkpoint_every": None, "evaluate_every": 5}
         whole = spoiled({3, 4, 5}, folder="whole", max_skipped_steps=4, **settings)
         whole.train()
-        with pytest.raises(TrainingError, match=r"the last 3 steps, up to step 5, .* and were skipped"):
+        with pytest.raises(TrainingError, match=r"3 steps in a row, up to step 5, were skipped"):
             spoiled({3, 4, 5}, folder="parts", max_skipped_steps=3, **settings).train()
         resumed = spoiled({3, 4, 5}, folder="parts", max_skipped_steps=3, resume=True, **settings)
         assert resumed.state.step == 5

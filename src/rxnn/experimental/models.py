@@ -11,9 +11,9 @@ import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from sqat.checkpoint import load_model, read_config, write_model
+from sqat.checkpoint import load_model, write_model
 from sqat.checkpoint.model_files import CONFIG_FILE, WEIGHTS_FILE, native_tensors
-from sqat.checkpoint.rxnn import config_from_rxnn, config_to_rxnn
+from sqat.checkpoint.rxnn import config_from_rxnn
 from sqat.hub import download
 from sqat.model import Decoder
 from sqat.model.decoder import without_values
@@ -99,9 +99,7 @@ class ExperimentalAttentionTransformer(nn.Module, PyTorchModelHubMixin):
         if not folder.is_dir():
             folder = download(str(pretrained_model_name_or_path), (CONFIG_FILE, WEIGHTS_FILE), **hub)
         tensors = native_tensors(load_model(folder))  # first, as it checks config.json against the tensors
-        config, is_rxnn = read_config(folder)
-        saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")) if is_rxnn else config_to_rxnn(config)
-        arguments = {**saved, **options}
+        arguments = {**json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")), **options}
         with without_values():
             model = cls(**arguments)
         model.arguments = arguments

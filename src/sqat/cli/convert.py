@@ -56,19 +56,21 @@ def convert(
         return
     if layout is not None:
         raise ConfigError(f"--layout is {layout!r}, but goes without --query-heads: the architecture stays the model's")
-    changes = {"query_heads": query_heads, "kv_heads": kv_heads, "layers": layers}
-    choices = (("method", method), ("score", score), ("to", to))
-    changes |= {name: value for name, value in choices if value is not None}
-    text = (calibrate or [], calibration_tokens)
-    convert_heads(model, out, changes, text=text, verify_on=verify, context=context or 512)
+    options = {"method": method, "score": score, "to": to, "kv_heads": kv_heads, "layers": layers}
+    changes = {name: value for name, value in options.items() if value is not None} | {"query_heads": query_heads}
+    convert_heads(model, out, changes, calibrate or [], calibration_tokens, verify, context or 512)
 
 
 def convert_heads(
-    name: str, out: Path, changes: dict[str, Any], *, text: tuple[list[str], int], verify_on: str | None, context: int
+    name: str,
+    out: Path,
+    changes: dict[str, Any],
+    calibrate: list[str],
+    tokens: int,
+    verify_on: str | None,
+    context: int,
 ) -> None:
-    """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read. `text`: sources
-    to choose heads by, and how many tokens.
-    """
+    """Write a pretrained model with fewer heads. Whatever can be refused is, before weights are read."""
     from sqat.checkpoint import write_folder
     from sqat.cli.console import progress
     from sqat.convert import choose_heads, convert, plan_conversion, verify
@@ -82,7 +84,6 @@ def convert_heads(
     config = read_config(folder)
     require_weights(folder, config)
     plan = plan_conversion(config, **changes)
-    calibrate, tokens = text
     if plan.needs_calibration and not calibrate:
         raise ConfigError(f"--calibrate is missing, but {plan.calibration_reason}")
     if calibrate and not plan.needs_calibration:

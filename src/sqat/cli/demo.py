@@ -48,14 +48,9 @@ def demo(
     model, tokenizer = load_with_tokenizer(list_checkpoints(out)[-1])
     print_stream(model, tokenizer, PROMPT, SamplingConfig(temperature=0.7))
     console.rule("3 · try next")
-    for line in next_commands(out):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def next_commands(run: Path) -> list[str]:
-    """Three commands to try next."""
-    return [
-        f'sqat generate {run} "One day, a little cat" -n 3',
+    for line in (
+        f'sqat generate {out} "One day, a little cat" -n 3',
         "sqat train sqat-xs --data stories:20000 --batch-size 8 --steps 1400  # 6 min; keeps names",
         "sqat train sqat-s --data roneneldan/TinyStories",
-    ]
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -37,7 +37,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per answer.")] = False,
 ) -> None:
     """Write text. One answer streams as it is made; several, and --json, come when they are done."""
-    from sqat.generate import SamplingConfig
+    from sqat.generate import SamplingConfig, generate_each
     from sqat.load import load_with_tokenizer
 
     config = SamplingConfig(
@@ -54,8 +54,15 @@ def generate(
     model, text_tokenizer = load_with_tokenizer(checkpoint, tokenizer)
     if len(texts) == number == 1 and not as_json:
         print_stream(model, text_tokenizer, texts[0], config)
-    else:
-        _print_all(model, text_tokenizer, [text for text in texts for _ in range(number)], config, as_json, batch_size)
+        return
+    each = [text for text in texts for _ in range(number)]
+    for answer in generate_each(model, text_tokenizer, each, config, batch_size=batch_size):
+        if as_json:
+            facts = {"tokens": len(answer.tokens), "finish_reason": answer.finish_reason}
+            typer.echo(json.dumps({"prompt": answer.prompt, "text": answer.text, **facts}, ensure_ascii=False))
+        else:
+            typer.echo(f"{answer.prompt}{answer.text}\n")
+        sys.stdout.flush()
 
 
 def print_stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: SamplingConfig) -> None:
@@ -67,30 +74,6 @@ def print_stream(model: Decoder, tokenizer: Tokenizer, prompt: str, config: Samp
         typer.echo(piece, nl=False)
         sys.stdout.flush()
     typer.echo()
-
-
-def _print_all(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    texts: list[str],
-    config: SamplingConfig,
-    as_json: bool,
-    batch_size: int | None,
-) -> None:
-    from sqat.generate import generate_each
-
-    for answer in generate_each(model, tokenizer, texts, config, batch_size=batch_size):
-        if as_json:
-            record = {
-                "prompt": answer.prompt,
-                "text": answer.text,
-                "tokens": len(answer.tokens),
-                "finish_reason": answer.finish_reason,
-            }
-            typer.echo(json.dumps(record, ensure_ascii=False))
-        else:
-            typer.echo(f"{answer.prompt}{answer.text}\n")
-        sys.stdout.flush()
 
 
 def _read_prompts(prompt: str | None, file: Path | None) -> list[str]:

@@ -113,11 +113,8 @@ def describe(config: ModelConfig, context: int | None = None) -> dict[str, str]:
         "feed-forward": f"{experts}{'gated ' if config.gated else ''}{config.activation}, "
         f"hidden {config.intermediate_size:,}",
         "parameters": f"{count['total']:,} ({count['active']:,} active)",
-        "  of these": f"{count['embedding']:,} embedding and head, {count['attention']:,} attention, "
-        f"{count['feedforward']:,} feed-forward",
         f"forward at {record['context']:,}": f"{flops['total'] / 1e6:.2f} MFLOP per token "
         f"({flops['attention'] / flops['total']:.0%} scores and weighted sums)",
-        "training step": f"{3 * flops['total'] / 1e6:.2f} MFLOP per token",
         "key/value cache": f"{record['kv_bytes_per_token']:,} bytes per token (16-bit){bound}",
     }
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from sqat.compare.folder import Comparison
 from sqat.compare.statistics import median_interval
-from sqat.config import ModelConfig
-from sqat.cost import visible_keys
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C8C00", "#7F7F7F")
 MARKERS = "osD^vPX"  # as many as share no factor with the colours
@@ -23,8 +21,6 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "sqat",  # the same bytes every time
     "svg.fonttype": "none",
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), GREY),
-}
-PLOTS = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -45,7 +41,10 @@ Run = dict[str, Any]
 
 
 def draw_all(comparison: Comparison) -> dict[str, tuple[str, str, bytes]]:
-    """Draw every figure that has data: (title, SVG, PNG) by file name."""
+    """Draw every figure that has data: (title, SVG to stand within a page, PNG) by file name."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     drawers: dict[str, tuple[str, Callable[..., bool]]] = {
         "loss-tokens": ("Validation loss against training tokens", partial(_loss_over, axis="tokens")),
         "loss-flops": ("Validation loss against training operations", partial(_loss_over, axis="flops")),
@@ -54,31 +53,17 @@ def draw_all(comparison: Comparison) -> dict[str, tuple[str, str, bytes]]:
         "attention": ("Attention alone, forward and backward", _attention),
     }
     found = {}
-    for name, (title, draw) in drawers.items():
-        drawn = render(partial(draw, comparison=comparison), SIZE, STYLE | PLOTS)
-        if drawn is not None:
-            found[name] = (title, *drawn)
+    with mpl.rc_context(STYLE):
+        for name, (title, draw) in drawers.items():
+            figure = Figure(figsize=SIZE, layout="constrained")
+            if not draw(figure.add_subplot(), comparison=comparison):
+                continue
+            svg, png = io.BytesIO(), io.BytesIO()
+            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+            figure.savefig(png, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+            text = svg.getvalue().decode()
+            found[name] = (title, text[text.index("<svg") :], png.getvalue())  # a page has no XML head within it
     return found
-
-
-def render(
-    draw: Callable[[Any], bool], size: tuple[float, float], style: dict[str, Any] = STYLE
-) -> tuple[str, bytes] | None:
-    """One figure of so many inches as (SVG, to stand within a page; PNG); `None` if `draw`, which gets matplotlib's
-    axes, returns false.
-    """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        if not draw(figure.add_subplot()):
-            return None
-        svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        figure.savefig(png, format="png", dpi=130, facecolor="white", metadata={"Software": None})
-    text = svg.getvalue().decode()
-    return text[text.index("<svg") :], png.getvalue()
 
 
 def look_of(comparison: Comparison, name: str) -> dict[str, Any]:
@@ -149,35 +134,22 @@ def _pareto(axes: Any, comparison: Comparison) -> bool:
 
 
 def _attention(axes: Any, comparison: Comparison) -> bool:
-    """Log-log; dotted lines are the reference's time times a variant's share of its operations."""
+    """Log-log, so that operations would be straight lines."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    if comparison.timing is None:
-        return False
-    work = {variant.name: partial(_operations, variant.model) for variant in comparison.plan.models()}
-    timed, reference = {}, comparison.plan.reference
-    for name, entry in comparison.timing["variants"].items():
-        timed[name] = [1000 * statistics.median(both) for _, both in entry["attention"].values()]
-    for name, milliseconds in timed.items():
-        lengths = [int(length) for length in comparison.timing["variants"][name]["attention"]]
+    lengths: list[int] = []
+    for name, entry in (comparison.timing or {"variants": {}})["variants"].items():
+        lengths = [int(length) for length in entry["attention"]]
         if len(lengths) < 2:
             return False
-        look = look_of(comparison, name)
-        axes.plot(lengths, milliseconds, label=name, linewidth=1.4, **look)
-        if reference in timed and name != reference:
-            shares = [work[name](length) / work[reference](length) for length in lengths]
-            ideal = [share * time for share, time in zip(shares, timed[reference], strict=True)]
-            axes.plot(lengths, ideal, color=look["color"], linestyle=":", linewidth=1)
+        milliseconds = [1000 * statistics.median(both) for _, both in entry["attention"].values()]
+        axes.plot(lengths, milliseconds, label=name, linewidth=1.4, **look_of(comparison, name))
+    if not lengths:
+        return False
     axes.set(xscale="log", yscale="log", xlabel="sequence length", ylabel="ms for the same number of tokens")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.minorticks_off()
-    axes.plot([], [], color=GREY, linestyle=":", label=f"ideal: {reference} × share\nof its operations")
     axes.legend(fontsize=9, **BESIDE)
     return True
-
-
-def _operations(model: ModelConfig, length: int) -> int:
-    """What attention's time would be proportional to if nothing else cost time."""
-    return model.num_score_heads * model.head_dim * visible_keys(length, model.window, model.global_tokens)

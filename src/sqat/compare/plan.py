@@ -14,7 +14,7 @@ from sqat.cost import flops_per_token
 from sqat.errors import ConfigError
 from sqat.run_config import DataConfig, RunConfig, TrainConfig, read_yaml, with_overrides
 from sqat.untrusted import shown
-from sqat.variants import FAMILIES, head_counts
+from sqat.variants import FAMILIES, head_counts, of_family
 
 NAME = re.compile(r"\w[\w .+=-]*")  # of a plan or variant; it becomes the name of a folder
 MATCHES = ("tokens", "flops", "time")
@@ -173,7 +173,7 @@ def _variant(entry: Any, family: str, changes: Mapping[str, Any]) -> Variant:
             f"ComparePlan.variants holds {entry!r}, but must hold names, or name: {{variant: …, field: …}}"
         )
     variant = str(own.pop("variant", name))
-    model = ModelConfig.from_dict({**FAMILIES[family](variant).to_dict(), **changes, **own})
+    model = ModelConfig.from_dict({**of_family(family, variant).to_dict(), **changes, **own})
     if not {"num_query_heads", "num_kv_heads"} & {*changes, *own} and {"hidden_size", "head_dim"} & {*changes, *own}:
         query, kv = head_counts(variant, model.hidden_size // model.head_dim)
         model = model.replace(num_query_heads=query, num_kv_heads=kv)

@@ -1,68 +1,44 @@
 """report.md and report.html of a comparison, from its raw data alone: the same data give the same bytes."""
 
 from pathlib import Path
-from typing import Any
+
+import jinja2
 
 from sqat.compare.figures import draw_all
 from sqat.compare.folder import Comparison, read_comparison
 from sqat.compare.tables import Table, all_tables, undecided
 from sqat.durable import replace_file, writing
-from sqat.errors import ConfigError, DataError, SqatError
+from sqat.errors import ConfigError, DataError
 
 MARKDOWN, HTML, PICTURES = "report.md", "report.html", "pictures"
-INSTALL = "pip install matplotlib scipy"
 
 
 def write_report(out: Path) -> Path:
     """Write report.md, report.html (one file, readable offline) and pictures/; returns the path of report.html.
 
     Raises:
-        ConfigError: matplotlib, jinja2 or scipy is not installed.
+        ConfigError: matplotlib or scipy is not installed.
         DataError: the folder's raw data are missing or damaged.
     """
-    require_packages()
+    comparison, folder = read_comparison(out), out / PICTURES
     try:
-        return _write(out, read_comparison(out))
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration, ZeroDivisionError) as error:
-        if isinstance(error, SqatError):
-            raise
-        raise DataError(f"{out}: its raw data are not what a comparison writes: {error!r}"[:500]) from error
-
-
-def require_packages() -> None:
-    """Raise a ConfigError if matplotlib, jinja2 or scipy is not installed."""
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-        import scipy  # noqa: F401
+        tables, figures = all_tables(comparison), draw_all(comparison)
     except ImportError as error:
-        raise ConfigError(f"a report needs {error.name}: {INSTALL}") from error
-
-
-def render_page(package: str, template: str, **values: Any) -> str:
-    """Fill in a package's HTML template. Values are escaped, apart from figures."""
-    import jinja2
-
-    loader = jinja2.PackageLoader(package)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(**values)
-
-
-def _write(out: Path, comparison: Comparison) -> Path:
-    tables, figures = all_tables(comparison), draw_all(comparison)
-    folder = out / PICTURES
+        raise ConfigError(f"a report needs {error.name}: pip install matplotlib scipy") from error
+    except (LookupError, TypeError) as error:
+        raise DataError(f"{out}: its raw data are not what a comparison writes: {error!r}") from error
     with writing(folder):
         folder.mkdir(exist_ok=True)
         for name, (_, _, png) in figures.items():
             (folder / f"{name}.png").write_bytes(png)
     replace_file(out / MARKDOWN, _markdown(comparison, tables, {name: title for name, (title, *_) in figures.items()}))
-    page = render_page(
-        "sqat.compare",
-        "report.html",
+    loader = jinja2.PackageLoader("sqat.compare")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.get_template("report.html").render(
         title=_title(comparison),
         summary=_summary(comparison),
         tables=tables,
-        pictures=[(title, svg) for title, svg, _ in figures.values()],
+        figures=figures.values(),
         stories=_stories(comparison),
     )
     replace_file(out / HTML, page)

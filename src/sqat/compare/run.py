@@ -20,7 +20,7 @@ from sqat.compare.folder import Folder, read_results
 from sqat.compare.plan import ComparePlan, training_flops_per_token
 from sqat.compare.probes import score_probes
 from sqat.durable import replace_file
-from sqat.generate import SamplingConfig, generate
+from sqat.generate import SamplingConfig, generate_each
 from sqat.train import Trainer, start_run
 from sqat.train.run import METRICS_FILE
 
@@ -87,7 +87,7 @@ def _stories(plan: ComparePlan, trainer: Trainer, seed: int) -> list[str]:
     if not plan.stories or trainer.tokenizer is None:
         return []
     config = SamplingConfig(temperature=0.7, top_p=0.95, max_tokens=STORY_TOKENS, seed=seed)
-    answers = generate(trainer.model, trainer.tokenizer, [PROMPT] * plan.stories, config)
+    answers = generate_each(trainer.model, trainer.tokenizer, [PROMPT] * plan.stories, config)
     return [PROMPT + answer.text for answer in answers]
 
 

@@ -160,7 +160,7 @@ def sizes(comparison: Comparison) -> Table:
             f"{kv_bytes(model, STREAM) / 1e6:,.3g}",
         ]
         if runs := comparison.runs_of(name):
-            row += [_megabytes(statistics.median(run["peak_bytes"] for run in runs)), *_bought(runs[0])]
+            row += [f"{statistics.median(run['peak_bytes'] for run in runs) / 1e6:,.0f}", *_bought(runs[0])]
         rows.append(row)
     notes = ["cache in 16-bit values; a window bounds it"]
     if comparison.runs:
@@ -204,7 +204,9 @@ def every_run(comparison: Comparison) -> Table | None:
             for metric, values in found.items()
         ]
         busy = "*" * bool(run.get("shared_machine"))
-        rows.append([name, str(seed), *_bought(run), *scores, _megabytes(run["peak_bytes"]), f"{minutes:.1f}{busy}"])
+        rows.append(
+            [name, str(seed), *_bought(run), *scores, f"{run['peak_bytes'] / 1e6:,.0f}", f"{minutes:.1f}{busy}"]
+        )
     notes = [
         "peak memory of the run's own process, on a GPU of its tensors; minutes of training steps by the wall clock, "
         "which mean nothing beside other runs on the same machine (*): the timing pass has others"
@@ -228,7 +230,3 @@ def _written(metric: str, values: Summary | list[float], sign: str = "") -> str:
         scale, digits, unit = (100, 2, " points" if sign else " %")
     half = "" if math.isinf(summary.half) else f" ± {scale * summary.half:.{digits}f}"
     return f"{scale * summary.mean:{sign}.{digits}f}{half}{unit}"
-
-
-def _megabytes(number: float) -> str:
-    return f"{number / 1e6:,.0f}"

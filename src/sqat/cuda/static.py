@@ -2,8 +2,7 @@
 
 Launching a small model's kernels one by one takes most of a step's time; a graph launches them all at once.
 
-Shape letters: B rows, S positions of the cache (slots, of one that rolls), T tokens (1), K kv heads, C head_dim, V
-vocabulary.
+Shape letters: B rows, S positions of the cache, T tokens (1), K kv heads, C head_dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,8 +19,11 @@ WARM_UP_STEPS = 3  # before a capture: libraries choose kernels and allocate on 
 
 
 def fits(model: Decoder, cache: KVCache) -> bool:
-    """Whether a step can be recorded: with more tokens, experts wait for the device to know how many rows they have."""
-    return len(cache.layers[0].keys) <= FEW_TOKENS or not model.config.is_moe
+    """Whether a step can be recorded: a cache that rolls moves its keys, and experts of many tokens wait for the device
+    to know how many rows they have.
+    """
+    layer = cache.layers[0]
+    return not isinstance(layer, RollingLayer) and (len(layer.keys) <= FEW_TOKENS or not model.config.is_moe)
 
 
 class StaticStep:
@@ -36,7 +38,6 @@ class StaticStep:
         self.model = model
         self.cache = cache
         self.capacity = cache.layers[0].keys.shape[2]
-        self.rolling = cache.layers[0] if isinstance(cache.layers[0], RollingLayer) else None
         self.record = device.type == "cuda"
         self.graph: torch.cuda.CUDAGraph | None = None
         rows = len(cache.layers[0].keys)
@@ -44,14 +45,13 @@ class StaticStep:
             self.tokens_B = torch.zeros(rows, dtype=torch.long, device=device)
             self.place_1 = torch.zeros(1, dtype=torch.long, device=device)
             self.logits_BV = torch.empty(0, device=device)
-            self.slot_1 = self.place_1 if self.rolling is None else torch.zeros_like(self.place_1)
-            self._layers = [_FullLayer(layer, self.slot_1) for layer in cache.layers]
+            self._layers = [_FullLayer(layer, self.place_1) for layer in cache.layers]
 
     @torch.inference_mode()
     def __call__(self, tokens_B: Tensor) -> Tensor:
         """Logits (B, V) after one more token in every row. With a graph, the next call overwrites them."""
         length = self.cache.length
-        if length >= self.capacity and self.rolling is None:
+        if length >= self.capacity:
             raise ValueError(f"key/value cache holds {self.capacity} positions, but {length + 1} are needed")
         self.place_1.fill_(length)
         self.tokens_B.copy_(tokens_B)
@@ -81,43 +81,28 @@ class StaticStep:
         model, padding_B = self.model, self.cache.padding_B
         position = self.place_1 if padding_B is None else (self.place_1 - padding_B).clamp(min=0).unsqueeze(1)
         rope = rotary_tables(position, model.config.head_dim, model.config.rope_theta)
-        if self.rolling is not None:
-            self.slot_1.copy_(self.rolling.slots(self.place_1))
-        seen = self._seen()
-        mask = AttentionMask(1, self.capacity, seen.device, whole=seen)
+        first_B1 = torch.zeros_like(self.place_1).unsqueeze(0) if padding_B is None else padding_B.unsqueeze(1)
+        places_S = torch.arange(self.capacity, device=first_B1.device)
+        seen_BS = (places_S <= self.place_1) & (places_S >= first_B1)
+        mask = AttentionMask(1, self.capacity, seen_BS.device, whole=seen_BS[:, None, None])
         x_B1D = model.embedding(self.tokens_B.unsqueeze(1))
         for block, layer in zip(model.layers, self._layers, strict=True):
             x_B1D, _ = block(x_B1D, rope, mask, layer)
         return model.head(model.final_norm(x_B1D).squeeze(1))
 
-    def _seen(self) -> Tensor:
-        """Which positions the new token sees, (B or 1, 1, 1, S): those from the row's first real one up to itself, and
-        under a window those in its reach.
-        """
-        layer, place_1, padding_B = self.rolling, self.place_1, self.cache.padding_B
-        first_B1 = torch.zeros_like(place_1).unsqueeze(0) if padding_B is None else padding_B.unsqueeze(1)
-        if layer is None:
-            places_S = torch.arange(self.capacity, device=place_1.device)
-            seen_BS = (places_S <= place_1) & (places_S >= first_B1)
-        else:
-            places_S = layer.places(place_1 + 1)
-            near_BS = (place_1 - places_S < layer.window) | (places_S - first_B1 < layer.global_tokens)
-            seen_BS = near_BS & (places_S >= first_B1)
-        return seen_BS[:, None, None]
-
 
 class _FullLayer(LayerCache):
     """A layer of a cache that writes where a tensor says and always gives all positions."""
 
-    def __init__(self, layer: LayerCache, slot_1: Tensor) -> None:
+    def __init__(self, layer: LayerCache, place_1: Tensor) -> None:
         self.keys, self.values = layer.keys, layer.values
         self.length = layer.length
-        self.slot_1 = slot_1
+        self.place_1 = place_1
         for memory in (self.keys, self.values):  # weight zero times NaN would be NaN
             memory[:, :, layer.length :] = 0
 
     def append(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Store one position; returns the whole memory, (B, K, S, C)."""
-        self.keys.index_copy_(2, self.slot_1, k_BKTC.to(self.keys.dtype))
-        self.values.index_copy_(2, self.slot_1, v_BKTC.to(self.values.dtype))
+        self.keys.index_copy_(2, self.place_1, k_BKTC.to(self.keys.dtype))
+        self.values.index_copy_(2, self.place_1, v_BKTC.to(self.values.dtype))
         return self.keys, self.values

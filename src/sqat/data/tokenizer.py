@@ -30,7 +30,7 @@ TRANSFORMERS_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, TRANSFORMERS_FILE)
 NO_TOKEN = "\ufffd".encode()
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
-MAX_VOCABULARY = 1 << 22  # ids are below it: the library and this module make tables as long as the largest id
+MAX_VOCABULARY = 1 << 22  # ids are below it: a table is as long as the largest id
 MAX_TOKENIZER_BYTES = 1 << 26
 
 CHUNK = 1 << 18  # characters that are encoded at a time
@@ -148,7 +148,7 @@ class Tokenizer:
             path = of_run[-1] if of_run and not (path / TOKENIZER_FILE).is_file() else path / TOKENIZER_FILE
         check_files(path.parent, [path.name], error=DataError)
         try:
-            return cls(_build_backend(read_tokenizer_file(path)))
+            return cls(_build_backend(read_bytes(path, MAX_TOKENIZER_BYTES)))
         except OSError as error:
             raise DataError(f"{path}: no readable tokenizer: {error}") from error
         except ValueError as error:  # a DataError is one, too
@@ -300,32 +300,9 @@ def _interruptible(call: Callable[..., object], *arguments: object) -> None:
     outcome.result()
 
 
-def read_tokenizer_file(path: Path) -> str:
-    """The text of a tokenizer.json, after the checks that the `tokenizers` library does not make.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is too large, not JSON, or has ids out of range.
-    """
+def _build_backend(serialized: bytes) -> tokenizers.Tokenizer:
     try:
-        text = read_bytes(path, MAX_TOKENIZER_BYTES).decode("utf-8")
-        values = json.loads(text)
-        model = values["model"]
-        if not isinstance(model["vocab"], dict):
-            raise TypeError(f"its model is {shown(model.get('type'))}, but must be 'BPE'")
-        ids = {**model["vocab"], **{token["content"]: token["id"] for token in values.get("added_tokens") or ()}}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"damaged, or not a tokenizer: {error}") from error
-    for token, token_id in ids.items():
-        if type(token_id) is not int or not 0 <= token_id < MAX_VOCABULARY:
-            right = f"a whole number from 0 to {MAX_VOCABULARY - 1:,}"
-            raise ValueError(f"the id of the token {shown(token)} is {shown(token_id)}, but must be {right}")
-    return text
-
-
-def _build_backend(serialized: str) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(serialized)
+        return tokenizers.Tokenizer.from_buffer(serialized)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library raises nothing narrower, and its panics are no Exception
@@ -348,7 +325,9 @@ def _token_bytes(backend: tokenizers.Tokenizer) -> list[bytes]:
     byte_of = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
     added = backend.get_added_tokens_decoder()
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    table = [NO_TOKEN] * (max(vocabulary.values()) + 1)
+    if (largest := max(vocabulary.values())) >= MAX_VOCABULARY:
+        raise DataError(f"a token has the id {largest:,}, but all must be below {MAX_VOCABULARY:,}")
+    table = [NO_TOKEN] * (largest + 1)
     for token, token_id in vocabulary.items():
         if token_id in added:
             table[token_id] = b"" if added[token_id].special else token.encode()

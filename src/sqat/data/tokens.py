@@ -37,6 +37,7 @@ FORMAT_VERSION = 1
 TOKENS, OFFSETS, BYTE_LENGTHS, META = "tokens.bin", "offsets.bin", "byte_lengths.bin", "meta.json"
 FILES = {TOKENS, OFFSETS, BYTE_LENGTHS, META, MANIFEST}
 
+BATCH_DOCUMENTS = 1024  # that are tokenized in parallel
 BATCH_CHARACTERS = 1 << 22  # bounds the memory of a batch of long documents
 
 logger = logging.getLogger(__name__)
@@ -83,12 +84,7 @@ class TokenFile:
 
 
 def build_tokens(
-    source: Source,
-    tokenizer: Tokenizer,
-    folder: str | Path,
-    *,
-    progress: Progress | None = None,
-    batch_documents: int = 1024,
+    source: Source, tokenizer: Tokenizer, folder: str | Path, *, progress: Progress | None = None
 ) -> TokenFile:
     """Tokenize a source into `folder`, which appears complete or not at all; a token file that is there is replaced.
 
@@ -98,7 +94,6 @@ def build_tokens(
         folder: where the token file goes.
         progress: called after every batch with the documents and tokens so far, and the documents in all, which are
             counted for it first.
-        batch_documents: documents that are tokenized in parallel.
 
     Raises:
         DataError: the source has no documents or cannot be read, or `folder` holds anything but a token file.
@@ -109,7 +104,7 @@ def build_tokens(
         raise DataError(f"{folder}: not a token file, so it is not overwritten; choose another place")
     made_from = {"source": source.fingerprint(), "tokenizer": tokenizer.fingerprint()}
     with write_folder(folder) as temporary:
-        meta = _write_arrays(source, tokenizer, temporary, progress, batch_documents)
+        meta = _write_arrays(source, tokenizer, temporary, progress)
         (temporary / META).write_text(json.dumps(meta | made_from, indent=2), encoding="utf-8")
     return open_tokens(folder)
 
@@ -173,15 +168,13 @@ def _dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def _write_arrays(
-    source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress | None, batch_documents: int
-) -> dict[str, Any]:
+def _write_arrays(source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> dict[str, Any]:
     """Write all but meta.json into `folder`; returns the sizes that meta.json records."""
     dtype = _dtype(tokenizer.vocab_size)
     offsets, lengths = array("q", [0]), array("q")
     total = None if progress is None else sum(1 for _ in source.documents())
     with open(folder / TOKENS, "wb") as tokens:
-        for texts in _text_batches(source.documents(), batch_documents):
+        for texts in _text_batches(source.documents()):
             ids = tokenizer.encode_documents(texts)
             tokens.write(np.fromiter(chain.from_iterable(ids), dtype, count=sum(map(len, ids))).tobytes())
             offsets.extend(accumulate(map(len, ids), initial=offsets.pop()))
@@ -201,13 +194,13 @@ def _write_arrays(
     }
 
 
-def _text_batches(documents: Iterator[str], batch_documents: int) -> Iterator[list[str]]:
+def _text_batches(documents: Iterator[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     characters = 0
     for text in documents:
         batch.append(text)
         characters += len(text)
-        if len(batch) >= batch_documents or characters >= BATCH_CHARACTERS:
+        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:

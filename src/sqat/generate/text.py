@@ -89,19 +89,6 @@ def generate(
     config: SamplingConfig | None = None,
     *,
     batch_size: int | None = None,
-) -> list[Generation]:
-    """A list of answers, also to a single text; arguments and errors are those of :func:`answer`."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return list(generate_each(model, tokenizer, prompts, config, batch_size=batch_size))
-
-
-def answer(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    prompts: str | Sequence[str],
-    config: SamplingConfig | None = None,
-    *,
-    batch_size: int | None = None,
     **settings: Any,
 ) -> Generation | list[Generation]:
     """Continue one text, or several; this is what `sqat.generate(…)` calls.
@@ -121,7 +108,8 @@ def answer(
         ConfigError: an unusable setting, or prompts that the model cannot read.
     """
     config = SamplingConfig.from_dict({**(config.to_dict() if config else {}), **settings})
-    answers = generate(model, tokenizer, prompts, config, batch_size=batch_size)
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    answers = list(generate_each(model, tokenizer, texts, config, batch_size=batch_size))
     return answers[0] if isinstance(prompts, str) else answers
 
 
@@ -133,7 +121,8 @@ def generate_each(
     *,
     batch_size: int | None = None,
 ) -> Iterator[Generation]:
-    """As :func:`generate`; yields the answers in the prompts' order, each once it and those before it are there.
+    """Yield the answers in the prompts' order, each once it and those before it are there; arguments and errors are
+    those of :func:`generate`.
 
     Prompts of like length are read together, so that one long prompt does not pad all others.
     """

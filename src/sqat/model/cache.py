@@ -1,6 +1,6 @@
 """Key/value caches, allocated once: of all tokens so far, or, with a window, of those still in reach.
 
-Shape letters: B batch, T tokens, S keys, K key/value heads, C head_dim, G global tokens, W window.
+Shape letters: B batch, T tokens, S keys, K key/value heads, C head_dim, W window.
 """
 
 from __future__ import annotations
@@ -54,13 +54,9 @@ class LayerCache:
 
 
 class RollingLayer(LayerCache):
-    """One layer's keys and values under a window, in memory that does not grow: (B, K, P + W, C).
-
-    The first P places of the text stay, where global tokens lie; place p of the rest is kept in slot P + (p - P) mod W,
-    until the place that comes W later takes it over. P is 0 without global tokens, G without padding, and with it G
-    more than the most padded row needs.
-
-    The capacity that `shape` names does not count.
+    """One layer's keys and values under a window, in memory that does not grow: those of the last W positions, and of
+    the first, where global tokens lie (with left padding, in the most padded row too). The capacity that `shape` names
+    does not count.
     """
 
     def __init__(
@@ -71,54 +67,40 @@ class RollingLayer(LayerCache):
         padding_B: Tensor | None = None,
         **place: Any,
     ) -> None:
+        super().__init__((*shape[:2], 0, shape[3]), padding_B, **place)
         most_padding = 0 if padding_B is None else int(padding_B.max())
         self.num_kept = global_tokens + most_padding if global_tokens else 0
-        super().__init__((*shape[:2], self.num_kept + window, shape[3]), padding_B, **place)
-        self.keys.zero_()  # empty slots are read, with weight zero
-        self.values.zero_()
+        self.positions_S = torch.arange(0, device=self.keys.device)  # of the keys that are held
         self.window = window
         self.global_tokens = global_tokens
 
     def append(self, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T more positions; returns what these may see, (B, K, P + W + T, C): all slots as they were, and these.
+        """Store T more positions; returns what these may see, (B, K, S + T, C): what was held before, and these.
 
         :meth:`mask`, asked before, says which of them they see.
         """
-        k_BKTC, v_BKTC = k_BKTC.to(self.keys.dtype), v_BKTC.to(self.values.dtype)
-        found = (k_BKTC, v_BKTC)
-        if self.length:
-            found = torch.cat((self.keys, k_BKTC), dim=2), torch.cat((self.values, v_BKTC), dim=2)
-        start, stop = self.length, self.length + k_BKTC.shape[2]
-        places = torch.arange(start, stop, device=self.keys.device)
-        last = max(start, self.num_kept, stop - self.window)
-        for part in (slice(0, max(0, self.num_kept - start)), slice(last - start, None)):
-            slots = self.slots(places[part])
-            self.keys.index_copy_(2, slots, k_BKTC[:, :, part])
-            self.values.index_copy_(2, slots, v_BKTC[:, :, part])
-        self.length = stop
-        return found
+        positions_S = self._positions(k_BKTC.shape[2])
+        self.length += k_BKTC.shape[2]
+        keys = torch.cat((self.keys, k_BKTC.to(self.keys.dtype)), dim=2)
+        values = torch.cat((self.values, v_BKTC.to(self.values.dtype)), dim=2)
+        first = min(self.num_kept, len(positions_S))
+        last = max(first, len(positions_S) - self.window)
+        self.keys, self.values = (torch.cat((x[:, :, :first], x[:, :, last:]), dim=2) for x in (keys, values))
+        self.positions_S = torch.cat((positions_S[:first], positions_S[last:]))
+        return keys, values
 
     def mask(self, num_new: int) -> AttentionMask | None:
         """As of a layer that does not roll."""
         if not self.length and num_new <= self.window:
             return super().mask(num_new)
-        device = self.keys.device
-        new = torch.arange(self.length, self.length + num_new, device=device)
-        places = torch.cat((self.places(new[:1]), new)) if self.length else None
-        num_keys = num_new if places is None else len(places)
-        reach = self.window, self.global_tokens, places
-        return AttentionMask(num_new, num_keys, device, True, None, self.padding_B, *reach)
+        positions_S = self._positions(num_new)
+        reach = self.window, self.global_tokens, positions_S if self.length else None
+        return AttentionMask(num_new, len(positions_S), self.keys.device, True, None, self.padding_B, *reach)
 
-    def slots(self, places: Tensor) -> Tensor:
-        """Where places of the text are kept."""
-        return torch.where(places < self.num_kept, places, self.num_kept + (places - self.num_kept) % self.window)
-
-    def places(self, length: Tensor) -> Tensor:
-        """The place of the text that each slot holds once it is `length` (1) long, (P + W,); negative where empty."""
-        slots = torch.arange(self.keys.shape[2], device=self.keys.device)
-        rolled = length - 1 - (length - 1 - slots) % self.window
-        places = torch.where(slots < self.num_kept, slots, torch.where(rolled >= self.num_kept, rolled, -1))
-        return torch.where(places < length, places, -1)
+    def _positions(self, num_new: int) -> Tensor:
+        """Those of the keys that are held, and of the next."""
+        new = torch.arange(self.length, self.length + num_new, device=self.keys.device)
+        return torch.cat((self.positions_S, new))
 
 
 def layer_cache(

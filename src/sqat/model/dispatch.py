@@ -12,7 +12,7 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,8 @@ PLUGINS = ("sqat.cpu.plugin", "sqat.cuda.plugin")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Implementation(NamedTuple):
-    """One way to compute an operation on one type of device."""
-
-    run: Callable[..., Any]
-    fits: Callable[..., bool]
-    compiles: bool
-
-
-_implementations: dict[tuple[str, str], list[Implementation]] = {}
+# By name and device: functions, whether each fits some arguments, and whether compilers can trace it.
+_implementations: dict[tuple[str, str], list[tuple[Callable[..., Any], Callable[..., bool], bool]]] = {}
 
 
 def operation(plain: Function) -> Function:
@@ -50,12 +43,11 @@ def operation(plain: Function) -> Function:
         compiling = torch.compiler.is_compiling()
         if not compiling:
             load_plugins()
-        found = _implementations.get((name, args[0].device.type))
-        if found:
-            traced = compiling or is_traced(*args)
-            for implementation in found:
-                if (implementation.compiles if compiling else not traced) and implementation.fits(*args, **kwargs):
-                    return implementation.run(*args, **kwargs)
+        found = _implementations.get((name, args[0].device.type), ())
+        traced = compiling or (found and is_traced(*args))
+        for faster, fits, compiles in found:
+            if (compiles if compiling else not traced) and fits(*args, **kwargs):
+                return faster(*args, **kwargs)
         return plain(*args, **kwargs)
 
     run.plain = plain  # type: ignore[attr-defined]
@@ -75,7 +67,7 @@ def implements(
     """
 
     def add(run: Function) -> Function:
-        _implementations.setdefault((name, device), []).append(Implementation(run, fits, compiles))
+        _implementations.setdefault((name, device), []).append((run, fits, compiles))
         return run
 
     return add
@@ -162,10 +154,8 @@ def like(tensor: Tensor, other: Any) -> Tensor:
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether anything watches, transforms or stands in for these tensors, so that only torch's own operators will do.
-
-    That is whatever hides their values (see :func:`has_values`), counters of operations such as `FlopCounterMode`, and
-    :func:`plain_torch`. Kernels that read memory by its address would miss all of these.
+    """Whether only torch's own operators will do: where values are hidden (see :func:`has_values`), operations counted
+    (`FlopCounterMode`), and within :func:`plain_torch`. Kernels that read memory would miss all of these.
     """
     return _plain or not has_values(*values) or torch._C._len_torch_dispatch_stack() > 0
 

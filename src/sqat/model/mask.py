@@ -35,7 +35,7 @@ class AttentionMask:
         first_key_B: (B,), the first key that is not left padding.
         window: query i sees keys i - window + 1 … i.
         global_tokens: the first so many keys of each document (or row) are seen by all after them; needs a window.
-        positions_S: (S,), the keys' positions if they are not 0, 1, …; negative for empty slots.
+        positions_S: (S,), the keys' positions if they are not 0, 1, …, rising.
         whole: (B or 1, 1, T, S), the boolean mask itself, instead of all the above.
 
     Raises:
@@ -69,8 +69,6 @@ class AttentionMask:
             itself = query == key
             query_at, key_at = (query, key) if positions_S is None else (positions_S[query], positions_S[key])
             seen = key_at <= query_at if causal else itself | ~itself
-            if positions_S is not None:
-                seen = seen & (key_at >= 0)
             if window is not None:
                 near = query_at - key_at < window
                 if starts_BS is not None:

@@ -148,10 +148,8 @@ class SortedRows(NamedTuple):
 
 
 def sort_by_expert(experts_Nk: Tensor, num_experts: int, block: int = 1) -> SortedRows:
-    """Sort selections by expert, without waiting for the device.
-
-    Where `block` is more than 1, every expert's rows are filled up to a multiple of it, and to one block at least, and
-    there is room for the worst case, so that R does not depend on who chose what.
+    """Sort selections by expert, without waiting for the device. A `block` above 1 fills every expert's rows up to a
+    multiple of it, one block at least, with room for the worst case: R does not depend on who chose what.
     """
     num_selections, device = experts_Nk.numel(), experts_Nk.device
     small = torch.uint8 if num_experts <= 256 else torch.int16  # a radix sort's passes are the key's bytes

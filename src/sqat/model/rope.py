@@ -69,10 +69,8 @@ class _Rotate(torch.autograd.Function):
 def turn(
     x_BHTC: Tensor, cos: Tensor, sin: Tensor, sign: float, dtype: torch.dtype, *, training: bool = False
 ) -> Tensor:
-    """Rotation by the angles times `sign` (1.0, or -1.0 for back), without gradients.
-
-    Args:
-        training: whether this runs often enough to be worth compiling for; a prompt is read only once.
+    """Rotation by the angles times `sign` (1.0, or -1.0 for back), without gradients. Only what runs often (`training`)
+    is worth compiling for.
     """
     exact = x_BHTC.to(torch.promote_types(x_BHTC.dtype, torch.float32))
     first, second = exact.chunk(2, dim=-1)

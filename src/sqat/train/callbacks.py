@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqat.durable import flush, replace_file, writing
-from sqat.errors import ConfigError
 from sqat.train.evaluate import Evaluation
 from sqat.train.state import TrainState
 from sqat.train.trainer import Callback, Trainer
@@ -116,8 +115,6 @@ class TensorBoard(Callback):
     writer: Any = None
 
     def __init__(self, folder: str | Path) -> None:
-        if not tensorboard_available():
-            raise ConfigError("tensorboard is true, but the package is missing: pip install tensorboard")
         self.folder = Path(folder)
 
     def on_start(self, trainer: Trainer) -> None:

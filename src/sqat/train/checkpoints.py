@@ -32,10 +32,8 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @contextmanager
 def run_folder(out: Path | None) -> Iterator[None]:
-    """Make a run's folder, if need be, and hold its lock: one process at a time trains in it. After an error the folder
-    is removed again if it was made here and holds nothing else.
-
-    Does nothing without a folder, and on ranks other than the first, which run under the first one's lock.
+    """Make a run's folder, if need be, and hold its lock: one process at a time trains in it. After an error a folder
+    that was made here and holds nothing else is removed. Nothing without a folder, and on later ranks.
 
     Raises:
         ConfigError: another process trains there, or `out` is not a folder.

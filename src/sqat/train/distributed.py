@@ -24,7 +24,6 @@ from sqat.checkpoint.model_files import build
 from sqat.data.batches import IGNORE, Batch
 from sqat.errors import ConfigError, ProcessLostError, SqatError
 from sqat.model import Decoder
-from sqat.model.dispatch import once_differentiable
 from sqat.seeds import draw_seeds
 
 T = TypeVar("T")
@@ -62,14 +61,6 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def _local_world_size() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def join(device: str) -> None:
     """Make the launched processes a group. Does nothing for a single process, or where the group exists.
 
@@ -79,39 +70,33 @@ def join(device: str) -> None:
         device: `train.device`, as configured.
 
     Raises:
-        ConfigError: one device named for all ranks, more ranks than GPUs, or no launcher's environment variables.
+        ConfigError: one device named for all ranks, or more ranks than GPUs.
     """
     if launched() == 1 or dist.is_initialized():
         return
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise ConfigError(
-            f"WORLD_SIZE is {launched()}, but {', '.join(missing)} is not set: start the processes with torchrun"
-        )
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(
             f"device is {device!r}, but must be auto, cpu or cuda in {launched()} processes: each takes one of its own"
         )
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device != "cpu" and torch.cuda.is_available():
-        if _local_world_size() > torch.cuda.device_count():
+        if local_world_size > torch.cuda.device_count():
             raise ConfigError(
-                f"{_local_world_size()} processes were launched here, but there are {torch.cuda.device_count()} GPUs: "
+                f"{local_world_size} processes were launched here, but there are {torch.cuda.device_count()} GPUs: "
                 "launch one process a GPU, or set device to cpu"
             )
-        torch.cuda.set_device(_local_rank())
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         _make_group("cpu:gloo,cuda:nccl")
     else:
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # launchers set 1 unless the user chose a number
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(max(1, cores // _local_world_size()))
+            torch.set_num_threads(max(1, cores // local_world_size))
         _make_group("gloo")
 
 
 def _make_group(back_end: str) -> None:
-    """Initialise the group, under a prefix of torchrun's store that belongs to this restart.
-
-    The store outlives restarted processes and keeps the addresses of dead ones: a rank that starts early would read an
-    old address and be refused (pytorch issue 135712). Only on one machine do all ranks count restarts alike; several
-    machines use torch's default.
+    """Initialise the group. On one machine, where all ranks count restarts alike, that is under a prefix of torchrun's
+    store for this restart: the store keeps the addresses of dead processes (pytorch issue 135712).
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or os.environ.get("GROUP_WORLD_SIZE") != "1":
         dist.init_process_group(back_end, timeout=TIMEOUT)
@@ -198,7 +183,7 @@ def in_turn(call: Callable[[], T]) -> T:
     """
     if world_size() == 1:
         return call()
-    mine = 0 if is_first() else 1 if _local_rank() == 0 else 2
+    mine = 0 if is_first() else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     results: list[T] = []
     for turn in range(3):
@@ -234,10 +219,8 @@ def naming_lost_ranks() -> Iterator[None]:
 
 
 def own_rows(batch: Batch) -> Batch:
-    """This rank's share of a batch: consecutive rows, at most one more or fewer than any other rank's.
-
-    Where a batch has fewer rows than there are ranks, some ranks get a row without targets (`counted` is 0), since all
-    have to compute together.
+    """This rank's share of a batch: consecutive rows; where there are too few for all ranks, a row without targets
+    (`counted` is 0), since all have to compute together.
     """
     rows, number, ranks = len(batch.inputs), rank(), world_size()
     if ranks == 1:
@@ -257,10 +240,7 @@ def _rows(batch: Batch, first: int, last: int) -> Batch:
 
 
 def share_out(batches: Iterable[T]) -> Iterator[tuple[T, bool]]:
-    """This rank's share of some batches, and whether each counts.
-
-    All ranks get equally many, since they may have to compute together; the ones that fill up do not count.
-    """
+    """This rank's share of some batches, and whether each counts: all ranks get equally many; the last may not."""
     number, ranks = rank(), world_size()
     group: list[T] = []
     for batch in batches:
@@ -280,33 +260,20 @@ def sum_over_ranks(parts: Mapping[str, Tensor], *, counts: bool = True) -> dict[
     """
     if world_size() == 1:
         return dict(parts)
-    return dict(zip(parts, _SumOverRanks.apply(float(counts), *parts.values()), strict=True))
-
-
-class _SumOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: float, *parts: Tensor) -> tuple[Tensor, ...]:
-        flat = torch.cat([part.detach().flatten().double() for part in parts]) * weight  # counts stay exact
-        dist.all_reduce(flat)
-        pieces = flat.split([part.numel() for part in parts])
-        sums = [piece.view_as(part).to(part.dtype) for piece, part in zip(pieces, parts, strict=True)]
-        ctx.scale = weight * world_size()
-        ctx.mark_non_differentiable(*[total for total, part in zip(sums, parts, strict=True) if not part.requires_grad])
-        return tuple(sums)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        return None, *(grad * ctx.scale if need else None for need, grad in zip(needed, grads, strict=True))
+    flat = torch.cat([part.detach().flatten().double() for part in parts.values()]) * float(counts)  # counts stay exact
+    dist.all_reduce(flat)
+    sums, pieces = {}, flat.split([part.numel() for part in parts.values()])
+    for (name, part), piece in zip(parts.items(), pieces, strict=True):
+        sums[name] = piece.view_as(part).to(part.dtype)
+        if part.requires_grad:  # zero, with a gradient
+            sums[name] = sums[name] + float(counts) * world_size() * (part - part.detach())
+    return sums
 
 
 @contextmanager
 def own_draws() -> Iterator[None]:
-    """Random numbers of this rank's own, seeded from the generator that all ranks have in the same state.
-
-    That shared state alone belongs to the run, so any number of ranks can go on from any other. Dropout masks depend on
-    the number of ranks, as they do on the number of shards.
+    """Random numbers of this rank's own, seeded from the generator that all ranks have in the same state. That state
+    alone belongs to the run, so any number of ranks can go on from any other.
     """
     if world_size() == 1:
         yield

@@ -105,10 +105,7 @@ def cached_tokenizer(
     key = hashlib.sha256(f"bpe/{vocab_size}/{TOKENIZER_DOCUMENTS}/{source.fingerprint()}".encode()).hexdigest()[:24]
     folder = Path(cache_dir or default_cache()).expanduser() / "tokenizers" / key
     if (folder / "tokenizer.json").is_file():
-        try:
-            return Tokenizer.load(folder)
-        except DataError as error:
-            logger.warning("training the tokenizer of %s again: %s", source.name, error)
+        return Tokenizer.load(folder)
     if next(source.documents(), None) is None:
         raise DataError(f"{source.name} has no documents to train a tokenizer on")
     tokenizer = train_tokenizer(islice(source.documents(), TOKENIZER_DOCUMENTS), vocab_size, progress=progress)

@@ -154,9 +154,7 @@ def begun_with(out: Path) -> dict[str, Any]:
     try:
         return dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged: {error}. Without it, --resume goes on and compares nothing"
-        ) from error
+        raise CheckpointError(f"{path} is damaged; without it, --resume compares nothing: {error}") from error
 
 
 def _refuse_or_warn(out: Path, changed: list[str], accept_new_data: bool, where: str) -> None:

@@ -15,9 +15,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class StopOnSignals:
     """A context in which the first SIGINT or SIGTERM calls `stop(reason)`, and a second one does what it did before.
-
-    Outside the main thread it does nothing. If an error ends it on one of several ranks, SIGTERM is ignored from then
-    on.
+    Outside the main thread it does nothing.
     """
 
     def __init__(self, stop: Callable[[str], None]) -> None:

@@ -78,11 +78,7 @@ def write_evaluation(folder: Path, state: TrainState) -> None:
 
 
 def read_state(folder: Path) -> TrainState:
-    """Read a checkpoint's progress, with the evaluation of its weights (cheap: no tensors).
-
-    Raises:
-        CheckpointError: missing or damaged file.
-    """
+    """A checkpoint's progress, with the evaluation of its weights, but no tensors. Raises CheckpointError."""
     path = folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {STATE_FILE}: it holds a model, but no run to resume")
@@ -133,11 +129,7 @@ def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def restore(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Read a checkpoint's progress, and put optimizer and random generators back.
-
-    Raises:
-        CheckpointError: missing, damaged, or of another model.
-    """
+    """Read a checkpoint's progress, and put optimizer and random generators back. Raises CheckpointError."""
     state = read_state(folder)
     path = folder / TENSORS_FILE
     check_files(folder, [TENSORS_FILE])

@@ -28,23 +28,21 @@ Any other scalar, such as the `kl` of distillation, is a sum over targets too, a
 ROUTER = "router."
 
 try:
-    from sqat.cpu.allocator import keep_freed_memory as keep_freed_memory
-    from sqat.cpu.shards import Shards
-    from sqat.cpu.shards import suitable_shards as suitable_shards
-    from sqat.cpu.threads import available as loops_available
+    from sqat.cpu import allocator, threads
+    from sqat.cpu import shards as cpu_shards
 except ImportError:  # without cpu/, a batch is one shard and malloc keeps its defaults: slower, no less right
+    allocator = cpu_shards = threads = None  # type: ignore[assignment]
 
-    def keep_freed_memory() -> bool:  # type: ignore[misc]
-        """Do nothing."""
-        return False
 
-    def loops_available() -> bool:
-        """No compiled loops."""
-        return False
+def keep_freed_memory() -> None:
+    """Keep freed memory in the process, which is faster on CPUs."""
+    if allocator is not None:
+        allocator.keep_freed_memory()
 
-    def suitable_shards(model: Decoder) -> int:
-        """One, whatever the model."""
-        return 1
+
+def suitable_shards(model: Decoder) -> int:
+    """How many shards of a batch pay off in training this model."""
+    return 1 if cpu_shards is None else cpu_shards.suitable_shards(model)
 
 
 class TrainingLoss(nn.Module):
@@ -78,20 +76,16 @@ class TrainingLoss(nn.Module):
         if compiled:  # a shape is a graph: an epoch has two, because of its last batch
             self._compute = torch.compile(self.sums, dynamic=False)
         elif shards > 1:
-            self._compute = Shards(self.sums, list(decoder.parameters()), shards)
+            self._compute = cpu_shards.Shards(self.sums, list(decoder.parameters()), shards)
 
     def forward(self, batch: Batch, total_targets: Tensor | int, share: float) -> tuple[Tensor, Sums]:
-        """One micro-batch's part of a step's loss.
+        """One micro-batch's part of a step's loss, to differentiate, and the sums of the whole micro-batch, detached;
+        among them `router_loss`, the unweighted router loss times `share`.
 
         Args:
             batch: the micro-batch, or this rank's rows of it.
-            total_targets: targets in the whole step, by which the cross-entropy is divided: every target weighs the
-                same.
+            total_targets: targets in the whole step, by which the cross-entropy is divided: all weigh the same.
             share: the micro-batch's share in the router loss, which is a mean over micro-batches.
-
-        Returns:
-            the loss to differentiate, and the sums of the whole micro-batch, detached; among them `router_loss`, the
-            unweighted router loss times `share`.
         """
         sums = self._compute(batch)
         if self._several:
@@ -214,7 +208,11 @@ def kernels_in_use(compiled: bool, device: str) -> str:
     """Which code computes a step, in words."""
     if compiled:
         return "torch.compile"
-    return "own kernels" if device == "cuda" or (device == "cpu" and loops_available()) else "plain torch"
+    return (
+        "own kernels"
+        if device == "cuda" or (device == "cpu" and threads is not None and threads.available())
+        else "plain torch"
+    )
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:

@@ -303,10 +303,9 @@ class Trainer:
         saved = self.save()
         if self._too_many:
             kept = "" if saved is None else f"{saved} is saved, and --resume goes on from it with the next batch. "
-            raise TrainingError(
-                f"{self._too_many}: the run ends. {kept}A lower train.learning_rate or some train.warmup_steps may "
-                f"help; train.max_skipped_steps ({self.config.max_skipped_steps}) is how many in a row are too many"
-            )
+            advice = "A lower train.learning_rate, some train.warmup_steps or a higher train.max_skipped_steps"
+            advice += f" ({self.config.max_skipped_steps}) may help"
+            raise TrainingError(f"{self._too_many}: the run ends. {kept}{advice}")
         if owed and not self.interrupted:
             state.finished = last
             evaluation = self.evaluate()
@@ -413,8 +412,7 @@ class Trainer:
             logger.warning("step %d is skipped: %s", number, found)
             if self.state.skipped_in_a_row >= self.config.max_skipped_steps and self._too_many is None:
                 self._too_many = (
-                    f"the last {self.state.skipped_in_a_row} steps, up to step {number}, had no finite loss or "
-                    f"gradient (now {found}) and were skipped"
+                    f"{self.state.skipped_in_a_row} steps in a row, up to step {number}, were skipped ({found})"
                 )
                 self.interrupt("too many skipped steps in a row")
 
