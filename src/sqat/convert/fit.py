@@ -16,7 +16,7 @@ Shape letters: N tokens, D hidden size, H query heads, C head_dim, X = H·C.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -72,13 +72,10 @@ class Walk:
             if module is self.layers[last]:
                 raise _Reached
 
-        hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in self.layers]
-        try:
-            with suppress(_Reached), autocast("auto", batch.device.type):
-                self.model(batch, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as hooks, suppress(_Reached), autocast("auto", batch.device.type):
+            for layer in self.layers:
+                hooks.enter_context(layer.register_forward_pre_hook(keep, with_kwargs=True))
+            self.model(batch, use_cache=False)
         return calls
 
 
@@ -133,7 +130,7 @@ def _fit_layer(
     """Fit to each kind of target, corrected or not; returns what leaves the streams closest to each other."""
     projection = output_projection(attention)
     outputs: list[Tensor] = []
-    with _hooked(projection.register_forward_hook(lambda _, inputs, output: outputs.append(output.flatten(0, -2)))):
+    with projection.register_forward_hook(lambda _, inputs, output: outputs.append(output.flatten(0, -2))):
         after = [walk.run(layer, stream) for stream in original]
     values: list[Tensor] = []
 
@@ -142,7 +139,7 @@ def _fit_layer(
         raise _Reached
 
     with _replaced(attention, shared_keys_and_values(attention.state_dict(), old, new)):
-        with _hooked(projection.register_forward_pre_hook(keep)):
+        with projection.register_forward_pre_hook(keep):
             for stream in converted:
                 with suppress(_Reached):
                     walk.run(layer, stream)
@@ -256,14 +253,6 @@ def _sound(before_ND: Tensor, now_ND: Tensor) -> Tensor:
     norm_N, distance_N = before_ND.norm(dim=-1), (before_ND - now_ND).norm(dim=-1)
     most = MASSIVE * norm_N.median()
     return (norm_N <= most) & (now_ND.norm(dim=-1) <= most) & (distance_N <= STRAYED * distance_N.median() + 1e-9)
-
-
-@contextmanager
-def _hooked(hook: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ Shape letters: B rows, T tokens, V vocabulary, D hidden size, L layers.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,13 +37,9 @@ class Verification:
     tokens: int
     row_length: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
-
     def scalars(self) -> dict[str, float]:
         """The fields that are one number."""
-        return {name: value for name, value in asdict(self).items() if isinstance(value, int | float)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
 
     def summary(self) -> str:
         """One line for the terminal."""
@@ -113,10 +110,8 @@ def _run(model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
     def keep(_: nn.Module, inputs: object, output: Any) -> None:
         states.append(output if isinstance(output, Tensor) else output[0])
 
-    hooks = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
-    try:
+    with ExitStack() as hooks:
+        for layer in decoder_layers(model):
+            hooks.enter_context(layer.register_forward_hook(keep))
         logits = model(rows.to(model.device), use_cache=False).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
     return logits.float().cpu(), states
