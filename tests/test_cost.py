@@ -95,7 +95,9 @@ def taken(cache):
 def test_kv_bytes_are_bounded_by_the_window(tiny_config, length):
     config = tiny_config(window=5, global_tokens=2)
     assert cost.kv_bytes(config, length, 4) == min(length, 7) * cost.kv_bytes_per_token(config, 4)
-    assert taken(KVCache(config, 3, 500)) == 3 * cost.kv_bytes(config, 500, 4)
+    cache = KVCache(config, 3, 500)
+    Decoder(config)(torch.randint(4, config.vocab_size, (3, length)), cache=cache)
+    assert taken(cache) == 3 * cost.kv_bytes(config, length, 4)
     assert cost.kv_bytes(tiny_config(), length) == length * cost.kv_bytes_per_token(config)
 
 

@@ -112,6 +112,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
 
 
 _WORDS: dict[Any, str] = {
+    tuple[str, ...]: "a tuple of texts",
     float: "a finite number",
     int: "a whole number",
     bool: "true or false",

@@ -21,7 +21,7 @@ from sqat.cost import flops_per_token, kv_bytes_per_token, parameters
 from sqat.errors import ConfigError
 from sqat.run_config import RunConfig, read_yaml
 from sqat.train.checkpoints import FOLDER
-from sqat.train.run import CONFIG_FILE, FREE_ON_RESUME
+from sqat.train.run import CONFIG_FILE, WITHOUT_EFFECT
 from sqat.train.state import STATE_FILE, TrainState, read_state
 from sqat.untrusted import read_json
 from sqat.uptrain_config import UptrainConfig
@@ -218,7 +218,7 @@ def _shown(run: RunConfig | UptrainConfig) -> dict[str, dict[str, Any]]:
         section: {
             name: public_name(value) if isinstance(value, str) else value
             for name, value in fields.items()
-            if name not in FREE_ON_RESUME
+            if name not in WITHOUT_EFFECT
         }
         for section, fields in run.to_dict().items()
     }

@@ -256,7 +256,7 @@ class TestPush:
         ("damage", "message"),
         [
             (lambda folder: shutil.rmtree(folder), "is neither a checkpoint (a folder with config.json) nor a run"),
-            (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "model_type is 'bert'"),
+            (lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'), "model_type is 'none'"),
             (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "is damaged or truncated"),
             (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer.json is damaged or truncated"),
         ],
@@ -359,7 +359,7 @@ class TestPull:
         ("files", "message"),
         [
             ({}, "it has no config.json"),
-            ({"config.json": b'{"model_type": "bert"}'}, "model_type is 'bert', but must be one of sqat, llama"),
+            ({"config.json": b'{"model_type": "none"}'}, "model_type is 'none', but must be sqat, or that of a causal"),
             ({"model.safetensors": None, "pytorch_model.bin": b"a pickle"}, "has no model.safetensors"),
             ({"model.safetensors": b"truncated"}, "is damaged or truncated"),
         ],

@@ -34,10 +34,10 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 DATA_FILE = "data.json"  # fingerprints of what the run is trained on
 
-# Fields that do not change what a run computes, and so may differ when it is resumed. The second line changes the last
-# bits of a step, a way out where memory is short; a step must keep its rows.
-FREE_ON_RESUME = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir", "max_skipped_steps"}
-FREE_ON_RESUME |= {"batch_size", "gradient_accumulation", "gradient_checkpointing", "parallel"}
+# Fields that do not change what a run computes, and those that change its last bits only: both may differ when it is
+# resumed, the second as a way out where memory is short; a step must keep its rows.
+WITHOUT_EFFECT = {"checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "cache_dir", "max_skipped_steps"}
+FREE_ON_RESUME = WITHOUT_EFFECT | {"batch_size", "gradient_accumulation", "gradient_checkpointing", "parallel"}
 
 
 @distributed.naming_lost_ranks()
