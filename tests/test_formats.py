@@ -60,7 +60,7 @@ def test_nothing_is_half_written(checkpoint, tmp_path, monkeypatch):
         export(checkpoint, checkpoint)
     with pytest.raises(CheckpointError, match="neither a checkpoint"):
         export(tmp_path / "nowhere", tmp_path / "out")
-    monkeypatch.setattr("sqat.hf.core.write_tokenizer", Mock(side_effect=OSError("disk full")))
+    monkeypatch.setattr("sqat.hf.pretrained.write_tokenizer", Mock(side_effect=OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         export(checkpoint, tmp_path / "out")
     assert names(tmp_path) == ["first"]

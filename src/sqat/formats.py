@@ -32,7 +32,7 @@ class Format(NamedTuple):
 FORMATS = {
     "sqat": Format("this package's own layout", "sqat.formats:write_sqat"),
     "rxnn": Format("the layout of RxNN, the original system", "sqat.formats:write_rxnn"),
-    "transformers": Format("for transformers, with its modelling code", "sqat.hf.core:write_transformers"),
+    "transformers": Format("for transformers, with its modelling code", "sqat.hf.pretrained:write_transformers"),
     "stock": Format("the Llama, Mistral or Mixtral that the model is", "sqat.hf.stock:write_stock"),
     "gguf": Format("for llama.cpp", "sqat.hf.gguf_file:write_gguf"),
     "onnx": Format("for ONNX runtimes", "sqat.hf.onnx_file:write_onnx"),

@@ -115,10 +115,14 @@ DIGITS = {"type": "Digits", "individual_digits": False}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre_tokenizer": {**BYTES, "add_prefix_space": True}}, "without a space before it"),
-        ({"normalizer": {"type": "Lowercase"}}, "changes a text"),
-        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}}, "does not cut a text as GPT-2's"),
-        ({"pre_tokenizer": {**BYTES, "use_regex": False}}, "does not cut a text as GPT-2's"),
+        ({"pre_tokenizer": {**BYTES, "add_prefix_space": True}}, "puts a space before a text"),
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer is 'Lowercase', but must be None"),
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}},
+            "pre_tokenizer is 'Sequence', but must be 'ByteLevel'",
+        ),
+        ({"pre_tokenizer": {**BYTES, "use_regex": False}}, r"pre_tokenizer\.use_regex is False, but must be True"),
+        ({"model": {"ignore_merges": True}}, r"model\.ignore_merges is True, but must be False"),
     ],
 )
 def test_tokenizers_that_a_file_cannot_hold(changes, message, tiny_model, tokenizer, tmp_path):

@@ -7,13 +7,15 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config
 
 import sqat
 from sqat.checkpoint import load_model, save_model
-from sqat.errors import CheckpointError
+from sqat.errors import CheckpointError, ConfigError
 from sqat.formats import export
 from sqat.hf import SQATForCausalLM, SQATModel, from_decoder
+from sqat.hf.core import to_transformers_config
+from sqat.hf.pretrained import AUTO_MAP
 from sqat.sharing import check_model
 
 from .conftest import QUIRKS
@@ -43,6 +45,40 @@ def test_saved_folders_are_read_by_both(shard, changes, tiny_model, tokens, tmp_
     expected = model(tokens).logits
     torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, expected)
     torch.testing.assert_close(sqat.load_model(tmp_path)(tokens).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rxnns_layout_is_read(tiny_model, tokens, tmp_path):
+    core = tiny_model(moe=True, hidden_size=60, **QUIRKS)  # RxNN: head_dim divides the width
+    folder = save_model(core, tmp_path / "original", layout="rxnn")
+    model = SQATForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
+    assert SQATForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert isinstance(SQATModel.from_pretrained(folder), SQATModel)
+
+
+def test_rxnns_layout_with_a_config_of_ones_own(tiny_model, tokens, tmp_path):
+    core = tiny_model(hidden_size=60, **QUIRKS)
+    folder = save_model(core, tmp_path / "original", layout="rxnn")
+    config = to_transformers_config(core.config.replace(feedforward_dropout=0.0))
+    model, info = SQATForCausalLM.from_pretrained(folder, config=config, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.config.feedforward_dropout == 0.0
+    torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
+    config.save_pretrained(tmp_path / "config")
+    model = SQATForCausalLM.from_pretrained(folder, config=tmp_path / "config")
+    torch.testing.assert_close(model(tokens).logits, from_decoder(core)(tokens).logits)
+    other = to_transformers_config(core.config.replace(num_query_heads=3, rope_theta=7.0))
+    with pytest.raises(ConfigError, match=r"config does not fit the tensors of .*original"):
+        SQATForCausalLM.from_pretrained(folder, config=other)
+    with pytest.raises(ConfigError, match="config is of type GPT2Config, but must be an SQATConfig"):
+        SQATForCausalLM.from_pretrained(folder, config=GPT2Config())
+
+
+def test_damage_in_rxnns_layout_is_named(tiny_model, tmp_path):
+    folder = save_model(tiny_model(hidden_size=60, **QUIRKS), tmp_path / "original", layout="rxnn")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        SQATForCausalLM.from_pretrained(folder)
 
 
 def test_damaged_indices_are_refused(tiny_model, tmp_path):
@@ -92,14 +128,24 @@ def test_written_configurations_have_one_name_for_one_thing(saved, tmp_path):
     assert "num_attention_heads" not in values
 
 
+@pytest.mark.parametrize("on_the_hub", [False, True])
 @pytest.mark.parametrize("kind", [SQATForCausalLM, SQATModel])
-def test_what_carries_its_code_still_does_when_saved_again(kind, saved, tmp_path):
+def test_what_carries_its_code_still_does_when_saved_again(kind, on_the_hub, saved, tmp_path):
     export(saved(), tmp_path / "exported", "transformers")
-    kind.from_pretrained(tmp_path / "exported").save_pretrained(tmp_path / "again")
+    model = kind.from_pretrained(tmp_path / "exported")
+    if on_the_hub:  # as transformers has it of a model from there
+        model.config.auto_map = {key: f"me/mine--{name}" for key, name in AUTO_MAP.items()}
+    model.save_pretrained(tmp_path / "again")
     for name in ("configuration_sqat.py", "modeling_sqat.py"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "exported" / name).read_bytes()
-    assert set(json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"]) == {
-        *("AutoConfig", "AutoModel", "AutoModelForCausalLM")
-    }
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"] == AUTO_MAP
     if kind is SQATForCausalLM:
         assert check_model(tmp_path / "again").form == "transformers"
+        assert "trust_remote_code=True" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_somebody_elses_code_is_left_alone(saved, tmp_path):
+    model = SQATForCausalLM.from_pretrained(saved())
+    model.config.auto_map = {"AutoModelForCausalLM": "modeling_theirs.Theirs"}
+    model.save_pretrained(tmp_path / "again")
+    assert not list((tmp_path / "again").glob("*.py"))

@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 
+import sqat.config
 from sqat.errors import ConfigError
 from sqat.hf import SQATConfig, SQATForCausalLM, from_decoder, modeling_sqat, to_decoder
+from sqat.hf.configuration_sqat import CHOICES
 from sqat.hf.core import to_model_config, to_transformers_config
 from sqat.hf.modeling_sqat import load_balancing_loss
 from sqat.model import Decoder
@@ -232,16 +234,20 @@ def test_configuration_goes_there_and_back():
     [
         ({"num_query_heads": 6, "num_kv_heads": 4}, "num_kv_heads is 4, but must divide num_query_heads"),
         ({"head_dim": 7}, "head_dim is 7, but must be even"),
-        ({"norm": "batchnorm"}, "'norm' expected one of"),
-        ({"final_norm": "no"}, "'final_norm' expected one of"),
-        ({"activation": "tanh"}, "'activation' expected one of"),
-        ({"init": "zeros"}, "'init' expected one of"),
-        ({"num_query_heads": 0}, "num_query_heads is 0, but must be positive"),
-        ({"vocab_size": 0}, "vocab_size is 0, but must be positive"),
-        ({"intermediate_size": -3}, "intermediate_size is -3, but must be positive"),
+        ({"norm": "batchnorm"}, "norm is 'batchnorm', but must be one of rmsnorm, layernorm"),
+        ({"final_norm": "no"}, "final_norm is 'no', but must be one of rmsnorm, layernorm, None"),
+        ({"hidden_act": "tanh"}, "activation is 'tanh', but must be one of silu"),
+        ({"init": "zeros"}, "init is 'zeros', but must be one of normal, torch"),
+        ({"num_query_heads": 0}, "num_query_heads is 0, but must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size is 0, but must be at least 1"),
+        ({"intermediate_size": -3}, "intermediate_size is -3, but must be at least 1"),
+        ({"context_length": 1}, "context_length is 1, but must be at least 2"),
+        ({"num_experts": -1}, "num_experts is -1, but must be at least 0"),
         ({"window": 0}, "window is 0, but must be positive"),
+        ({"window": 5, "global_tokens": -1}, "global_tokens is -1, but must be at least 0"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0, but must be positive"),
         ({"rope_theta": -1.0}, "rope_theta is -1.0, but must be positive"),
+        ({"attention_dropout": 1.0}, "attention_dropout is 1.0, but must be at least 0 and below 1"),
         ({"num_experts": 3, "experts_per_token": 4}, r"experts_per_token is 4, but must be between 1 and num_experts"),
         ({"global_tokens": 2}, "global_tokens is 2, but must be 0 where window is None"),
     ],
@@ -252,6 +258,15 @@ def test_unusable_configurations_are_named(changes, message):
     fields = {SQATConfig.attribute_map.get(name, name): value for name, value in changes.items()}
     with pytest.raises(ConfigError):  # the core's own rules are the same
         preset("sqat-s").replace(**fields)
+
+
+def test_choices_are_the_cores():
+    assert {
+        "activation": sqat.config.ACTIVATIONS,
+        "norm": sqat.config.NORMS,
+        "final_norm": (*sqat.config.NORMS, None),
+        "init": sqat.config.INITS,
+    } == CHOICES
 
 
 def test_the_model_is_one_file_that_imports_torch_and_transformers():

@@ -2,15 +2,22 @@
 without sqat, so it imports transformers alone.
 """
 
-from typing import Literal
-
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-POSITIVE = (
-    *("vocab_size", "hidden_size", "num_layers", "num_query_heads", "num_kv_heads", "head_dim", "intermediate_size"),
-    *("context_length", "rope_theta", "norm_eps", "window"),
-)
+CHOICES = {
+    "activation": ("silu", "swish", "gelu", "relu", "sigmoid", "linear"),
+    "norm": ("rmsnorm", "layernorm"),
+    "final_norm": ("rmsnorm", "layernorm", None),
+    "init": ("normal", "torch"),
+}
+AT_LEAST = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_layers", "num_query_heads", "num_kv_heads", "head_dim"), 1),
+    "intermediate_size": 1,
+    "context_length": 2,
+    "num_experts": 0,
+    "global_tokens": 0,
+}
 
 
 @strict
@@ -51,11 +58,11 @@ class SQATConfig(PreTrainedConfig):
     context_length: int = 512
     num_experts: int = 0
     experts_per_token: int = 2
-    activation: Literal["silu", "swish", "gelu", "relu", "sigmoid", "linear"] = "silu"
+    activation: str = "silu"
     gated: bool = True
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm: str = "rmsnorm"
     norm_eps: float | None = 1e-6
-    final_norm: Literal["rmsnorm", "layernorm"] | None = "rmsnorm"
+    final_norm: str | None = "rmsnorm"
     tie_embeddings: bool = True
     qkv_bias: bool = False
     attention_out_bias: bool = False
@@ -64,7 +71,7 @@ class SQATConfig(PreTrainedConfig):
     rope_theta: float | int = 10000.0
     attention_dropout: float | int = 0.0
     feedforward_dropout: float | int = 0.0
-    init: Literal["normal", "torch"] = "normal"
+    init: str = "normal"
     window: int | None = None
     global_tokens: int = 0
 
@@ -78,10 +85,20 @@ class SQATConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Called by transformers when a configuration is built."""
-        for name in POSITIVE:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                right = ", ".join(map(str, choices))
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {right}")
+        for name, least in AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        for name in ("norm_eps", "rope_theta", "window"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}, but must be positive")
+        for name in ("attention_dropout", "feedforward_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and below 1")
         query_heads, kv_heads = self.num_query_heads, self.num_kv_heads
         if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
             right = f"between 1 and num_experts ({self.num_experts})"

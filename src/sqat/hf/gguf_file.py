@@ -18,11 +18,13 @@ from sqat.data.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, Tokenizer
 from sqat.errors import CheckpointError, ConfigError
 from sqat.hf.stock import choose, norm_eps, stock_tensors
 from sqat.model import Decoder
+from sqat.untrusted import shown
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 FILE = "model.gguf"
+_BPE_OPTIONS = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
 
 
 def write_gguf(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str:
@@ -46,14 +48,7 @@ def write_gguf(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str
         raise ConfigError(
             f"activation is {config.activation!r}, but must be 'silu' for GGUF: llama.cpp's llama has no other"
         )
-    parts = json.loads(tokenizer.backend.to_str())
-    cut = {**parts["pre_tokenizer"], "trim_offsets": True}
-    if cut != {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}:
-        raise ConfigError(
-            "the tokenizer does not cut a text as GPT-2's does, without a space before it: no GGUF for it"
-        )
-    if parts["normalizer"] is not None:
-        raise ConfigError("the tokenizer changes a text before it cuts it, which llama.cpp does not")
+    _check_tokenizer(json.loads(tokenizer.backend.to_str()))
     writer = GGUFWriter(folder / FILE, "llama")
     _add_shape(writer, config)
     _add_tokenizer(writer, tokenizer, config.vocab_size)
@@ -64,6 +59,34 @@ def write_gguf(model: Decoder, tokenizer: Tokenizer | None, folder: Path) -> str
     writer.write_tensors_to_file()
     writer.close()
     return f"GGUF ({FILE})"
+
+
+def _check_tokenizer(parts: dict[str, Any]) -> None:
+    """The file describes GPT-2's tokenizer: text as it is, cut by GPT-2's regular expression, merged by BPE."""
+    cut = parts["pre_tokenizer"] or {}
+    if cut.get("add_prefix_space"):
+        raise ConfigError("the tokenizer puts a space before a text, which llama.cpp's byte-level BPE does not")
+    found = {
+        "normalizer": (parts["normalizer"] or {}).get("type"),
+        "pre_tokenizer": cut.get("type"),
+        "pre_tokenizer.use_regex": cut.get("use_regex", True),
+        "model.ignore_merges": parts["model"].get("ignore_merges", False),
+        **{f"model.{name}": parts["model"].get(name) or None for name in _BPE_OPTIONS},
+        "added_tokens": [t["content"] for t in parts["added_tokens"] if t["content"] not in SPECIAL_TOKENS],
+    }
+    right: dict[str, Any] = {
+        **dict.fromkeys(found),
+        "pre_tokenizer": "ByteLevel",
+        "pre_tokenizer.use_regex": True,
+        "model.ignore_merges": False,
+        "added_tokens": [],  # besides the special ones
+    }
+    for name, value in found.items():
+        if value != right[name]:
+            raise ConfigError(
+                f"the tokenizer's {name} is {shown(value)}, but must be {right[name]!r} for GGUF: of llama.cpp's "
+                "byte-level BPEs, only GPT-2's is written"
+            )
 
 
 def _add_shape(writer: GGUFWriter, config: ModelConfig) -> None:

@@ -253,6 +253,29 @@ class SQATPreTrainedModel(PreTrainedModel):
         "attentions": SQATAttention,
     }
 
+    companion: Any = None  # sqat.hf puts its module `pretrained` here; this file alone does without
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: Any) -> PreTrainedModel:
+        """As transformers' own; where sqat is installed, also from folders and Hub ids in RxNN's layout."""
+        if cls.companion is not None:
+            pretrained_model_name_or_path, kwargs = cls.companion.resolve(pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: object, *args: object, **kwargs: Any) -> object:
+        """As transformers' own; where sqat is installed, with a model card, and with this code if `auto_map` names it.
+        `known`, a `sqat.model_card.Known`, is what the card cannot know by itself.
+        """
+        if self.companion is None:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        return self.companion.save(self, super().save_pretrained, save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> object:
+        """As transformers' own; where sqat is installed, with a model card and `known`, as :meth:`save_pretrained`."""
+        if self.companion is None:
+            return super().push_to_hub(repo_id, **kwargs)
+        return self.companion.push(self, super().push_to_hub, repo_id, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The schemes of :mod:`sqat.model.decoder`: "normal" is N(0, 0.02), scaled by 1/sqrt(2·layers) for what writes
