@@ -43,3 +43,14 @@ def test_without_a_cache_all_runs_with_one_warning(monkeypatch, tmp_path, caplog
     if how != "no home":
         tokenizer = cached_tokenizer(open_source("stories:7"), 300)
         assert tokenizer.decode(tokenizer.encode(story(0))) == story(0)
+
+
+def test_a_damaged_tokenizer_in_the_cache_is_trained_again(tmp_path, caplog):
+    source = open_source("stories:7")
+    tokenizer = cached_tokenizer(source, 300, tmp_path)
+    (path,) = (tmp_path / "tokenizers").glob("*/tokenizer.json")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    assert cached_tokenizer(source, 300, tmp_path).fingerprint() == tokenizer.fingerprint()
+    assert "made again: " in caplog.text
+    assert path.read_bytes() == whole

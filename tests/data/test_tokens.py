@@ -138,6 +138,6 @@ class TestCache:
         again = cached_tokens(list_source(TEXTS), tokenizer, tmp_path)
         assert again.folder == folder
         assert len(again) == 5
-        assert "building the token file of a list again" in caplog.text
+        assert "made again: " in caplog.text
         assert "tokens.bin is damaged or truncated" in caplog.text
         assert open_tokens(folder).tokens.tolist() == again.tokens.tolist()

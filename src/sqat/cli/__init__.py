@@ -66,15 +66,14 @@ def main() -> None:
     try:
         # Shells expand `~` only at the beginning of a word, and other callers (make, subprocess) do not at all.
         home = re.compile(r"^(--[\w-]+=|)(~(?:/.*)?)$", re.DOTALL)
-        sys.argv[1:] = [home.sub(lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in sys.argv[1:]] or [
-            "--help"
-        ]
+        given = [home.sub(lambda m: m[1] + os.path.expanduser(m[2]), argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = given or ["--help"]
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
-        given: Any = getattr(
-            error.__cause__, "errors", list
-        )()  # pydantic's, which keep the value that typer leaves out
-        _fail(" ".join([error.format_message(), *(f"(it is {problem['input']!r})" for problem in given)]), 2)
+        wrong = (
+            error.__cause__.errors() if hasattr(error.__cause__, "errors") else []
+        )  # pydantic's; typer drops the value
+        _fail(" ".join([error.format_message(), *(f"(it is {problem['input']!r})" for problem in wrong)]), 2)
     except typer.Abort:  # Ctrl-C
         sys.exit(130)
     except SqatError as error:

@@ -30,7 +30,7 @@ def bench(
 
     names = list(dict.fromkeys(models or ["sqat-mm"]))
     with errors.status("measuring ...") as status:
-        say = status.update if is_live(errors) else lambda text: errors.print(text, highlight=False)
+        say = status.update if is_live(errors) else lambda text: errors.print(text)
         found = measure(
             names, device=device, batch_size=batch_size, context=context, prompt=prompt, rounds=rounds, progress=say
         )

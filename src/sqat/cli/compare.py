@@ -42,7 +42,7 @@ def compare(
         out = _run(plan, out, [*changes, *(set_ or [])])
     from sqat.compare.report import write_report
 
-    console.print(f"report: {write_report(out)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {write_report(out)}", soft_wrap=True)
 
 
 def _run(path: Path, out: Path | None, overrides: list[str]) -> Path:
@@ -54,13 +54,11 @@ def _run(path: Path, out: Path | None, overrides: list[str]) -> Path:
     plan = read_plan(path, overrides)
     folder = out or Path("runs") / plan.name
     try:
-        failures = run_comparison(
-            plan, folder, lambda text: console.print(text, highlight=False, soft_wrap=True), progress
-        )
+        failures = run_comparison(plan, folder, lambda text: console.print(text, soft_wrap=True), progress)
     except Interrupted as stopped:
-        console.print(str(stopped), highlight=False, soft_wrap=True)
+        console.print(str(stopped), soft_wrap=True)
         raise typer.Exit(128 + stopped.number) from None
     if failures:
-        console.print("\n".join(["failed:", *failures]), highlight=False, soft_wrap=True)
+        console.print("\n".join(["failed:", *failures]), soft_wrap=True)
         raise typer.Exit(1)
     return folder

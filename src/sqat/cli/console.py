@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 PROCESSES, RANK = int(os.environ.get("WORLD_SIZE") or 1), os.environ.get("RANK", "0")
 FIRST = PROCESSES == 1 or RANK == "0"
 
-console = Console(quiet=not FIRST)
-errors = Console(stderr=True)
+console = Console(quiet=not FIRST, highlight=False)
+errors = Console(stderr=True, highlight=False)
 
 
 def is_live(console: Console) -> bool:
@@ -46,7 +46,7 @@ def progress(doing: str) -> Iterator[Callable[[str, int, int | None], None]]:
             now = time.monotonic()
             if not live and now - shown > 10 and FIRST:
                 left = f", about {(now - began) / done * (total - done):.0f} s left" if total and done else ""
-                errors.print(f"{doing}, {now - began:.0f} s{left}", highlight=False, soft_wrap=True)
+                errors.print(f"{doing}, {now - began:.0f} s{left}", soft_wrap=True)
                 shown = now
 
         yield update

@@ -53,4 +53,4 @@ def demo(
         "sqat train sqat-xs --data stories:20000 --batch-size 8 --steps 1400  # 6 min; keeps names",
         "sqat train sqat-s --data roneneldan/TinyStories",
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)

@@ -69,7 +69,7 @@ def _print_model(model: str, context: int | None) -> None:
     table = Table(box=None, show_header=False)
     for name, value in describe(_config(model), context).items():
         table.add_row(name, value)
-    console.print(f"[bold]{model}[/bold]", highlight=False)
+    console.print(f"[bold]{model}[/bold]")
     console.print(table)
 
 

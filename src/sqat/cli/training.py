@@ -52,14 +52,14 @@ def run(start: Callable[..., Trainer], config: RunConfig | UptrainConfig, out: P
     if isinstance(model, ModelConfig):
         heads = f"{model.num_query_heads} of {model.num_heads} query heads, {model.num_kv_heads} key/value"
         facts = [f"{parameters(model).total / 1e6:.2f} M parameters", heads, *facts]
-    console.print(" · ".join(facts), highlight=False, soft_wrap=True)
+    console.print(" · ".join(facts), soft_wrap=True)
     device = trainer.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     precision = "bfloat16 autocast" if use_bf16(config.train.precision, device.type) else "float32"
     kernels = kernels_in_use(config.train.compile, device.type)
-    console.print(f"on {name} · {precision} · {kernels}", highlight=False, soft_wrap=True)
+    console.print(f"on {name} · {precision} · {kernels}", soft_wrap=True)
     trainer.train()
     if is_first():
-        console.print(f"Best checkpoint: {best_checkpoint(out)}", highlight=False, soft_wrap=True)
+        console.print(f"Best checkpoint: {best_checkpoint(out)}", soft_wrap=True)
     leave()
     leave_if_interrupted(trainer)

@@ -14,12 +14,12 @@ import json
 import logging
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ BATCH_CHARACTERS = 1 << 22  # bounds the memory of a batch of long documents
 
 logger = logging.getLogger(__name__)
 
+Made = TypeVar("Made")
 Progress = Callable[[int, int, int | None], None]  # documents, tokens, documents in all where that is known
 
 
@@ -140,28 +141,28 @@ def cached_tokens(
     folder = (
         Path(cache_dir or default_cache()).expanduser() / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:32]
     )
-    if found := _whole(folder, source.name):
-        return found
-    with building(folder):
-        return _whole(folder, source.name) or build_tokens(source, tokenizer, folder, progress=progress)
+    return cached(folder, open_tokens, lambda: build_tokens(source, tokenizer, folder, progress=progress))
 
 
-def _whole(folder: Path, name: str) -> TokenFile | None:
-    if folder.exists():
+def cached(folder: Path, load: Callable[[Path], Made], make: Callable[[], Made]) -> Made:
+    """What a folder of the cache holds. Where it is missing or, with a warning, damaged, one process at a time makes it
+    and others wait. Raises StorageError, and what `make` raises.
+    """
+
+    def whole() -> Made | None:
         try:
-            return open_tokens(folder)
+            return load(folder) if folder.exists() else None
         except DataError as error:
-            logger.warning("building the token file of %s again: %s", name, error)
-    return None
+            logger.warning("made again: %s", error)
+            return None
 
-
-@contextmanager
-def building(folder: Path) -> Iterator[None]:
-    """Let one process at a time make a folder of the cache; others wait. Raises StorageError."""
+    if (found := whole()) is not None:
+        return found
     with writing(folder), ExitStack() as held:
         folder.parent.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked(folder.with_name(f"{folder.name}.lock"), "it is being made", wait=True))
-        yield
+        found = whole()
+        return make() if found is None else found
 
 
 def _dtype(vocab_size: int) -> np.dtype:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sqat.checkpoint import write_folder
 from sqat.data.text import NoSplitError, Source, open_source, split_within
 from sqat.data.tokenizer import Tokenizer, require_room, train_tokenizer
-from sqat.data.tokens import Progress, TokenFile, building, cached_tokens
+from sqat.data.tokens import Progress, TokenFile, cached, cached_tokens
 from sqat.errors import DataError
 from sqat.folders import default_cache
 from sqat.run_config import DataConfig
@@ -104,11 +104,13 @@ def cached_tokenizer(
     """A byte-level BPE tokenizer trained on the source, or the one trained on the same earlier."""
     key = hashlib.sha256(f"bpe/{vocab_size}/{TOKENIZER_DOCUMENTS}/{source.fingerprint()}".encode()).hexdigest()[:24]
     folder = Path(cache_dir or default_cache()).expanduser() / "tokenizers" / key
-    if (folder / "tokenizer.json").is_file():
-        return Tokenizer.load(folder)
-    if next(source.documents(), None) is None:
-        raise DataError(f"{source.name} has no documents to train a tokenizer on")
-    tokenizer = train_tokenizer(islice(source.documents(), TOKENIZER_DOCUMENTS), vocab_size, progress=progress)
-    with building(folder), write_folder(folder) as temporary:
-        tokenizer.save(temporary)
-    return tokenizer
+
+    def learn() -> Tokenizer:
+        if next(source.documents(), None) is None:
+            raise DataError(f"{source.name} has no documents to train a tokenizer on")
+        tokenizer = train_tokenizer(islice(source.documents(), TOKENIZER_DOCUMENTS), vocab_size, progress=progress)
+        with write_folder(folder) as temporary:
+            tokenizer.save(temporary)
+        return tokenizer
+
+    return cached(folder, Tokenizer.load, learn)
